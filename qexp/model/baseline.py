@@ -1,0 +1,90 @@
+"""A trained network on disk: a folder of `model.safetensors` and `manifest.json`, found again by model and dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qexp.types import DataSpec, UserError
+
+PACKAGED = Path(__file__).parents[1] / "baselines"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """folder: where it lies; metrics: fractions by name (val_top1, test_top1, ...); created: ISO 8601, UTC."""
+
+    folder: Path
+    model: dict[str, Any]
+    data: DataSpec
+    recipe: dict[str, Any]
+    seed: int
+    metrics: dict[str, float]
+    created: str
+    command: str
+    seconds: float
+    versions: dict[str, str]
+    weights_digest: str = ""
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    def check(self) -> None:
+        """Errors: UserError where the weights are not those that the manifest was written for."""
+        if not self.weights.is_file() or file_digest(self.weights) != self.weights_digest:
+            raise UserError(f"The weights in {self.folder} are missing or damaged (their digest differs). Train again: {self.command}")
+
+    @classmethod
+    def read(cls, folder: Path) -> Baseline:
+        manifest = folder / "manifest.json"
+        try:
+            values = json.loads(manifest.read_text())
+            if values.pop("format") != FORMAT:
+                raise ValueError("written by another version of qexp")
+            return cls(folder=folder, **{**values, "data": DataSpec.from_json(values["data"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{manifest} is no manifest of a baseline: {error}. Give a folder that train.py wrote.") from error
+
+    def write(self, weights: dict[str, Tensor]) -> Baseline:
+        """Write weights, then the manifest: a folder with a manifest is whole. Returns what was written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, self.weights)
+        values = {**asdict(self), "format": FORMAT, "weights_digest": file_digest(self.weights)}
+        del values["folder"]
+        temporary = self.folder / "manifest.json.tmp"
+        with temporary.open("w") as file:
+            json.dump(values, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / "manifest.json")
+        return Baseline.read(self.folder)
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find_baseline(root: Path, model: str, data: str) -> Baseline | None:
+    """The newest baseline of this model and dataset id below `root`, or the one that comes with qexp, or None."""
+    for place in (root, PACKAGED):
+        found = [b for b in _baselines(place) if b.model["id"] == model and b.data.name == data]
+        if found:
+            return max(found, key=lambda baseline: baseline.created)
+    return None
+
+
+def _baselines(root: Path) -> Iterator[Baseline]:
+    for manifest in sorted(root.glob("*/manifest.json")):
+        yield Baseline.read(manifest.parent)

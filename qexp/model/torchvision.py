@@ -1,0 +1,23 @@
+"""Any classifier of torchvision by its name, at the class count of the data."""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision import models
+
+from qexp.types import UserError, nearest
+
+
+def build(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
+    """The torchvision network `name` with random weights, x[B,3,H,W] -> logits[B,K].
+
+    Errors: UserError for an unknown name or for grey images, which these networks do not take.
+    """
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UserError(f"torchvision has no classifier {name!r}: {nearest(name, known)}")
+    if in_channels != 3:
+        raise UserError(f"torchvision's networks take colour images; set data.channels=3 (it is {in_channels}).")
+    # These two return auxiliary logits too while training, which no other classifier does.
+    without_auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    return models.get_model(name, weights=None, num_classes=num_classes, **without_auxiliary)
