@@ -13,8 +13,9 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 
@@ -72,6 +73,11 @@ class DataSpec:
         """(C, H, W) of one image."""
         return (self.channels, self.image_size, self.image_size)
 
+    @property
+    def cache_name(self) -> str:
+        """Name of the folder of decoded images."""
+        return f"{self.name}-{self.digest[:16]}"
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -79,6 +85,137 @@ class DataSpec:
     def from_json(cls, values: dict[str, Any]) -> DataSpec:
         lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**lists)
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What an engine executes, told to the method before it makes an artifact.
+
+    format: file format of the graph, `pt2` (torch.export) or `torchscript`; placement: where quantize/dequantize pairs
+    stand (only `fused` so far); kernels: family of integer kernels that a TorchScript is packed for.
+    """
+
+    format: str = "pt2"
+    placement: str = "fused"
+    kernels: str = ""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer with weights, and the number formats it really computes in (`float32`, `float16`, `int8`, ...).
+
+    parameters: weights and biases; macs: multiply-accumulate operations for one image.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    macs: int
+    weight: str = "float32"
+    activation: str = "float32"
+
+    @property
+    def quantized(self) -> bool:
+        return self.weight != "float32"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compressed network in a folder that is complete on its own.
+
+    graph: the file that holds it; files: SHA-256 of each file by name; parameters, macs: of the whole uncompressed
+    network; packed_bytes: its size at exactly the bits of every tensor; reference: folder name of the fp32 artifact of
+    the same baseline, beside this one; simulated: True where no kernel computes in this format, so latency means nothing.
+    """
+
+    folder: Path
+    key: str
+    format: str
+    graph: str
+    model: str
+    method: str
+    bits: int
+    label: str
+    data: DataSpec
+    layers: tuple[Layer, ...]
+    parameters: int
+    macs: int
+    packed_bytes: int
+    reference: str
+    files: dict[str, str]
+    source: dict[str, Any]
+    versions: dict[str, str]
+    simulated: bool = False
+    random_weights: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> Artifact:
+        """Errors: UserError where the folder holds no artifact or one of its files was changed or lost."""
+        try:
+            values = json.loads((folder / "artifact.json").read_text())
+            values["data"] = DataSpec.from_json(values["data"])
+            values["layers"] = tuple(Layer(**layer) for layer in values["layers"])
+            artifact = cls(folder=folder, **values)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder} holds no artifact: {error}. Give a folder that compress.py wrote (outputs/artifacts/...).") from error
+        return artifact
+
+    def to_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        del values["folder"]
+        return values
+
+    @property
+    def has_accuracy(self) -> bool:
+        """False for pretend images and random weights, whose accuracy would mean nothing."""
+        return not self.data.pretend and not self.random_weights
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number with its unit, how it came about (`measured`, `estimated`, `simulated`) and its raw samples."""
+
+    name: str
+    value: float
+    unit: str
+    kind: str = "measured"
+    samples: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """The one result of a run. status: `finished`, `unsupported` or `failed`, the last two with a reason.
+
+    params: what a table shows (model, data, method, bits, engine, batch_size, threads, seed); config: the resolved one;
+    texts: tables for people by file name; environment: machine and versions.
+    """
+
+    kind: str
+    key: str
+    sweep: str
+    status: str
+    reason: str
+    label: str
+    params: dict[str, Any]
+    config: dict[str, Any]
+    measurements: tuple[Measurement, ...]
+    environment: dict[str, Any]
+    command: str
+    created: str
+    artifact: str = ""
+    texts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {m.name: m.value for m in self.measurements}
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Record:
+        measurements = tuple(Measurement(**{**m, "samples": tuple(m["samples"])}) for m in values["measurements"])
+        return cls(**{**values, "measurements": measurements})
 
 
 def versions(*packages: str) -> dict[str, str]:

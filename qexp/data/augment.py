@@ -9,7 +9,8 @@ from torch import Tensor
 def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
     """Random crops of images[B,H,W,C] padded by reflection, each mirrored with probability 1/2 where `flip`.
 
-    Padding and mirroring are index arithmetic, so the images are read once and nothing is padded in memory.
+    `padding` is in pixels, less than height and width. Padding and mirroring are index arithmetic, so the images are read
+    once and nothing is padded in memory.
     """
     batch, height, width, _ = images.shape
     device = images.device
@@ -31,7 +32,7 @@ def _offsets(batch: int, size: int, padding: int, generator: torch.Generator, de
 
 
 def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator) -> Tensor:
-    """images[B,H,W,C] with one square of `side` pixels each, at a random place, set to fill[C].
+    """images[B,H,W,C] with one square of `side` pixels each, at a random place, set to fill[C] (uint8).
 
     DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017: the square's
     centre is uniform over the image, so part of it may lie outside.
@@ -43,4 +44,4 @@ def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator) 
     )
     low, high = -(side // 2), (side + 1) // 2
     hidden = ((rows >= low) & (rows < high))[:, :, None] & ((columns >= low) & (columns < high))[:, None, :]
-    return torch.where(hidden[..., None], fill.to(images.dtype), images)
+    return torch.where(hidden[..., None], fill, images)

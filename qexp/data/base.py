@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
+from functools import cache as memoised
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, SequentialSampler
 
 from qexp.data import augment, cache
 from qexp.types import DataSpec, UserError, digest
@@ -24,6 +28,15 @@ class Augmentation:
     padding: int = 4
     flip: bool = True
     cutout: int = 0
+
+    def __post_init__(self) -> None:
+        _check_whole(0, **{"augmentation.padding": self.padding, "augmentation.cutout": self.cutout})
+
+
+def _check_whole(least: int, **options: int) -> None:
+    for key, value in options.items():
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"data.{key} is {value!r}; it must be a whole number of at least {least}.")
 
 
 class Batches(Dataset):
@@ -44,30 +57,50 @@ class Batches(Dataset):
         return torch.from_numpy(self.split.images[chosen]), torch.from_numpy(self.split.labels[chosen])
 
 
-def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
 def open_data(config: DictConfig) -> ImageData:
     """The dataset of `config.data`, opened; what it found (class count, name) is put into the config for the model to use.
 
-    Errors: UserError as of `ImageData.open`.
+    Errors: UserError for options that are missing or wrong, and as of `ImageData.open`.
     """
-    data: ImageData = instantiate(config.data)
+    data = _build(config.data)
     spec = data.open()
     config.data.name, config.data.num_classes = spec.name, spec.num_classes
+    return data
+
+
+def _build(config: DictConfig) -> ImageData:
+    try:
+        data = instantiate(config)
+    except MissingMandatoryValue as error:
+        key = str(error.full_key)
+        way = "FOLDER or set the environment variable QEXP_DATA" if key == "data.root" else "VALUE"
+        raise UserError(f"{key} is not set. Give {key}={way}.") from error
+    except Exception as error:
+        cause = error.__cause__ or error  # Hydra wraps what a constructor raises
+        if isinstance(cause, UserError):
+            raise cause from error
+        raise UserError(f"Cannot make the dataset of data._target_={config.get('_target_')}: {cause}") from error
+    if not isinstance(data, ImageData):
+        raise UserError(f"data._target_={config.get('_target_')} gave a {type(data).__name__}, not a qexp.data.base.ImageData.")
     return data
 
 
 class ImageData(LightningDataModule):
     """A dataset of images with class labels, in a training, a validation and a test part.
 
-    A source says where its images come from: `source_digest()`, `decode()` and `class_names()`; everything else is
-    shared. `name` is the dataset's id; image_size is the side in pixels; batch_size and seed are those of training,
-    while split_seed fixes the validation part and never changes with `seed`, or a second seed would be validated on
-    images that the first was trained on.
+    A source says where its images come from: `source_digest()` and `decode()`; everything else is shared. `name` is the
+    dataset's id; image_size is the side in pixels; batch_size and seed are those of training, while split_seed fixes the
+    validation part and never changes with `seed`, or a second seed would be validated on images that the first was
+    trained on. calibration_images is the most that are used: all of the training part where it has fewer.
+
+    A class that sets `pretend` has images without meaning: they are not kept on disk and their split is not stratified.
     """
 
+    name: str  # type: ignore[assignment]  # Lightning allows None
     pretend = False
     trains_in_seconds = False
 
@@ -87,9 +120,14 @@ class ImageData(LightningDataModule):
         augmentation: Augmentation | None = None,
     ):
         super().__init__()
-        for key, value in {"image_size": image_size, "batch_size": batch_size, "calibration_images": calibration_images}.items():
-            if value < 1:
-                raise UserError(f"data.{key} is {value}; it must be at least 1.")
+        self.augmentation = augmentation or Augmentation()
+        _check_whole(1, image_size=image_size, calibration_images=calibration_images)
+        _check_whole(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        padding = self.augmentation.padding
+        if padding >= image_size:  # there are not as many pixels to reflect
+            raise UserError(f"data.augmentation.padding is {padding}; it must be less than data.image_size, {image_size}.")
+        if not name or "/" in name or name.startswith("."):
+            raise UserError(f"data.name is {name!r}; give the dataset a name that can be a folder's: data.name=NAME.")
         if channels not in (1, 3):
             raise UserError(f"data.channels is {channels}; images have 1 (grey) or 3 (colour) channels.")
         if not 0 < validation_share < 1:
@@ -97,20 +135,16 @@ class ImageData(LightningDataModule):
         self.name, self.image_size, self.channels, self.cache_dir = name, image_size, channels, Path(cache_dir)
         self.batch_size, self.eval_batch_size, self.seed, self.split_seed = batch_size, eval_batch_size, seed, split_seed
         self.validation_share, self.calibration_images = validation_share, calibration_images
-        self.augmentation = augmentation or Augmentation()
         self.num_classes = num_classes
 
     # What a source defines.
 
     def source_digest(self) -> str:
-        """Digest of the bytes that the images are decoded from."""
-        raise NotImplementedError
-
-    def class_names(self) -> list[str]:
+        """Digest of what the images are decoded from: known without decoding them, and different when they are."""
         raise NotImplementedError
 
     def decode(self) -> cache.Decoded:
-        """The images of 'train' and 'test' as [N,H,W,C] uint8 with their labels [N]."""
+        """The images of both parts, image_size and channels as asked, their labels and the names of the classes."""
         raise NotImplementedError
 
     # What all share.
@@ -122,16 +156,17 @@ class ImageData(LightningDataModule):
         """
         if not hasattr(self, "spec"):
             content = digest([self.source_digest(), self.image_size, self.channels])
-            self.folder = self.cache_dir / "data" / f"{self.name}-{content[:16]}"
-            self.splits = cache.open_or_build(self.folder, self.decode)
-            labels = self.splits["train"].labels
-            self.train_indices, self.validation_indices = cache.split_train(labels, self.validation_share, self.split_seed)
-            mean, std = cache.channel_statistics(self.splits["train"].images, self.train_indices)
-            names = self.class_names()
+            folder = self.cache_dir / "data" / f"{self.name}-{content[:16]}"
+            found = self.decode() if self.pretend else cache.open_or_build(folder, self.decode)
+            names, self.splits = found.class_names, found.splits
             if self.num_classes not in (None, len(names)):
                 raise UserError(f"data.num_classes is {self.num_classes}, but {self.name} has {len(names)} classes. Leave it null.")
+            images, labels = self.splits["train"].images, self.splits["train"].labels
+            strata = np.zeros_like(labels) if self.pretend else labels
+            self.train_indices, self.validation_indices = cache.split_train(strata, self.validation_share, self.split_seed)
+            mean, std = cache.channel_statistics(images, self.train_indices)
             self.spec = DataSpec(
-                name=self.name, class_names=tuple(names), channels=self.channels, image_size=self.image_size,
+                name=self.name, class_names=names, channels=self.channels, image_size=self.image_size,
                 mean=mean, std=std, digest=content, split_seed=self.split_seed, pretend=self.pretend,
             )  # fmt: skip
         return self.spec
@@ -145,7 +180,7 @@ class ImageData(LightningDataModule):
         # DistributedSampler shuffles by (seed, epoch) alone: a resumed epoch sees the images in the same order.
         sampler: DistributedSampler = DistributedSampler(dataset, num_replicas=workers, rank=rank, seed=self.seed)
         drop_last = len(dataset) > self.batch_size * workers
-        return DataLoader(dataset, self.batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=drop_last)
+        return self._loader(dataset, self.batch_size, sampler, drop_last)
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader(Batches(self.splits["train"], self.validation_indices))
@@ -154,7 +189,12 @@ class ImageData(LightningDataModule):
         return self._eval_loader(Batches(self.splits["test"], np.arange(len(self.splits["test"].labels))))
 
     def _eval_loader(self, dataset: Batches) -> DataLoader:
-        return DataLoader(dataset, self.eval_batch_size, sampler=SequentialSampler(dataset), collate_fn=_as_it_is)
+        return self._loader(dataset, self.eval_batch_size, SequentialSampler(dataset))
+
+    def _loader(self, dataset: Batches, batch_size: int, sampler: Sampler, drop_last: bool = False) -> DataLoader:
+        # From pinned memory a GPU is fed while it computes.
+        pinned = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=drop_last, pin_memory=pinned)
 
     def calibration(self) -> Tensor:
         """Normalised x[N,C,H,W] float32 of a fixed subset of the training part, without augmentation."""
@@ -165,14 +205,33 @@ class ImageData(LightningDataModule):
 
     def normalise(self, images: Tensor) -> Tensor:
         """images[B,H,W,C] uint8 -> x[B,C,H,W] float32, (value / 255 - mean) / std, in channels_last memory order."""
-        scale = torch.tensor([1 / (255 * s) for s in self.spec.std], device=images.device)
-        shift = torch.tensor([-m / s for m, s in zip(self.spec.mean, self.spec.std, strict=True)], device=images.device)
+        scale, shift, _ = _constants(self.spec.mean, self.spec.std, images.device)
         return torch.addcmul(shift, images.float(), scale).permute(0, 3, 1, 2)
+
+    def normalise_like(self, other: DataSpec) -> None:
+        """Take mean and standard deviation from the data that a baseline was trained with.
+
+        Errors: UserError where its classes are not these. Other images under the same name are warned about.
+        """
+        spec = self.open()
+        if (other.class_names, other.channels, other.image_size) != (spec.class_names, spec.channels, spec.image_size):
+            raise UserError(
+                f"The baseline was trained on {other.num_classes} classes of {other.input_shape} images "
+                f"({', '.join(other.class_names[:5])}, ...), {self.name} has {spec.num_classes} of {spec.input_shape} "
+                f"({', '.join(spec.class_names[:5])}, ...). Choose the data it was trained on."
+            )
+        if other.digest != spec.digest:
+            warnings.warn(
+                f"The baseline was trained on other files of {self.name!r} than these; its validation part may differ.", stacklevel=2
+            )
+        self.spec = replace(spec, mean=other.mean, std=other.std)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
         if self.trainer and self.trainer.training:
-            images = self.augment(images, step=self.trainer.fit_loop.total_batch_idx, rank=self.trainer.global_rank)
+            # Batches begun before this one, in all epochs; total_batch_idx would count the first two as one.
+            step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            images = self.augment(images, step, self.trainer.global_rank)
         return self.normalise(images), labels
 
     def augment(self, images: Tensor, step: int, rank: int = 0) -> Tensor:
@@ -181,6 +240,14 @@ class ImageData(LightningDataModule):
         generator = torch.Generator(images.device).manual_seed(int(digest([self.seed, step, rank])[:15], 16))
         images = augment.crop_and_flip(images, options.padding, options.flip, generator)
         if options.cutout:
-            fill = torch.tensor([round(255 * m) for m in self.spec.mean], device=images.device)
+            fill = _constants(self.spec.mean, self.spec.std, images.device)[2]
             images = augment.cutout(images, options.cutout, fill, generator)
         return images
+
+
+@memoised
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Per channel: scale[C] and shift[C] of the normalisation, the mean pixel[C]. Kept, as copies to a GPU wait for it."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return scale, shift, torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8, device=device)

@@ -5,98 +5,155 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from filelock import FileLock
+from rich.progress import track
 
+from qexp.files import building, not_writable, write_json
 from qexp.types import UserError, digest
+
+T = TypeVar("T")
+PARTS = ("train", "test")
 
 
 @dataclass(frozen=True)
 class Split:
-    """images[N,H,W,C] uint8 and labels[N] int64, both memory-mapped."""
+    """images[N,H,W,C] uint8 and labels[N] int64. From the cache the images are memory-mapped."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
-Decoded = dict[str, tuple[np.ndarray, np.ndarray]]  # split name -> (images[N,H,W,C] uint8, labels[N])
+@dataclass(frozen=True)
+class Decoded:
+    """All images of a dataset. splits: 'train' and 'test'; class_names: of the labels 0, 1, ..."""
+
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
 
 
-def open_or_build(folder: Path, decode: Callable[[], Decoded]) -> dict[str, Split]:
-    """The arrays in `folder`, decoded into it first where they are missing.
+def open_or_build(folder: Path, decode: Callable[[], Decoded]) -> Decoded:
+    """What `folder` holds, decoded into it first where it is missing or damaged.
 
     The folder appears in one rename, so an interrupted decoding leaves nothing that could be mistaken for a whole one.
+    Errors: UserError where nothing can be written there, and those of `decode`.
     """
-    if not folder.exists():
-        with building(folder) as partial:
-            for split, (images, labels) in decode().items():
-                np.save(partial / f"{split}_images.npy", images)
-                np.save(partial / f"{split}_labels.npy", labels.astype(np.int64))
-    splits = sorted(p.name.removesuffix("_images.npy") for p in folder.glob("*_images.npy"))
-    return {
-        split: Split(
-            np.load(folder / f"{split}_images.npy", mmap_mode="r"),
-            np.load(folder / f"{split}_labels.npy"),
-        )
-        for split in splits
-    }
+    found = _read(folder)
+    if found is None:
+        with _lock(folder):  # the jobs of a sweep start at once, and one of them decodes (or downloads) for all
+            found = _read(folder) or _build(folder, decode)
+    return found
 
 
-class building:
-    """Context manager: a temporary folder beside `target` that takes its name when the block ends without error."""
+def _read(folder: Path) -> Decoded | None:
+    """None for a folder that is missing or not whole; a truncated array fails to map."""
+    try:
+        names = json.loads((folder / "classes.json").read_text())
+        splits = {
+            part: Split(np.load(folder / f"{part}_images.npy", mmap_mode="r"), np.load(folder / f"{part}_labels.npy")) for part in PARTS
+        }
+    except (OSError, ValueError, EOFError):
+        return None
+    return Decoded(tuple(names), splits)
 
-    def __init__(self, target: Path):
-        self.target = target
 
-    def __enter__(self) -> Path:
-        try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            self.partial = Path(tempfile.mkdtemp(prefix=f".{self.target.name}-", dir=self.target.parent))
-        except OSError as error:
-            raise UserError(f"Cannot write below {self.target.parent}: {error.strerror}. Free some space or choose another `outputs=`.") from error
-        return self.partial
+def _build(folder: Path, decode: Callable[[], Decoded]) -> Decoded:
+    decoded = decode()
+    with building(folder) as partial:
+        for part, split in decoded.splits.items():
+            np.save(partial / f"{part}_images.npy", split.images)
+            np.save(partial / f"{part}_labels.npy", split.labels.astype(np.int64))
+        (partial / "classes.json").write_text(json.dumps(decoded.class_names))
+        if folder.exists():  # damaged, or it would have been read
+            shutil.rmtree(folder)
+    built = _read(folder)
+    if built is None:
+        raise UserError(f"{folder} was written but cannot be read again. Is the disk in order? Or choose another folder with outputs=.")
+    return built
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is None:
-            try:
-                os.rename(self.partial, self.target)
-            except OSError:  # another process was first; its content is the same
-                if not self.target.exists():
-                    raise
-        shutil.rmtree(self.partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"Cannot write {self.target}: {error.strerror}. Free some space or choose another `outputs=`.") from error
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    file = folder.with_name(f"{folder.name}.lock")
+    lock = FileLock(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise not_writable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def content_digest(files: Sequence[Path], root: Path, memo: Path) -> str:
-    """SHA-256 over names and bytes of `files`.
+    """SHA-256 over names and bytes of `files`, all below `root`.
 
-    Reading 60,000 files takes seconds, so the digest is kept in `memo` under the files' names, sizes and times.
+    Reading 60,000 files takes seconds, so the digest is kept in the folder `memo` under the files' names, sizes and times.
+    Errors: UserError that names the file that cannot be read.
     """
-    stats = [(str(f.relative_to(root)), s.st_size, s.st_mtime_ns) for f, s in ((f, f.stat()) for f in files)]
+    names = [str(file.relative_to(root)) for file in files]
+    stats = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in zip(names, map(_stat, files), strict=True)]
     known = memo / f"{digest([str(root.resolve()), stats])[:24]}.json"
-    if known.exists():
+    try:
         return json.loads(known.read_text())["digest"]
-    value = digest([(name, digest(file.read_bytes().hex())) for (name, _, _), file in zip(stats, files, strict=True)])
-    memo.mkdir(parents=True, exist_ok=True)
-    temporary = known.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps({"digest": value, "root": str(root)}))
-    os.replace(temporary, known)
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged
+        pass
+    contents = progress(map(_bytes, files), f"Reading {root}", len(files))
+    value = digest([(name, digest(content.hex())) for name, content in zip(names, contents, strict=True)])
+    try:
+        write_json(known, {"digest": value, "root": str(root)})
+    except OSError as error:
+        raise not_writable(known, error) from error
     return value
 
 
+def progress(items: Iterable[T], what: str, total: int) -> Iterable[T]:
+    """`items`, with a bar on a terminal that vanishes at the end; log files stay as they are."""
+    return track(items, what, total, transient=True, disable=not sys.stdout.isatty())
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> UserError:
+    return UserError(f"Cannot read {file}: {error.strerror}. Replace or remove it, or allow reading.")
+
+
 def split_train(labels: np.ndarray, validation_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and the validation part: stratified, the same for the same seed."""
+    """Sorted indices of the training and of the validation part of labels[N]: the same for the same seed.
+
+    Stratified: validation_share of each class, rounded, but at least one image for validation and one for training. A
+    class with a single image is only trained on. Errors: UserError where that leaves nothing to validate on.
+    """
     rng = np.random.default_rng(seed)
-    validation = [
-        rng.permutation(members)[: max(1, round(len(members) * validation_share))]
-        for members in (np.flatnonzero(labels == label) for label in np.unique(labels))
-    ]
+    validation = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        count = max(1, round(len(members) * validation_share))
+        validation.append(members[: min(count, len(members) - 1)])
     chosen = np.sort(np.concatenate(validation))
+    if not len(chosen):
+        raise UserError("The training part has no class with two images: none is left for validation. Add images to data.root.")
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
 from qexp.data.base import ImageData
-from qexp.data.cache import Decoded, content_digest
+from qexp.data.cache import PARTS, Decoded, Split, content_digest, progress
+from qexp.data.pixels import to_array
 from qexp.types import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -19,60 +20,93 @@ LAYOUT = "Expected ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE"
 
 
 class FolderData(ImageData):
-    def __init__(self, root: str, name: str | None = None, **common: Any):
-        self.root = Path(root)
+    """Images in one folder per class, whose name is the class's. Links are followed; hidden and other files are ignored."""
+
+    def __init__(self, root: str | None, name: str | None = None, **common: Any):
+        if not root:
+            raise UserError("data.root is empty. Give data.root=FOLDER or set the environment variable QEXP_DATA.")
+        self.root = Path(root).expanduser()
         super().__init__(name=name or self.root.resolve().name, **common)
 
-    def _classes(self, split: str) -> list[Path]:
-        folder = self.root / split
+    def _classes(self, part: str) -> list[Path]:
+        folder = self.root / part
         if not folder.is_dir():
-            raise UserError(f"There is no folder {folder}. {LAYOUT}; set data.root to ROOT.")
-        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+            raise UserError(f"There is no folder {folder}. {LAYOUT}; set data.root to ROOT.{self._hint()}")
+        entries = _entries(folder)
+        stray = [name for name, is_folder in entries if not is_folder and _is_image(name)]
+        if stray:
+            raise UserError(f"{folder} holds images that belong to no class: {_first(stray)}. {LAYOUT}.")
+        return [folder / name for name, is_folder in entries if is_folder]
 
-    def class_names(self) -> list[str]:
-        train, test = ([p.name for p in self._classes(split)] for split in ("train", "test"))
+    def _hint(self) -> str:
+        """What the user may have meant: QEXP_DATA may hold several datasets."""
+        inside = sorted(str(p) for p in self.root.iterdir() if (p / "train").is_dir()) if self.root.is_dir() else []
+        return f" Did you mean data.root={' or data.root='.join(inside[:5])}?" if inside else ""
+
+    def _class_names(self) -> tuple[str, ...]:
+        train, test = ([p.name for p in self._classes(part)] for part in PARTS)
         if not train:
             raise UserError(f"{self.root / 'train'} holds no class folders. {LAYOUT}.")
         if train != test:
             only_train, only_test = sorted(set(train) - set(test)), sorted(set(test) - set(train))
             raise UserError(
-                f"The classes below {self.root} differ: only in train: {only_train or 'none'}; only in test: {only_test or 'none'}. "
+                f"The classes below {self.root} differ: only in train: {_first(only_train)}; only in test: {_first(only_test)}. "
                 "Both parts need the same class folders."
             )
-        return train
+        return tuple(train)
 
-    def _files(self, split: str) -> list[tuple[Path, int]]:
-        found = []
-        for label, folder in enumerate(self._classes(split)):
-            files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    def _files(self, part: str) -> list[tuple[Path, int]]:
+        """The image files of a part with their labels, by class and name."""
+        found: list[tuple[Path, int]] = []
+        for label, folder in enumerate(self._classes(part)):
+            entries = _entries(folder)
+            nested = [name for name, is_folder in entries if is_folder]
+            if nested:
+                raise UserError(f"{folder} holds folders ({_first(nested)}), but images must lie directly in it. {LAYOUT}.")
+            files = [(folder / name, label) for name, _ in entries if _is_image(name)]
             if not files:
                 raise UserError(f"{folder} holds no images (looked for {', '.join(sorted(SUFFIXES))}). Fill it or remove it.")
-            found += [(file, label) for file in files]
+            found += files
         return found
 
     def source_digest(self) -> str:
-        self.class_names()
-        files = [file for split in ("train", "test") for file, _ in self._files(split)]
+        self._class_names()
+        files = [file for part in PARTS for file, _ in self._files(part)]
         return content_digest(files, self.root, self.cache_dir / "digests")
 
     def decode(self) -> Decoded:
-        return {split: self._decode(split) for split in ("train", "test")}
+        return Decoded(self._class_names(), {part: self._decode(part) for part in PARTS})
 
-    def _decode(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        files = self._files(split)
+    def _decode(self, part: str) -> Split:
+        files = self._files(part)
         images = np.empty((len(files), self.image_size, self.image_size, self.channels), np.uint8)
         with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter lock while it decodes
-            decoded = pool.map(self._read, (file for file, _ in files), chunksize=256)
-            for row, image in enumerate(track(decoded, f"Decoding {self.name} {split}", total=len(files), transient=True)):
+            decoded = pool.map(self._read, (file for file, _ in files))
+            for row, image in enumerate(progress(decoded, f"Decoding {self.name} {part}", len(files))):
                 images[row] = image
-        return images, np.array([label for _, label in files])
+        return Split(images, np.array([label for _, label in files]))
 
     def _read(self, file: Path) -> np.ndarray:
         try:
             with Image.open(file) as image:
-                image = image.convert("L" if self.channels == 1 else "RGB")
-                if image.size != (self.image_size, self.image_size):
-                    image = image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
-                return np.asarray(image).reshape(self.image_size, self.image_size, self.channels)
+                return to_array(image, self.image_size, self.channels)
         except Exception as error:
             raise UserError(f"Cannot read the image {file}: {error}. Replace or remove it.") from error
+
+
+def _entries(folder: Path) -> list[tuple[str, bool]]:
+    """(name, whether it is a folder) of all that is not hidden, by name; the latter is known without a look at the file."""
+    try:
+        with os.scandir(folder) as scan:
+            return sorted((entry.name, entry.is_dir()) for entry in scan if not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"Cannot read the folder {folder}: {error.strerror}.") from error
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _first(names: list[str]) -> str:
+    """Some of many names, for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

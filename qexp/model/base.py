@@ -2,44 +2,124 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+import os
+import pickle
+import pkgutil
+import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import LightningModule, Trainer
-from safetensors import SafetensorError
+from pytorch_lightning import LightningModule
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from qexp.types import UserError, digest
+from qexp.model.trainer import make_trainer as make_trainer
+from qexp.types import DataSpec, UserError, digest, nearest
 
 
 def build_network(config: DictConfig) -> nn.Module:
     """The network of a `model` config: its `_target_` called with its other keys; `id` only names it.
 
-    Errors: UserError for a missing or unimportable `_target_` and for arguments it does not take.
+    A `_target_` may lie in the current folder. Errors: UserError for a missing or unimportable `_target_`, and for
+    arguments that it does not take or that are missing.
     """
-    if OmegaConf.is_missing(config, "_target_"):
+    missing = [str(k) for k, v in OmegaConf.to_container(config).items() if v == "???"]  # type: ignore[union-attr]
+    if "_target_" in missing:
         raise UserError("No model was chosen. Give model=NAME (a file of conf/model/) or model._target_=my.module.Net.")
+    if missing:
+        raise UserError(f"The model lacks {', '.join(missing)}. Give {' '.join(f'model.{key}=VALUE' for key in missing)}.")
     arguments = {str(k): v for k, v in OmegaConf.to_container(config, resolve=True).items() if k != "id"}  # type: ignore[union-attr]
+    _check_arguments(config._target_, _locate(config._target_), arguments)
     try:
-        network = instantiate(arguments)
-    except UserError:
-        raise
+        network = instantiate(arguments, _convert_="all")
     except Exception as error:
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
             raise cause from error
-        raise UserError(f"Cannot build the model {config.id}: {error}") from error
+        raise UserError(f"Cannot build the model {config.id}: {cause}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"model._target_={config._target_} gave a {type(network).__name__}, not a torch.nn.Module.")
     return network
+
+
+def _locate(target: str) -> Any:
+    """The class or function with this dotted name, found in the current folder too. Errors: UserError with the nearest names."""
+    if not {"", os.getcwd()} & set(sys.path):  # `python path/to/train.py` puts only that script's folder there
+        sys.path.append(os.getcwd())
+    try:
+        return get_object(target)
+    except Exception as error:
+        folder, _, name = target.rpartition(".")
+        module = _import(target, folder) if folder else None
+        if module is None:
+            raise UserError(f"model._target_={target} is no dotted name of a class or function, such as my.module.Net.") from error
+        known = (n for n, value in vars(module).items() if callable(value) and not n.startswith("_"))
+        raise UserError(f"model._target_={target}: {folder} has no {name!r}: {nearest(name, known)}") from error
+
+
+def _import(target: str, name: str) -> Any:
+    """The module `name`. Errors: UserError that names the first part of it that is missing, and what is there instead."""
+    try:
+        return import_module(name)
+    except Exception as error:
+        absent = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+        if not (name + ".").startswith(absent + "."):  # it was found, and what it imports or does failed
+            raise UserError(f"model._target_={target}: importing {name} failed: {type(error).__name__}: {error}") from error
+        parent = absent.rpartition(".")[0]
+        places = getattr(sys.modules.get(parent), "__path__", None) if parent else [os.getcwd()]
+        known = (module.name for module in pkgutil.iter_modules(places))
+        where = parent or f"the current folder ({os.getcwd()}) and the installed packages"
+        raise UserError(
+            f"model._target_={target}: there is no module {absent!r} in {where}: {nearest(absent.rpartition('.')[2], known)}"
+        ) from error
+
+
+def _check_arguments(target: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # some built-in callables have none; calling them will tell
+        return
+    kinds = [p.kind for p in parameters.values()]
+    given = [name for name in arguments if not (name.startswith("_") and name.endswith("_"))]
+    unknown = [] if inspect.Parameter.VAR_KEYWORD in kinds else [name for name in given if name not in parameters]
+    if unknown:
+        raise UserError(
+            f"{target} takes no argument {unknown[0]!r} (leave it out with ~model.{unknown[0]}): {nearest(unknown[0], parameters)}"
+        )
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind in named and n not in given]
+    if needed and "_args_" not in arguments:
+        raise UserError(f"{target} needs the arguments {', '.join(needed)}. Give {' '.join(f'+model.{n}=VALUE' for n in needed)}.")
+
+
+def check_logits(network: nn.Module, name: str, data: DataSpec) -> None:
+    """Errors: UserError unless the network maps x[2,C,S,S] of the data to logits[2,K]."""
+    shape = "x".join(map(str, data.input_shape))
+    training = network.training
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(2, *data.input_shape))
+    except Exception as error:
+        raise UserError(f"The model {name} cannot take images of {shape} (C,H,W): {error}. Another data.image_size may do.") from error
+    finally:
+        network.train(training)
+    given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    expected = (2, len(data.class_names))
+    if given != expected:
+        raise UserError(
+            f"The model {name} gives {given} for 2 images of {shape}, but {data.name} has {expected[1]} classes: "
+            f"it must give logits of shape {expected}. Let its class count be ${{data.num_classes}}."
+        )
 
 
 class Classifier(LightningModule):
@@ -57,8 +137,9 @@ class Classifier(LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        order = torch.channels_last if channels_last else torch.contiguous_format
-        self.network, self.optimizer, self.scheduler = network.to(memory_format=order), optimizer, scheduler  # type: ignore[call-overload]
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_per_step, self.label_smoothing, self.seed = scheduler_per_step, label_smoothing, seed
         self.train_seconds = 0.0  # over all parts of an interrupted training
         metrics = MetricCollection({
@@ -68,24 +149,29 @@ class Classifier(LightningModule):
         self.train_metrics, self.val_metrics, self.test_metrics = (metrics.clone(f"{s}_") for s in ("train", "val", "test"))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
+        """x[B,C,H,W] -> logits[B,K] float32."""
+        return self.network(x.contiguous(memory_format=self.memory_format)).float()
 
     def on_train_epoch_start(self) -> None:
-        # Dropout draws from the global generator: tied to the epoch, a resumed run draws what an undisturbed one does.
-        torch.manual_seed(int(digest([self.seed, self.current_epoch, self.global_rank])[:15], 16))
         self._epoch_started = time.perf_counter()
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        # Dropout draws from the global generator: tied to the step, a resumed run draws what an undisturbed one does.
+        torch.manual_seed(int(digest([self.seed, self.global_step, self.global_rank])[:15], 16))
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         x, labels = batch
-        logits = self.network(x).float()
+        logits = self(x)
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self.train_metrics.update(logits.detach(), labels)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.log_dict(self.train_metrics.compute())
-        self.train_metrics.reset()
+        loss = float(self.trainer.callback_metrics["train_loss"])
+        if not math.isfinite(loss):
+            raise UserError(f"The training diverged: its loss is {loss} after epoch {self.current_epoch + 1}. Lower recipe.optimizer.lr.")
         self.train_seconds += time.perf_counter() - self._epoch_started
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -102,71 +188,78 @@ class Classifier(LightningModule):
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, metrics: MetricCollection) -> None:
         x, labels = batch
-        logits = self.network(x).float()
+        logits = self(x)
         metrics.update(logits, labels)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=part == "val", batch_size=len(labels))
         loss = nn.functional.cross_entropy(logits, labels)
         self.log(f"{part}_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.network.parameters())
-        if self.scheduler is None:
-            return optimizer
         steps = {"total_steps": int(self.trainer.estimated_stepping_batches)} if self.scheduler_per_step else {}
-        scheduler = self.scheduler(optimizer, **steps)
+        try:
+            optimizer = self.optimizer(self.network.parameters())
+            if self.scheduler is None:
+                return optimizer
+            scheduler = self.scheduler(optimizer, **steps)
+        except (TypeError, ValueError, ZeroDivisionError) as error:  # OneCycleLR divides by the steps of each phase
+            total = self.trainer.estimated_stepping_batches
+            raise UserError(f"No optimizer or scheduler of this recipe for {total} steps: {error}. See conf/recipe/.") from error
         return [optimizer], [{"scheduler": scheduler, "interval": "step" if self.scheduler_per_step else "epoch"}]
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The state dict in a `.safetensors` file or a torch checkpoint, read without unpickling code.
+    """The state dict in a `.safetensors` file or a torch checkpoint (`{"state_dict": ...}` too), read without unpickling code.
 
-    `{"state_dict": ...}` and `{"model": ...}` wrappers and the prefixes of DataParallel (`module.`), Lightning (`network.`)
-    and torch.compile (`_orig_mod.`) are removed. Errors: UserError that names the file and what is wrong with it.
+    Errors: UserError that names the file and what is wrong with it.
     """
     if not file.is_file():
         raise UserError(f"There is no checkpoint file {file}. Give checkpoint=auto, random, a folder of train.py or a file.")
     try:
         loaded: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"The checkpoint {file} is truncated or no checkpoint: {error}") from error
-    except Exception as error:  # torch reports what weights_only refuses as an UnpicklingError
-        raise UserError(f"The checkpoint {file} holds more than tensors, or is damaged, and was not loaded: {str(error)[:300]}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"The checkpoint {file} was not loaded: it is damaged, or holds Python objects, which can run code. "
+            "Save only its state_dict(), with safetensors or torch.save."
+        ) from error
+    except Exception as error:  # both libraries raise all sorts of errors on damaged bytes
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"The checkpoint {file} is truncated or no checkpoint: {why}") from error
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise UserError(f"The checkpoint {file} is not a state dict (names to tensors).")
-    for prefix in ("module.", "network.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in loaded):
-            loaded = {name.removeprefix(prefix): tensor for name, tensor in loaded.items()}
     return loaded
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Put `weights` into the network. Errors: UserError listing every missing, unexpected or misshapen entry."""
+    """Put `weights` into the network, whatever wrapper they were saved from (see `_unwrapped`).
+
+    Errors: UserError that lists missing, unexpected and misshapen entries.
+    """
     own = network.state_dict()
+    weights = _unwrapped(weights, own)
     # BatchNorm's step counter came late to PyTorch and plays no part in inference.
     missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in weights if k not in own]
-    misshapen = [
-        f"{k}: {tuple(weights[k].shape)} in the file, {tuple(own[k].shape)} in the model"
-        for k in own
-        if k in weights and weights[k].shape != own[k].shape
-    ]
-    if missing or unexpected or misshapen:
-        listed = "\n".join(
-            f"  {title} ({len(names)}): {', '.join(names)}"
-            for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-            if names
-        )
+    shapes = {k: (tuple(weights[k].shape), tuple(own[k].shape)) for k in own if k in weights}
+    misshapen = [f"{k} {theirs} instead of {ours}" for k, (theirs, ours) in shapes.items() if theirs != ours]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    if any(problems.values()):
+        listed = "\n".join(f"  {title} ({len(names)}): {_shortened(names)}" for title, names in problems.items() if names)
         raise UserError(f"The weights in {source} do not fit this model:\n{listed}\nChoose the model and data they were trained with.")
     network.load_state_dict(weights, strict=False)
 
 
-def make_trainer(accelerator: str, precision: str, **options: Any) -> Trainer:
-    """A Lightning Trainer; precision `auto` is bf16 autocast where the hardware computes in bf16, else fp32."""
-    if precision == "auto":
-        on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-        fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
-        precision = "bf16-mixed" if fast else "32-true"
-    return Trainer(accelerator=accelerator, precision=precision, **options)  # type: ignore[arg-type]
+def _unwrapped(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` without the prefixes of DataParallel, Lightning and torch.compile, as long as no name is the network's own."""
+    for _ in range(4):
+        prefix = next((p for p in ("module.", "network.", "_orig_mod.") if all(name.startswith(p) for name in weights)), None)
+        if prefix is None or weights.keys() & own.keys():
+            break
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    return weights
+
+
+def _shortened(names: list[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from qexp.types import DataSpec, UserError
 
@@ -46,19 +48,21 @@ class Baseline:
 
     @classmethod
     def read(cls, folder: Path) -> Baseline:
+        """Errors: UserError where the folder has no readable manifest."""
         manifest = folder / "manifest.json"
         try:
             values = json.loads(manifest.read_text())
-            if values.pop("format") != FORMAT:
-                raise ValueError("written by another version of qexp")
+            if values.pop("format", None) != FORMAT:
+                raise ValueError("it was written by another program or version")
             return cls(folder=folder, **{**values, "data": DataSpec.from_json(values["data"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{manifest} is no manifest of a baseline: {error}. Give a folder that train.py wrote.") from error
 
     def write(self, weights: dict[str, Tensor]) -> Baseline:
         """Write weights, then the manifest: a folder with a manifest is whole. Returns what was written."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, self.weights)
+        # Copies, because safetensors refuses tensors that share memory (tied weights).
+        save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}, self.weights)
         values = {**asdict(self), "format": FORMAT, "weights_digest": file_digest(self.weights)}
         del values["folder"]
         temporary = self.folder / "manifest.json.tmp"
@@ -88,3 +92,19 @@ def find_baseline(root: Path, model: str, data: str) -> Baseline | None:
 def _baselines(root: Path) -> Iterator[Baseline]:
     for manifest in sorted(root.glob("*/manifest.json")):
         yield Baseline.read(manifest.parent)
+
+
+def check_space(folder: Path, network: nn.Module) -> None:
+    """Errors: UserError where `folder` cannot be written to, or has no space for two checkpoints, one more in the making and the result."""
+    needed = 7 * sum(t.numel() * t.element_size() for t in network.state_dict().values()) + 10_000_000
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(f"Cannot write to {folder}: {error.strerror}. Choose another folder with outputs=FOLDER.") from error
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 1e6:.0f} MB free, and this training needs up to {needed / 1e6:.0f} MB there. "
+            "Free some space or choose another folder with outputs=FOLDER."
+        )

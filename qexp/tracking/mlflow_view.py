@@ -1,28 +1,108 @@
-"""MLflow as a view of the records on disk."""
+"""MLflow as a view of the records on disk: flat runs tagged with their sweep, and one summary run per sweep."""
 
 from __future__ import annotations
 
+import json
+import logging
+import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+from qexp.types import Record
+
+PARAM_LENGTH = 6000  # MLflow refuses longer values
 
 
 class MlflowView:
-    """uri: MLflow's tracking URI; experiment: the name under which all runs lie, flat."""
+    """uri: MLflow's tracking URI; experiment: the name under which all runs lie; artifacts: folder of their files."""
 
-    def __init__(self, uri: str, experiment: str):
-        self.uri, self.experiment = uri, experiment
+    def __init__(self, uri: str, experiment: str, artifacts: str):
+        self.uri, self.experiment, self.artifacts = uri, experiment, artifacts
+
+    @cached_property
+    def client(self) -> Any:
+        from mlflow.tracking import MlflowClient  # takes seconds to import
+
+        for name in ("mlflow", "alembic"):  # they tell of every step of setting up the database
+            logging.getLogger(name).setLevel(logging.WARNING)
+        if self.uri.startswith("sqlite:///"):
+            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        return MlflowClient(self.uri)
+
+    @cached_property
+    def experiment_id(self) -> str:
+        known = self.client.get_experiment_by_name(self.experiment)
+        if known:
+            return str(known.experiment_id)
+        return str(self.client.create_experiment(self.experiment, artifact_location=Path(self.artifacts).resolve().as_uri()))
+
+    def prepare(self) -> None:
+        """Create database and experiment, once, before jobs that could race for it."""
+        _ = self.experiment_id
 
     def training_logger(self, folder: Path, run_name: str, params: dict[str, Any]) -> Any:
         """Lightning's MLflow logger for the curves of the training in `folder`; a resumed training goes on in its run."""
         from pytorch_lightning.loggers import MLFlowLogger
+        from pytorch_lightning.utilities import rank_zero_only
 
-        if self.uri.startswith("sqlite:///"):
-            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         memory = folder / "mlflow_run_id"
-        run_id = memory.read_text() if memory.exists() else None
-        logger = MLFlowLogger(self.experiment, run_name, self.uri, {"qexp.kind": "train"}, run_id=run_id)
-        if run_id is None and logger.run_id:  # None on all but the first process
-            logger.log_hyperparams(params)
+        if rank_zero_only.rank == 0 and not memory.exists():
+            run = self._create_run(run_name, {"qexp.kind": "train", "qexp.status": "started"}, {})
             folder.mkdir(parents=True, exist_ok=True)
-            memory.write_text(logger.run_id)
-        return logger
+            memory.write_text(run)
+            self._log(run, params, {})
+        run_id = memory.read_text() if memory.exists() else None
+        return MLFlowLogger(self.experiment, run_name, self.uri, run_id=run_id)
+
+    def log(self, record: Record, folder: Path) -> None:
+        """One finished, unsupported or failed run with its params, metrics, tags and the files in `folder`."""
+        tags = {
+            "qexp.kind": record.kind, "qexp.status": record.status, "qexp.key": record.key, "qexp.sweep": record.sweep,
+            "qexp.reason": record.reason[:PARAM_LENGTH], "qexp.artifact": record.artifact,
+        }  # fmt: skip
+        run = self._create_run(record.label, tags, {})
+        self._log(run, {**flatten(record.config), **record.params}, record.metrics)
+        for file in sorted(folder.iterdir()):
+            if file.name == "record.json" or file.name in record.texts:
+                self.client.log_artifact(run, str(file))
+        self.client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED")
+
+    def log_sweep(self, sweep: str, records: list[Record], markdown: str, files: dict[str, str]) -> None:
+        """The summary run of a sweep: its description is the result table and links the comparison of its runs."""
+        found = self.client.search_runs([self.experiment_id], f"tags.`qexp.sweep` = '{sweep}' and tags.`qexp.kind` != 'sweep'")
+        runs = quote(json.dumps([run.info.run_id for run in found]))
+        experiments = quote(json.dumps([self.experiment_id]))
+        note = f"{markdown}\n\n[Compare these runs](/#/compare-runs?runs={runs}&experiments={experiments})"
+        status = "failed" if any(record.status == "failed" for record in records) else "finished"
+        tags = {"qexp.kind": "sweep", "qexp.sweep": sweep, "qexp.status": status, "mlflow.note.content": note}
+        run = self._create_run(f"sweep {sweep}", tags, {})
+        for name, text in files.items():
+            self.client.log_text(run, text, name)
+        self.client.set_terminated(run)
+
+    def _create_run(self, name: str, tags: dict[str, str], params: dict[str, Any]) -> str:
+        return str(self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id)
+
+    def _log(self, run: str, params: dict[str, Any], metrics: dict[str, float]) -> None:
+        """One request for all: through a server each costs tens of milliseconds."""
+        from mlflow.entities import Metric, Param
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            run,
+            metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
+            params=[Param(name, str(value)[:PARAM_LENGTH]) for name, value in flatten(params).items()],
+        )
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with keys joined by dots; empty values are left out, as MLflow has no null."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value
+    return flat

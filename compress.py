@@ -1,0 +1,86 @@
+"""Compress trained networks and measure them: `python compress.py -m model=vgg19,resnet34 method=dynamic,static`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from qexp.cli import command, same_choices
+from qexp.data.base import ImageData, open_data
+from qexp.engine.base import Engine
+from qexp.files import file_digest
+from qexp.measure.base import Limits, Subject, TestSet
+from qexp.method.base import Method, make_artifact
+from qexp.model.base import build_network, load_weights, read_weights
+from qexp.model.baseline import Baseline, find_baseline
+from qexp.runs import Outcome, accepted_by, engines_of, measure, run_job
+from qexp.types import UserError, digest
+from train import train_baseline
+
+
+def compress(config: DictConfig) -> Outcome:
+    """data → baseline → artifact → engine → measurements, of one job."""
+    method: Method = instantiate(config.method)
+    engines = engines_of(config)
+    data = open_data(config)
+    network, source = trained_network(config, data)
+
+    def subject(method: Method, engine: Engine) -> Subject:
+        artifact = make_artifact(method, network, data, engine.wants, source, Path(config.outputs) / "artifacts")
+        limits = Limits(config.measure.timeout_s, config.measure.memory_mb)
+        return Subject(engine.lower(artifact), engine, config.batch_size, config.threads, limits)
+
+    subjects = accepted_by(engines, lambda engine: subject(method, engine))
+    baseline = subject(instantiate(config.baseline.method), instantiate(config.baseline.engine))
+    return measure(config, subjects, baseline, TestSet.of(baseline.artifact, Path(config.outputs) / "cache"))
+
+
+def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with the weights that `checkpoint` names, and where they come from.
+
+    The data is normalised as the baseline's was. Errors: UserError where there is no baseline and none is to be trained.
+    """
+    torch.manual_seed(config.seed)
+    network = build_network(config.model).eval()
+    source = {"model": config.model.id, "config": digest(OmegaConf.to_container(config.model, resolve=True))}
+    if config.checkpoint == "random":
+        return network, {**source, "weights": "random", "seed": config.seed}
+    path = Path(config.checkpoint)
+    if config.checkpoint != "auto" and not path.is_dir():
+        load_weights(network, read_weights(path), str(path))
+        return network, {**source, "weights": file_digest(path)}
+    baseline = newest_baseline(config, data) if config.checkpoint == "auto" else Baseline.read(path)
+    baseline.check()
+    load_weights(network, read_weights(baseline.weights), str(baseline.folder))
+    data.normalise_like(baseline.data)
+    return network, {**source, "weights": baseline.weights_digest}
+
+
+def newest_baseline(config: DictConfig, data: ImageData) -> Baseline:
+    """The newest baseline of this model and data; trained now where there is none and `train_missing` allows it."""
+    found = find_baseline(Path(config.outputs) / "baselines", config.model.id, data.spec.name)
+    if found:
+        return found
+    if config.train_missing is True or (config.train_missing == "auto" and data.trains_in_seconds):
+        return train_baseline(config, data)
+    raise UserError(
+        f"There is no trained {config.model.id} for the data {data.spec.name!r} in {config.outputs}/baselines. Train it with\n"
+        f"  {same_choices('train.py')}\nor give checkpoint=FILE, checkpoint=random (size and latency only) or train_missing=true."
+    )
+
+
+@command("compress")
+def main(config: DictConfig) -> None:
+    choices = HydraConfig.get().runtime.choices
+    planned = {"model": config.model.id, "data": config.data.name or choices.data, "method": choices.method, "bits": config.bits}
+    run_job(config, "compress", planned, compress)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009), through torchvision."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qexp.data.base import ImageData
+from qexp.data.cache import PARTS, Decoded, Split
+from qexp.data.download import Published, extract, fetch
+from qexp.data.pixels import to_arrays
+from qexp.types import UserError, digest
+
+
+class CifarData(ImageData):
+    """50,000 training and 10,000 test images of 32x32 pixels. `root` holds torchvision's archive, packed or unpacked.
+
+    Once decoded, the cache is enough: neither archive nor network are needed any more.
+    """
+
+    def __init__(self, classes: int, root: str, **common: Any):
+        if classes not in (10, 100):
+            raise UserError(f"data.classes is {classes}; there are CIFAR-10 and CIFAR-100, so give 10 or 100.")
+        self.classes, self.root = classes, Path(root).expanduser()
+        super().__init__(**common)
+
+    def _published(self) -> Any:
+        from torchvision.datasets import CIFAR10, CIFAR100  # importing it takes seconds
+
+        return CIFAR10 if self.classes == 10 else CIFAR100
+
+    def _unpacked(self) -> dict[str, str]:
+        """MD5 of each unpacked file by name, as published."""
+        kind = self._published()
+        return dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
+
+    def source_digest(self) -> str:
+        return digest(self._unpacked())  # nothing else is ever decoded
+
+    def decode(self) -> Decoded:
+        from torchvision.datasets.utils import check_integrity
+
+        kind = self._published()
+        if all(check_integrity(self.root / kind.base_folder / name, md5) for name, md5 in self._unpacked().items()):
+            return self._decode(self.root)
+        (archive,) = fetch(self.root, [Published(kind.filename, kind.tgz_md5, (kind.url,))])
+        with tempfile.TemporaryDirectory() as folder:  # data.root may be shared and read-only
+            extract(archive, Path(folder))
+            return self._decode(Path(folder))
+
+    def _decode(self, root: Path) -> Decoded:
+        splits = {}
+        for part in PARTS:
+            images = self._published()(root, train=part == "train")
+            splits[part] = Split(to_arrays(images.data, self.image_size, self.channels), np.array(images.targets))
+        return Decoded(tuple(images.classes), splits)

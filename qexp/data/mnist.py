@@ -1,0 +1,45 @@
+"""MNIST (LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998), through torchvision."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from qexp.data.base import ImageData
+from qexp.data.cache import PARTS, Decoded, Split
+from qexp.data.download import Published, extract, fetch
+from qexp.data.pixels import to_arrays
+from qexp.types import digest
+
+FOLDER = Path("MNIST", "raw")  # where torchvision keeps the files, below its root
+
+
+class MnistData(ImageData):
+    """60,000 training and 10,000 test images of 28x28 grey pixels. `root`/MNIST/raw holds the four .gz files.
+
+    Once decoded, the cache is enough: neither files nor network are needed any more.
+    """
+
+    def __init__(self, root: str, **common: Any):
+        self.root = Path(root).expanduser()
+        super().__init__(**common)
+
+    def source_digest(self) -> str:
+        from torchvision.datasets import MNIST  # importing it takes seconds
+
+        return digest(dict(MNIST.resources))  # name and MD5 of each file; nothing else is ever decoded
+
+    def decode(self) -> Decoded:
+        from torchvision.datasets import MNIST
+
+        published = [Published(name, md5, tuple(mirror + name for mirror in MNIST.mirrors)) for name, md5 in MNIST.resources]
+        splits = {}
+        with tempfile.TemporaryDirectory() as folder:
+            # Unpacked files in data.root have no published checksum, so they are made from the packed ones.
+            for file in fetch(self.root / FOLDER, published):
+                extract(file, Path(folder) / FOLDER)
+            for part in PARTS:
+                digits = MNIST(folder, train=part == "train")
+                splits[part] = Split(to_arrays(digits.data.numpy()[..., None], self.image_size, self.channels), digits.targets.numpy())
+        return Decoded(tuple(str(digit) for digit in range(10)), splits)

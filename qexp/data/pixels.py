@@ -1,0 +1,39 @@
+"""Images of any size and mode as uint8 arrays of one shape."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+
+def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """[size,size,channels] uint8 of an image: converted to grey or colour, then resized (bilinear; aspect ratio not kept).
+
+    Transparency is dropped, 16-bit grey becomes 8-bit. Errors: ValueError for pixels whose range is unknown, and what
+    Pillow raises for a damaged file.
+    """
+    image = _eight_bits(image)
+    if "transparency" in image.info:  # Pillow wants this detour for palettes, and warns without it
+        image = image.convert("RGBA")
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(size, size, channels)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """`image` with 8 bits per channel. Pillow itself would clip: all that is brighter than 255 of 65535 turns white."""
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if sixteen:
+        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range; save it with 8 or 16 bits")
+    return image
+
+
+def to_arrays(images: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """images[N,H,W,1 or 3] uint8 -> [N,size,size,channels] uint8, each as `to_array` does."""
+    if images.shape[1:] == (size, size, channels):
+        return images
+    grey = images.shape[-1] == 1
+    return np.stack([to_array(Image.fromarray(image[..., 0] if grey else image), size, channels) for image in images])

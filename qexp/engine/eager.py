@@ -1,0 +1,32 @@
+"""PyTorch without a compiler: the fp32 baseline, and the reference that defines the accuracy of a Q/DQ graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qexp.engine.base import Engine, Run
+from qexp.engine.torch_common import numpy_call, operator_table, set_threads
+from qexp.types import Wants
+
+
+class Eager(Engine):
+    name = "eager"
+    wants = Wants()
+    file = "model.pt2"
+    runs_simulated = True
+
+    def import_libraries(self) -> None:
+        import torch.export  # noqa: F401
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
+
+    def load(self, file: Path, threads: int) -> Run:
+        import torch
+
+        set_threads(threads)
+        return numpy_call(torch.export.load(file).module())
+
+    def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
+        return operator_table(run, x)

@@ -1,0 +1,40 @@
+"""Classic torch.ao integer kernels through TorchScript, for comparison with older work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qexp.engine.base import Engine, Run
+from qexp.engine.torch_common import numpy_call, operator_table, set_threads
+from qexp.types import UserError, Wants, nearest
+
+KERNELS = ("x86", "fbgemm", "onednn", "qnnpack")
+
+
+class TorchAo(Engine):
+    """kernels: the integer kernels, one of KERNELS that this build of torch has."""
+
+    name = "torch_ao"
+    file = "model.ts"
+
+    def __init__(self, kernels: str = "x86"):
+        if kernels not in KERNELS:
+            raise UserError(f"There are no kernels {kernels!r}. {nearest(kernels, KERNELS)}")
+        self.kernels = kernels
+        self.wants = Wants("torchscript", kernels=kernels)
+
+    def import_libraries(self) -> None:
+        import torch.jit  # noqa: F401
+
+    def load(self, file: Path, threads: int) -> Run:
+        import torch
+
+        set_threads(threads)
+        torch.backends.quantized.engine = self.kernels
+        return numpy_call(torch.jit.load(str(file)))
+
+    def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
+        return operator_table(run, x)

@@ -1,0 +1,71 @@
+"""Errors that the user can put right, shown as one message instead of a traceback."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from qexp.types import UserError, nearest
+
+CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+Task = Callable[[DictConfig], Any]
+
+
+def report_errors(task: Task) -> Task:
+    """`task`, ended by a message on stderr and exit code 1 for an error that `explain` explains.
+
+    As a job of a sweep it prints the message and raises on, so that the other jobs still run.
+    """
+
+    @functools.wraps(task)
+    def reporting(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except Exception as error:
+            if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
+                end_if_explained(error)
+            elif (message := explain(error)) is not None:
+                print(f"error: {message}", file=sys.stderr)
+                error.reported = True  # type: ignore[attr-defined]
+            raise
+
+    return reporting
+
+
+def end_if_explained(error: Exception) -> None:
+    """End the program with the error's message and exit code 1, where it has one that was not shown yet."""
+    message = explain(error)
+    if message is not None:
+        sys.exit(1 if hasattr(error, "reported") else f"error: {message}")
+
+
+def explain(error: BaseException) -> str | None:
+    """The message for an error that the user can put right; None for any other, which is a bug.
+
+    With QEXP_DEBUG=1 in the environment every error is taken for a bug, and keeps its traceback.
+    """
+    if os.environ.get("QEXP_DEBUG", "0") != "0":
+        return None
+    cause: BaseException | None = error
+    while cause is not None:  # Hydra wraps what a constructor raises
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"There is no {group}={name}: {nearest(name, (o for o in error.options if not o.startswith('_')))}"
+    if isinstance(error, CompactHydraException | OmegaConfBaseException):
+        return f"{error}\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else str(error)
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+        return f"Cannot write {error.filename or 'a file'}: {error.strerror}. Free some space or choose another `outputs=`."
+    return None

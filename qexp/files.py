@@ -1,0 +1,71 @@
+"""Files that are whole or absent: folders and texts that appear in one rename, and digests of what was read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from qexp.types import UserError
+
+
+@contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its name when the block ends without an error.
+
+    Where another process was faster, its folder stays: both were made from the same inputs.
+    Errors: UserError where nothing can be written there.
+    """
+    partial = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        yield partial
+        partial.chmod(0o755)
+        try:
+            os.rename(partial, target)
+        except OSError:
+            if not target.exists():
+                raise
+    except OSError as error:
+        raise not_writable(target, error) from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def not_writable(target: Path, error: OSError) -> UserError:
+    return UserError(f"Cannot write {target}: {error.strerror or error}. Free some space there or choose another folder with outputs=.")
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write `value` so that `file` is at any moment the old or the new whole text."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w") as stream:
+            json.dump(value, stream, indent=2)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise not_writable(file, error) from error
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def code_digest(*packages: Path) -> str:
+    """SHA-256 (hex) over the Python sources in the given folders or files: the code version of a step."""
+    files = sorted(f for p in packages for f in ([p] if p.is_file() else p.glob("*.py")))
+    return hashlib.sha256("".join(f.name + file_digest(f) for f in files).encode()).hexdigest()

@@ -1,0 +1,101 @@
+"""A child process that is asked for one thing at a time, within limits of time and memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+
+
+class ChildFailed(Exception):
+    """The child crashed, hung, took too much memory or reported an error; the message says which."""
+
+
+class Child:
+    """`python -m MODULE`, which answers each line of JSON on its standard input with one on its standard output.
+
+    timeout_s: seconds for one answer; memory_mb: resident memory in MB, None for no limit.
+    """
+
+    def __init__(self, module: str, threads: int, timeout_s: float, memory_mb: float | None):
+        self.timeout_s, self.memory_mb = timeout_s, memory_mb
+        self.errors = tempfile.TemporaryFile()
+        path = os.pathsep.join([str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment
+        )
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """The child's answer. Errors: ChildFailed."""
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+        answer = json.loads(self._read_line(command))
+        if "error" in answer:
+            raise ChildFailed(answer["error"])
+        return answer
+
+    def _read_line(self, command: str) -> bytes:
+        assert self.process.stdout
+        deadline = time.monotonic() + self.timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while not selector.select(timeout=0.1):
+                if time.monotonic() > deadline:
+                    self.stop()
+                    raise ChildFailed(f"hung: no answer to {command!r} within {self.timeout_s:g} s (measure.timeout_s)")
+                self._check_memory()
+        line = self.process.stdout.readline()
+        if not line:
+            raise self._ended()
+        return line
+
+    def _check_memory(self) -> None:
+        if self.memory_mb is None:
+            return
+        try:
+            used = psutil.Process(self.process.pid).memory_info().rss / 1e6
+        except psutil.NoSuchProcess:
+            return
+        if used > self.memory_mb:
+            self.stop()
+            raise ChildFailed(f"out of memory: it held {used:.0f} MB, more than {self.memory_mb:g} MB (measure.memory_mb)")
+
+    def _ended(self) -> ChildFailed:
+        code = self.process.wait()
+        self.errors.seek(0)
+        last = self.errors.read().decode(errors="replace").strip().splitlines()[-3:]
+        said = f": {' | '.join(last)}" if last else ""
+        if code == -signal.SIGKILL:
+            return ChildFailed(f"killed by SIGKILL, as the system does when memory runs out{said}")
+        if code < 0:
+            return ChildFailed(f"crashed with {signal.Signals(-code).name}{said}")
+        return ChildFailed(f"ended with exit code {code}{said}")
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream:
+                stream.close()

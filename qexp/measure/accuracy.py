@@ -1,0 +1,44 @@
+"""Top-1, top-5 and loss on the whole test set, on the artifact as its engine runs it; and how it differs from the baseline."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qexp.measure.base import Bench, Measure
+from qexp.types import Measurement
+
+
+class Accuracy(Measure):
+    """batch_size: images per call of the accuracy pass; it does not change the result."""
+
+    def __init__(self, batch_size: int = 250):
+        self.batch_size = batch_size
+
+    def measure(self, bench: Bench) -> list[Measurement]:
+        if bench.tests is None:
+            return []
+        labels = np.load(bench.tests.labels)
+        logits, seconds = bench.subject.logits(bench.tests, self.batch_size, bench.cache)
+        found = [*score(logits, labels), Measurement("test_seconds", seconds, "s")]
+        if bench.baseline:
+            reference, _ = bench.baseline.logits(bench.tests, self.batch_size, bench.cache)
+            drop = top_k(reference, labels, 1) - top_k(logits, labels, 1)
+            agreement = float((reference.argmax(1) == logits.argmax(1)).mean())
+            found += [Measurement("top1_drop", drop, "fraction"), Measurement("agreement", agreement, "fraction")]
+        return found
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> list[Measurement]:
+    """top1, top5 (of at least five classes) and the mean cross entropy of logits[N,K] against labels[N]."""
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    log_probability = shifted[np.arange(len(labels)), labels] - np.log(np.exp(shifted).sum(1))
+    found = [Measurement("top1", top_k(logits, labels, 1), "fraction"), Measurement("loss", float(-log_probability.mean()), "nats")]
+    if logits.shape[1] > 5:
+        found.append(Measurement("top5", top_k(logits, labels, 5), "fraction"))
+    return found
+
+
+def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Share of rows whose label is among the k largest of logits[N,K]; among equal logits the lower class comes first."""
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    return float((order == labels[:, None]).any(1).mean())

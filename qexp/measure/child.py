@@ -1,0 +1,106 @@
+"""The measuring child: imports one engine, loads one artifact, answers the parent's questions about it.
+
+It imports nothing that the engine does not need, so that times and memory are the engine's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STATUS = Path("/proc/self/status")
+
+
+class Session:
+    """State between questions; each public method answers one."""
+
+    def start(self, target: str, options: dict[str, Any], file: str, threads: int, shape: list[int]) -> dict[str, Any]:
+        """Import, load, call once and a few times more: milliseconds of each, and the memory peak above the import, in MB."""
+        module, _, name = target.rpartition(".")
+        self.engine = getattr(importlib.import_module(module), name)(**options)
+        self.engine.import_libraries()
+        self.x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        before = _reset_peak()
+        load_ms, self.run = _timed(self.engine.load, Path(file), threads)
+        first_call_ms, _ = _timed(self.run, self.x)
+        for _ in range(3):  # some engines take their buffers at the second call
+            self.run(self.x)
+        memory_mb = None if before is None else (_status("VmHWM") - before) / 1e6
+        return {"load_ms": load_ms, "first_call_ms": first_call_ms, "memory_mb": memory_mb}
+
+    def window(self, calls: int, seconds: float) -> dict[str, Any]:
+        """Milliseconds of at least `calls` calls that together take at least `seconds`."""
+        samples: list[float] = []
+        began = time.perf_counter()
+        while len(samples) < calls or time.perf_counter() - began < seconds:
+            start = time.perf_counter_ns()
+            self.run(self.x)
+            samples.append((time.perf_counter_ns() - start) / 1e6)
+        return {"samples": samples}
+
+    def operators(self) -> dict[str, Any]:
+        return {"profile": self.engine.operators(self.run, self.x)}
+
+    def predict(self, images: str, mean: list[float], std: list[float], batch: int, out: str) -> dict[str, Any]:
+        """Write the logits[N,K] of a file of images[N,H,W,C] uint8 to the file `out`; seconds for normalising and computing."""
+        pixels = np.load(images, mmap_mode="r")
+        scale = (1 / (255 * np.array(std))).astype(np.float32)
+        shift = (-np.array(mean) / np.array(std)).astype(np.float32)
+        logits = []
+        began = time.perf_counter()
+        for start in range(0, len(pixels), batch):
+            x = pixels[start : start + batch].astype(np.float32) * scale + shift
+            logits.append(np.asarray(self.run(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))))
+        seconds = time.perf_counter() - began
+        np.save(out, np.concatenate(logits))
+        return {"seconds": seconds}
+
+
+def _timed(function: Any, *arguments: Any) -> tuple[float, Any]:
+    start = time.perf_counter_ns()
+    result = function(*arguments)
+    return (time.perf_counter_ns() - start) / 1e6, result
+
+
+def _status(key: str) -> int:
+    """A memory figure of this process in bytes (Linux)."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def _reset_peak() -> int | None:
+    """Set the high-water mark back to what is resident now, and return that; None where the system has no such mark."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    except OSError:
+        return None
+
+
+def main() -> None:
+    # Libraries print to standard output; the answers go to a private copy of it.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    session = Session()
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            answer = getattr(session, question.pop("command"))(**question)
+        except MemoryError:
+            answer = {"error": "out of memory: an allocation was refused"}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The machine a measurement was taken on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = ("torch", "torchvision", "torchao", "onnx", "onnxruntime", "numpy")
+CPUINFO = Path("/proc/cpuinfo")
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+# The instruction sets that decide which integer and bf16 kernels a library picks.
+FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
+
+
+def physical_cores() -> int:
+    """Cores this process may use, hyper-threads not counted."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
+def environment(root: Path) -> dict[str, Any]:
+    """CPU, memory, load, versions and commit; what a system does not tell is None."""
+    info = _cpuinfo()
+    found = info.get("flags", info.get("Features", "")).split()
+    return {
+        "host": socket.gethostname(),
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": [flag for flag in FLAGS if flag in found],
+        "cores": psutil.cpu_count(logical=False),
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "governor": GOVERNOR.read_text().strip() if GOVERNOR.exists() else None,
+        "load": psutil.getloadavg()[0],
+        "memory_gb": psutil.virtual_memory().total / 1e9,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {package: metadata.version(package) for package in PACKAGES},
+        "commit": _commit(root),
+    }
+
+
+def _cpuinfo() -> dict[str, str]:
+    if not CPUINFO.exists():
+        return {}
+    first = CPUINFO.read_text().split("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first)}
+
+
+def _commit(root: Path) -> str | None:
+    try:
+        answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() or None

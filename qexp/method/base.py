@@ -1,0 +1,177 @@
+"""What a method is, and the steps that all share: export, layer table, the artifact folder."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.utils.flop_counter import FlopCounterMode
+
+from qexp.data.base import ImageData
+from qexp.files import building, code_digest, file_digest, write_json
+from qexp.types import Artifact, Layer, Unsupported, UserError, Wants, digest, versions
+
+# torchao registers an enum in a way that torch 2.15 calls deprecated, and torch says so at each import.
+logging.getLogger("torch.utils._pytree").addFilter(lambda record: "KernelPreference" not in record.getMessage())
+
+PACKAGES = ("torch", "torchao", "onnx", "onnxscript")
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What a method wrote into the artifact's folder: the graph's file name and each layer's number formats."""
+
+    graph: str
+    layers: tuple[Layer, ...]
+    simulated: bool = False
+
+
+class Method(ABC):
+    """name: as in conf/method; bits: `auto` or a number that `supported_bits` holds (the first is auto's).
+
+    torchscript: the classic torch.ao counterpart, used for engines that want TorchScript.
+    """
+
+    name: str
+    supported_bits: tuple[int, ...] = (8,)
+
+    def __init__(self, bits: int | str = "auto", torchscript: Method | None = None):
+        self.bits = self._check_bits(bits)
+        self.torchscript = torchscript
+
+    def _check_bits(self, bits: int | str) -> int:
+        if bits == "auto":
+            return self.supported_bits[0]
+        if not isinstance(bits, int) or not 2 <= bits <= 32:
+            raise UserError(f"bits={bits} is out of range; give auto or a number of bits from 2 to 32.")
+        return bits
+
+    @property
+    def label(self) -> str:
+        """How tables name it, e.g. `static int8`."""
+        return f"{self.name} int{self.bits}"
+
+    def check(self, wants: Wants) -> None:
+        """Errors: Unsupported, with the reason, where this method cannot give what the engine wants."""
+        if self.bits not in self.supported_bits:
+            known = " and ".join(map(str, self.supported_bits))
+            raise Unsupported(f"{self.name} works at {known} bits, not at {self.bits}")
+        if wants.format == "torchscript" and self.torchscript is None:
+            raise Unsupported(f"{self.name} has no TorchScript form")
+        if wants.format not in ("pt2", "torchscript"):
+            raise Unsupported(f"{self.name} cannot write {wants.format}")
+
+    @abstractmethod
+    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
+        """Compress the network (in eval mode, not changed) into `folder`. Never times, never logs."""
+
+
+def make_artifact(method: Method, network: nn.Module, data: ImageData, wants: Wants, source: dict[str, Any], root: Path) -> Artifact:
+    """The artifact of `method` on `network` for engines that want `wants`, found below `root` or made there.
+
+    source: identity of the weights (`model`, `weights` digest or "random", ...). Its key is the digest of all that
+    determines the result, this package's code included.
+    """
+    method.check(wants)
+    chosen = method.torchscript if wants.format == "torchscript" and method.torchscript else method
+    reference = _folder_name("none", 32, Wants(), source, data, {})
+    options = {k: v for k, v in vars(chosen).items() if isinstance(v, (int, float, str, bool, type(None)))}
+    name = reference if method.name == "none" and wants == Wants() else _folder_name(method.name, method.bits, wants, source, data, options)
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{name}.lock"):
+        if not (root / name).exists():
+            _write(chosen, method, network.eval(), data, wants, source, root / name, reference)
+    return Artifact.read(root / name)
+
+
+def _folder_name(method: str, bits: int, wants: Wants, source: dict[str, Any], data: ImageData, options: dict[str, Any]) -> str:
+    key = digest([
+        method, bits, repr(wants), options, source, data.spec.to_json(), data.calibration_images,
+        code_digest(Path(__file__).parent), torch.__version__,
+    ])  # fmt: skip
+    return f"{source['model']}-{method}-{bits}bit-{wants.format}-{key[:10]}".replace("/", "_")
+
+
+def _write(
+    chosen: Method, method: Method, network: nn.Module, data: ImageData, wants: Wants, source: dict[str, Any], target: Path, reference: str
+) -> None:
+    with building(target) as folder:
+        compressed = chosen.apply(network, data, wants, folder)
+        parameters = sum(p.numel() for p in network.parameters())
+        artifact = Artifact(
+            folder=folder, key=target.name, format=wants.format, graph=compressed.graph, model=source["model"], method=method.name,
+            bits=method.bits, label=method.label, data=data.spec, layers=compressed.layers, parameters=parameters,
+            macs=sum(layer.macs for layer in compressed.layers), packed_bytes=_packed_bytes(network, compressed.layers),
+            reference=reference, files={compressed.graph: file_digest(folder / compressed.graph)}, source=source,
+            versions=versions(*PACKAGES), simulated=compressed.simulated, random_weights=source["weights"] == "random",
+        )  # fmt: skip
+        write_json(folder / "artifact.json", artifact.to_json())
+
+
+def _packed_bytes(network: nn.Module, layers: tuple[Layer, ...]) -> int:
+    """Bytes of all parameters at exactly their bits: weights of `layers` at theirs with one fp32 scale per channel, the rest fp32."""
+    modules = dict(network.named_modules())
+    bits = 32 * sum(p.numel() for p in network.parameters())
+    for layer in layers:
+        if layer.quantized:
+            weight = modules[layer.name].weight
+            width = BITS.get(layer.weight) or int(layer.weight.removeprefix("int"))
+            scales = 32 * weight.shape[0] if layer.weight.startswith("int") else 0
+            bits += weight.numel() * (width - 32) + scales
+    return (bits + 7) // 8
+
+
+def example_input(data: ImageData, batch: int = 2) -> Tensor:
+    """x[B,C,H,W] of zeros in the shape of the data; two images, since torch.export takes a batch of one for a constant."""
+    return torch.zeros(batch, *data.spec.input_shape)
+
+
+def layer_table(network: nn.Module, data: ImageData) -> tuple[Layer, ...]:
+    """Every convolution and linear layer of the fp32 network with its parameters and multiply-accumulate operations.
+
+    Operations are counted by torch's FlopCounterMode on one image; it counts two per multiply-accumulate.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(example_input(data, 1))
+    flops = counter.get_flop_counts()
+    root = type(network).__name__
+    return tuple(
+        Layer(name, type(module).__name__.lower(), sum(p.numel() for p in module.parameters()), sum(flops[f"{root}.{name}"].values()) // 2)
+        for name, module in network.named_modules()
+        if isinstance(module, WEIGHTED)
+    )
+
+
+def export(network: nn.Module, data: ImageData) -> ExportedProgram:
+    """The network as an ATen graph with a free batch size. Errors: UserError where torch.export cannot trace it."""
+    try:
+        shapes = ({0: torch.export.Dim("batch")},)
+        return torch.export.export(network, (example_input(data),), dynamic_shapes=shapes)
+    except Exception as error:
+        raise UserError(f"torch.export cannot trace {type(network).__name__}: {str(error)[:600]}") from error
+
+
+def save_graph(program: ExportedProgram, file: Path) -> None:
+    """Write a `.pt2` without the debug information (source lines and module paths) that would dwarf a small network."""
+    for module in program.graph_module.modules():
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):
+                    node.meta.pop(key, None)
+    program.example_inputs = None
+    torch.export.save(program, file)
+
+
+def with_formats(layers: tuple[Layer, ...], formats: dict[str, tuple[str, str]]) -> tuple[Layer, ...]:
+    """`layers` with the (weight, activation) formats found for some of them by name."""
+    return tuple(replace(la, weight=formats[la.name][0], activation=formats[la.name][1]) if la.name in formats else la for la in layers)

@@ -1,0 +1,28 @@
+"""No compression: the fp32 network itself, the row that all others are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qexp.data.base import ImageData
+from qexp.method.base import Compressed, Method, export, layer_table, save_graph
+from qexp.types import Wants
+
+
+class NoCompression(Method):
+    name = "none"
+    supported_bits = (32,)
+
+    def __init__(self, **common: Any):
+        super().__init__(**{**common, "bits": 32})  # one row, whatever bits a sweep goes through
+
+    @property
+    def label(self) -> str:
+        return "fp32"
+
+    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
+        save_graph(export(network, data), folder / "model.pt2")
+        return Compressed("model.pt2", layer_table(network, data))

@@ -1,0 +1,114 @@
+"""The classic torch.ao quantisation in TorchScript, for comparison with older work.
+
+PyTorch has deprecated both; this file, qexp/engine/torch_ao.py and the `torchscript` keys of conf/method go together.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.ao.nn import quantized
+from torch.ao.nn.quantized import dynamic
+from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+from qexp.data.base import ImageData
+from qexp.method.base import Compressed, Method, example_input, layer_table, with_formats
+from qexp.types import Unsupported, UserError, Wants
+
+DTYPES = {8: torch.qint8, 16: torch.float16}
+
+
+class Traced(Method):
+    """The fp32 network as TorchScript."""
+
+    name = "none"
+    supported_bits = (32,)
+
+    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
+        with classic(wants.kernels):
+            return save_torchscript(network, network, data, folder)
+
+
+class ClassicDynamic(Method):
+    """Linear layers only: weights int8 (scales of activations found at each call) or fp16; convolutions stay fp32."""
+
+    name = "dynamic"
+    supported_bits = (8, 16)
+
+    @property
+    def label(self) -> str:
+        return "dynamic fp16" if self.bits == 16 else super().label
+
+    def check(self, wants: Wants) -> None:
+        if self.bits not in self.supported_bits:
+            raise Unsupported(f"dynamic works at 8 (int8) and 16 (fp16) bits, not at {self.bits}")
+        if wants.format != "torchscript":
+            raise Unsupported("dynamic quantisation runs on torch.ao's kernels only: engine=torch_ao")
+
+    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
+        with classic(wants.kernels):
+            converted = quantize_dynamic(copy.deepcopy(network), {nn.Linear}, DTYPES[self.bits])
+            return save_torchscript(converted, network, data, folder)
+
+
+class ClassicStatic(Method):
+    """FX graph mode with the default configuration of the kernels, convolution, batch norm and activation fused."""
+
+    name = "static"
+
+    def __init__(self, fuse: bool = True, calibration_batch: int = 64, **common: Any):
+        super().__init__(**common)
+        self.fuse, self.calibration_batch = fuse, calibration_batch
+
+    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
+        if not self.fuse:
+            raise Unsupported("torch_ao always fuses convolution, batch norm and activation; method.fuse=false needs another engine")
+        with classic(wants.kernels), torch.no_grad():
+            try:
+                prepared = prepare_fx(copy.deepcopy(network), get_default_qconfig_mapping(wants.kernels), (example_input(data),))
+            except Exception as error:
+                raise UserError(f"torch.fx cannot trace {type(network).__name__} for torch_ao: {str(error)[:400]}") from error
+            for images in data.calibration().split(self.calibration_batch):
+                prepared(images)
+            return save_torchscript(convert_fx(prepared), network, data, folder)
+
+
+@contextmanager
+def classic(kernels: str) -> Iterator[None]:
+    """torch's integer kernels set to `kernels`, with the deprecation notes of torch.ao and TorchScript silent: we know."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = kernels
+    try:
+        with warnings.catch_warnings():
+            for message in ("torch.ao.quantization is deprecated", "`torch.jit", ".*reduce_range", "torch.quantize_per_", "Converting a tensor"):
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        torch.backends.quantized.engine = before
+
+
+def save_torchscript(converted: nn.Module, network: nn.Module, data: ImageData, folder: Path) -> Compressed:
+    """Trace `converted`, freeze it and write model.ts; the formats are read off its modules."""
+    with torch.no_grad():
+        traced = torch.jit.freeze(torch.jit.trace(converted, example_input(data), check_trace=False).eval())
+    traced.save(str(folder / "model.ts"))
+    return Compressed("model.ts", with_formats(layer_table(network, data), _formats(converted)))
+
+
+def _formats(converted: nn.Module) -> dict[str, tuple[str, str]]:
+    found = {}
+    for name, module in converted.named_modules():
+        if isinstance(module, dynamic.Linear):
+            half = module._packed_params.dtype == torch.float16
+            found[name] = ("float16", "float32") if half else ("int8", "uint8")
+        elif isinstance(module, (quantized.Conv2d, quantized.Linear)):
+            found[name] = ("int8", "uint8")
+    return found

@@ -1,0 +1,121 @@
+"""Lightning's Trainer as this project uses it: quiet, with atomic checkpoints and one line per epoch off a terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import distributed
+
+from qexp.types import UserError
+
+# What these say below WARNING: devices found, tips, the end of the training, processes that met, MLflow's new database.
+INFO_UNWANTED = (
+    "pytorch_lightning.utilities.rank_zero",
+    "lightning_fabric.utilities.rank_zero",
+    "lightning_fabric.utilities.distributed",
+    "mlflow.store.db.utils",
+)
+# Beginnings (regular expressions) of warnings whose cause is known and wanted.
+WARNINGS_UNWANTED = (
+    r"Checkpoint directory .* exists and is not empty",  # a resumed training
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's use of torch, nothing of ours
+    r".*does not have many workers",  # batches are slices of an array; worker processes would only slow them down
+)
+
+
+def make_trainer(accelerator: str, precision: str, sync_batchnorm: bool | str = False, **options: Any) -> Trainer:
+    """A quiet Lightning Trainer that shows its progress unless `enable_progress_bar=False`; `options` are the Trainer's.
+
+    Precision `auto` is bf16 autocast where the hardware computes in bf16, else fp32; sync_batchnorm `auto` is on for GPUs
+    (PyTorch has none for CPUs). Errors: UserError for a device, precision or strategy that this machine does not have.
+    """
+    be_quiet()
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    if on_gpu and not torch.cuda.is_available():
+        raise UserError(f"trainer.accelerator={accelerator}, but PyTorch sees no GPU here. Use trainer=cpu (or trainer.accelerator=cpu).")
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
+        precision = "bf16-mixed" if fast else "32-true"
+    shown = options.pop("enable_progress_bar", True)
+    bar = shown and sys.stdout.isatty()
+    progress: list[Callback] = [_Bar() if bar else _Lines()] if shown else []
+    fixed = {
+        "callbacks": [*options.pop("callbacks", []), *progress],
+        "plugins": [*options.pop("plugins", []), _AtomicCheckpoints()],
+        "sync_batchnorm": on_gpu if sync_batchnorm == "auto" else bool(sync_batchnorm),
+        # Every process validates all images: a distributed sampler would repeat some to fill the last batches.
+        "use_distributed_sampler": False,
+    }
+    quiet_options = {"enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 0, "enable_progress_bar": bar}
+    try:
+        return Trainer(accelerator=accelerator, precision=precision, **{**quiet_options, **fixed, **options})  # type: ignore[arg-type]
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"The trainer's options do not fit this machine: {error}. See conf/trainer/.") from error
+
+
+def leave_one_process(trainer: Trainer) -> None:
+    """End all but the first process of a distributed training, so that it alone tests (once per image) and writes."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+    if not trainer.is_global_zero:
+        sys.exit()
+
+
+def be_quiet() -> None:
+    """Silence the messages listed above, and no others."""
+    for name in INFO_UNWANTED:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.loggers.mlflow").addFilter(_no_new_experiment)
+    for message in WARNINGS_UNWANTED:
+        warnings.filterwarnings("ignore", message)
+
+
+def _no_new_experiment(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Experiment with name")  # "... not found. Creating it."
+
+
+class _AtomicCheckpoints(TorchCheckpointIO):
+    """A checkpoint takes its name when it is whole: a kill at any moment leaves the one before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        partial = Path(f"{path}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            partial.unlink(missing_ok=True)
+            raise UserError(f"Cannot write {path}: {error}. Free some space and give the same command: it goes on.") from error
+
+
+class _Bar(RichProgressBar):
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num" and not k.endswith("top5")}
+
+
+class _Lines(Callback):
+    """One line per epoch, for log files: `epoch 3/20  train_loss 1.2345  train_top1 0.5678  val_top1 0.5432  12.3 s`."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            values = [f"{k} {float(v):.4f}" for k, v in sorted(trainer.callback_metrics.items()) if not k.endswith("_top5")]
+            epoch, seconds = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"{time.perf_counter() - self.started:.1f} s"
+            print("  ".join([epoch, *values, seconds]), flush=True)

@@ -1,0 +1,128 @@
+"""One job from its config to its record: whatever happens in it ends as a row, and the other jobs go on."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from qexp.engine.base import Engine
+from qexp.errors import explain
+from qexp.launch import ChildFailed
+from qexp.measure.base import Bench, Subject, TestSet, fastest, run_measures
+from qexp.measure.machine import environment, physical_cores
+from qexp.tracking.store import read_records, write_record
+from qexp.types import Measurement, Record, Unsupported, command_line, digest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job measured: the subject, the numbers, and tables for people by file name."""
+
+    subject: Subject
+    measurements: list[Measurement]
+    texts: dict[str, str]
+
+
+def engines_of(config: DictConfig) -> list[Engine]:
+    """The engine of the config, or all candidates of `engine=auto`."""
+    candidates = config.engine.get("candidates")
+    return [instantiate(engine) for engine in (candidates.values() if candidates else [config.engine])]
+
+
+def accepted_by(engines: list[Engine], make: Callable[[Engine], Subject]) -> list[Subject]:
+    """A subject for each engine that `make` finds no reason against. Errors: Unsupported with the first reason if none is left."""
+    accepted, reasons = [], []
+    for engine in engines:
+        try:
+            accepted.append(make(engine))
+        except Unsupported as reason:
+            reasons.append(str(reason))
+    if not accepted:
+        raise Unsupported(reasons[0])
+    return accepted
+
+
+def measure(config: DictConfig, subjects: list[Subject], baseline: Subject | None, tests: TestSet | None) -> Outcome:
+    """All measurements of the config on the fastest of `subjects`, against the baseline and on the test set where there are."""
+    subject, trial = fastest(subjects, instantiate(config.engine.get("trial")))
+    bench = Bench(subject, baseline, tests, cache=Path(config.outputs) / "cache")
+    measures = {name: instantiate(node) for name, node in config.measure.items() if isinstance(node, DictConfig)}
+    return Outcome(subject, [*run_measures(measures, bench), *trial], bench.texts)
+
+
+def run_job(config: DictConfig, kind: str, planned: dict[str, Any], job: Callable[[DictConfig], Outcome]) -> None:
+    """Run `job` and write its record, finished, unsupported or failed, to the run's folder and then to tracking.
+
+    planned: the record's params as far as the config tells them (model, data, method, bits).
+    """
+    if config.threads == "auto":
+        config.threads = physical_cores()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    params = {**planned, **{key: config[key] for key in ("batch_size", "threads", "seed")}, "engine": HydraConfig.get().runtime.choices.engine}
+    print(f"{describe(params)} ...", flush=True)
+    began = time.perf_counter()
+    outcome, status, reason = None, "finished", ""
+    try:
+        outcome = job(config)
+    except Unsupported as refusal:
+        status, reason = "unsupported", str(refusal)
+    except Exception as error:
+        status, reason = "failed", reason_of(error, folder)
+    record = make_record(config, kind, params, outcome, status, reason)
+    if outcome and any(other.key == record.key for other in read_records(sweep_folder())):
+        print(f"  {record.label} is in this sweep already: one row is enough", flush=True)
+        return
+    write_record(record, folder)
+    instantiate(config.tracking).log(record, folder)
+    print(f"  {status} in {time.perf_counter() - began:.0f} s{f': {reason}' if reason else ''}", flush=True)
+
+
+def sweep_folder() -> Path:
+    """The folder of all jobs of this command; a single run is a sweep of one."""
+    hydra = HydraConfig.get()
+    return Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else Path(hydra.runtime.output_dir).parent
+
+
+def describe(params: dict[str, Any]) -> str:
+    """How a run is called: `resnet34 · static int8 · onnxruntime`, or its bits as given before it is known what it becomes."""
+    bits = "" if params["bits"] == "auto" else f" {params['bits']} bits"
+    return " · ".join([params["model"], params.get("label") or f"{params['method']}{bits}", params["engine"], f"batch {params['batch_size']}"])
+
+
+def reason_of(error: Exception, folder: Path) -> str:
+    """One line for the table; the traceback of what no user can put right goes to the run's folder."""
+    if isinstance(error, ChildFailed):
+        return f"the measurement {error}"
+    explained = explain(error)
+    if explained is not None:
+        return explained
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "traceback.txt").write_text(traceback.format_exc())
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (see {folder / 'traceback.txt'})"
+
+
+def make_record(config: DictConfig, kind: str, params: dict[str, Any], outcome: Outcome | None, status: str, reason: str) -> Record:
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    key, artifact = digest([kind, resolved]), ""
+    if outcome:
+        made, engine = outcome.subject.artifact, outcome.subject.engine
+        known = {"model": made.model, "data": made.data.name, "method": made.method, "bits": made.bits, "label": made.label}
+        params = {**params, **known, "engine": engine.name}
+        key = digest([kind, outcome.subject.identity, config.batch_size, config.threads, resolved["measure"]])
+        artifact = str(made.folder)
+    return Record(
+        kind=kind, key=key, sweep=sweep_folder().name, status=status, reason=reason, label=describe(params), params=params, config=resolved,
+        measurements=tuple(outcome.measurements if outcome else ()), environment=environment(Path(__file__).parents[1]),
+        command=command_line(), created=datetime.now(UTC).isoformat(timespec="seconds"), artifact=artifact,
+        texts=outcome.texts if outcome else {},
+    )  # fmt: skip

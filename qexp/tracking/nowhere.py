@@ -1,0 +1,22 @@
+"""No tracking beyond the records on disk (`tracking=none`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qexp.types import Record
+
+
+class Nowhere:
+    def prepare(self) -> None:
+        pass
+
+    def training_logger(self, folder: Path, run_name: str, params: dict[str, Any]) -> Any:
+        return False  # Lightning's word for no logger
+
+    def log(self, record: Record, folder: Path) -> None:
+        pass
+
+    def log_sweep(self, sweep: str, records: list[Record], markdown: str, files: dict[str, str]) -> None:
+        pass

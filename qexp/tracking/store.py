@@ -1,0 +1,26 @@
+"""Records on disk: the truth that MLflow, tables and reports are views of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qexp.files import not_writable, write_json
+from qexp.types import Record
+
+
+def write_record(record: Record, folder: Path) -> None:
+    """`record.json` and its texts in a run's own folder; the record comes last and in one piece."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in record.texts.items():
+            (folder / name).write_text(text)
+    except OSError as error:
+        raise not_writable(folder, error) from error
+    write_json(folder / "record.json", record.to_json())
+
+
+def read_records(sweep: Path) -> list[Record]:
+    """All records of a sweep's folder in the order of its jobs."""
+    files = sorted(sweep.glob("**/record.json"), key=lambda file: (len(file.parent.name), file.parent.name))
+    return [Record.from_json(json.loads(file.read_text())) for file in files]

@@ -1,0 +1,56 @@
+"""Small datasets that the tests make themselves, and the real ones below $QEXP_DATA where it is set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qexp.data.base import Augmentation
+from qexp.data.folder import FolderData
+
+
+@pytest.fixture
+def cache_dir(tmp_path: Path) -> str:
+    return str(tmp_path / "cache")
+
+
+@pytest.fixture
+def real_images() -> Path:
+    """The folder of unpacked real images."""
+    if "QEXP_DATA" not in os.environ:
+        pytest.skip("QEXP_DATA is not set")
+    return Path(os.environ["QEXP_DATA"])
+
+
+def write_images(root: Path, classes: tuple[str, ...] = ("cat", "dog"), train: int = 10, test: int = 4, size: int = 8) -> Path:
+    """root/{train,test}/CLASS/N.png with random colour pixels."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", train), ("test", test)):
+        for name in classes:
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(rng.integers(256, size=(size, size, 3), dtype=np.uint8)).save(folder / f"{number:03}.png")
+    return root
+
+
+@pytest.fixture
+def images_root(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "pets")
+
+
+@pytest.fixture
+def make_folder(images_root: Path, cache_dir: str) -> Callable[..., FolderData]:
+    """A FolderData of 2 classes, 10 + 4 images of 8x8 pixels each, with options changed as asked."""
+
+    def make(**options: Any) -> FolderData:
+        defaults = {"root": str(images_root), "image_size": 8, "channels": 3, "cache_dir": cache_dir, "augmentation": Augmentation(2)}
+        return FolderData(**{**defaults, **options})
+
+    return make

@@ -1,0 +1,159 @@
+"""From images to what a network is fed: normalised, in batches, for training, validation, test and calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+
+from qexp.data.folder import FolderData
+
+Make = Callable[..., FolderData]
+
+
+def normalised(data: FolderData, images: np.ndarray) -> np.ndarray:
+    """x[B,C,H,W] float64 of images[B,H,W,C]."""
+    return ((images.astype(np.float64) / 255 - np.array(data.spec.mean)) / np.array(data.spec.std)).transpose(0, 3, 1, 2)
+
+
+def opened(make_folder: Make, **options: Any) -> FolderData:
+    data = make_folder(**options)
+    data.open()
+    return data
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalise_against_float64(make_folder: Make, channels: int) -> None:
+    data = make_folder(channels=channels)
+    data.open()
+    images = data.splits["train"].images
+    x = data.normalise(torch.from_numpy(np.array(images)))
+    assert x.dtype == torch.float32 and x.shape == (20, channels, 8, 8) and x.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(x.numpy(), normalised(data, images), atol=2e-6)
+
+
+def test_training_part_is_zero_on_average_with_deviation_one(make_folder: Make) -> None:
+    data = make_folder()
+    data.open()
+    x = data.normalise(torch.from_numpy(data.splits["train"].images[data.train_indices])).double()
+    assert x.mean((0, 2, 3)).numpy() == pytest.approx(np.zeros(3), abs=1e-6)
+    assert x.std((0, 2, 3), correction=0).numpy() == pytest.approx(np.ones(3), abs=1e-6)
+
+
+def indices_of(data: FolderData, x: Tensor) -> list[int]:
+    """Which training images x[N,C,H,W] are, by their pixels."""
+    known = {image.tobytes(): index for index, image in enumerate(data.splits["train"].images)}
+    mean, std = np.array(data.spec.mean), np.array(data.spec.std)
+    pixels = np.rint((x.double().numpy().transpose(0, 2, 3, 1) * std + mean) * 255).astype(np.uint8)
+    return [known[image.tobytes()] for image in pixels]
+
+
+def test_calibration_images_are_plain_training_images(make_folder: Make) -> None:
+    data = make_folder(calibration_images=7, validation_share=0.4)
+    x = data.calibration()
+    found = indices_of(data, x)  # fails for an augmented image
+    assert len(set(found)) == 7 and set(found) <= set(data.train_indices.tolist())
+    np.testing.assert_allclose(x.numpy(), normalised(data, data.splits["train"].images[found]), atol=2e-6)
+    again, reseeded, resplit = (make_folder(calibration_images=7, validation_share=0.4, **o) for o in ({}, {"seed": 9}, {"split_seed": 9}))
+    assert torch.equal(again.calibration(), x) and torch.equal(reseeded.calibration(), x)
+    assert not torch.equal(resplit.calibration(), x)
+
+
+def test_calibration_takes_the_whole_training_part_where_it_is_small(make_folder: Make) -> None:
+    data = make_folder(calibration_images=1000, validation_share=0.4)
+    assert indices_of(data, data.calibration()) == data.train_indices.tolist()
+
+
+def test_training_batches_cover_the_training_part_in_a_new_order_each_epoch(make_folder: Make) -> None:
+    def epochs(**options: Any) -> list[list[int]]:
+        data = make_folder(batch_size=16, validation_share=0.4, **options)
+        data.open()
+        loader = data.train_dataloader()
+        orders = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            batches = [indices_of(data, data.normalise(images)) for images, _ in loader]
+            orders.append([index for batch in batches for index in batch])
+            assert sorted(orders[-1]) == data.train_indices.tolist()
+        return orders
+
+    first, second = epochs()
+    assert first != second and epochs() == [first, second] and epochs(seed=1)[0] != first
+
+
+def test_images_and_labels_belong_together(make_folder: Make) -> None:
+    data = make_folder(eval_batch_size=3)
+    data.open()
+    for loader, part, indices in ((data.val_dataloader(), "train", data.validation_indices), (data.test_dataloader(), "test", range(8))):
+        images, labels = (torch.cat(column).numpy() for column in zip(*loader, strict=True))
+        split, chosen = data.splits[part], list(indices)
+        assert np.array_equal(images, split.images[chosen]) and np.array_equal(labels, split.labels[chosen])
+    for batch, batch_labels in data.train_dataloader():
+        assert batch.dtype == torch.uint8
+        assert batch_labels.tolist() == data.splits["train"].labels[indices_of(data, data.normalise(batch))].tolist()
+
+
+def test_last_batch_is_dropped_in_training_only(make_folder: Make) -> None:
+    data = make_folder(batch_size=4, eval_batch_size=4)
+    data.open()
+    assert [len(labels) for _, labels in data.train_dataloader()] == [4, 4, 4, 4]  # of 18
+    assert [len(labels) for _, labels in data.test_dataloader()] == [4, 4]
+    whole = opened(make_folder, batch_size=18)
+    assert [len(labels) for _, labels in whole.train_dataloader()] == [18]
+    assert len(data.train_dataloader().dataset[0][0]) == 8  # one image at a time works as well
+
+
+def test_only_training_batches_are_augmented(make_folder: Make) -> None:
+    data = opened(make_folder)
+    images, labels = torch.from_numpy(np.array(data.splits["train"].images)), torch.arange(20)
+    for training, step in ((True, 3), (True, 4), (False, 3)):
+        progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=step)))
+        data.trainer = SimpleNamespace(training=training, global_rank=1, fit_loop=SimpleNamespace(epoch_loop=progress))  # type: ignore
+        x, unchanged = data.on_after_batch_transfer((images, labels), 0)
+        expected = data.augment(images, step, rank=1) if training else images
+        assert torch.equal(x, data.normalise(expected)) and torch.equal(unchanged, labels)
+
+
+class Watching(LightningModule):
+    """A small network that keeps what it is fed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.fed = nn.Conv2d(3, 2, 8), {"train": list[Tensor](), "val": list[Tensor](), "test": list[Tensor]()}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        self.fed["train"].append(batch[0])
+        return nn.functional.cross_entropy(self.layer(batch[0]).flatten(1), batch[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self.fed["val"].append(batch[0])
+
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self.fed["test"].append(batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fed_by_lightning(make_folder: Make) -> None:
+    data = make_folder(batch_size=6, eval_batch_size=5, validation_share=0.4)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer, network = Trainer(accelerator="cpu", max_epochs=2, num_sanity_val_steps=1, **quiet), Watching()  # type: ignore[arg-type]
+    trainer.fit(network, data)  # the first images are normalised in inference mode, and training goes on from there
+    trainer.test(network, data, verbose=False)
+    assert len(network.fed["train"]) == 4
+    assert indices_of(data, torch.cat(network.fed["val"][-2:])) == data.validation_indices.tolist()
+    np.testing.assert_allclose(torch.cat(network.fed["test"]).numpy(), normalised(data, data.splits["test"].images), atol=2e-6)
+    loader, expected = opened(make_folder, batch_size=6, validation_share=0.4).train_dataloader(), list[Tensor]()
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        begun = len(expected)
+        expected += [data.normalise(data.augment(images, begun + index)) for index, (images, _) in enumerate(loader)]
+    assert all(torch.equal(x, y) for x, y in zip(network.fed["train"], expected, strict=True))

@@ -1,0 +1,87 @@
+"""The validation part: of every class its share, apart from the training part, the same for every training seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qexp.data.cache import channel_statistics, split_train
+from qexp.data.folder import FolderData
+from qexp.types import UserError
+
+labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 7], [100, 53, 2, 1]))
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.1, [10, 5, 1, 0]), (0.25, [25, 13, 1, 0]), (0.001, [1, 1, 1, 0]), (0.999, [99, 52, 1, 0])]
+)
+def test_stratified_disjoint_and_complete(share: float, expected: list[int]) -> None:
+    train, validation = split_train(labels, share, seed=0)
+    assert sorted([*train, *validation]) == list(range(len(labels)))
+    assert [int((labels[validation] == label).sum()) for label in (0, 1, 2, 7)] == expected
+    assert set(labels[train]) == {0, 1, 2, 7}
+    assert (np.diff(train) > 0).all() and (np.diff(validation) > 0).all()
+
+
+def test_fixed_by_its_seed_alone() -> None:
+    one, same, other = (split_train(labels, 0.1, seed)[1].tolist() for seed in (0, 0, 1))
+    assert one == same and one != other
+
+
+def test_random_within_a_class() -> None:
+    chosen = np.concatenate([split_train(np.zeros(100, int), 0.1, seed)[1] for seed in range(500)])
+    counts = np.bincount(chosen, minlength=100)  # 50 expected each, deviation 6.7
+    assert counts.min() > 20 and counts.max() < 80
+
+
+def test_nothing_to_validate_on() -> None:
+    with pytest.raises(UserError, match="no class with two images"):
+        split_train(np.arange(5), 0.1, 0)
+
+
+def test_dataset_splits_by_split_seed_and_not_by_seed(make_folder: Callable[..., FolderData]) -> None:
+    one, seeded, other = (make_folder(validation_share=0.3, **options) for options in ({}, {"seed": 5}, {"split_seed": 1}))
+    for data in (one, seeded, other):
+        data.open()
+    assert np.array_equal(one.validation_indices, seeded.validation_indices) and one.spec == seeded.spec
+    assert not np.array_equal(one.validation_indices, other.validation_indices) and other.spec.split_seed == 1
+    assert np.bincount(one.splits["train"].labels[one.validation_indices]).tolist() == [3, 3]
+
+
+def test_mean_and_deviation_are_those_of_the_training_part(make_folder: Callable[..., FolderData]) -> None:
+    data = make_folder(validation_share=0.5)
+    spec = data.open()
+    values = data.splits["train"].images[data.train_indices].astype(np.float64) / 255
+    everything = data.splits["train"].images.astype(np.float64) / 255
+    assert spec.mean == pytest.approx(values.mean((0, 1, 2)), abs=1e-12)
+    assert spec.std == pytest.approx(values.std((0, 1, 2)), abs=1e-12)
+    assert spec.mean != pytest.approx(everything.mean((0, 1, 2)), abs=1e-6)
+
+
+def test_statistics_of_more_images_than_one_chunk() -> None:
+    images = np.random.default_rng(2).integers(0, 200, size=(9000, 3, 2, 2), dtype=np.uint8)
+    images[..., 1] //= 3
+    indices = np.arange(0, 9000, 2)
+    mean, std = channel_statistics(images, indices)
+    values = images[indices].astype(np.float64) / 255
+    assert mean == pytest.approx(values.mean((0, 1, 2)), abs=1e-12) and std == pytest.approx(values.std((0, 1, 2)), abs=1e-12)
+
+
+def test_constant_channel_can_be_divided_by() -> None:
+    mean, std = channel_statistics(np.full((5, 2, 2, 1), 51, np.uint8), np.arange(5))
+    assert mean == pytest.approx((0.2,)) and std == pytest.approx((1 / 255,))
+
+
+@pytest.mark.real_images
+def test_real_photographs(real_images: Path, tmp_path: Path) -> None:
+    """4,500 images of each class to train on, 500 to validate on; the statistics against NumPy's."""
+    data = FolderData(str(real_images / "cifar10-jpeg"), image_size=32, channels=3, cache_dir=str(tmp_path))
+    spec = data.open()
+    counts = [np.bincount(data.splits["train"].labels[part]).tolist() for part in (data.train_indices, data.validation_indices)]
+    assert counts == [[4500] * 10, [500] * 10]
+    values = data.splits["train"].images[data.train_indices].reshape(-1, 3)
+    assert spec.mean == pytest.approx(values.mean(0, np.float64) / 255, abs=1e-9)
+    assert spec.std == pytest.approx(values.std(0, np.float64) / 255, abs=1e-9)

@@ -1,0 +1,140 @@
+"""Layer tables, packed sizes, keys and reuse of artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from qexp.data.random import RandomData
+from qexp.method.base import Compressed, layer_table, make_artifact
+from qexp.method.none import NoCompression
+from qexp.method.static import Static
+from qexp.method.torch_ao import ClassicDynamic, ClassicStatic, Traced
+from qexp.types import Artifact, Unsupported, UserError, Wants
+
+SOURCE = {"model": "small", "weights": "random"}
+TORCHSCRIPT = Wants("torchscript", kernels="x86")
+
+
+def test_macs_match_the_count_by_hand(pretend_data: RandomData, network: nn.Module) -> None:
+    # height x width of the result x output channels x input channels x kernel area
+    by_hand = {
+        "stem.0": 16 * 16 * 8 * 3 * 9,
+        "blocks.0.body.0": 16 * 16 * 8 * 8 * 9,
+        "blocks.0.body.3": 16 * 16 * 8 * 8 * 9,
+        "blocks.1.body.0": 8 * 8 * 16 * 8 * 9,
+        "blocks.1.body.3": 8 * 8 * 16 * 16 * 9,
+        "blocks.1.shortcut.0": 8 * 8 * 16 * 8,
+        "classifier": 16 * 10,
+    }
+    assert {layer.name: layer.macs for layer in layer_table(network, pretend_data)} == by_hand
+
+
+def test_packed_size_is_the_bits_of_every_tensor(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    artifact = make_artifact(Static(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    weights = {n: p for n, p in network.named_parameters() if p.ndim > 1}
+    int8_bytes = sum(p.numel() for p in weights.values())
+    scale_bytes = 4 * sum(p.shape[0] for p in weights.values())
+    rest_bytes = 4 * sum(p.numel() for n, p in network.named_parameters() if n not in weights)
+    assert artifact.packed_bytes == int8_bytes + scale_bytes + rest_bytes
+    plain = make_artifact(NoCompression(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    assert plain.packed_bytes == 4 * sum(p.numel() for p in network.parameters())
+
+
+def test_dynamic_quantisation_leaves_convolutions_in_float(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    artifact = make_artifact(ClassicDynamic(), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
+    assert {layer.name for layer in artifact.layers if layer.quantized} == {"classifier"}
+    half = make_artifact(ClassicDynamic(bits=16), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
+    assert {layer.weight for layer in half.layers if layer.quantized} == {"float16"}
+    assert (artifact.label, half.label) == ("dynamic int8", "dynamic fp16")
+
+
+def test_classic_static_quantises_every_layer(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    method = Static(torchscript=ClassicStatic())
+    artifact = make_artifact(method, network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
+    assert all(layer.weight == "int8" for layer in artifact.layers) and artifact.graph == "model.ts"
+    assert (artifact.folder / "model.ts").stat().st_size < sum(4 * p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("method", "wants", "reason"),
+    [
+        (ClassicDynamic(bits=3), TORCHSCRIPT, "8 .int8. and 16 .fp16. bits, not at 3"),
+        (ClassicDynamic(), Wants(), "engine=torch_ao"),
+        (Static(bits=16), Wants(), "static works at 8 bits, not at 16"),
+        (Static(), TORCHSCRIPT, "no TorchScript form"),
+    ],
+)
+def test_what_cannot_exist_is_unsupported_with_its_reason(
+    method: Static, wants: Wants, reason: str, pretend_data: RandomData, network: nn.Module, tmp_path: Path
+) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        make_artifact(method, network, pretend_data, wants, SOURCE, tmp_path)
+    assert not list(tmp_path.glob("small*"))
+
+
+@pytest.mark.parametrize("bits", [0, 1, 33, -8, "eight", 7.5])
+def test_bits_out_of_range_are_an_error(bits: object) -> None:
+    with pytest.raises(UserError, match="out of range"):
+        Static(bits=bits)  # type: ignore[arg-type]
+
+
+def test_none_is_fp32_whatever_bits_says() -> None:
+    assert NoCompression(bits=4).bits == 32
+
+
+class Counting(NoCompression):
+    applied = 0
+
+    def apply(self, network: nn.Module, data: RandomData, wants: Wants, folder: Path) -> Compressed:  # type: ignore[override]
+        Counting.applied += 1
+        return super().apply(network, data, wants, folder)
+
+
+def test_the_same_inputs_are_compressed_once(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    Counting.applied = 0
+    first = make_artifact(Counting(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    again = make_artifact(Counting(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    other = make_artifact(Counting(), network, pretend_data, Wants(), {**SOURCE, "weights": "abc"}, tmp_path)
+    assert Counting.applied == 2
+    assert first == again and first.folder != other.folder
+
+
+class Interrupted(NoCompression):
+    def apply(self, network: nn.Module, data: RandomData, wants: Wants, folder: Path) -> Compressed:  # type: ignore[override]
+        (folder / "model.pt2").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_compression_leaves_no_artifact(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make_artifact(Interrupted(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    assert not [p for p in tmp_path.rglob("*") if p.suffix == ".pt2"]
+    make_artifact(NoCompression(), network, pretend_data, Wants(), SOURCE, tmp_path)
+
+
+def test_every_artifact_names_its_fp32_reference(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    plain = make_artifact(NoCompression(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    static = make_artifact(Static(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    traced = make_artifact(NoCompression(torchscript=Traced()), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
+    assert {plain.reference, static.reference, traced.reference} == {plain.folder.name}
+
+
+def test_artifacts_hold_no_pickles_and_read_back_the_same(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    artifact = make_artifact(Static(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    assert Artifact.read(artifact.folder) == artifact
+    assert sorted(p.name for p in artifact.folder.iterdir()) == ["artifact.json", "model.pt2"]
+    with torch.no_grad():
+        assert torch.export.load(artifact.folder / "model.pt2").module()(torch.zeros(5, 3, 16, 16)).shape == (5, 10)
+
+
+def test_a_network_that_export_cannot_trace_is_a_clear_error(pretend_data: RandomData, tmp_path: Path) -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :10] if x.sum() > 0 else x.flatten(1)[:, 10:20]
+
+    with pytest.raises(UserError, match="torch.export cannot trace Branching"):
+        make_artifact(NoCompression(), Branching(), pretend_data, Wants(), SOURCE, tmp_path)

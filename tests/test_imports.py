@@ -1,0 +1,86 @@
+"""The one-way flow: what each package may import of qexp, and leaves that know no other leaf."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BASIC = {"qexp.types", "qexp.files"}
+ALLOWED = {
+    "types": set(),
+    "files": {"qexp.types"},
+    "launch": set(),
+    "errors": {"qexp.types"},
+    "cli": {"qexp.errors"},
+    "data": BASIC,
+    "model": BASIC,
+    "engine": BASIC,
+    "tracking": BASIC,
+    "method": BASIC | {"qexp.data.base"},
+    "measure": BASIC | {"qexp.launch", "qexp.engine.base"},
+    "report": BASIC | {"qexp.tracking.store"},
+    "runs": BASIC | {"qexp.errors", "qexp.launch", "qexp.engine.base", "qexp.measure.base", "qexp.measure.machine", "qexp.tracking.store"},
+}
+MODULES = sorted((ROOT / "qexp").rglob("*.py"))
+
+
+def imports(file: Path) -> set[str]:
+    """Modules of qexp that a file imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            is_package = (ROOT / node.module.replace(".", "/")).is_dir()
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if is_package else {node.module}
+    return {name for name in found if name.split(".")[0] == "qexp"}
+
+
+def leaves() -> set[str]:
+    """Modules that a `_target_` in conf/ names."""
+    found: set[str] = set()
+
+    def walk(node: object) -> None:
+        if isinstance(node, dict):
+            target = node.get("_target_", "")
+            if isinstance(target, str) and target.startswith("qexp."):
+                found.add(target.rpartition(".")[0])
+            for value in node.values():
+                walk(value)
+
+    for file in (ROOT / "conf").rglob("*.yaml"):
+        walk(yaml.safe_load(file.read_text()))
+    return found - {"qexp.data.base"}  # its Augmentation is a noun, not a leaf
+
+
+def test_leaves_were_found() -> None:
+    assert {"qexp.method.static", "qexp.engine.eager", "qexp.measure.latency", "qexp.model.resnet", "qexp.data.digits"} <= leaves()
+
+
+@pytest.mark.parametrize("file", MODULES, ids=[str(m.relative_to(ROOT)) for m in MODULES])
+def test_imports_follow_the_table(file: Path) -> None:
+    package = file.relative_to(ROOT / "qexp").parts[0].removesuffix(".py")
+    if package == "__init__":
+        assert not imports(file)
+        return
+    foreign = {name for name in imports(file) if name.split(".")[1] != package}
+    assert foreign <= ALLOWED[package], f"{file} may not import {foreign - ALLOWED[package]}"
+    known_leaves = imports(file) & leaves()
+    assert not known_leaves, f"{file} names {known_leaves}; leaves are named by _target_ in conf/ only"
+
+
+@pytest.mark.parametrize("script", ["train.py", "compress.py", "benchmark.py"])
+def test_entry_scripts_know_no_leaf(script: str) -> None:
+    assert not imports(ROOT / script) & leaves()
+
+
+def test_a_measuring_child_imports_nothing_heavy() -> None:
+    code = "import sys, qexp.measure.child, qexp.engine.onnxruntime; print([m for m in ('torch', 'mlflow', 'hydra') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"

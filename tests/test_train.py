@@ -1,0 +1,261 @@
+"""train.py as a user runs it: output, errors, seeds, an exact resume after a kill, two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+import train
+from qexp.data.base import open_data
+from qexp.model.base import build_network, load_weights
+from qexp.model.baseline import Baseline
+from qexp.types import UserError
+
+ROOT = Path(__file__).parents[1]
+NET = """
+import time
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, pause=0.0):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, num_classes))
+        self.pause = pause
+
+    def forward(self, x):
+        time.sleep(self.pause if self.training else 0)
+        return self.body(x)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to work in: noisy images of three grey levels below `toy`, and a network of the user's own in `own.py`."""
+    place, rng = tmp_path_factory.mktemp("place"), np.random.default_rng(0)
+    for part, count in (("train", 30), ("test", 11)):
+        for label in range(3):
+            folder = place / "toy" / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.normal(90 + 40 * label, 80, (32, 32)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    (place / "own.py").write_text(NET)
+    return place
+
+
+DATA = ["data=folder", "data.root=toy", "data.channels=1", "recipe.batch_size=16", "trainer.precision=32-true"]
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(place)])
+    return place
+
+
+def config_of(*overrides: str) -> DictConfig:
+    given = [*DATA, "trainer=cpu", "tracking=none", "model=lenet5", "recipe.epochs=1", *overrides]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", given)
+
+
+def trained(*overrides: str) -> Baseline:
+    config = config_of(*overrides)
+    return train.train_baseline(config, open_data(config))
+
+
+def same_weights(one: Baseline, other: Baseline) -> bool:
+    a, b = load_file(one.weights), load_file(other.weights)
+    return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def top1(baseline: Baseline, part: str) -> float:
+    """Of the baseline's weights, image by image, without Lightning."""
+    data = open_data(config_of())
+    network = build_network(DictConfig(baseline.model))
+    load_weights(network, load_file(baseline.weights), "")
+    split, indices = (data.splits["train"], data.validation_indices) if part == "val" else (data.splits["test"], slice(None))
+    images: Tensor = data.normalise(torch.from_numpy(split.images[indices]))
+    with torch.no_grad():
+        return float((network.eval()(images).argmax(1).numpy() == split.labels[indices]).mean())
+
+
+def test_seeds(here: Path) -> None:
+    first, again, other = trained("outputs=s1"), trained("outputs=s2"), trained("outputs=s1", "seed=1")
+    assert same_weights(first, again) and not same_weights(first, other)
+    assert first.seed == 0 and other.folder != first.folder
+    assert first.folder.name == again.folder.name
+    assert first.metrics["test_top1"] == pytest.approx(top1(first, "test"))
+    assert first.metrics["val_top1"] == pytest.approx(top1(first, "val"))
+
+
+def test_finished_baseline_is_returned_unless_forced(here: Path) -> None:
+    first = trained("outputs=finished")
+    written = first.weights.stat().st_mtime_ns
+    assert trained("outputs=finished") == first and first.weights.stat().st_mtime_ns == written
+    forced = trained("outputs=finished", "force=true")
+    assert forced.weights.stat().st_mtime_ns != written and same_weights(first, forced)
+    assert {p.name for p in first.folder.iterdir()} == {"manifest.json", "model.safetensors"}
+
+
+def test_interrupted_between_training_and_manifest(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    reference = trained("outputs=whole", "recipe.epochs=2")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Baseline, "write", killed)
+        trained("outputs=late", "recipe.epochs=2")
+    resumed = trained("outputs=late", "recipe.epochs=2")
+    assert same_weights(reference, resumed) and resumed.metrics == reference.metrics
+
+
+@pytest.mark.parametrize("recipe", ["one_cycle", "multi_step"])
+def test_resume_within_an_epoch(here: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    """Every recipe's optimizer and scheduler come back as they were; the network has dropout and batch norm."""
+    options = ["model=custom", "model._target_=own.Net", "recipe.epochs=4", f"recipe={recipe}"]
+    options += ["recipe.scheduler.milestones=[1,3]"] if recipe == "multi_step" else []
+    reference = trained(f"outputs={recipe}1", *options)
+    step = train.Classifier.training_step
+
+    def killed(module: Any, batch: Any, index: int) -> Tensor:
+        if (module.current_epoch, index) == (2, 3):
+            raise KeyboardInterrupt
+        return step(module, batch, index)
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
+        patch.setattr(train.Classifier, "training_step", killed)
+        trained(f"outputs={recipe}2", *options)
+    assert same_weights(reference, trained(f"outputs={recipe}2", *options))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["recipe.epochs=0"], "recipe.epochs is 0"),
+        (["model.num_classes=10"], r"gives \(2, 10\) .* toy has 3 classes"),
+        (["outputs=own.py", "data.cache_dir=cache"], "Cannot write to own.py.*outputs=FOLDER"),
+        (["outputs=diverged", "recipe.optimizer.lr=1e30"], "diverged: its loss is .* after epoch 1"),
+    ],
+)
+def test_refused(here: Path, overrides: list[str], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        trained(*overrides)
+
+
+def test_pretend_data_is_refused(here: Path) -> None:
+    config = config_of()
+    config.data = config_with("data=random").data
+    with pytest.raises(UserError, match="pretend images"):
+        train.train_baseline(config, open_data(config))
+
+
+def config_with(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=vgg91"], "error: There is no model=vgg91: did you mean 'vgg19'"),
+        (["-m", "model=lenet5,vgg91"], "error: There is no model=vgg91: did you mean 'vgg19'"),
+        (["data=cifar"], "error: There is no data=cifar: did you mean 'cifar10"),
+        (["recipe=onecycle"], "error: There is no recipe=onecycle: did you mean 'one_cycle'"),
+        (["recipe.epoch=3"], "error: Could not override 'recipe.epoch'"),
+        ([], "error: No model was chosen. Give model=NAME"),
+        (["model=torchvision"], "error: The model lacks name. Give model.name=VALUE"),
+        (["model._target_=own.Nett"], "error: model._target_=own.Nett: own has no 'Nett': did you mean 'Net'"),
+    ],
+)
+def test_errors_of_the_command_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], overrides: list[str], expected: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *DATA, "tracking=none", f"hydra.run.dir={here}/run", *overrides])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    message = str(stopped.value.code)
+    assert message.startswith(expected) and "_vgg" not in message and "_common" not in message
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_sweep_goes_on_after_an_error(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [*DATA, "tracking=none", "trainer=cpu", "recipe.epochs=1", "outputs=sweep", "hydra.sweep.dir=sweep"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *given, "model=vgg11,lenet5", "data.image_size=32", "model.image_size=16,32"])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    out = capsys.readouterr()
+    assert stopped.value.code == 1
+    assert "error: VGG halves the image five times" in out.err and "error: lenet5 needs images" in out.err
+    assert "lenet5 on toy" in out.out and "Traceback" not in out.err
+
+
+def start(place: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *DATA, "trainer=cpu", *overrides]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=place, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)  # type: ignore[call-overload]
+
+
+def test_exact_resume_after_a_kill(place: Path) -> None:
+    """SIGKILL in the middle of the third epoch; the undisturbed run's output is what a user sees, MLflow included."""
+    slow = ["model._target_=own.Net", "+model.pause=0.1", "recipe.epochs=4"]
+    undisturbed = start(place, *slow, "outputs=undisturbed")
+    victim = start(place, *slow, "outputs=killed", "tracking=none")
+    assert victim.stdout is not None
+    assert any(line.startswith("epoch 2/4") for line in victim.stdout)
+    time.sleep(0.25)  # five steps take half a second
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    resumed = start(place, *slow, "outputs=killed", "tracking=none")
+    (out, err), (again, _) = undisturbed.communicate(), resumed.communicate()
+    assert undisturbed.returncode == resumed.returncode == 0, err
+
+    lines = [line for line in out.splitlines() if line.strip()]
+    assert lines[0].startswith("own.Net on toy (81 + 9 + 33 images to train, validate, test): recipe one_cycle, 4 epochs, 1 x cpu 32-true")
+    assert [line.split()[:2] for line in lines[1:5]] == [["epoch", f"{i}/4"] for i in range(1, 5)]
+    assert lines[5].startswith("val_top1 0.") and "undisturbed/baselines/own.Net-toy-seed0-" in lines[5]
+    assert lines[6].startswith("Compress it: python compress.py data=folder data.root=toy") and len(lines) == 7
+    assert not err.strip()
+    epochs = [line for line in again.splitlines() if line.startswith("epoch")]
+    assert "(going on)" in again and epochs[0].startswith("epoch 3/4")
+
+    one, other = (Baseline.read(next((place / name / "baselines").iterdir())) for name in ("undisturbed", "killed"))
+    assert same_weights(one, other) and one.metrics == other.metrics
+    assert other.seconds > 0.9 * one.seconds  # those before the kill count
+
+
+def test_two_processes(place: Path) -> None:
+    """Both see every image once where it counts; one of them writes, prints and logs."""
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "recipe.epochs=2", "recipe.batch_size=8", "model=lenet5", "force=true"]
+    process = start(place, *ddp, "outputs=ddp")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    lines = [line for line in out.splitlines() if line.strip()]
+    assert ["2 x cpu" in lines[0], *(line.split()[0] for line in lines[1:])] == [True, "epoch", "epoch", "val_top1", "Compress"]
+    folders = list((place / "ddp" / "baselines").iterdir())
+    assert len(folders) == 1
+    baseline = Baseline.read(folders[0])
+    cwd = Path.cwd()
+    os.chdir(place)
+    try:
+        assert baseline.metrics["test_top1"] == pytest.approx(top1(baseline, "test"))
+        assert baseline.metrics["val_top1"] == pytest.approx(top1(baseline, "val"))
+    finally:
+        os.chdir(cwd)
+    assert json.loads((folders[0] / "manifest.json").read_text())["seed"] == 0
+    assert not list(folders[0].glob("*.ckpt"))
