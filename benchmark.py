@@ -33,8 +33,7 @@ def benchmark(config: DictConfig) -> Outcome:
 @command("benchmark")
 def main(config: DictConfig) -> None:
     artifact = Artifact.read(Path(config.artifact))
-    planned = {"model": artifact.model, "data": artifact.data.name, "method": artifact.method, "bits": artifact.bits, "label": artifact.label}
-    run_job(config, "benchmark", planned, benchmark)
+    run_job(config, "benchmark", artifact.params, benchmark)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def newest_baseline(config: DictConfig, data: ImageData) -> Baseline:
 @command("compress")
 def main(config: DictConfig) -> None:
     choices = HydraConfig.get().runtime.choices
-    planned = {"model": config.model.id, "data": config.data.name or choices.data, "method": choices.method, "bits": config.bits}
+    planned = {"model": config.model.id, "data": config.data.name or choices["data"], "method": choices["method"], "bits": config.bits}
     run_job(config, "compress", planned, compress)
 
 

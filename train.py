@@ -16,8 +16,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from qexp.cli import command, same_choices
 from qexp.data.base import ImageData, open_data
+from qexp.files import file_digest
 from qexp.model.base import Classifier, build_network, check_logits, load_weights, read_weights
-from qexp.model.baseline import Baseline, check_space
+from qexp.model.baseline import Baseline, check_space, weights_file
 from qexp.model.trainer import be_quiet, leave_one_process, make_trainer
 from qexp.types import UserError, command_line, digest, versions
 
@@ -34,10 +35,13 @@ def train_baseline(config: DictConfig, data: ImageData) -> Baseline:
         raise UserError(f"data={spec.name} has pretend images, from which nothing can be learned. Choose real data, such as data=digits.")
     if config.recipe.epochs < 1:
         raise UserError(f"recipe.epochs is {config.recipe.epochs}; it must be at least 1.")
-    network = build_network(config.model)
-    check_logits(network, config.model.id, spec)
+    check_logits(build_network(config.model), config.model.id, spec)
     parts: dict[str, Any] = {part: OmegaConf.to_container(config[part], resolve=True) for part in ("model", "recipe")}
+    start = weights_file(config.init) if config.init else None
+    weights = read_weights(start) if start else None
     plan = {**parts, "data": spec.digest, "augmentation": OmegaConf.to_container(config.data.augmentation), "seed": config.seed}
+    if start:
+        plan["init"] = file_digest(start)
     name = f"{config.model.id}-{spec.name}-seed{config.seed}-{digest(plan)[:8]}".replace("/", "_")
     folder = Path(config.outputs) / "baselines" / name
     if config.force and getattr(rank_zero_only, "rank", 0) == 0:
@@ -45,12 +49,14 @@ def train_baseline(config: DictConfig, data: ImageData) -> Baseline:
     if (folder / "manifest.json").exists():
         print(f"Already trained; force=true trains again: {folder}")
         return Baseline.read(folder)
-    check_space(folder, network)
 
     seed_everything(config.seed, verbose=False)
-    recipe = instantiate(config.recipe)
+    network, recipe = build_network(config.model), instantiate(config.recipe)
+    check_space(folder, network)
+    if weights:
+        load_weights(network, weights, str(start))
     module = Classifier(
-        build_network(config.model), spec.num_classes, recipe.optimizer, recipe.scheduler, recipe.scheduler_per_step,
+        network, spec.num_classes, recipe.optimizer, recipe.scheduler, recipe.scheduler_per_step,
         recipe.label_smoothing, recipe.channels_last, config.seed,
     )  # fmt: skip
     best = ModelCheckpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -25,17 +26,19 @@ class ChildFailed(Exception):
 class Child:
     """`python -m MODULE`, which answers each line of JSON on its standard input with one on its standard output.
 
-    timeout_s: seconds for one answer; memory_mb: resident memory in MB, None for no limit.
+    threads: of OpenMP and MKL; timeout_s: seconds for one answer; memory_mb: resident memory in MB, None for no limit.
+    After a limit was passed the child is gone; after an error that it reported itself it can be asked again.
     """
 
     def __init__(self, module: str, threads: int, timeout_s: float, memory_mb: float | None):
         self.timeout_s, self.memory_mb = timeout_s, memory_mb
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
         path = os.pathsep.join([str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment
-        )
+            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment,
+            process_group=0,
+        )  # fmt: skip
 
     def __enter__(self) -> Child:
         return self
@@ -83,6 +86,7 @@ class Child:
             raise ChildFailed(f"out of memory: it held {used:.0f} MB, more than {self.memory_mb:g} MB (measure.memory_mb)")
 
     def _ended(self) -> ChildFailed:
+        """Why the child is gone, with the last lines it said."""
         code = self.process.wait()
         self.errors.seek(0)
         last = self.errors.read().decode(errors="replace").strip().splitlines()[-3:]
@@ -94,8 +98,11 @@ class Child:
         return ChildFailed(f"ended with exit code {code}{said}")
 
     def stop(self) -> None:
-        self.process.kill()
+        """End the child and the processes it started. May be called again."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
+        for stream in (self.process.stdin, self.process.stdout, self.errors):
             if stream:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # a question that the child did not live to read
+                    stream.close()

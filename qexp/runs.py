@@ -21,7 +21,7 @@ from qexp.launch import ChildFailed
 from qexp.measure.base import Bench, Subject, TestSet, fastest, run_measures
 from qexp.measure.machine import environment, physical_cores
 from qexp.tracking.store import read_records, write_record
-from qexp.types import Measurement, Record, Unsupported, command_line, digest
+from qexp.types import Measurement, Record, Unsupported, UserError, command_line, digest
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,13 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], job: Callabl
     if config.threads == "auto":
         config.threads = physical_cores()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    params = {**planned, **{key: config[key] for key in ("batch_size", "threads", "seed")}, "engine": HydraConfig.get().runtime.choices.engine}
+    asked = {"engine": HydraConfig.get().runtime.choices["engine"], **{key: config[key] for key in ("batch_size", "threads", "seed")}}
+    params = {**planned, **asked}
     print(f"{describe(params)} ...", flush=True)
     began = time.perf_counter()
     outcome, status, reason = None, "finished", ""
     try:
+        check_counts(config)
         outcome = job(config)
     except Unsupported as refusal:
         status, reason = "unsupported", str(refusal)
@@ -87,6 +89,12 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], job: Callabl
     print(f"  {status} in {time.perf_counter() - began:.0f} s{f': {reason}' if reason else ''}", flush=True)
 
 
+def check_counts(config: DictConfig) -> None:
+    for key in ("batch_size", "threads"):
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise UserError(f"{key}={config[key]} is out of range; give a whole number of at least 1{' or auto' * (key == 'threads')}.")
+
+
 def sweep_folder() -> Path:
     """The folder of all jobs of this command; a single run is a sweep of one."""
     hydra = HydraConfig.get()
@@ -96,7 +104,8 @@ def sweep_folder() -> Path:
 def describe(params: dict[str, Any]) -> str:
     """How a run is called: `resnet34 · static int8 · onnxruntime`, or its bits as given before it is known what it becomes."""
     bits = "" if params["bits"] == "auto" else f" {params['bits']} bits"
-    return " · ".join([params["model"], params.get("label") or f"{params['method']}{bits}", params["engine"], f"batch {params['batch_size']}"])
+    method = params.get("label") or f"{params['method']}{bits}"
+    return " · ".join([params["model"], method, params["engine"], f"batch {params['batch_size']}"])
 
 
 def reason_of(error: Exception, folder: Path) -> str:
@@ -115,9 +124,8 @@ def make_record(config: DictConfig, kind: str, params: dict[str, Any], outcome: 
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     key, artifact = digest([kind, resolved]), ""
     if outcome:
-        made, engine = outcome.subject.artifact, outcome.subject.engine
-        known = {"model": made.model, "data": made.data.name, "method": made.method, "bits": made.bits, "label": made.label}
-        params = {**params, **known, "engine": engine.name}
+        made = outcome.subject.artifact
+        params = {**params, **made.params, "engine": outcome.subject.engine.name}
         key = digest([kind, outcome.subject.identity, config.batch_size, config.threads, resolved["measure"]])
         artifact = str(made.folder)
     return Record(

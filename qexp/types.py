@@ -83,8 +83,8 @@ class DataSpec:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> DataSpec:
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**lists)
+        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**tuples)
 
 
 @dataclass(frozen=True)
@@ -155,15 +155,19 @@ class Artifact:
             values = json.loads((folder / "artifact.json").read_text())
             values["data"] = DataSpec.from_json(values["data"])
             values["layers"] = tuple(Layer(**layer) for layer in values["layers"])
-            artifact = cls(folder=folder, **values)
+            return cls(folder=folder, **values)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder} holds no artifact: {error}. Give a folder that compress.py wrote (outputs/artifacts/...).") from error
-        return artifact
+            raise UserError(f"{folder} holds no artifact: {error}. Give one that compress.py wrote, below outputs/artifacts.") from error
 
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)
         del values["folder"]
         return values
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What a record and a table say of it."""
+        return {"model": self.model, "data": self.data.name, "method": self.method, "bits": self.bits, "label": self.label}
 
     @property
     def has_accuracy(self) -> bool:

@@ -13,10 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(f for f in CONF.rglob("*.yaml") if "hydra" not in f.relative_to(CONF).parts)
-CHOICES = sorted(
-    (f.parent.name, f.stem) for f in FILES if f.parent != CONF and not f.stem.startswith("_") and f.parent.name not in ("measure", "experiment")
-)
-NEEDED = {"custom": ["model._target_=torch.nn.Identity"], "torchvision": ["model.name=resnet18"], "folder": ["data.root=somewhere", "data.name=x"]}
+GROUPS = {"data", "engine", "method", "model", "recipe", "tracking", "trainer"}
+CHOICES = sorted((f.parent.name, f.stem) for f in FILES if f.parent.name in GROUPS and not f.stem.startswith("_"))
+NEEDED = {
+    "custom": ["model._target_=torch.nn.Identity"],
+    "torchvision": ["model.name=resnet18"],
+    "folder": ["data.root=somewhere", "data.name=x"],
+}
 
 
 @pytest.fixture(autouse=True)

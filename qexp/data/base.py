@@ -100,7 +100,7 @@ class ImageData(LightningDataModule):
     A class that sets `pretend` has images without meaning: they are not kept on disk and their split is not stratified.
     """
 
-    name: str  # type: ignore[assignment]  # Lightning allows None
+    name: str  # Lightning allows None
     pretend = False
     trains_in_seconds = False
 

@@ -18,11 +18,16 @@ Run = Callable[[np.ndarray], np.ndarray]  # x[B,C,H,W] float32 -> logits[B,K] fl
 
 
 class Engine(ABC):
-    """name: as in conf/engine; wants: what it executes; file: name of its own file in the artifact's folder."""
+    """name: as in conf/engine; wants: what it executes; file: name of its own file in the artifact's folder; packages: the
+    libraries that compute; runs_simulated: whether it runs formats that no kernel has, as a reference.
+
+    Constructor arguments are plain values, kept as attributes of the same names.
+    """
 
     name: str
     wants: Wants
     file: str
+    packages: tuple[str, ...]
     runs_simulated = False
 
     def check(self, artifact: Artifact) -> None:
@@ -31,20 +36,29 @@ class Engine(ABC):
             raise Unsupported(f"{self.name} has no kernels for {artifact.label}; engine=eager simulates it")
 
     def lower(self, artifact: Artifact) -> Artifact:
-        """Write this engine's file into the artifact's folder, if it is not there. May import torch."""
+        """Write this engine's file into the artifact's folder, if it is not there, once for all jobs of a sweep. May import torch.
+
+        Errors: Unsupported as of `check` and `write`, UserError where the graph cannot be translated.
+        """
+        from filelock import FileLock  # not in a measuring child
+
         self.check(artifact)
-        target = artifact.folder / self.file
         if self.file in artifact.files:
             return artifact
-        partial = target.with_name(f".{os.getpid()}-{target.name}")
-        try:
-            self.write(artifact, partial)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-        known = replace(Artifact.read(artifact.folder), files={**Artifact.read(artifact.folder).files, self.file: file_digest(target)})
-        write_json(artifact.folder / "artifact.json", known.to_json())
-        return known
+        folder = artifact.folder
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            artifact = Artifact.read(folder)
+            if self.file in artifact.files:
+                return artifact
+            partial = folder / f".{os.getpid()}-{self.file}"
+            try:
+                self.write(artifact, partial)
+                os.replace(partial, folder / self.file)
+            finally:
+                partial.unlink(missing_ok=True)
+            artifact = replace(artifact, files={**artifact.files, self.file: file_digest(folder / self.file)})
+            write_json(folder / "artifact.json", artifact.to_json())
+            return artifact
 
     def write(self, artifact: Artifact, file: Path) -> None:
         """Translate the artifact's graph into `file`; engines that load the graph itself never come here."""

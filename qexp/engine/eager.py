@@ -16,6 +16,7 @@ class Eager(Engine):
     name = "eager"
     wants = Wants()
     file = "model.pt2"
+    packages = ("torch",)
     runs_simulated = True
 
     def import_libraries(self) -> None:

@@ -14,6 +14,7 @@ class OnnxRuntime(Engine):
     name = "onnxruntime"
     wants = Wants()
     file = "model.onnx"
+    packages = ("onnxruntime",)
 
     def write(self, artifact: Artifact, file: Path) -> None:
         import torch

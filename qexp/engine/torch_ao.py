@@ -19,6 +19,7 @@ class TorchAo(Engine):
 
     name = "torch_ao"
     file = "model.ts"
+    packages = ("torch",)
 
     def __init__(self, kernels: str = "x86"):
         if kernels not in KERNELS:

@@ -29,7 +29,7 @@ class Accuracy(Measure):
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> list[Measurement]:
-    """top1, top5 (of at least five classes) and the mean cross entropy of logits[N,K] against labels[N]."""
+    """top1, top5 (of more than five classes) and the mean cross entropy of logits[N,K] against labels[N]."""
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     log_probability = shifted[np.arange(len(labels)), labels] - np.log(np.exp(shifted).sum(1))
     found = [Measurement("top1", top_k(logits, labels, 1), "fraction"), Measurement("loss", float(-log_probability.mean()), "nats")]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import os
 import statistics
 import tempfile
 from abc import ABC, abstractmethod
@@ -17,7 +19,10 @@ from filelock import FileLock
 
 from qexp.engine.base import Engine
 from qexp.launch import Child
-from qexp.types import Artifact, Measurement, digest
+from qexp.types import Artifact, Measurement, digest, versions
+
+# One place for all users of a machine, whatever TMPDIR says.
+HOST_LOCK = Path("/tmp" if os.name == "posix" else tempfile.gettempdir()) / "qexp-measure.lock"
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,9 @@ class Subject:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"artifact": self.artifact.key, "engine": self.engine.name, **engine_options(self.engine)}
+        """What decides the logits, but for the images: the very file, the engine with its options, and its libraries."""
+        engine = {"engine": self.engine.name, "options": engine_options(self.engine), "versions": versions(*self.engine.packages)}
+        return {"artifact": self.artifact.key, "file": self.artifact.files.get(self.engine.file), **engine}
 
     def window(self, calls: int, seconds: float) -> list[float]:
         """Milliseconds of single calls in steady state."""
@@ -132,14 +139,17 @@ class Measure(ABC):
 
 
 def engine_options(engine: Engine) -> dict[str, Any]:
-    """The engine's constructor arguments: its plain attributes."""
-    return {key: value for key, value in vars(engine).items() if isinstance(value, (str, int, float, bool))}
+    """The engine's constructor arguments, which it keeps as attributes of the same names; JSON takes them to the child."""
+    return {name: getattr(engine, name) for name in inspect.signature(type(engine)).parameters}
 
 
 @contextlib.contextmanager
 def alone_on_host() -> Iterator[None]:
-    """Hold this machine's measuring lock: two measurements at once would disturb each other."""
-    with FileLock(Path(tempfile.gettempdir()) / "qexp-measure.lock", mode=0o666):
+    """Hold this machine's measuring lock: two measurements at once would disturb each other.
+
+    The system frees it when its holder dies, and every user may take it.
+    """
+    with FileLock(HOST_LOCK, mode=0o666):
         yield
 
 

@@ -54,7 +54,7 @@ class FusedPlacement(Quantizer):
 
     def _annotate(self, node: Node) -> None:
         if node.target in WEIGHTED:
-            data, weight = node.args[0], node.args[1]
+            data, weight = node.all_input_nodes[:2]
             self._set(node, {data: self.activation, weight: self.weight}, self._output(node))
         elif node.target in COMBINING:
             inputs = {source: self.activation for source in node.all_input_nodes if source.op != "get_attr"}
@@ -62,10 +62,9 @@ class FusedPlacement(Quantizer):
         elif node.target in FUSED_ACTIVATIONS:
             self._set(node, {}, self.activation)
         elif node.target in SCALE_KEEPING:
-            sources = node.args[0] if isinstance(node.args[0], (list, tuple)) else [node.args[0]]
-            shared = SharedQuantizationSpec((sources[0], node))
-            inputs = {source: shared for source in sources[1:]}
-            self._set(node, {sources[0]: self.activation, **inputs}, shared)
+            first, *others = node.all_input_nodes  # concatenation has several
+            shared = SharedQuantizationSpec((first, node))
+            self._set(node, {first: self.activation, **dict.fromkeys(others, shared)}, shared)
 
     def _output(self, node: Node) -> QuantizationSpec | None:
         """None where the next operator is a fused activation, which is quantised instead."""

@@ -106,9 +106,10 @@ class Affine(nn.Module):
 
     def __init__(self, norm: nn.BatchNorm2d):
         super().__init__()
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()  # type: ignore[operator]
+        assert norm.running_var is not None and norm.running_mean is not None
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         self.scale = nn.Parameter(scale.detach()[:, None, None])
-        self.shift = nn.Parameter((norm.bias - norm.running_mean * scale).detach()[:, None, None])  # type: ignore[operator]
+        self.shift = nn.Parameter((norm.bias - norm.running_mean * scale).detach()[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.shift, x, self.scale)

@@ -23,6 +23,8 @@ from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method, example_input, layer_table, with_formats
 from qexp.types import Unsupported, UserError, Wants
 
+# Beginnings of what torch says of its own deprecated parts, and of scales that tracing makes constants, as they should be.
+KNOWN_WARNINGS = ("torch.ao.quantization is deprecated", "`torch.jit", ".*reduce_range", "torch.quantize_per_", "Converting a tensor")
 DTYPES = {8: torch.qint8, 16: torch.float16}
 
 
@@ -88,7 +90,7 @@ def classic(kernels: str) -> Iterator[None]:
     torch.backends.quantized.engine = kernels
     try:
         with warnings.catch_warnings():
-            for message in ("torch.ao.quantization is deprecated", "`torch.jit", ".*reduce_range", "torch.quantize_per_", "Converting a tensor"):
+            for message in KNOWN_WARNINGS:
                 warnings.filterwarnings("ignore", message)
             yield
     finally:

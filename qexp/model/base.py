@@ -138,7 +138,7 @@ class Classifier(LightningModule):
     ):
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=self.memory_format)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_per_step, self.label_smoothing, self.seed = scheduler_per_step, label_smoothing, seed
         self.train_seconds = 0.0  # over all parts of an interrupted training

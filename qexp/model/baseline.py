@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,10 +13,12 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qexp.files import file_digest, write_json
 from qexp.types import DataSpec, UserError
 
 PACKAGED = Path(__file__).parents[1] / "baselines"
 FORMAT = 1
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Baseline:
 
     @property
     def weights(self) -> Path:
-        return self.folder / "model.safetensors"
+        return self.folder / WEIGHTS
 
     def check(self) -> None:
         """Errors: UserError where the weights are not those that the manifest was written for."""
@@ -65,19 +65,13 @@ class Baseline:
         save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}, self.weights)
         values = {**asdict(self), "format": FORMAT, "weights_digest": file_digest(self.weights)}
         del values["folder"]
-        temporary = self.folder / "manifest.json.tmp"
-        with temporary.open("w") as file:
-            json.dump(values, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / "manifest.json")
+        write_json(self.folder / "manifest.json", values)
         return Baseline.read(self.folder)
 
 
-def file_digest(file: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def weights_file(path: str | Path) -> Path:
+    """The file of weights that a user names: itself, or the one in a baseline's folder."""
+    return Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
 
 
 def find_baseline(root: Path, model: str, data: str) -> Baseline | None:

@@ -13,10 +13,13 @@ from rich.console import Console
 
 from qexp.report.table import csv_table, markdown_table, rich_table, unfinished
 from qexp.tracking.store import read_records
+from qexp.types import Record
 
 
 class Summary(Callback):
     """Hydra's callback; it ends the program with exit code 1 if a job failed."""
+
+    # Hydra turns an error in here into a warning.
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         instantiate(config.tracking).prepare()
@@ -28,20 +31,22 @@ class Summary(Callback):
         self.finish(config, Path(config.hydra.run.dir).parent, log=False)
 
     def finish(self, config: DictConfig, sweep: Path, log: bool) -> None:
+        """Write and show the table of all records below `sweep`; `log`: as the sweep's summary run too."""
         records = read_records(sweep)
         if not records:
             return
         files = {"results.md": markdown_table(records), "results.csv": csv_table(records)}
         for name, text in files.items():
             (sweep / name).write_text(text)
+        show(config, records, sweep)
         if log:
             instantiate(config.tracking).log_sweep(sweep.name, records, files["results.md"], files)
-        show(config, records, sweep)
         if any(record.status == "failed" for record in records):
             sys.exit(1)
 
 
-def show(config: DictConfig, records: list[Any], sweep: Path) -> None:
+def show(config: DictConfig, records: list[Record], sweep: Path) -> None:
+    """Print the table, the runs that did not finish, and where everything lies."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print()
     console.print(rich_table(records, f"{len(records)} runs"))

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rich.markup import escape
 from rich.table import Table
 
 from qexp.types import Record
@@ -14,8 +15,7 @@ from qexp.types import Record
 
 @dataclass(frozen=True)
 class Column:
-    """title: over the column; metric: a record's metric; format: of its value; best: `min`, `max` or none; spread: the
-    metrics that bound its interval."""
+    """title: over the column; metric: a record's metric; format: of its value; best: `min`, `max` or none."""
 
     title: str
     metric: str
@@ -28,8 +28,9 @@ def percent(value: float) -> str:
 
 
 def significant(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    """Three significant digits, without an exponent; all digits before the point."""
+    exponent = int(f"{value:.2e}".partition("e")[2])
+    return f"{value:.{max(0, 2 - exponent)}f}"
 
 
 COLUMNS = (
@@ -94,7 +95,7 @@ def rich_table(records: list[Record], title: str) -> Table:
     for index, name in enumerate(titles):
         shown.add_column(name, justify="left" if index < len(NAMES) - 1 else "right", no_wrap=True)
     for row, marks in zip(cells, best, strict=True):
-        shown.add_row(*(f"[bold green]{cell}*[/]" if mark else cell for cell, mark in zip(row, marks, strict=True)))
+        shown.add_row(*(f"[bold green]{escape(cell)}*[/]" if mark else escape(cell) for cell, mark in zip(row, marks, strict=True)))
     return shown
 
 

@@ -12,11 +12,13 @@ from urllib.parse import quote
 
 from qexp.types import Record
 
-PARAM_LENGTH = 6000  # MLflow refuses longer values
+# What MLflow takes: characters of a value, parameters of one request.
+PARAM_LENGTH, TAG_LENGTH, PARAMS_PER_REQUEST = 6000, 8000, 100
 
 
 class MlflowView:
-    """uri: MLflow's tracking URI; experiment: the name under which all runs lie; artifacts: folder of their files."""
+    """uri: MLflow's tracking URI; experiment: the name under which all runs lie; artifacts: folder of their files, unless
+    the URI is that of a server, which has its own."""
 
     def __init__(self, uri: str, experiment: str, artifacts: str):
         self.uri, self.experiment, self.artifacts = uri, experiment, artifacts
@@ -36,7 +38,8 @@ class MlflowView:
         known = self.client.get_experiment_by_name(self.experiment)
         if known:
             return str(known.experiment_id)
-        return str(self.client.create_experiment(self.experiment, artifact_location=Path(self.artifacts).resolve().as_uri()))
+        place = None if self.uri.startswith("http") else Path(self.artifacts).resolve().as_uri()
+        return str(self.client.create_experiment(self.experiment, artifact_location=place))
 
     def prepare(self) -> None:
         """Create database and experiment, once, before jobs that could race for it."""
@@ -48,11 +51,11 @@ class MlflowView:
         from pytorch_lightning.utilities import rank_zero_only
 
         memory = folder / "mlflow_run_id"
-        if rank_zero_only.rank == 0 and not memory.exists():
-            run = self._create_run(run_name, {"qexp.kind": "train", "qexp.status": "started"}, {})
+        if getattr(rank_zero_only, "rank", 0) == 0 and not memory.exists():
+            run = self._create_run(run_name, {"qexp.kind": "train", "qexp.status": "started"})
             folder.mkdir(parents=True, exist_ok=True)
             memory.write_text(run)
-            self._log(run, params, {})
+            self._log(run, flatten(params), {})
         run_id = memory.read_text() if memory.exists() else None
         return MLFlowLogger(self.experiment, run_name, self.uri, run_id=run_id)
 
@@ -60,12 +63,12 @@ class MlflowView:
         """One finished, unsupported or failed run with its params, metrics, tags and the files in `folder`."""
         tags = {
             "qexp.kind": record.kind, "qexp.status": record.status, "qexp.key": record.key, "qexp.sweep": record.sweep,
-            "qexp.reason": record.reason[:PARAM_LENGTH], "qexp.artifact": record.artifact,
+            "qexp.reason": record.reason, "qexp.artifact": record.artifact,
         }  # fmt: skip
-        run = self._create_run(record.label, tags, {})
+        run = self._create_run(record.label, tags)
         self._log(run, {**flatten(record.config), **record.params}, record.metrics)
         for file in sorted(folder.iterdir()):
-            if file.name == "record.json" or file.name in record.texts:
+            if file.is_file():
                 self.client.log_artifact(run, str(file))
         self.client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED")
 
@@ -74,27 +77,37 @@ class MlflowView:
         found = self.client.search_runs([self.experiment_id], f"tags.`qexp.sweep` = '{sweep}' and tags.`qexp.kind` != 'sweep'")
         runs = quote(json.dumps([run.info.run_id for run in found]))
         experiments = quote(json.dumps([self.experiment_id]))
-        note = f"{markdown}\n\n[Compare these runs](/#/compare-runs?runs={runs}&experiments={experiments})"
+        link = f"\n\n[Compare these runs](/#/compare-runs?runs={runs}&experiments={experiments})"
+        note = described(markdown, link)
         status = "failed" if any(record.status == "failed" for record in records) else "finished"
         tags = {"qexp.kind": "sweep", "qexp.sweep": sweep, "qexp.status": status, "mlflow.note.content": note}
-        run = self._create_run(f"sweep {sweep}", tags, {})
+        run = self._create_run(f"sweep {sweep}", tags)
         for name, text in files.items():
             self.client.log_text(run, text, name)
         self.client.set_terminated(run)
 
-    def _create_run(self, name: str, tags: dict[str, str], params: dict[str, Any]) -> str:
+    def _create_run(self, name: str, tags: dict[str, str]) -> str:
+        tags = {key: value[:TAG_LENGTH] for key, value in tags.items()}
         return str(self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id)
 
     def _log(self, run: str, params: dict[str, Any], metrics: dict[str, float]) -> None:
-        """One request for all: through a server each costs tens of milliseconds."""
+        """As few requests as MLflow allows: through a server each costs tens of milliseconds."""
         from mlflow.entities import Metric, Param
 
         now = int(time.time() * 1000)
-        self.client.log_batch(
-            run,
-            metrics=[Metric(name, value, now, 0) for name, value in metrics.items()],
-            params=[Param(name, str(value)[:PARAM_LENGTH]) for name, value in flatten(params).items()],
-        )
+        rows = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in params.items()]
+        self.client.log_batch(run, [Metric(name, value, now, 0) for name, value in metrics.items()], rows[:PARAMS_PER_REQUEST])
+        for start in range(PARAMS_PER_REQUEST, len(rows), PARAMS_PER_REQUEST):
+            self.client.log_batch(run, params=rows[start : start + PARAMS_PER_REQUEST])
+
+
+def described(markdown: str, link: str) -> str:
+    """A run's description: the table, cut between its lines where MLflow would not take all of it, and the link if that has room."""
+    link = link if len(link) < TAG_LENGTH // 2 else "\n\nCompare these runs: select them by the tag qexp.sweep."
+    if len(markdown) + len(link) > TAG_LENGTH:
+        cut = "\n\nThe rest is in the artifact results.md."
+        markdown = markdown[: TAG_LENGTH - len(link) - len(cut)].rpartition("\n")[0] + cut
+    return markdown + link
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

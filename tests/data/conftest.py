@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from publisher import Server
 
 from qexp.data.base import Augmentation
 from qexp.data.folder import FolderData
@@ -54,3 +56,18 @@ def make_folder(images_root: Path, cache_dir: str) -> Callable[..., FolderData]:
         return FolderData(**{**defaults, **options})
 
     return make
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / "served").mkdir()
+    with Server(tmp_path / "served") as running:
+        threading.Thread(target=running.serve_forever, args=[0.01], daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    return tmp_path / "data"

@@ -85,7 +85,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_network_in_the_current_folder(here: Path) -> None:
     (here / "my_own_net.py").write_text(
-        "from torch import nn\ndef net(widths):\n    assert type(widths) is list\n    return nn.Sequential(nn.Flatten(), nn.LazyLinear(widths[0]))\n"
+        "from torch import nn\n\ndef net(widths):\n    assert type(widths) is list\n"
+        "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(widths[0]))\n"
     )
     network = build(_target_="my_own_net.net", widths=[3])
     check_logits(network, "net", DATA)

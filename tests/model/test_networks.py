@@ -92,7 +92,9 @@ def test_parameter_counts(name: str, classes: int, channels: int, expected: int)
         assert parameters(build_network(model_config(name, classes, channels))) == expected
 
 
-@pytest.mark.parametrize(("name", "classes", "millions", "digits"), [("resnet34", 100, 21.3, 1), ("vgg19", 100, 39, 0), ("resnet8", 10, 0.078, 3)])
+@pytest.mark.parametrize(
+    ("name", "classes", "millions", "digits"), [("resnet34", 100, 21.3, 1), ("vgg19", 100, 39, 0), ("resnet8", 10, 0.078, 3)]
+)
 def test_published_sizes(name: str, classes: int, millions: float, digits: int) -> None:
     with torch.device("meta"):
         assert round(parameters(build_network(model_config(name, classes))) / 1e6, digits) == millions

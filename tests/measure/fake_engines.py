@@ -1,0 +1,182 @@
+"""Engines without torch whose time, memory and end are known, to measure the instruments with."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qexp.engine.base import Engine, Run
+from qexp.types import Artifact, Wants
+
+CLASSES = 6
+
+
+class Fake(Engine):
+    """Calls that do nothing; the base of the others."""
+
+    name = "fake"
+    wants = Wants("fake")
+    file = "model.fake"
+    packages = ("numpy",)
+
+    def import_libraries(self) -> None:
+        pass
+
+    def load(self, file: Path, threads: int) -> Run:
+        return self.call
+
+    def call(self, x: np.ndarray) -> np.ndarray:
+        return np.zeros((len(x), CLASSES), np.float32)
+
+
+class Takes(Fake):
+    """Every call takes `ms`. With `own_clock` the child's clock is the processor time of its thread, in which other programs
+    have no part, so that a loaded machine reads the same as an idle one."""
+
+    name = "takes"
+
+    def __init__(self, ms: float, own_clock: bool = True):
+        self.ms, self.own_clock = ms, own_clock
+
+    def import_libraries(self) -> None:
+        if self.own_clock:
+            time.perf_counter, time.perf_counter_ns = time.thread_time, time.thread_time_ns
+
+    def call(self, x: np.ndarray) -> np.ndarray:
+        end = time.perf_counter() + self.ms / 1000
+        while time.perf_counter() < end:
+            pass
+        return super().call(x)
+
+
+class TakesToo(Takes):
+    """Another engine that takes its time."""
+
+    name = "takes_too"
+
+
+class SlowStart(Fake):
+    """Loading and the first call each take their milliseconds, later calls none."""
+
+    def __init__(self, load_ms: float, first_ms: float):
+        self.load_ms, self.first_ms = load_ms, first_ms
+
+    def load(self, file: Path, threads: int) -> Run:
+        time.sleep(self.load_ms / 1000)
+        self.pending = [self.first_ms]
+        return self.call
+
+    def call(self, x: np.ndarray) -> np.ndarray:
+        if self.pending:
+            time.sleep(self.pending.pop() / 1000)
+        return super().call(x)
+
+
+class Holds(Fake):
+    """Uses megabytes (10^6 bytes): `imports` in passing while it imports, `spike` in passing while it loads, `held` from then on."""
+
+    def __init__(self, held: int = 0, spike: int = 0, imports: int = 0):
+        self.held, self.spike, self.imports = held, spike, imports
+
+    def import_libraries(self) -> None:
+        np.ones(self.imports * 1_000_000, np.uint8)
+
+    def load(self, file: Path, threads: int) -> Run:
+        np.ones(self.spike * 1_000_000, np.uint8)
+        self.kept = np.ones(self.held * 1_000_000, np.uint8)
+        return self.call
+
+
+class Fails(Fake):
+    """Ends in the way that `how` names, at its first call."""
+
+    def __init__(self, how: str):
+        self.how = how
+
+    def call(self, x: np.ndarray) -> np.ndarray:
+        getattr(self, self.how)()
+        return super().call(x)
+
+    def segfault(self) -> None:
+        ctypes.string_at(0)
+
+    def hang(self) -> None:
+        time.sleep(3600)
+
+    def eat(self) -> None:
+        eaten = []
+        while True:
+            eaten.append(np.ones(10_000_000, np.uint8))
+            time.sleep(0.002)
+
+    def refuse(self) -> None:
+        raise MemoryError
+
+    def error(self) -> None:
+        raise ValueError("the tensor is of the wrong colour")
+
+    def leave(self) -> None:
+        print("no licence found", file=sys.stderr, flush=True)
+        os._exit(3)
+
+
+class Chatters(Fake):
+    """Writes to standard output in three ways."""
+
+    def call(self, x: np.ndarray) -> np.ndarray:
+        print('{"load_ms": -1}', flush=True)
+        os.write(1, b"from C\n")
+        subprocess.run(["echo", "from a process"], check=True)
+        return super().call(x)
+
+
+class Tells(Fake):
+    """Its profile is what it knows of its process: modules, options, and the id of a process that it started."""
+
+    def __init__(self, numbers: list[int] | None = None, flag: bool = False):
+        self.numbers, self.flag = numbers, flag
+
+    def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
+        helper = subprocess.Popen(["sleep", "3600"])
+        known = {"modules": sorted(sys.modules), "options": [self.numbers, self.flag], "helper": helper.pid, "shape": x.shape}
+        return {"text": json.dumps(known), "allocated_mib": 2.5}
+
+
+class Scores(Fake):
+    """A linear classifier of the mean colour: its file holds weights[C,K]. `log`: a file that grows by one line per call."""
+
+    name = "scores"
+
+    def __init__(self, log: str = "", sign: int = 1):
+        self.log, self.sign = log, sign
+
+    def load(self, file: Path, threads: int) -> Run:
+        with file.open("rb") as stream:
+            self.weights = self.sign * np.load(stream)
+        return self.call
+
+    def call(self, x: np.ndarray) -> np.ndarray:
+        if self.log:
+            with open(self.log, "a") as stream:
+                stream.write(f"{len(x)}\n")
+        return (x.mean((2, 3)) @ self.weights).astype(np.float32)
+
+
+class Writes(Fake):
+    """Has to lower an artifact first, slowly, and keeps a list of the files it wrote."""
+
+    name = "writes"
+    written: list[Path] = []
+
+    def write(self, artifact: Artifact, file: Path) -> None:
+        self.written.append(file)
+        time.sleep(0.2)
+        file.write_bytes(b"lowered")

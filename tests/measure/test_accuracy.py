@@ -1,0 +1,138 @@
+"""Scores against scikit-learn in float64, differences from the baseline by hand, and what the kept logits depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.metrics import log_loss, top_k_accuracy_score
+
+from qexp.engine.base import Engine
+from qexp.launch import ChildFailed
+from qexp.measure import base
+from qexp.measure.accuracy import Accuracy, score
+from qexp.measure.base import Bench, Subject
+from qexp.types import Artifact, Measurement
+from tests.measure.conftest import SPEC
+from tests.measure.fake_engines import CLASSES, Scores
+
+IMAGES = 50
+MakeSubject = Callable[..., Subject]
+
+
+def by_name(found: list[Measurement]) -> dict[str, float]:
+    return {m.name: m.value for m in found}
+
+
+@pytest.mark.parametrize(("classes", "scale"), [(6, 1), (10, 1), (100, 5), (10, 1e4)])
+def test_scores_are_scikit_learns(classes: int, scale: float) -> None:
+    rng = np.random.default_rng(classes)
+    logits, labels = (scale * rng.standard_normal((200, classes))).astype(np.float32), rng.integers(classes, size=200)
+    found = score(logits, labels)
+    known, wide = range(classes), logits.astype(np.float64)
+    values = by_name(found)
+    assert values["top1"] == top_k_accuracy_score(labels, wide, k=1, labels=known)
+    assert values["top5"] == top_k_accuracy_score(labels, wide, k=5, labels=known)
+    if scale < 1e3:  # beyond, scikit-learn clips the probabilities
+        assert values["loss"] == pytest.approx(log_loss(labels, softmax(wide, 1), labels=known), rel=1e-9)
+    else:
+        assert values["loss"] == pytest.approx(np.mean(wide.max(1) - wide[np.arange(200), labels]), rel=1e-3)
+    assert {m.name: m.unit for m in found} == {"top1": "fraction", "top5": "fraction", "loss": "nats"}
+
+
+def test_equal_logits_go_to_the_lower_class() -> None:
+    values = by_name(score(np.zeros((6, 6), np.float32), np.arange(6)))
+    assert (values["top1"], values["top5"]) == (pytest.approx(1 / 6), pytest.approx(5 / 6))
+
+
+def test_top5_of_five_classes_says_nothing_and_is_left_out() -> None:
+    assert set(by_name(score(np.eye(5), np.arange(5)))) == {"top1", "loss"}
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """images[N,H,W,C] uint8, dark to bright in every channel by its own pattern."""
+    rng = np.random.default_rng(7)
+    return (rng.integers(256, size=(IMAGES, 1, 1, 3)) + np.zeros((1, 8, 8, 1))).astype(np.uint8)
+
+
+@pytest.fixture
+def tests_of(images: np.ndarray, tmp_path: Path) -> Callable[[Artifact], base.TestSet | None]:
+    folder = tmp_path / "cache" / "data" / SPEC.cache_name
+    folder.mkdir(parents=True)
+    np.save(folder / "test_images.npy", images)
+    np.save(folder / "test_labels.npy", np.arange(IMAGES) % CLASSES)
+    return lambda artifact: base.TestSet.of(artifact, tmp_path / "cache")
+
+
+@pytest.fixture
+def weights() -> list[np.ndarray]:
+    """Two linear classifiers[C,K] that agree on some images."""
+    rng = np.random.default_rng(3)
+    first = rng.standard_normal((3, CLASSES))
+    return [first, first + 0.4 * rng.standard_normal((3, CLASSES))]
+
+
+def test_accuracy_is_that_of_the_whole_test_set_and_its_difference_from_the_baselines(
+    images: np.ndarray, weights: list[np.ndarray], tests_of: Any, make_artifact: Any, make_subject: MakeSubject, tmp_path: Path
+) -> None:
+    artifacts = [make_artifact(key, w) for key, w in zip(("baseline", "compressed"), weights, strict=True)]
+    baseline, subject = (make_subject(Scores(), artifact) for artifact in artifacts)
+    found = by_name(Accuracy(batch_size=7).measure(Bench(subject, baseline, tests_of(artifacts[0]), tmp_path / "cache")))
+
+    x = (images[:, 0, 0, :] / 255.0 - SPEC.mean) / SPEC.std
+    guesses = [(x @ w).argmax(1) for w in weights]
+    rights = [int((guess == np.arange(IMAGES) % CLASSES).sum()) for guess in guesses]
+    same = int((guesses[0] == guesses[1]).sum())
+    assert 0 < same < IMAGES and rights[0] != rights[1]
+    assert found["top1"] == rights[1] / IMAGES
+    assert found["top1_drop"] == pytest.approx((rights[0] - rights[1]) / IMAGES)
+    assert found["agreement"] == same / IMAGES
+    assert found["loss"] == pytest.approx(log_loss(np.arange(IMAGES) % CLASSES, softmax(x @ weights[1], 1)), rel=1e-5)
+    assert found["test_seconds"] > 0
+
+
+@pytest.mark.parametrize("changes", [{"data": replace(SPEC, pretend=True)}, {"random_weights": True}], ids=["pretend", "random"])
+def test_what_has_no_meaning_has_no_accuracy(changes: dict[str, Any], tests_of: Any, make_artifact: Any, make_bench: Any) -> None:
+    artifact = make_artifact(**changes)
+    bench = make_bench(Scores(), artifact=artifact)
+    assert tests_of(artifact) is None
+    bench.tests = tests_of(artifact)
+    assert Accuracy().measure(bench) == []
+
+
+def test_logits_are_computed_again_only_for_what_could_change_them(
+    weights: list[np.ndarray], tests_of: Any, make_artifact: Any, make_subject: MakeSubject, tmp_path: Path
+) -> None:
+    log = tmp_path / "calls"
+
+    def logits(artifact: Artifact, engine: Engine, batch: int = 1, passes: int = 25) -> tuple[np.ndarray, list[int]]:
+        """The logits, and the batch sizes of the calls that the accuracy pass took."""
+        log.unlink(missing_ok=True)
+        found, seconds = make_subject(engine, artifact, batch=batch).logits(tests_of(artifact), passes, tmp_path / "cache")
+        assert seconds > 0
+        sizes = [int(line) for line in log.read_text().split()] if log.exists() else []
+        return found, [size for size in sizes if size != batch]  # without the calls of loading
+
+    one, other = make_artifact("one", weights[0]), make_artifact("other", weights[1])
+    first, calls = logits(one, Scores(str(log)))
+    assert calls == [25, 25] and first.shape == (IMAGES, CLASSES)
+    for batch, passes in ((8, 25), (1, 20)):
+        again, calls = logits(one, Scores(str(log)), batch, passes)
+        assert calls == [] and np.array_equal(again, first)
+    assert logits(other, Scores(str(log)))[1] == [25, 25]
+    flipped, calls = logits(one, Scores(str(log), sign=-1))
+    assert calls == [25, 25] and np.array_equal(flipped, -first)
+    assert logits(replace(one, files={"model.fake": "another"}), Scores(str(log)))[1] == [25, 25]
+
+
+def test_an_interrupted_pass_leaves_no_logits(tests_of: Any, make_artifact: Any, make_subject: MakeSubject, tmp_path: Path) -> None:
+    artifact = make_artifact("bad", np.ones((2, CLASSES)))  # three channels do not fit
+    with pytest.raises(ChildFailed, match="ValueError"):
+        make_subject(Scores(), artifact).logits(tests_of(artifact), 10, tmp_path / "cache")
+    assert not [p for p in (tmp_path / "cache").rglob("*") if "logits" in str(p) and p.is_file()]

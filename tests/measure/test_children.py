@@ -1,0 +1,117 @@
+"""Whatever happens in a measuring child, its parent learns what it was and goes on; nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from qexp.engine.base import Engine
+from qexp.launch import ChildFailed
+from qexp.measure.base import Bench, Subject
+from qexp.measure.memory import Memory
+from qexp.measure.operators import Operators
+from tests.measure.fake_engines import Chatters, Fails, Fake, Holds, SlowStart, Tells
+
+MakeSubject = Callable[..., Subject]
+MakeBench = Callable[..., Bench]
+
+
+@pytest.mark.parametrize(
+    ("how", "limits", "reason"),
+    [
+        ("segfault", {}, "crashed with SIGSEGV"),
+        ("hang", {"timeout_s": 2}, r"hung: no answer to 'start' within 2 s \(measure.timeout_s\)"),
+        ("eat", {"memory_mb": 500}, r"out of memory: it held \d+ MB, more than 500 MB \(measure.memory_mb\)"),
+        ("refuse", {}, "out of memory: an allocation was refused"),
+        ("error", {}, "ValueError: the tensor is of the wrong colour"),
+        ("leave", {}, "ended with exit code 3: no licence found"),
+    ],
+)
+def test_every_end_has_its_reason_and_the_parent_goes_on(how: str, limits: dict[str, float], reason: str, make_subject: MakeSubject) -> None:
+    subject = make_subject(Fails(how), **limits)
+    with pytest.raises(ChildFailed, match=reason):
+        _ = subject.start
+    subject.close()
+    assert not psutil.pid_exists(subject.child.process.pid)
+    assert make_subject(Fake()).window(3, 0)
+
+
+def test_memory_below_the_limit_is_no_reason(make_subject: MakeSubject) -> None:
+    assert make_subject(Holds(held=100), memory_mb=500).start["memory_mb"] > 90
+
+
+def test_a_child_that_died_between_two_questions(make_subject: MakeSubject) -> None:
+    subject = make_subject(Fake())
+    _ = subject.start
+    subject.child.process.kill()
+    subject.child.process.wait()
+    with pytest.raises(ChildFailed, match="killed by SIGKILL"):
+        subject.window(1, 0)
+    subject.close()  # the question that nobody read is in the pipe
+    subject.close()
+
+
+def test_an_engine_may_print(make_subject: MakeSubject) -> None:
+    subject = make_subject(Chatters())
+    assert subject.start["load_ms"] >= 0
+    assert len(subject.window(3, 0)) == 3
+
+
+def test_nothing_is_left_of_a_child(make_subject: MakeSubject) -> None:
+    descriptors = psutil.Process().num_fds()
+    subject = make_subject(Tells())
+    _ = subject.start
+    helper = json.loads(subject.child.ask("operators")["profile"]["text"])["helper"]
+    assert psutil.pid_exists(helper)
+    subject.close()
+    assert psutil.Process().num_fds() == descriptors
+    assert not psutil.pid_exists(subject.child.process.pid)
+    wait_until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_child_imports_its_engine_and_nothing_else_and_gets_its_options(make_subject: MakeSubject) -> None:
+    subject = make_subject(Tells([1, 2], flag=True))
+    _ = subject.start
+    told = json.loads(subject.child.ask("operators")["profile"]["text"])
+    os.kill(told["helper"], 9)
+    heavy = {"torch", "torchvision", "torchao", "mlflow", "hydra", "omegaconf", "onnxruntime", "psutil", "filelock", "pandas"}
+    assert not heavy & set(told["modules"]) and "numpy" in told["modules"]
+    assert told["options"] == [[1, 2], True]
+    assert told["shape"] == [2, 3, 8, 8]
+
+
+def test_load_and_first_call_are_told_apart(make_subject: MakeSubject) -> None:
+    subject = make_subject(SlowStart(load_ms=150, first_ms=300))
+    assert 150 <= subject.start["load_ms"] < 300 <= subject.start["first_call_ms"] < 450
+    assert sorted(subject.window(11, 0))[5] < 5
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [(Holds(held=100), 100), (Holds(spike=100), 100), (Holds(held=60, spike=100), 100), (Holds(held=40, imports=200), 40), (Fake(), 0)],
+    ids=["held", "spike", "held after a spike", "imported", "nothing"],
+)
+def test_memory_is_the_peak_above_the_imported_engine(engine: Engine, expected: float, make_bench: MakeBench) -> None:
+    (memory,) = Memory().measure(make_bench(engine))
+    assert (memory.name, memory.unit) == ("memory_mb", "MB")
+    assert memory.value == pytest.approx(expected, rel=0.05, abs=1)
+
+
+def test_operators_are_a_table_where_the_engine_has_a_profiler(make_bench: MakeBench) -> None:
+    bench = make_bench(Tells())
+    (allocated,) = Operators().measure(bench)
+    assert (allocated.name, allocated.value, allocated.unit) == ("allocated_mib", 2.5, "MiB")
+    assert "modules" in bench.texts["operators.txt"]
+    assert Operators().measure(make_bench(Fake())) == []

@@ -1,0 +1,113 @@
+"""Never two measurements at once on one machine: the lock is held, freed by a crash, and the same for everyone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from filelock import FileLock, Timeout
+
+from qexp.launch import ChildFailed
+from qexp.measure import base
+from qexp.measure.base import Bench, Measure, Subject, alone_on_host, fastest, run_measures
+from qexp.types import Measurement
+from tests.measure.fake_engines import Fails, Fake
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from qexp.measure import base
+base.HOST_LOCK = Path(sys.argv[1])
+with base.alone_on_host():
+    print("held", flush=True)
+    time.sleep(3600)
+"""
+
+
+def is_free() -> bool:
+    """Whether another holder could take the lock now."""
+    try:
+        with FileLock(base.HOST_LOCK, timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+@dataclass
+class LooksAtLock(Measure):
+    seen_free: bool | None = None
+
+    def measure(self, bench: Bench) -> list[Measurement]:
+        self.seen_free = is_free()
+        return [Measurement("answer", 42, "x")]
+
+    def take_turns(self, subjects: list[Subject]) -> list[list[list[float]]]:
+        self.seen_free = is_free()
+        return [[[1.0]] for _ in subjects]
+
+
+class StartsChild(Measure):
+    def measure(self, bench: Bench) -> list[Measurement]:
+        _ = bench.subject.start
+        return []
+
+
+def test_measurements_hold_the_lock_and_end_their_children(make_bench: Callable[..., Bench]) -> None:
+    bench, look = make_bench(Fake(), baseline=Fake()), LooksAtLock()
+    assert [m.value for m in run_measures({"child": StartsChild(), "look": look}, bench)] == [42]
+    assert look.seen_free is False and is_free()
+    assert bench.subject.child.process.poll() is not None
+    assert bench.baseline and "child" not in vars(bench.baseline)  # nobody asked for it
+
+
+def test_a_failed_measurement_frees_the_lock_and_its_child(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(Fails("error"))
+    with pytest.raises(ChildFailed, match="wrong colour"):
+        run_measures({"child": StartsChild()}, bench)
+    assert is_free() and bench.subject.child.process.poll() is not None
+
+
+def test_candidates_are_timed_under_the_lock(make_subject: Callable[..., Subject]) -> None:
+    look = LooksAtLock()
+    fastest([make_subject(Fake()), make_subject(Fake())], look)
+    assert look.seen_free is False and is_free()
+
+
+def test_two_processes_never_measure_at_once_and_a_crash_frees_the_lock() -> None:
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(base.HOST_LOCK)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    assert other.stdout and other.stdout.readline() == b"held\n"
+    assert not is_free()
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    other.stdout.close()
+    assert is_free()
+    with alone_on_host():
+        assert not is_free()
+
+
+def test_every_user_may_take_the_lock() -> None:
+    before = os.umask(0o077)
+    try:
+        with alone_on_host():
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(base.HOST_LOCK.stat().st_mode) == 0o666
+
+
+def test_the_lock_is_the_same_whatever_the_folder_for_temporary_files(tmp_path: Path) -> None:
+    places = {
+        subprocess.run(
+            [sys.executable, "-c", "from qexp.measure import base; print(base.HOST_LOCK)"], env={**os.environ, "TMPDIR": folder},
+            cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+        ).stdout
+        for folder in ("/tmp", str(tmp_path))
+    }  # fmt: skip
+    assert len(places) == 1

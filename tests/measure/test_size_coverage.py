@@ -1,0 +1,83 @@
+"""Bytes against the file system and a zstd round trip; shares by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from qexp.measure.base import Bench, Subject
+from qexp.measure.coverage import Coverage
+from qexp.measure.size import Size
+from qexp.types import Artifact, Layer, Measurement
+from tests.measure.fake_engines import Fake
+
+LEVELS = (1, 19)
+
+
+def by_name(found: list[Measurement]) -> dict[str, float]:
+    return {m.name: m.value for m in found}
+
+
+def test_sizes_are_bytes_of_the_file_the_engine_loads(
+    make_artifact: Callable[..., Artifact], make_subject: Callable[..., Subject], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(0, 20, (3, 100_000)).round()  # float64 of few values, which compress well
+    subject = make_subject(Fake(), make_artifact("small", weights, packed_bytes=123_000))
+    baseline = make_subject(Fake(), make_artifact("large", np.tile(weights, 3)))
+    (subject.artifact.folder / "other.bin").write_bytes(bytes(1000))  # another engine's file
+    found = {level: Size(level).measure(Bench(subject, baseline, None, tmp_path)) for level in LEVELS}
+    file = subject.artifact.folder / "model.fake"
+
+    values = by_name(found[19])
+    assert values["size_mb"] * 1e6 == file.stat().st_size
+    assert values["packed_size_mb"] == 0.123
+    assert values["size_ratio"] == baseline.file.stat().st_size / file.stat().st_size
+    assert {m.name: m.kind for m in found[19]}["packed_size_mb"] == "estimated"
+    for level in LEVELS:
+        packed = zstandard.ZstdCompressor(level=level).compress(file.read_bytes())
+        assert zstandard.decompress(packed) == file.read_bytes()
+        assert by_name(found[level])["zstd_size_mb"] * 1e6 == pytest.approx(len(packed), rel=0.02)
+    assert by_name(found[19])["zstd_size_mb"] < by_name(found[1])["zstd_size_mb"] < values["size_mb"] / 4
+
+
+def test_without_a_baseline_there_is_no_ratio(make_bench: Callable[..., Bench]) -> None:
+    assert "size_ratio" not in by_name(Size(1).measure(make_bench(Fake())))
+
+
+def coverage(bench: Bench) -> dict[str, float]:
+    found = Coverage().measure(bench)
+    assert {m.name: m.unit for m in found} == {
+        "params_m": "M", "macs_m": "M", "quantized_params_share": "fraction", "quantized_macs_share": "fraction",
+    }  # fmt: skip
+    return by_name(found)
+
+
+def test_shares_are_those_of_the_quantised_layers(make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]) -> None:
+    layers = (
+        Layer("conv", "conv2d", 100, 900_000),
+        Layer("fc1", "linear", 600, 80_000, "int8", "uint8"),
+        Layer("fc2", "linear", 300, 20_000, "float16"),
+    )
+    bench = make_bench(Fake(), artifact=make_artifact(layers=layers, parameters=1_050, macs=1_000_000))
+    assert coverage(bench) == {
+        "params_m": 0.00105, "macs_m": 1.0, "quantized_params_share": 0.9, "quantized_macs_share": 0.1,
+    }  # fmt: skip
+    rows = list(csv.DictReader(io.StringIO(bench.texts["layers.csv"])))
+    assert [(row["layer"], int(row["macs"]), row["weight"], row["activation"]) for row in rows] == [
+        ("conv", 900_000, "float32", "float32"), ("fc1", 80_000, "int8", "uint8"), ("fc2", 20_000, "float16", "float32"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", [(), (Layer("fc", "linear", 300, 20_000),)])
+def test_shares_without_any_quantised_layer_are_zero(
+    layers: tuple[Layer, ...], make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]
+) -> None:
+    values = coverage(make_bench(Fake(), artifact=make_artifact(layers=layers, macs=sum(layer.macs for layer in layers))))
+    assert values["quantized_params_share"] == values["quantized_macs_share"] == 0
