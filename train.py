@@ -11,7 +11,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from qexp.cli import command, same_choices
@@ -19,7 +18,7 @@ from qexp.data.base import ImageData, open_data
 from qexp.files import file_digest
 from qexp.model.base import Classifier, build_network, check_logits, load_weights, read_weights
 from qexp.model.baseline import Baseline, check_space, weights_file
-from qexp.model.trainer import be_quiet, leave_one_process, make_trainer
+from qexp.model.trainer import be_quiet, best_and_last, leave_one_process, make_trainer
 from qexp.types import UserError, command_line, digest, versions
 
 
@@ -59,11 +58,9 @@ def train_baseline(config: DictConfig, data: ImageData) -> Baseline:
         network, spec.num_classes, recipe.optimizer, recipe.scheduler, recipe.scheduler_per_step,
         recipe.label_smoothing, recipe.channels_last, config.seed,
     )  # fmt: skip
-    best = ModelCheckpoint(
-        folder, "best", monitor="val_top1", mode="max", save_last=True, save_on_train_epoch_end=True, enable_version_counter=False
-    )
+    best, newest = best_and_last(folder)
     logger = instantiate(config.tracking).training_logger(folder, f"{config.model.id} · train · {spec.name}", plan)
-    trainer = make_trainer(**config.trainer, callbacks=[best], logger=logger)
+    trainer = make_trainer(**config.trainer, callbacks=[best, newest], logger=logger)
     last = folder / "last.ckpt"
     announce(config, data, trainer, f"{folder}{' (going on)' if last.exists() else ''}")
     trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)

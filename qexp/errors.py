@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qexp.types import UserError, nearest
 
-CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+CANNOT_WRITE = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 Task = Callable[[DictConfig], Any]
 
 

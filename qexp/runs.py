@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -85,7 +86,10 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], job: Callabl
         print(f"  {record.label} is in this sweep already: one row is enough", flush=True)
         return
     write_record(record, folder)
-    instantiate(config.tracking).log(record, folder)
+    try:
+        instantiate(config.tracking).log(record, folder)
+    except Exception as error:  # the record on disk is the result; the view of it must not cost the other jobs theirs
+        print(f"  MLflow did not take this run ({error}); its record is in {folder}", file=sys.stderr, flush=True)
     print(f"  {status} in {time.perf_counter() - began:.0f} s{f': {reason}' if reason else ''}", flush=True)
 
 

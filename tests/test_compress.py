@@ -192,13 +192,19 @@ def test_a_checkpoint_of_another_model_lists_its_keys(run: Run, images: Path, tm
         ("method.observer=histo", "histogram"),
         ("batch_size=0", "batch_size"),
         ("threads=0", "threads"),
-        ("outputs=/proc/nowhere", "/proc/nowhere"),
     ],
 )
 def test_bad_input_is_one_clear_error(run: Run, images: Path, tmp_path: Path, override: str, message: str) -> None:
     code, printed = run(*small(images), "train_missing=true", "method=static", override)
     assert code == 1, printed
     assert message in printed and "Traceback" not in printed
+
+
+def test_outputs_that_cannot_be_written_are_one_clear_error(run: Run, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("a file, no folder")
+    code, printed = run(*small(images), "train_missing=true", "method=static", f"outputs={tmp_path / 'occupied' / 'outputs'}")
+    assert code == 1 and "Cannot write" in printed and "Traceback" not in printed
+    assert (tmp_path / "occupied").read_text() == "a file, no folder"
 
 
 def test_a_failed_job_leaves_the_others_running(run: Run, images: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def top1(baseline: Baseline, part: str) -> float:
     network = build_network(DictConfig(baseline.model))
     load_weights(network, load_file(baseline.weights), "")
     split, indices = (data.splits["train"], data.validation_indices) if part == "val" else (data.splits["test"], slice(None))
-    images: Tensor = data.normalise(torch.from_numpy(split.images[indices]))
+    images: Tensor = data.normalise(torch.tensor(np.asarray(split.images[indices])))
     with torch.no_grad():
         return float((network.eval()(images).argmax(1).numpy() == split.labels[indices]).mean())
 
@@ -145,6 +145,23 @@ def test_resume_within_an_epoch(here: Path, monkeypatch: pytest.MonkeyPatch, rec
         patch.setattr(train.Classifier, "training_step", killed)
         trained(f"outputs={recipe}2", *options)
     assert same_weights(reference, trained(f"outputs={recipe}2", *options))
+
+
+def test_resume_after_epochs_that_were_not_the_best(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["outputs=constant", "recipe.epochs=4", "recipe.optimizer.lr=1e-12"]  # the first epoch stays the best
+    step, seen = train.Classifier.training_step, []
+
+    def watched(module: Any, batch: Any, index: int) -> Tensor:
+        seen.append(module.current_epoch)
+        if len(seen) == 18:  # in the last of 4 epochs of 5 steps
+            raise KeyboardInterrupt
+        return step(module, batch, index)
+
+    monkeypatch.setattr(train.Classifier, "training_step", watched)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trained(*options)
+    trained(*options)
+    assert seen[:18] == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 3 and seen[18:] == [3] * 5
 
 
 @pytest.mark.parametrize(
@@ -199,12 +216,12 @@ def test_errors_of_the_command_line(
 
 def test_a_sweep_goes_on_after_an_error(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     given = [*DATA, "tracking=none", "trainer=cpu", "recipe.epochs=1", "outputs=sweep", "hydra.sweep.dir=sweep"]
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *given, "model=vgg11,lenet5", "data.image_size=32", "model.image_size=16,32"])
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *given, "model=lenet5", "model.image_size=16,32"])
     with pytest.raises(SystemExit) as stopped:
         train.main()
     out = capsys.readouterr()
     assert stopped.value.code == 1
-    assert "error: VGG halves the image five times" in out.err and "error: lenet5 needs images" in out.err
+    assert "error: lenet5 needs images of at least 32x32" in out.err
     assert "lenet5 on toy" in out.out and "Traceback" not in out.err
 
 

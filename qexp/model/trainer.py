@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
@@ -84,6 +84,15 @@ def be_quiet() -> None:
 
 def _no_new_experiment(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Experiment with name")  # "... not found. Creating it."
+
+
+def best_and_last(folder: Path) -> list[ModelCheckpoint]:
+    """Callbacks that keep `best.ckpt` (by validation) and, of every epoch, `last.ckpt`; the second remembers the first's score.
+
+    Two of them, in this order: `save_last` of Lightning's saves only those epochs that were the best.
+    """
+    options: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    return [ModelCheckpoint(folder, "best", monitor="val_top1", mode="max", **options), ModelCheckpoint(folder, "last", **options)]
 
 
 class _AtomicCheckpoints(TorchCheckpointIO):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
+from qexp.report.plot import accuracy_plot
 from qexp.report.table import csv_table, markdown_table, rich_table, unfinished
 from qexp.tracking.store import read_records
 from qexp.types import Record
@@ -22,6 +25,7 @@ class Summary(Callback):
     # Hydra turns an error in here into a warning.
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        print(plan(config), flush=True)
         instantiate(config.tracking).prepare()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -35,21 +39,36 @@ class Summary(Callback):
         records = read_records(sweep)
         if not records:
             return
-        files = {"results.md": markdown_table(records), "results.csv": csv_table(records)}
-        for name, text in files.items():
-            (sweep / name).write_text(text)
+        markdown = markdown_table(records)
+        files = [sweep / "results.md", sweep / "results.csv"]
+        files[0].write_text(markdown)
+        files[1].write_text(csv_table(records))
+        if accuracy_plot(records, sweep / "accuracy.png"):
+            files.append(sweep / "accuracy.png")
         show(config, records, sweep)
-        if log:
-            instantiate(config.tracking).log_sweep(sweep.name, records, files["results.md"], files)
-        if any(record.status == "failed" for record in records):
-            sys.exit(1)
+        try:
+            if log:
+                instantiate(config.tracking).log_sweep(sweep.name, records, markdown, files)
+        finally:
+            if any(record.status == "failed" for record in records):
+                sys.exit(1)
+
+
+def plan(config: DictConfig) -> str:
+    """One line: what is swept, and how many runs that makes."""
+    swept = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
+    axes = {o.key_or_group: list(o.sweep_string_iterator()) for o in overrides if o.is_sweep_override()}
+    runs = math.prod(len(values) for values in axes.values())
+    return f"{runs} runs: " + " × ".join(f"{key} {', '.join(values)}" for key, values in axes.items())
 
 
 def show(config: DictConfig, records: list[Record], sweep: Path) -> None:
     """Print the table, the runs that did not finish, and where everything lies."""
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print()
-    console.print(rich_table(records, f"{len(records)} runs"))
+    if any(record.status == "finished" for record in records):
+        console.print(rich_table(records, f"{len(records)} runs"))
     for line in unfinished(records):
         console.print(line, highlight=False, markup=False)
     print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")

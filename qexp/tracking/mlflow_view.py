@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from filelock import FileLock
 
 from qexp.types import Record
 
@@ -29,17 +33,28 @@ class MlflowView:
 
         for name in ("mlflow", "alembic"):  # they tell of every step of setting up the database
             logging.getLogger(name).setLevel(logging.WARNING)
-        if self.uri.startswith("sqlite:///"):
-            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         return MlflowClient(self.uri)
 
     @cached_property
     def experiment_id(self) -> str:
-        known = self.client.get_experiment_by_name(self.experiment)
-        if known:
-            return str(known.experiment_id)
-        place = None if self.uri.startswith("http") else Path(self.artifacts).resolve().as_uri()
-        return str(self.client.create_experiment(self.experiment, artifact_location=place))
+        """MLflow's id of the experiment, made together with the database where they are missing."""
+        with self._first_contact():
+            known = self.client.get_experiment_by_name(self.experiment)
+            if known:
+                return str(known.experiment_id)
+            place = None if self.uri.startswith("http") else Path(self.artifacts).resolve().as_uri()
+            return str(self.client.create_experiment(self.experiment, artifact_location=place))
+
+    @contextmanager
+    def _first_contact(self) -> Iterator[None]:
+        """Processes that set up the same database file at once would ruin it."""
+        if not self.uri.startswith("sqlite:///"):
+            yield
+            return
+        database = Path(self.uri.removeprefix("sqlite:///"))
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(database.with_name(f".{database.name}.lock")):
+            yield
 
     def prepare(self) -> None:
         """Create database and experiment, once, before jobs that could race for it."""
@@ -72,7 +87,7 @@ class MlflowView:
                 self.client.log_artifact(run, str(file))
         self.client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED")
 
-    def log_sweep(self, sweep: str, records: list[Record], markdown: str, files: dict[str, str]) -> None:
+    def log_sweep(self, sweep: str, records: list[Record], markdown: str, files: list[Path]) -> None:
         """The summary run of a sweep: its description is the result table and links the comparison of its runs."""
         found = self.client.search_runs([self.experiment_id], f"tags.`qexp.sweep` = '{sweep}' and tags.`qexp.kind` != 'sweep'")
         runs = quote(json.dumps([run.info.run_id for run in found]))
@@ -82,8 +97,8 @@ class MlflowView:
         status = "failed" if any(record.status == "failed" for record in records) else "finished"
         tags = {"qexp.kind": "sweep", "qexp.sweep": sweep, "qexp.status": status, "mlflow.note.content": note}
         run = self._create_run(f"sweep {sweep}", tags)
-        for name, text in files.items():
-            self.client.log_text(run, text, name)
+        for file in files:
+            self.client.log_artifact(run, str(file))
         self.client.set_terminated(run)
 
     def _create_run(self, name: str, tags: dict[str, str]) -> str:

@@ -18,5 +18,5 @@ class Nowhere:
     def log(self, record: Record, folder: Path) -> None:
         pass
 
-    def log_sweep(self, sweep: str, records: list[Record], markdown: str, files: dict[str, str]) -> None:
+    def log_sweep(self, sweep: str, records: list[Record], markdown: str, files: list[Path]) -> None:
         pass

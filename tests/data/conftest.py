@@ -1,4 +1,4 @@
-"""Small datasets that the tests make themselves, and the real ones below $QEXP_DATA where it is set."""
+"""Small datasets that the tests make themselves, and the real ones where QEXP_DATA is set."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from publisher import Server
 
 from qexp.data.base import Augmentation
 from qexp.data.folder import FolderData
+from tests.data.publisher import Server
 
 
 @pytest.fixture
@@ -22,12 +22,15 @@ def cache_dir(tmp_path: Path) -> str:
     return str(tmp_path / "cache")
 
 
-@pytest.fixture
-def real_images() -> Path:
-    """The folder of unpacked real images."""
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> FolderData:
+    """The 60,000 real images of $QEXP_DATA/cifar10-jpeg, opened."""
     if "QEXP_DATA" not in os.environ:
         pytest.skip("QEXP_DATA is not set")
-    return Path(os.environ["QEXP_DATA"])
+    root = Path(os.environ["QEXP_DATA"]) / "cifar10-jpeg"
+    data = FolderData(str(root), image_size=32, channels=3, cache_dir=str(tmp_path_factory.mktemp("cache")))
+    data.open()
+    return data
 
 
 def write_images(root: Path, classes: tuple[str, ...] = ("cat", "dog"), train: int = 10, test: int = 4, size: int = 8) -> Path:

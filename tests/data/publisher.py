@@ -28,6 +28,9 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
         self.url = f"http://127.0.0.1:{self.server_port}/"
 
+    def handle_error(self, *_: Any) -> None:
+        """Nothing to tell: clients look at the headers and hang up."""
+
 
 class Handler(SimpleHTTPRequestHandler):
     server: Server

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from publisher import PublishedCifar, Server, md5, nobody
 
 from qexp.data import download
 from qexp.data.cifar import CifarData
 from qexp.types import UserError
+from tests.data.publisher import PublishedCifar, Server, md5, nobody
 
 
 @pytest.fixture(params=[10, 100])

@@ -217,10 +217,8 @@ def test_unreadable_file_or_folder(make_folder: Make, images_root: Path, name: s
 
 
 @pytest.mark.real_images
-def test_real_photographs(real_images: Path, tmp_path: Path) -> None:
-    root = real_images / "cifar10-jpeg"
-    data = FolderData(str(root), image_size=32, channels=3, cache_dir=str(tmp_path))
-    spec = data.open()
+def test_real_photographs(photographs: FolderData) -> None:
+    data, spec, root = photographs, photographs.spec, photographs.root
     assert spec.num_classes == 10
     for part, count in (("train", 50_000), ("test", 10_000)):
         images, labels = data.splits[part].images, data.splits[part].labels

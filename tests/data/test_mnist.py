@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from publisher import PublishedMnist, Server, md5, nobody, packed
 
 from qexp.data.mnist import MnistData
 from qexp.types import UserError
+from tests.data.publisher import PublishedMnist, Server, md5, nobody, packed
 
 
 def mnist(data_root: Path, cache_dir: str, **options: Any) -> MnistData:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,10 +75,9 @@ def test_constant_channel_can_be_divided_by() -> None:
 
 
 @pytest.mark.real_images
-def test_real_photographs(real_images: Path, tmp_path: Path) -> None:
+def test_real_photographs(photographs: FolderData) -> None:
     """4,500 images of each class to train on, 500 to validate on; the statistics against NumPy's."""
-    data = FolderData(str(real_images / "cifar10-jpeg"), image_size=32, channels=3, cache_dir=str(tmp_path))
-    spec = data.open()
+    data, spec = photographs, photographs.spec
     counts = [np.bincount(data.splits["train"].labels[part]).tolist() for part in (data.train_indices, data.validation_indices)]
     assert counts == [[4500] * 10, [500] * 10]
     values = data.splits["train"].images[data.train_indices].reshape(-1, 3)

@@ -52,9 +52,9 @@ def make_subject(make_artifact: Callable[..., Artifact]) -> Iterator[Callable[..
     """An engine on an artifact of its own, or on the one given, in a child that ends with the test."""
     made: list[Subject] = []
 
-    def make(engine: Engine, artifact: Artifact | None = None, batch: int = 2, timeout_s: float = 120, memory_mb: float | None = None) -> Subject:
+    def make(engine: Engine, artifact: Artifact | None = None, batch: int = 2, **limits: float) -> Subject:
         artifact = artifact or make_artifact(f"artifact{len(made)}")
-        made.append(Subject(artifact, engine, batch, 1, Limits(timeout_s, memory_mb)))
+        made.append(Subject(artifact, engine, batch, 1, Limits(**{"timeout_s": 120, "memory_mb": None, **limits})))  # type: ignore[arg-type]
         return made[-1]
 
     yield make

@@ -32,7 +32,9 @@ MakeBench = Callable[..., Bench]
         ("leave", {}, "ended with exit code 3: no licence found"),
     ],
 )
-def test_every_end_has_its_reason_and_the_parent_goes_on(how: str, limits: dict[str, float], reason: str, make_subject: MakeSubject) -> None:
+def test_every_end_has_its_reason_and_the_parent_goes_on(
+    how: str, limits: dict[str, float], reason: str, make_subject: MakeSubject
+) -> None:
     subject = make_subject(Fails(how), **limits)
     with pytest.raises(ChildFailed, match=reason):
         _ = subject.start

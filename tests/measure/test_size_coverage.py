@@ -28,7 +28,7 @@ def test_sizes_are_bytes_of_the_file_the_engine_loads(
     make_artifact: Callable[..., Artifact], make_subject: Callable[..., Subject], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
-    weights = rng.normal(0, 20, (3, 100_000)).round()  # float64 of few values, which compress well
+    weights = rng.normal(0, 20, (3, 10_000)).round()  # float64 of few values, which compress well
     subject = make_subject(Fake(), make_artifact("small", weights, packed_bytes=123_000))
     baseline = make_subject(Fake(), make_artifact("large", np.tile(weights, 3)))
     (subject.artifact.folder / "other.bin").write_bytes(bytes(1000))  # another engine's file

@@ -1,0 +1,119 @@
+"""The table of a sweep: marks, missing values, and numbers that read back the same from Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from qexp.report.table import csv_table, markdown_table, rich_table, significant, table
+from qexp.types import Measurement, Record
+
+
+def record(
+    label: str, batch: int = 1, model: str = "vgg", data: str = "pets", status: str = "finished", reason: str = "", **metrics: Any
+) -> Record:
+    params = {"model": model, "data": data, "label": label, "engine": "eager", "batch_size": batch, "method": label.split()[0]}
+    return Record(
+        kind="compress", key=label, sweep="monday", status=status, reason=reason, label=f"{model} · {label}", params=params, config={},
+        measurements=tuple(Measurement(name, value, "x") for name, value in metrics.items()), environment={}, command="", created="",
+    )  # fmt: skip
+
+
+FP32 = record("fp32", top1=0.90, top1_drop=0.0, size_mb=10.0, latency_ms=4.0)
+INT8 = record("static int8", top1=0.8912, top1_drop=0.0088, size_mb=2.5, size_ratio=4.0, latency_ms=1.0, speedup=4.0)
+HALF = record("half", top1=0.90, top1_drop=0.0, size_mb=5.0, size_ratio=2.0)
+
+
+def marked(records: list[Record]) -> dict[str, set[str]]:
+    """The labels of the rows that each column marks as best."""
+    titles, cells, best = table(records)
+    return {title: {row[1] for row, marks in zip(cells, best, strict=True) if marks[i]} for i, title in enumerate(titles)}
+
+
+def test_the_best_of_each_column_is_marked() -> None:
+    best = marked([FP32, INT8, HALF])
+    assert best["size MB"] == best["ms"] == {"static int8"}
+    assert best["smaller"] == {"static int8"}
+    assert best["top-1 %"] == best["drop"] == {"fp32", "half"}  # a tie
+    assert best["faster"] == set()  # one value alone is no winner
+    assert best["model"] == best["method"] == set()
+
+
+def test_rivals_have_the_same_model_data_and_batch_size() -> None:
+    slower = record("fp32", batch=8, latency_ms=9.0), record("static int8", batch=8, latency_ms=7.0)
+    others = record("a", model="lenet", latency_ms=0.1), record("b", data="birds", latency_ms=0.1)
+    titles, cells, best = table([FP32, INT8, *slower, *others])
+    column = titles.index("ms")
+    assert [marks[column] for marks in best] == [False, True, False, True, False, False]
+
+
+def test_what_looks_equal_is_not_ranked() -> None:
+    best = marked([record("one", latency_ms=1.2301, top1=0.5), record("other", latency_ms=1.2299, top1=0.5)])
+    assert best["ms"] == best["top-1 %"] == set()
+    best = marked([record("one", latency_ms=1.2301), record("other", latency_ms=1.2299), record("third", latency_ms=2.0)])
+    assert best["ms"] == {"one", "other"}
+
+
+def test_missing_values_are_a_dash_and_columns_without_values_are_left_out() -> None:
+    titles, cells, best = table([FP32, HALF])
+    assert "faster" not in titles and "memory MB" not in titles
+    assert cells[1][titles.index("ms")] == "–" and not best[1][titles.index("ms")]
+    assert cells[0] == ["vgg", "fp32", "eager", "1", "90.00", "0.00", "10.0", "–", "4.00"]
+    assert all(len(row) == len(titles) == len(marks) for row, marks in zip(cells, best, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0.00"), (0.00123, "0.00123"), (0.0567, "0.0567"), (0.5, "0.500"), (0.99951, "1.00"), (1.234, "1.23"), (9.996, "10.0"),
+     (12.34, "12.3"), (99.96, "100"), (123.4, "123"), (12345.6, "12346")],
+)  # fmt: skip
+def test_three_significant_digits(value: float, shown: str) -> None:
+    assert significant(value) == shown
+    assert float(shown) == pytest.approx(value, rel=0.005)
+
+
+def test_markdown_reads_back() -> None:
+    others = [record("ternary", status="unsupported", reason="no 2 bits"), record("bad", status="failed", reason="crashed")]
+    records = [FP32, INT8, HALF, *others]
+    head, _, after = markdown_table(records).partition("\n\n")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in head.splitlines()]
+    titles, ruler, rows = lines[0], lines[1], lines[2:]
+    assert len(rows) == 3 and {len(line) for line in lines} == {len(titles)}
+    assert all(cell == ("---" if i < 3 else "---:") for i, cell in enumerate(ruler))
+    by_label = {row[1]: dict(zip(titles, row, strict=True)) for row in rows}
+    assert by_label["static int8"]["ms"] == "**1.00**" and by_label["static int8"]["top-1 %"] == "89.12"
+    columns = (("top-1 %", "top1", 100), ("size MB", "size_mb", 1), ("smaller", "size_ratio", 1), ("ms", "latency_ms", 1))
+    for made in (FP32, INT8, HALF):
+        for title, metric, factor in columns:
+            shown = by_label[made.params["label"]][title].strip("*").removesuffix("x")
+            assert shown == "–" if metric not in made.metrics else float(shown) == pytest.approx(factor * made.metrics[metric], rel=0.005)
+    assert after.split("\n\n") == ["unsupported: vgg · ternary: no 2 bits", "failed: vgg · bad: crashed"]
+
+
+def test_csv_reads_back_unrounded() -> None:
+    third = record("third", latency_ms=1 / 3, top1=0.1 + 0.2)
+    bad = record("bad", status="failed", reason='said "no", twice\nand left')
+    rows = list(csv.DictReader(io.StringIO(csv_table([FP32, third, bad]), newline="")))
+    assert [row["status"] for row in rows] == ["finished", "finished", "failed"]
+    assert rows[2]["reason"] == bad.reason and rows[2]["latency_ms"] == ""
+    for made, row in zip((FP32, third), rows, strict=False):
+        assert {name: float(row[name]) for name in made.metrics} == made.metrics
+        assert {name: row[name] for name in made.params} == {name: str(value) for name, value in made.params.items()}
+
+
+def test_a_sweep_where_nothing_finished_still_has_a_table() -> None:
+    records = [record("bad", status="failed", reason="crashed")]
+    assert markdown_table(records).endswith("\nfailed: vgg · bad: crashed")
+    assert table(records) == (["model", "method", "engine", "batch"], [], [])
+    assert list(csv.DictReader(io.StringIO(csv_table(records))))[0]["status"] == "failed"
+
+
+def test_the_table_on_screen_shows_every_cell() -> None:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(rich_table([FP32, INT8, record("odd [red]", latency_ms=2.0)], "3 runs"))
+    shown = console.export_text()
+    assert "1.00*" in shown and "89.12" in shown and "3 runs" in shown and "odd [red]" in shown

@@ -1,0 +1,188 @@
+"""What MLflow's own client reads of the runs that the view wrote."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from qexp.tracking.mlflow_view import MlflowView, described, flatten
+from qexp.tracking.store import write_record
+from qexp.types import Measurement, Record
+
+MakeRecord = Callable[..., Record]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture(scope="module")
+def view(folder: Path) -> MlflowView:
+    """A view of a database in a folder that is not there yet."""
+    return MlflowView(f"sqlite:///{folder}/new/mlflow.db", "qexp", str(folder / "new" / "files"))
+
+
+@pytest.fixture
+def log(view: MlflowView, tmp_path: Path) -> Callable[[Record], Any]:
+    """Write and log a record; the run that MLflow then has of its key."""
+
+    def logged(made: Record) -> Any:
+        write_record(made, tmp_path / "0")
+        view.log(made, tmp_path / "0")
+        (run,) = view.client.search_runs([view.experiment_id], f"tags.`qexp.key` = '{made.key}'")
+        return run
+
+    return logged
+
+
+def texts(view: MlflowView, run: Any) -> dict[str, str]:
+    """The run's files by name."""
+    names = [entry.path for entry in view.client.list_artifacts(run.info.run_id)]
+    return {name: Path(view.client.download_artifacts(run.info.run_id, name)).read_bytes().decode() for name in names}
+
+
+def test_a_finished_run_is_all_there(view: MlflowView, log: Any, record: MakeRecord, folder: Path) -> None:
+    made = record(key="finished")
+    run = log(made)
+    assert (run.info.run_name, run.info.status) == ("vgg · static int8 · eager · batch 1", "FINISHED")
+    assert run.data.metrics == {"top1": 0.9375, "latency_ms": 2.5, "packed_size_mb": 1 / 3}
+    assert run.data.params == {
+        "model.id": "vgg", "model.widths": "[8, 16]", "force": "False", "model": "vgg", "data": "pets", "method": "static", "bits": "8",
+        "engine": "eager", "batch_size": "1", "threads": "2", "seed": "0",
+    }  # fmt: skip
+    own = {key: value for key, value in run.data.tags.items() if key.startswith("qexp.")}
+    assert own == {
+        "qexp.kind": "compress", "qexp.status": "finished", "qexp.key": "finished", "qexp.sweep": "monday", "qexp.reason": "",
+        "qexp.artifact": "outputs/artifacts/vgg",
+    }  # fmt: skip
+    assert "mlflow.parentRunId" not in run.data.tags  # the UI collapses nested runs
+    found = texts(view, run)
+    assert set(found) == {"record.json", "layers.csv"} and found["layers.csv"] == made.texts["layers.csv"]
+    assert Record.from_json(json.loads(found["record.json"])) == made
+    assert (folder / "new" / "files").is_dir()
+
+
+@pytest.mark.parametrize(("status", "shown"), [("failed", "FAILED"), ("unsupported", "FINISHED")])
+def test_a_run_that_did_not_finish_says_why(status: str, shown: str, log: Any, record: MakeRecord, tmp_path: Path) -> None:
+    reason = "the measurement crashed with SIGSEGV"
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "traceback.txt").write_text("where it was")
+    run = log(record(key=status, status=status, reason=reason, measurements=(), texts={}))
+    assert run.info.status == shown
+    assert (run.data.tags["qexp.status"], run.data.tags["qexp.reason"]) == (status, reason)
+    assert run.data.metrics == {}
+
+
+def test_the_traceback_of_a_failed_run_is_kept(view: MlflowView, log: Any, record: MakeRecord, tmp_path: Path) -> None:
+    (tmp_path / "0" / ".hydra").mkdir(parents=True)
+    (tmp_path / "0" / "traceback.txt").write_text("where it was")
+    run = log(record(key="traced", status="failed", reason="KeyError", texts={}))
+    assert texts(view, run)["traceback.txt"] == "where it was"
+
+
+def test_many_and_long_values_are_taken(log: Any, record: MakeRecord) -> None:
+    many = {f"option{i}": i for i in range(250)}
+    measurements = tuple(Measurement(f"metric{i}", float(i), "x") for i in range(120))
+    made = record(key="many", config={"deep": {"deeper": many}, "text": "x" * 7000}, measurements=measurements, reason="y" * 9000, texts={})
+    run = log(made)
+    assert {f"deep.deeper.option{i}": str(i) for i in range(250)}.items() <= run.data.params.items()
+    assert run.data.params["text"] == "x" * 6000
+    assert run.data.metrics == {m.name: m.value for m in measurements}
+    assert run.data.tags["qexp.reason"] == "y" * 8000
+
+
+def test_preparing_twice_is_the_same_experiment(view: MlflowView) -> None:
+    view.prepare()
+    again = MlflowView(view.uri, view.experiment, view.artifacts)
+    again.prepare()
+    again.prepare()
+    assert again.experiment_id == view.experiment_id
+    assert [e.name for e in view.client.search_experiments()].count("qexp") == 1
+
+
+def test_programs_that_start_at_once_prepare_one_experiment(tmp_path: Path) -> None:
+    script = f"""
+from qexp.tracking.mlflow_view import MlflowView
+view = MlflowView("sqlite:///{tmp_path}/mlflow.db", "qexp", "{tmp_path}/files")
+view.prepare()
+print(view.experiment_id)
+"""
+    started = [subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate()[0].strip() for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert told[0] == told[1] != ""
+
+
+def test_a_sweeps_summary_holds_the_table_and_compares_its_runs(view: MlflowView, log: Any, record: MakeRecord, tmp_path: Path) -> None:
+    runs = {log(record(key=f"s{i}", sweep="tuesday", texts={})).info.run_id for i in range(3)}
+    log(record(key="s9", sweep="wednesday", texts={}))
+    table = "| model | ms |\n| --- | ---: |\n| vgg | 2.5 |"
+    files = [tmp_path / "results.md", tmp_path / "results.csv"]
+    files[0].write_text(table)
+    files[1].write_bytes(b"model,ms\r\n")
+    for _ in range(2):  # a second summary is not among the runs that it compares
+        view.log_sweep("tuesday", [record(), record(status="unsupported")], table, files)
+    summary, _ = view.client.search_runs([view.experiment_id], "tags.`qexp.sweep` = 'tuesday' and tags.`qexp.kind` = 'sweep'")
+    assert (summary.info.run_name, summary.info.status) == ("sweep tuesday", "FINISHED")
+    assert summary.data.tags["qexp.status"] == "finished"
+    note = summary.data.tags["mlflow.note.content"]
+    assert note.startswith(table)
+    link = note.partition("](")[2].removesuffix(")")
+    query = parse_qs(urlsplit(link.removeprefix("/#")).query)
+    assert link.startswith("/#/compare-runs?")
+    assert set(json.loads(query["runs"][0])) == runs and json.loads(query["experiments"][0]) == [view.experiment_id]
+    assert texts(view, summary) == {"results.md": table, "results.csv": "model,ms\r\n"}
+
+
+def test_a_sweep_with_a_failed_run_says_so(view: MlflowView, record: MakeRecord) -> None:
+    view.log_sweep("friday", [record(), record(status="failed")], "table", [])
+    (summary,) = view.client.search_runs([view.experiment_id], "tags.`qexp.sweep` = 'friday'")
+    assert summary.data.tags["qexp.status"] == "failed"
+
+
+def test_a_long_description_is_cut_between_lines_and_keeps_its_link() -> None:
+    rows = [f"| row {i} | {'x' * 90} |" for i in range(200)]
+    short = described("\n".join(rows[:5]), "LINK")
+    assert short == "\n".join(rows[:5]) + "LINK"
+    long = described("\n".join(rows), "\n\nLINK")
+    assert 7800 < len(long) <= 8000 and long.endswith("LINK") and "artifact results.md" in long
+    kept = [line for line in long.splitlines() if line.startswith("| row")]
+    assert kept == rows[: len(kept)]
+    many = described("\n".join(rows), "L" * 9000)
+    assert len(many) <= 8000 and "tag qexp.sweep" in many and "row 30" in many
+
+
+def test_a_training_that_goes_on_stays_in_its_run(view: MlflowView, tmp_path: Path) -> None:
+    names = []
+    for _ in range(2):
+        logger = view.training_logger(tmp_path / "baseline", "vgg · train", {"model": {"id": "vgg"}, "seed": 1})
+        logger.log_metrics({"val_top1": 0.5}, step=len(names))
+        names.append(logger.run_id)
+    assert names[0] == names[1] == (tmp_path / "baseline" / "mlflow_run_id").read_text()
+    run = view.client.get_run(names[0])
+    assert run.data.tags["qexp.kind"] == "train" and run.info.run_name == "vgg · train"
+    assert run.data.params == {"model.id": "vgg", "seed": "1"}
+    assert len(view.client.get_metric_history(names[0], "val_top1")) == 2
+
+
+def test_files_lie_with_the_server_where_there_is_one() -> None:
+    asked: dict[str, Any] = {}
+    view = MlflowView("http://somewhere:5000", "qexp", "outputs/files")
+    view.__dict__["client"] = types.SimpleNamespace(
+        get_experiment_by_name=lambda name: None, create_experiment=lambda name, artifact_location: asked.update(at=artifact_location) or 7
+    )
+    assert view.experiment_id == "7" and asked == {"at": None}
+
+
+def test_flatten_joins_keys_and_leaves_out_what_is_null() -> None:
+    assert flatten({"a": {"b": {"c": 1}, "d": None, "e": {}}, "f": [1, 2], "g": 0}) == {"a.b.c": 1, "f": [1, 2], "g": 0}
