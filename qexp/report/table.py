@@ -77,7 +77,6 @@ def _is_best(column: Column, record: Record, rivals: list[Record]) -> bool:
     # By what is shown: a winner in digits that nobody sees would confuse.
     return bool(
         column.best
-        and len(values) > 1
         and column.metric in record.metrics
         and _cell(column, record) == column.format(column.best(values))
         and len({column.format(v) for v in values}) > 1

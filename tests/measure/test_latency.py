@@ -160,7 +160,7 @@ def test_warm_up_ends_on_a_machine_that_never_settles() -> None:
 @pytest.mark.parametrize("options", [{"windows": 1}, {"calls": 0}, {"warmup_calls": 0}])
 def test_too_little_to_time_is_an_error(options: dict[str, int]) -> None:
     with pytest.raises(UserError, match="at least 2 windows"):
-        Latency(**{"windows": 5, "calls": 10, "window_s": 0, "warmup_calls": 1, "warmup_s": 0, **options})  # type: ignore[arg-type]
+        Latency(**{"windows": 5, "calls": 10, "window_s": 0, "warmup_calls": 1, "warmup_s": 0, **options})
 
 
 def test_the_fastest_engine_is_found_and_every_candidate_told(make_subject: Callable[..., Subject]) -> None:

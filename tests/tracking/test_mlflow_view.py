@@ -163,7 +163,7 @@ def test_a_long_description_is_cut_between_lines_and_keeps_its_link() -> None:
 
 
 def test_a_training_that_goes_on_stays_in_its_run(view: MlflowView, tmp_path: Path) -> None:
-    names = []
+    names: list[str] = []
     for _ in range(2):
         logger = view.training_logger(tmp_path / "baseline", "vgg · train", {"model": {"id": "vgg"}, "seed": 1})
         logger.log_metrics({"val_top1": 0.5}, step=len(names))
