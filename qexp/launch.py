@@ -48,12 +48,20 @@ class Child:
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """The child's answer. Errors: ChildFailed."""
-        assert self.process.stdin and self.process.stdout
+        self.tell(command, **arguments)
+        return self.answer(command)
+
+    def tell(self, command: str, **arguments: Any) -> None:
+        """Ask without waiting; `answer` must come before the next question. Errors: ChildFailed."""
+        assert self.process.stdin
         try:
             self.process.stdin.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             raise self._ended() from None
+
+    def answer(self, command: str) -> dict[str, Any]:
+        """What the child says to the question `command` that it was told. Errors: ChildFailed."""
         answer = json.loads(self._read_line(command))
         if "error" in answer:
             raise ChildFailed(answer["error"])

@@ -37,7 +37,7 @@ class Outcome:
 def engines_of(config: DictConfig) -> list[Engine]:
     """The engine of the config, or all candidates of `engine=auto`."""
     candidates = config.engine.get("candidates")
-    return [instantiate(engine) for engine in (candidates.values() if candidates else [config.engine])]
+    return [instantiate(engine) for engine in (candidates.values() if candidates else [config.engine]) if engine is not None]
 
 
 def accepted_by(engines: list[Engine], make: Callable[[Engine], Subject]) -> list[Subject]:

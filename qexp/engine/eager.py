@@ -20,8 +20,16 @@ class Eager(Engine):
     runs_simulated = True
 
     def import_libraries(self) -> None:
-        import torch.export  # noqa: F401
+        import io
+
+        import torch
         from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
+
+        # The first torch.export.load imports 200 MB of modules: that is the library's cost, not the network's.
+        archive = io.BytesIO()
+        torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(1),)), archive)
+        archive.seek(0)
+        torch.export.load(archive).module()(torch.zeros(1))
 
     def load(self, file: Path, threads: int) -> Run:
         import torch

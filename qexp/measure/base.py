@@ -54,17 +54,24 @@ class Subject:
         self.artifact, self.engine, self.batch, self.threads, self.limits = artifact, engine, batch, threads, limits
 
     @cached_property
+    def importing(self) -> Child:
+        """A child that has begun to import its engine, which takes seconds and may overlap with others' imports."""
+        child = Child("qexp.measure.child", self.threads, self.limits.timeout_s, self.limits.memory_mb)
+        engine = type(self.engine)
+        child.tell("imports", target=f"{engine.__module__}.{engine.__qualname__}", options=engine_options(self.engine))
+        return child
+
+    @cached_property
     def child(self) -> Child:
-        return Child("qexp.measure.child", self.threads, self.limits.timeout_s, self.limits.memory_mb)
+        """The child when it has imported its engine."""
+        self.importing.answer("imports")
+        return self.importing
 
     @cached_property
     def start(self) -> dict[str, Any]:
         """load_ms, first_call_ms and memory_mb (None where the system cannot tell)."""
-        engine = type(self.engine)
-        return self.child.ask(
-            "start", target=f"{engine.__module__}.{engine.__qualname__}", options=engine_options(self.engine),
-            file=str(self.file), threads=self.threads, shape=[self.batch, *self.artifact.data.input_shape],
-        )  # fmt: skip
+        shape = [self.batch, *self.artifact.data.input_shape]
+        return self.child.ask("start", file=str(self.file), threads=self.threads, shape=shape)
 
     @property
     def file(self) -> Path:
@@ -96,13 +103,9 @@ class Subject:
         with np.load(file) as stored:
             return stored["logits"], float(stored["seconds"])
 
-    def again(self) -> Subject:
-        """The same subject, for a child of its own."""
-        return Subject(self.artifact, self.engine, self.batch, self.threads, self.limits)
-
     def close(self) -> None:
-        if "child" in self.__dict__:
-            self.child.stop()
+        if "importing" in self.__dict__:
+            self.importing.stop()
 
 
 @dataclass
@@ -156,19 +159,37 @@ def alone_on_host() -> Iterator[None]:
 def run_measures(measures: dict[str, Measure], bench: Bench) -> list[Measurement]:
     """All measurements of one run, one after the other, alone on this machine."""
     with alone_on_host(), contextlib.closing(bench):
+        ready([bench.subject, bench.baseline] if bench.baseline else [bench.subject])
         return [measurement for measure in measures.values() for measurement in measure.measure(bench)]
 
 
+def ready(subjects: list[Subject]) -> None:
+    """Import all engines side by side, and wait for the last: nothing is loaded or timed while another still imports."""
+    for subject in subjects:
+        subject.importing  # noqa: B018
+    for subject in subjects:
+        subject.child  # noqa: B018
+
+
 def fastest(subjects: list[Subject], trial: Turns | None) -> tuple[Subject, list[Measurement]]:
-    """The subject with the least median latency, and every candidate's median, timed in turns; one alone is not timed."""
+    """The subject with the least median latency, and every candidate's median, timed in turns; one alone is not timed.
+
+    The winner keeps its child: it is fresh, and what was measured at its start holds.
+    """
     if len(subjects) == 1 or trial is None:
         return subjects[0], []
     with alone_on_host():
         try:
+            ready(subjects)
             windows = trial.take_turns(subjects)
-        finally:
+        except BaseException:
             for subject in subjects:
                 subject.close()
+            raise
     medians = [statistics.median(statistics.median(window) for window in taken) for taken in windows]
     found = [Measurement(f"candidate_{s.engine.name}_ms", ms, "ms") for s, ms in zip(subjects, medians, strict=True)]
-    return subjects[medians.index(min(medians))].again(), found
+    winner = subjects[medians.index(min(medians))]
+    for subject in subjects:
+        if subject is not winner:
+            subject.close()
+    return winner, found

@@ -22,11 +22,15 @@ STATUS = Path("/proc/self/status")
 class Session:
     """State between questions; each public method answers one."""
 
-    def start(self, target: str, options: dict[str, Any], file: str, threads: int, shape: list[int]) -> dict[str, Any]:
-        """Import, load, call once and a few times more: milliseconds of each, and the memory peak above the import, in MB."""
+    def imports(self, target: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Make the engine and import its libraries."""
         module, _, name = target.rpartition(".")
         self.engine = getattr(importlib.import_module(module), name)(**options)
         self.engine.import_libraries()
+        return {}
+
+    def start(self, file: str, threads: int, shape: list[int]) -> dict[str, Any]:
+        """Load, call once and a few times more: milliseconds of each, and the memory peak above the import, in MB."""
         self.x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         before = _reset_peak()
         load_ms, self.run = _timed(self.engine.load, Path(file), threads)
