@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from qexp.cli import command
 from qexp.engine.base import Engine
+from qexp.files import check_digests
 from qexp.measure.base import Limits, Subject, TestSet
 from qexp.runs import Outcome, accepted_by, engines_of, measure, run_job
 from qexp.types import Artifact, Unsupported
@@ -17,6 +18,7 @@ from qexp.types import Artifact, Unsupported
 def benchmark(config: DictConfig) -> Outcome:
     """artifact → engine → measurements, of one job; against the fp32 baseline if its artifact lies beside this one."""
     artifact = Artifact.read(Path(config.artifact))
+    check_digests(artifact.folder, artifact.files)
 
     def subject(artifact: Artifact, engine: Engine) -> Subject:
         if engine.wants.format != artifact.format:

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ def write_json(file: Path, value: Any) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise not_writable(file, error) from error
 
 
@@ -63,6 +64,13 @@ def file_digest(file: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_digests(folder: Path, digests: dict[str, str]) -> None:
+    """Errors: UserError naming the files in `folder` that are not what they were when their digests were taken."""
+    wrong = [name for name, expected in digests.items() if not (folder / name).is_file() or file_digest(folder / name) != expected]
+    if wrong:
+        raise UserError(f"{folder} is damaged: {', '.join(wrong)} is missing or was changed. Delete the folder and compress again.")
 
 
 def code_digest(*packages: Path) -> str:

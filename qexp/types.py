@@ -150,7 +150,7 @@ class Artifact:
 
     @classmethod
     def read(cls, folder: Path) -> Artifact:
-        """Errors: UserError where the folder holds no artifact or one of its files was changed or lost."""
+        """Errors: UserError where the folder holds no artifact; `files.check_digests` tells whether its files are whole."""
         try:
             values = json.loads((folder / "artifact.json").read_text())
             values["data"] = DataSpec.from_json(values["data"])

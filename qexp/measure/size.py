@@ -11,7 +11,7 @@ from qexp.types import Measurement
 class Size(Measure):
     """zstd_level: 1 (fast) to 22 (small)."""
 
-    def __init__(self, zstd_level: int = 19):
+    def __init__(self, zstd_level: int = 3):
         self.zstd_level = zstd_level
 
     def measure(self, bench: Bench) -> list[Measurement]:

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from qexp.data.base import ImageData
-from qexp.files import building, code_digest, file_digest, write_json
+from qexp.files import building, check_digests, code_digest, file_digest, write_json
 from qexp.types import Artifact, Layer, Unsupported, UserError, Wants, digest, versions
 
 # torchao registers an enum in a way that torch 2.15 calls deprecated, and torch says so at each import.
@@ -91,6 +91,8 @@ def make_artifact(method: Method, network: nn.Module, data: ImageData, wants: Wa
     with FileLock(root / f".{name}.lock"):
         if not (root / name).exists():
             _write(chosen, method, network.eval(), data, wants, source, root / name, reference)
+        else:
+            check_digests(root / name, Artifact.read(root / name).files)
     return Artifact.read(root / name)
 
 

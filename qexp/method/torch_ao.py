@@ -101,8 +101,21 @@ def save_torchscript(converted: nn.Module, network: nn.Module, data: ImageData, 
     """Trace `converted`, freeze it and write model.ts; the formats are read off its modules."""
     with torch.no_grad():
         traced = torch.jit.freeze(torch.jit.trace(converted, example_input(data), check_trace=False).eval())
-    traced.save(str(folder / "model.ts"))
+    traced.save(str(folder / "whole.ts"))
+    _without_source(folder / "whole.ts", folder / "model.ts")
+    (folder / "whole.ts").unlink()
     return Compressed("model.ts", with_formats(layer_table(network, data), _formats(converted)))
+
+
+def _without_source(whole: Path, target: Path) -> None:
+    """Copy a TorchScript archive without the paths and lines of the source it was traced from; it runs the same."""
+    reader, writer = torch._C.PyTorchFileReader(str(whole)), torch._C.PyTorchFileWriter(str(target))
+    own = ("version", "byteorder", ".data/serialization_id")  # the writer adds these itself
+    for name in reader.get_all_records():
+        if not name.endswith(".debug_pkl") and name not in own:
+            content = reader.get_record(name)
+            writer.write_record(name, content, len(content))
+    writer.write_end_of_file()
 
 
 def _formats(converted: nn.Module) -> dict[str, tuple[str, str]]:

@@ -17,6 +17,7 @@ from filelock import FileLock
 from qexp.types import Record
 
 # What MLflow takes: characters of a value, parameters of one request.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # or the UI opens on its pages for language models
 PARAM_LENGTH, TAG_LENGTH, PARAMS_PER_REQUEST = 6000, 8000, 100
 
 
@@ -43,7 +44,7 @@ class MlflowView:
             if known:
                 return str(known.experiment_id)
             place = None if self.uri.startswith("http") else Path(self.artifacts).resolve().as_uri()
-            return str(self.client.create_experiment(self.experiment, artifact_location=place))
+            return str(self.client.create_experiment(self.experiment, tags=EXPERIMENT_TAGS, artifact_location=place))
 
     @contextmanager
     def _first_contact(self) -> Iterator[None]:

@@ -116,6 +116,15 @@ def test_an_interrupted_compression_leaves_no_artifact(pretend_data: RandomData,
     make_artifact(NoCompression(), network, pretend_data, Wants(), SOURCE, tmp_path)
 
 
+def test_an_artifact_that_was_changed_is_refused(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    artifact = make_artifact(NoCompression(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    content = bytearray((artifact.folder / "model.pt2").read_bytes())
+    content[len(content) // 2] ^= 1
+    (artifact.folder / "model.pt2").write_bytes(content)
+    with pytest.raises(UserError, match="model.pt2 is missing or was changed"):
+        make_artifact(NoCompression(), network, pretend_data, Wants(), SOURCE, tmp_path)
+
+
 def test_every_artifact_names_its_fp32_reference(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     plain = make_artifact(NoCompression(), network, pretend_data, Wants(), SOURCE, tmp_path)
     static = make_artifact(Static(), network, pretend_data, Wants(), SOURCE, tmp_path)
