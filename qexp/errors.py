@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +65,10 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"There is no {group}={name}: {nearest(name, (o for o in error.options if not o.startswith('_')))}"
+    unset = re.search(r"Missing mandatory value: (\S+)", str(error))
+    if unset:
+        choice = "model=NAME (a file of conf/model), or " if unset[1] == "model._target_" else ""
+        return f"{unset[1]} is not set. Give {choice}{unset[1]}=VALUE."
     if isinstance(error, CompactHydraException | OmegaConfBaseException):
         return f"{error}\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else str(error)
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:

@@ -206,6 +206,11 @@ def test_outputs_that_cannot_be_written_are_one_clear_error(run: Run, images: Pa
     assert (tmp_path / "occupied").read_text() == "a file, no folder"
 
 
+def test_a_command_without_a_model_says_how_to_choose_one(run: Run) -> None:
+    code, printed = run("data=digits")
+    assert code == 1 and "Give model=NAME" in printed and "Traceback" not in printed
+
+
 def test_a_failed_job_leaves_the_others_running(run: Run, images: Path, tmp_path: Path) -> None:
     """ResNet-8 works at 16 pixels; LeNet-5 needs 32, and says so."""
     sweep = [o for o in small(images) if not o.startswith("model=")]

@@ -68,7 +68,7 @@ def show(config: DictConfig, records: list[Record], sweep: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print()
     if any(record.status == "finished" for record in records):
-        console.print(rich_table(records, f"{len(records)} runs"))
+        console.print(rich_table(records, f"{len(records)} run{'s' * (len(records) > 1)}"))
     for line in unfinished(records):
         console.print(line, highlight=False, markup=False)
     print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")

@@ -179,7 +179,8 @@ def test_files_lie_with_the_server_where_there_is_one() -> None:
     asked: dict[str, Any] = {}
     view = MlflowView("http://somewhere:5000", "qexp", "outputs/files")
     view.__dict__["client"] = types.SimpleNamespace(
-        get_experiment_by_name=lambda name: None, create_experiment=lambda name, artifact_location, tags: asked.update(at=artifact_location) or 7
+        get_experiment_by_name=lambda name: None,
+        create_experiment=lambda name, artifact_location, tags: asked.update(at=artifact_location) or 7,
     )
     assert view.experiment_id == "7" and asked == {"at": None}
 
