@@ -113,7 +113,7 @@ def _write(
         artifact = Artifact(
             folder=folder, key=target.name, format=wants.format, graph=compressed.graph, model=source["model"], method=method.name,
             bits=method.bits, label=method.label, data=data.spec, layers=compressed.layers, parameters=parameters,
-            macs=sum(layer.macs for layer in compressed.layers), packed_bytes=_packed_bytes(network, compressed.layers),
+            macs=count_macs(network, data)[""], packed_bytes=_packed_bytes(network, compressed.layers),
             reference=reference, files={compressed.graph: file_digest(folder / compressed.graph)}, source=source,
             versions=versions(*PACKAGES), simulated=compressed.simulated, random_weights=source["weights"] == "random",
         )  # fmt: skip
@@ -138,17 +138,23 @@ def example_input(data: ImageData, batch: int = 2) -> Tensor:
     return torch.zeros(batch, *data.spec.input_shape)
 
 
-def layer_table(network: nn.Module, data: ImageData) -> tuple[Layer, ...]:
-    """Every convolution and linear layer of the fp32 network with its parameters and multiply-accumulate operations.
+def count_macs(network: nn.Module, data: ImageData) -> dict[str, int]:
+    """Multiply-accumulate operations for one image by module path; "" is the whole network.
 
-    Operations are counted by torch's FlopCounterMode on one image; it counts two per multiply-accumulate.
+    Counted by torch's FlopCounterMode, two per multiply-accumulate, whichever module asks for them.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(example_input(data, 1))
-    flops = counter.get_flop_counts()
     root = type(network).__name__
+    macs = {path.removeprefix(f"{root}."): sum(flops.values()) // 2 for path, flops in counter.get_flop_counts().items()}
+    return {**macs, "": counter.get_total_flops() // 2}
+
+
+def layer_table(network: nn.Module, data: ImageData) -> tuple[Layer, ...]:
+    """Every convolution and linear layer of the fp32 network with its parameters and multiply-accumulate operations."""
+    macs = count_macs(network, data)
     return tuple(
-        Layer(name, type(module).__name__.lower(), sum(p.numel() for p in module.parameters()), sum(flops[f"{root}.{name}"].values()) // 2)
+        Layer(name, type(module).__name__.lower(), sum(p.numel() for p in module.parameters()), macs.get(name, 0))
         for name, module in network.named_modules()
         if isinstance(module, WEIGHTED)
     )

@@ -33,6 +33,22 @@ def test_macs_match_the_count_by_hand(pretend_data: RandomData, network: nn.Modu
     assert {layer.name: layer.macs for layer in layer_table(network, pretend_data)} == by_hand
 
 
+def test_operations_outside_of_layers_count_as_not_quantised(pretend_data: RandomData, tmp_path: Path) -> None:
+    class WithProduct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores = nn.Parameter(torch.randn(10, 20))
+            self.layer = nn.Linear(3 * 16 * 16, 20)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(1)) @ self.scores.T
+
+    artifact = make_artifact(ClassicDynamic(), WithProduct().eval(), pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
+    assert artifact.macs == 768 * 20 + 20 * 10
+    assert sum(layer.macs for layer in artifact.layers) == 768 * 20
+    assert artifact.parameters == 768 * 20 + 20 + 200
+
+
 def test_packed_size_is_the_bits_of_every_tensor(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     artifact = make_artifact(Static(), network, pretend_data, Wants(), SOURCE, tmp_path)
     weights = {n: p for n, p in network.named_parameters() if p.ndim > 1}

@@ -68,7 +68,10 @@ def test_a_network_with_a_wrappers_name(prefix: str) -> None:
 
 def test_without_step_counters() -> None:
     weights = {name: tensor for name, tensor in small(1).state_dict().items() if not name.endswith("num_batches_tracked")}
-    load_weights(small(), weights, "w")
+    network = small()
+    load_weights(network, weights, "w")
+    for name, tensor in weights.items():
+        assert torch.equal(network.state_dict()[name], tensor)
 
 
 class Evil:
