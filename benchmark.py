@@ -1,12 +1,14 @@
-"""Measure artifacts again: `python benchmark.py -m artifact=outputs/artifacts/NAME engine=eager,onnxruntime batch_size=1,8,32`."""
+"""Time artifacts or networks: `python benchmark.py -m artifact=outputs/artifacts/NAME engine=eager,openvino batch_size=1,8,32`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
+from compress import compress, planned_params
 from qexp.cli import command
 from qexp.engine.base import Engine
 from qexp.files import check_digests
@@ -14,28 +16,41 @@ from qexp.measure.base import Limits, Subject, TestSet
 from qexp.runs import Outcome, accepted_by, engines_of, measure, run_job
 from qexp.types import Artifact, Unsupported
 
+OF_A_NETWORK = ("model", "data", "method", "bits", "recipe", "trainer", "checkpoint", "train_missing", "init", "force")
+
 
 def benchmark(config: DictConfig) -> Outcome:
-    """artifact → engine → measurements, of one job; against the fp32 baseline if its artifact lies beside this one."""
+    """artifact → engine → measurements, of one job; against fp32 if the artifact of the same weights lies beside this one."""
     artifact = Artifact.read(Path(config.artifact))
     check_digests(artifact.folder, artifact.files)
 
     def subject(artifact: Artifact, engine: Engine) -> Subject:
-        if engine.wants.format != artifact.format:
-            raise Unsupported(f"{engine.name} runs {engine.wants.format} artifacts, and {artifact.folder.name} is a {artifact.format}")
+        if not (engine.wants.reads(artifact.form) or engine.runs_simulated and artifact.form.formats == ("pt2",)):
+            raise Unsupported(f"{engine.name} does not run {artifact.folder.name}, which was made for other kernels; compress for it")
         limits = Limits(config.measure.timeout_s, config.measure.memory_mb)
-        return Subject(engine.lower(artifact), engine, config.batch_size, config.threads, limits)
+        return Subject(engine.lower(artifact, config.batch_size, config.threads), engine, config.batch_size, config.threads, limits)
 
-    subjects = accepted_by(engines_of(config), lambda engine: subject(artifact, engine))
-    reference = artifact.folder.parent / artifact.reference
-    baseline = subject(Artifact.read(reference), instantiate(config.baseline.engine)) if reference.exists() else None
-    return measure(config, subjects, baseline, TestSet.of(artifact, Path(config.outputs) / "cache"))
+    notes: dict[str, str] = {}
+    subjects = accepted_by(engines_of(config.engine), lambda engine: subject(artifact, engine), notes)
+    tests = TestSet.of(artifact, Path(config.outputs) / "cache")
+    folder = artifact.folder.parent / artifact.reference
+    if not folder.exists():
+        return measure(config, subjects, None, {}, tests, notes)
+    fp32 = Artifact.read(folder)
+    rivals = accepted_by(engines_of(config.rivals), lambda engine: subject(fp32, engine), {})
+    return measure(config, subjects, subject(fp32, instantiate(config.baseline.engine)), rivals, tests, notes)
 
 
 @command("benchmark")
 def main(config: DictConfig) -> None:
-    artifact = Artifact.read(Path(config.artifact))
-    run_job(config, "benchmark", artifact.params, benchmark)
+    if config.artifact is None:
+        run_job(config, "benchmark", planned_params(config), compress)
+        return
+    planned: dict[str, Any] = Artifact.read(Path(config.artifact)).params
+    with open_dict(config):
+        for key in OF_A_NETWORK:
+            config.pop(key)
+    run_job(config, "benchmark", planned, benchmark)
 
 
 if __name__ == "__main__":

@@ -27,18 +27,21 @@ from train import train_baseline
 def compress(config: DictConfig) -> Outcome:
     """data → baseline → artifact → engine → measurements, of one job."""
     method: Method = instantiate(config.method)
-    engines = engines_of(config)
     data = open_data(config)
     network, source = trained_network(config, data)
 
     def subject(method: Method, engine: Engine) -> Subject:
         artifact = make_artifact(method, network, data, engine.wants, source, Path(config.outputs) / "artifacts")
         limits = Limits(config.measure.timeout_s, config.measure.memory_mb)
-        return Subject(engine.lower(artifact), engine, config.batch_size, config.threads, limits)
+        lowered = engine.lower(artifact, config.batch_size, config.threads)
+        return Subject(lowered, engine, config.batch_size, config.threads, limits)
 
-    subjects = accepted_by(engines, lambda engine: subject(method, engine))
-    baseline = subject(instantiate(config.baseline.method), instantiate(config.baseline.engine))
-    return measure(config, subjects, baseline, TestSet.of(baseline.artifact, Path(config.outputs) / "cache"))
+    notes: dict[str, str] = {}
+    subjects = accepted_by(engines_of(config.engine), lambda engine: subject(method, engine), notes)
+    fp32: Method = instantiate(config.baseline.method)
+    baseline = subject(fp32, instantiate(config.baseline.engine))
+    rivals = accepted_by(engines_of(config.rivals), lambda engine: subject(fp32, engine), {})
+    return measure(config, subjects, baseline, rivals, TestSet.of(baseline.artifact, Path(config.outputs) / "cache"), notes)
 
 
 def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
@@ -75,11 +78,15 @@ def newest_baseline(config: DictConfig, data: ImageData) -> Baseline:
     )
 
 
+def planned_params(config: DictConfig) -> dict[str, Any]:
+    """What the record of this job says of it before anything is known but the config."""
+    choices = HydraConfig.get().runtime.choices
+    return {"model": config.model.id, "data": config.data.name or choices["data"], "method": choices["method"], "bits": config.bits}
+
+
 @command("compress")
 def main(config: DictConfig) -> None:
-    choices = HydraConfig.get().runtime.choices
-    planned = {"model": config.model.id, "data": config.data.name or choices["data"], "method": choices["method"], "bits": config.bits}
-    run_job(config, "compress", planned, compress)
+    run_job(config, "compress", planned_params(config), compress)
 
 
 if __name__ == "__main__":

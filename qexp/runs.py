@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import sys
 import time
 import traceback
@@ -18,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from qexp.engine.base import Engine
 from qexp.errors import explain
+from qexp.files import write_json
 from qexp.launch import ChildFailed
-from qexp.measure.base import Bench, Subject, TestSet, fastest, run_measures
+from qexp.measure.base import Bench, Disagrees, Subject, TestSet, Turns, ranking, run_measures
 from qexp.measure.machine import environment, physical_cores
 from qexp.tracking.store import read_records, write_record
 from qexp.types import Measurement, Record, Unsupported, UserError, command_line, digest
@@ -27,38 +30,74 @@ from qexp.types import Measurement, Record, Unsupported, UserError, command_line
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job measured: the subject, the numbers, and tables for people by file name."""
+    """What a job measured: the subject, the numbers, tables for people by file name, and notes on what is missing by its name."""
 
     subject: Subject
     measurements: list[Measurement]
     texts: dict[str, str]
+    notes: dict[str, str]
 
 
-def engines_of(config: DictConfig) -> list[Engine]:
-    """The engine of the config, or all candidates of `engine=auto`."""
-    candidates = config.engine.get("candidates")
-    return [instantiate(engine) for engine in (candidates.values() if candidates else [config.engine]) if engine is not None]
+def engines_of(config: DictConfig) -> dict[str, Engine]:
+    """The engine of the config group node `config`, or all candidates of `auto`, by name."""
+    candidates = config.get("candidates")
+    if candidates is None:
+        engine = instantiate(config)
+        return {engine.name: engine}
+    return {name: instantiate(engine) for name, engine in candidates.items() if engine is not None}
 
 
-def accepted_by(engines: list[Engine], make: Callable[[Engine], Subject]) -> list[Subject]:
-    """A subject for each engine that `make` finds no reason against. Errors: Unsupported with the first reason if none is left."""
-    accepted, reasons = [], []
-    for engine in engines:
+def accepted_by(engines: dict[str, Engine], make: Callable[[Engine], Subject], notes: dict[str, str]) -> dict[str, Subject]:
+    """A subject for each engine of this machine that `make` finds no reason against; `notes` tells who was left out.
+
+    Errors: Unsupported or UserError, the first engine's, if none is left.
+    """
+    accepted, refusals = {}, []
+    for name, engine in engines.items():
         try:
-            accepted.append(make(engine))
-        except Unsupported as reason:
-            reasons.append(str(reason))
+            engine.check_machine()
+            accepted[name] = make(engine)
+        except (Unsupported, UserError) as reason:
+            refusals.append(reason)
+            notes[f"candidate {name}"] = f"left out: {reason}"
     if not accepted:
-        raise Unsupported(reasons[0])
+        raise refusals[0]
     return accepted
 
 
-def measure(config: DictConfig, subjects: list[Subject], baseline: Subject | None, tests: TestSet | None) -> Outcome:
-    """All measurements of the config on the fastest of `subjects`, against the baseline and on the test set where there are."""
-    subject, trial = fastest(subjects, instantiate(config.engine.get("trial")))
-    bench = Bench(subject, baseline, tests, cache=Path(config.outputs) / "cache")
+def measure(
+    config: DictConfig, subjects: dict[str, Subject], baseline: Subject | None, rivals: dict[str, Subject], tests: TestSet | None,
+    notes: dict[str, str],
+) -> Outcome:  # fmt: skip
+    """All measurements of the config on the fastest of `subjects` that computes what its graph says, against the baseline, the
+    fastest of `rivals`, and on the test set, where there are these."""
+    cache = Path(config.outputs) / "cache"
+    rival = fastest_known(rivals, instantiate(config.rivals.trial), cache) if rivals else None
+    ranked = ranking(subjects, instantiate(config.engine.trial), notes) if len(subjects) > 1 else {}
     measures = {name: instantiate(node) for name, node in config.measure.items() if isinstance(node, DictConfig)}
-    return Outcome(subject, [*run_measures(measures, bench), *trial], bench.texts)
+    candidates = [Measurement(f"candidate_{name}_ms", ms, "ms") for name, ms in ranked.items()]
+    left = [subjects[name] for name in ranked] or [*subjects.values()]
+    while True:
+        bench = Bench(left.pop(0), baseline, tests, cache, rival, notes=notes)
+        try:
+            return Outcome(bench.subject, [*run_measures(measures, bench), *candidates], bench.texts, notes)
+        except Disagrees as error:
+            if not left:
+                raise
+            notes[f"candidate {bench.subject.engine.name}"] = f"left out: {error}"
+
+
+def fastest_known(subjects: dict[str, Subject], trial: Turns, cache: Path) -> Subject:
+    """The fastest of `subjects`, timed once for all jobs on this machine that ask for the same."""
+    if len(subjects) == 1:
+        return next(iter(subjects.values()))
+    asked = [[s.identity, s.batch, s.threads] for s in subjects.values()]
+    file = cache / "fastest" / f"{digest([socket.gethostname(), asked])[:24]}.json"
+    if not file.exists():
+        write_json(file, ranking(subjects, trial, {}))
+        for subject in subjects.values():
+            subject.close()
+    return subjects[next(iter(json.loads(file.read_text())))]
 
 
 def run_job(config: DictConfig, kind: str, planned: dict[str, Any], job: Callable[[DictConfig], Outcome]) -> None:
@@ -116,6 +155,8 @@ def reason_of(error: Exception, folder: Path) -> str:
     """One line for the table; the traceback of what no user can put right goes to the run's folder."""
     if isinstance(error, ChildFailed):
         return f"the measurement {error}"
+    if isinstance(error, Disagrees):
+        return str(error)
     explained = explain(error)
     if explained is not None:
         return explained
@@ -136,5 +177,5 @@ def make_record(config: DictConfig, kind: str, params: dict[str, Any], outcome: 
         kind=kind, key=key, sweep=sweep_folder().name, status=status, reason=reason, label=describe(params), params=params, config=resolved,
         measurements=tuple(outcome.measurements if outcome else ()), environment=environment(Path(__file__).parents[1]),
         command=command_line(), created=datetime.now(UTC).isoformat(timespec="seconds"), artifact=artifact,
-        texts=outcome.texts if outcome else {},
+        texts=outcome.texts if outcome else {}, notes=outcome.notes if outcome else {},
     )  # fmt: skip

@@ -91,13 +91,28 @@ class DataSpec:
 class Wants:
     """What an engine executes, told to the method before it makes an artifact.
 
-    format: file format of the graph, `pt2` (torch.export) or `torchscript`; placement: where quantize/dequantize pairs
-    stand (only `fused` so far); kernels: family of integer kernels that a TorchScript is packed for.
+    formats: file formats of the graph that it reads: `pt2` (torch.export), `onnx`, `torchscript`; placement: where
+    quantize/dequantize pairs stand, `fused` or `x86_inductor`; activation: integers that activations become, `uint8`,
+    `int8` or `int8_symmetric` (zero point 0); half: 16-bit formats that it computes in, the favourite first; kernels:
+    family of integer kernels that a TorchScript is packed for.
     """
 
-    format: str = "pt2"
+    formats: tuple[str, ...] = ("pt2",)
     placement: str = "fused"
+    activation: str = "uint8"
+    half: tuple[str, ...] = ()
     kernels: str = ""
+
+    def reads(self, form: Wants) -> bool:
+        """Whether an engine that wants this executes an artifact made for `form`."""
+        formats = form.formats[0] in self.formats and form.kernels in ("", self.kernels)
+        numbers = (form.placement, form.activation) == (self.placement, self.activation) and {*form.half} <= {*self.half}
+        return formats and numbers
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Wants:
+        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**tuples)
 
 
 @dataclass(frozen=True)
@@ -123,14 +138,15 @@ class Layer:
 class Artifact:
     """A compressed network in a folder that is complete on its own.
 
-    graph: the file that holds it; files: SHA-256 of each file by name; parameters, macs: of the whole uncompressed
-    network; packed_bytes: its size at exactly the bits of every tensor; reference: folder name of the fp32 artifact of
-    the same baseline, beside this one; simulated: True where no kernel computes in this format, so latency means nothing.
+    graph: the file that holds it; form: what engines it was made for; files: SHA-256 of each file by name; parameters, macs: of
+    the whole uncompressed network; packed_bytes: its size at exactly the bits of every tensor; reference: folder name of the
+    fp32 artifact of the same baseline, beside this one; simulated: True where no kernel computes in this format, so latency
+    means nothing.
     """
 
     folder: Path
     key: str
-    format: str
+    form: Wants
     graph: str
     model: str
     method: str
@@ -154,6 +170,7 @@ class Artifact:
         try:
             values = json.loads((folder / "artifact.json").read_text())
             values["data"] = DataSpec.from_json(values["data"])
+            values["form"] = Wants.from_json(values["form"])
             values["layers"] = tuple(Layer(**layer) for layer in values["layers"])
             return cls(folder=folder, **values)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -167,7 +184,13 @@ class Artifact:
     @property
     def params(self) -> dict[str, Any]:
         """What a record and a table say of it."""
-        return {"model": self.model, "data": self.data.name, "method": self.method, "bits": self.bits, "label": self.label}
+        data = {"data": self.data.name, "image_size": self.data.image_size}
+        return {"model": self.model, **data, "method": self.method, "bits": self.bits, "label": self.label}
+
+    @property
+    def has_qdq(self) -> bool:
+        """Whether its graph spells out the integer arithmetic, so that every engine must give the same answer."""
+        return self.form.formats == ("pt2",) and any(layer.weight.startswith("int") for layer in self.layers)
 
     @property
     def has_accuracy(self) -> bool:
@@ -191,7 +214,8 @@ class Record:
     """The one result of a run. status: `finished`, `unsupported` or `failed`, the last two with a reason.
 
     params: what a table shows (model, data, method, bits, engine, batch_size, threads, seed); config: the resolved one;
-    texts: tables for people by file name; environment: machine and versions.
+    texts: tables for people by file name; environment: machine and versions; notes: why a number is missing, what was left
+    out, by its name.
     """
 
     kind: str
@@ -208,6 +232,7 @@ class Record:
     created: str
     artifact: str = ""
     texts: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ Run = Callable[[np.ndarray], np.ndarray]  # x[B,C,H,W] float32 -> logits[B,K] fl
 
 
 class Engine(ABC):
-    """name: as in conf/engine; wants: what it executes; file: name of its own file in the artifact's folder; packages: the
-    libraries that compute; runs_simulated: whether it runs formats that no kernel has, as a reference.
+    """name: as in conf/engine; wants: what it executes; packages: the libraries that compute; file: name of its own file in
+    the artifact's folder, in which `{batch}` and `{threads}` stand for those it is made for; runs_simulated: whether it runs
+    formats that no kernel has, as a reference.
 
     Constructor arguments are plain values, kept as attributes of the same names.
     """
@@ -30,12 +32,22 @@ class Engine(ABC):
     packages: tuple[str, ...]
     runs_simulated = False
 
+    def check_machine(self) -> None:
+        """Errors: Unsupported where this engine does not run here: its library or the device it needs is missing."""
+        missing = [package for package in self.packages if find_spec(package) is None]
+        if missing:
+            raise Unsupported(f"{self.name} needs {' and '.join(missing)}, which is not installed: uv sync --extra {missing[0]}")
+
     def check(self, artifact: Artifact) -> None:
         """Errors: Unsupported where this engine has no kernels for the artifact's number formats."""
         if artifact.simulated and not self.runs_simulated:
             raise Unsupported(f"{self.name} has no kernels for {artifact.label}; engine=eager simulates it")
 
-    def lower(self, artifact: Artifact) -> Artifact:
+    def file_name(self, batch: int, threads: int) -> str:
+        """Name of the file it loads for calls of `batch` images on `threads` threads."""
+        return self.file.format(batch=batch, threads=threads)
+
+    def lower(self, artifact: Artifact, batch: int, threads: int) -> Artifact:
         """Write this engine's file into the artifact's folder, if it is not there, once for all jobs of a sweep. May import torch.
 
         Errors: Unsupported as of `check` and `write`, UserError where the graph cannot be translated.
@@ -43,24 +55,25 @@ class Engine(ABC):
         from filelock import FileLock  # not in a measuring child
 
         self.check(artifact)
-        if self.file in artifact.files:
+        name = self.file_name(batch, threads)
+        if name in artifact.files:
             return artifact
         folder = artifact.folder
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             artifact = Artifact.read(folder)
-            if self.file in artifact.files:
+            if name in artifact.files:
                 return artifact
-            partial = folder / f".{os.getpid()}-{self.file}"
+            partial = folder / f".{os.getpid()}-{name}"
             try:
-                self.write(artifact, partial)
-                os.replace(partial, folder / self.file)
+                self.write(artifact, partial, batch, threads)
+                os.replace(partial, folder / name)
             finally:
                 partial.unlink(missing_ok=True)
-            artifact = replace(artifact, files={**artifact.files, self.file: file_digest(folder / self.file)})
+            artifact = replace(artifact, files={**artifact.files, name: file_digest(folder / name)})
             write_json(folder / "artifact.json", artifact.to_json())
             return artifact
 
-    def write(self, artifact: Artifact, file: Path) -> None:
+    def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
         """Translate the artifact's graph into `file`; engines that load the graph itself never come here."""
         raise Unsupported(f"{self.name} runs {self.file}, which {artifact.folder} does not hold")
 
@@ -73,5 +86,26 @@ class Engine(ABC):
         """The network in `file`, ready to be called with float32 images on `threads` threads."""
 
     def operators(self, run: Run, x: np.ndarray) -> dict[str, Any] | None:
-        """A profile of one call by operator: `text` (a table) and `allocated_mib`; None where the engine has no profiler."""
+        """A profile of one call by operator: `text` (a table), `rows` (the same as data) and `allocated_mib`; None where the
+        engine has no profiler."""
         return None
+
+    def device_memory_mb(self) -> float | None:
+        """Peak that the allocator of an accelerator held so far, in MB; None on the CPU."""
+        return None
+
+
+def in_batches_of(batch: int, run: Run) -> Run:
+    """`run`, which takes exactly `batch` images, for any number: the last ones are filled up with zeros."""
+
+    def any_number(x: np.ndarray) -> np.ndarray:
+        if len(x) == batch:
+            return run(x)
+        parts = []
+        for start in range(0, len(x), batch):
+            part = x[start : start + batch]
+            filled = np.concatenate([part, np.zeros((batch - len(part), *x.shape[1:]), x.dtype)])
+            parts.append(run(filled)[: len(part)])
+        return np.concatenate(parts)
+
+    return any_number

@@ -8,16 +8,25 @@ from typing import Any
 import numpy as np
 
 from qexp.engine.base import Engine, Run
-from qexp.engine.torch_common import numpy_call, operator_table, set_threads
+from qexp.engine.torch_common import check_device, device_memory_mb, known_device, numpy_call, operator_table, set_threads
 from qexp.types import Wants
 
 
 class Eager(Engine):
+    """device: `cpu` or `cuda`."""
+
     name = "eager"
-    wants = Wants()
+    wants = Wants(half=("bfloat16", "float16"))
     file = "model.pt2"
     packages = ("torch",)
     runs_simulated = True
+
+    def __init__(self, device: str = "cpu"):
+        self.device = known_device(device)
+
+    def check_machine(self) -> None:
+        super().check_machine()
+        check_device(self.name, self.device)
 
     def import_libraries(self) -> None:
         import io
@@ -33,9 +42,14 @@ class Eager(Engine):
 
     def load(self, file: Path, threads: int) -> Run:
         import torch
+        from torch.export.passes import move_to_device_pass
 
         set_threads(threads)
-        return numpy_call(torch.export.load(file).module())
+        program = torch.export.load(file)
+        return numpy_call((move_to_device_pass(program, self.device) if self.device != "cpu" else program).module(), self.device)
 
     def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
         return operator_table(run, x)
+
+    def device_memory_mb(self) -> float | None:
+        return device_memory_mb(self.device)

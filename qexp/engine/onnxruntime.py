@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: Q/DQ graphs become integer kernels, fp32 graphs its own fused ones."""
+"""ONNX Runtime: Q/DQ graphs become integer kernels, fp32 graphs its own fused ones."""
 
 from __future__ import annotations
 
@@ -7,34 +7,39 @@ from pathlib import Path
 import numpy as np
 
 from qexp.engine.base import Engine, Run
-from qexp.types import Artifact, UserError, Wants
+from qexp.onnx_file import write_onnx
+from qexp.types import Artifact, Unsupported, UserError, Wants, nearest
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+WANTS = {
+    "cpu": Wants(("pt2", "onnx")),
+    "cuda": Wants(half=("float16",)),
+    "tensorrt": Wants(activation="int8_symmetric", half=("float16",)),
+}
 
 
 class OnnxRuntime(Engine):
-    name = "onnxruntime"
-    wants = Wants()
+    """provider: `cpu`, or `cuda` or `tensorrt` where onnxruntime-gpu is installed."""
+
     file = "model.onnx"
     packages = ("onnxruntime",)
 
-    def write(self, artifact: Artifact, file: Path) -> None:
-        import torch
-        from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
+    def __init__(self, provider: str = "cpu"):
+        if provider not in PROVIDERS:
+            raise UserError(f"There is no provider {provider!r}. {nearest(provider, PROVIDERS)}")
+        self.provider = provider
+        self.wants = WANTS[provider]
+        self.name = {"cpu": "onnxruntime", "cuda": "onnxruntime_cuda", "tensorrt": "tensorrt"}[provider]
 
-        program = torch.export.load(artifact.folder / artifact.graph)
-        example = torch.zeros(2, *artifact.data.input_shape)
-        try:
-            exported = torch.onnx.export(
-                program, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), input_names=["x"],
-                output_names=["logits"], verbose=False,
-            )  # fmt: skip
-        except Exception as error:
-            raise UserError(f"torch.onnx cannot export {artifact.model}: {str(error)[:600]}") from error
-        assert exported is not None
-        graph = exported.model.graph
-        for node in graph.all_nodes():  # source lines and module paths, larger than a small network's weights
-            node.metadata_props.clear()
-            node.doc_string = None
-        exported.save(file)
+    def check_machine(self) -> None:
+        super().check_machine()
+        import onnxruntime
+
+        if PROVIDERS[self.provider] not in onnxruntime.get_available_providers():
+            raise Unsupported(f"the installed onnxruntime has no provider for {self.provider}: it needs an NVIDIA GPU and onnxruntime-gpu")
+
+    def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
+        write_onnx(artifact.folder / artifact.graph, artifact.data.input_shape, file)
 
     def import_libraries(self) -> None:
         import onnxruntime  # noqa: F401
@@ -45,7 +50,7 @@ class OnnxRuntime(Engine):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(file), options, providers=[PROVIDERS[self.provider]])
         name = session.get_inputs()[0].name
 
         def run(x: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ class TorchAo(Engine):
         if kernels not in KERNELS:
             raise UserError(f"There are no kernels {kernels!r}. {nearest(kernels, KERNELS)}")
         self.kernels = kernels
-        self.wants = Wants("torchscript", kernels=kernels)
+        self.wants = Wants(("torchscript",), kernels=kernels)
 
     def import_libraries(self) -> None:
         import torch.jit  # noqa: F401

@@ -8,6 +8,24 @@ from typing import Any
 import numpy as np
 
 from qexp.engine.base import Run
+from qexp.types import Unsupported, UserError, nearest
+
+DEVICES = ("cpu", "cuda")
+
+
+def check_device(name: str, device: str) -> None:
+    """Errors: Unsupported where this machine has no such device."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Unsupported(f"{name} with device=cuda needs an NVIDIA GPU, which torch does not find here")
+
+
+def known_device(device: str) -> str:
+    """Errors: UserError for a device that is neither cpu nor cuda."""
+    if device not in DEVICES:
+        raise UserError(f"There is no device {device!r}. {nearest(device, DEVICES)}")
+    return device
 
 
 def set_threads(threads: int) -> None:
@@ -16,19 +34,27 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def numpy_call(module: Callable[..., Any]) -> Run:
-    """A torch module as a function of NumPy arrays, without gradients."""
+def numpy_call(module: Callable[..., Any], device: str = "cpu") -> Run:
+    """A torch module as a function of NumPy arrays, without gradients; the way to the device and back is part of the call."""
     import torch
 
     def run(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return module(torch.from_numpy(x)).numpy()
+            return module(torch.from_numpy(x).to(device)).cpu().numpy()
 
     return run
 
 
+def device_memory_mb(device: str) -> float | None:
+    """Peak of torch's CUDA allocator in MB."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
+
+
 def operator_table(run: Run, x: np.ndarray) -> dict[str, Any]:
-    """torch.profiler's table of one call, sorted by CPU memory, and the sum of all that its operators allocated in MiB.
+    """torch.profiler's table of one call, sorted by CPU memory, as text and as rows, and the sum of all that its operators
+    allocated in MiB.
 
     The sum counts positive self allocations only, as older tables do; what is freed again in between counts each time.
     """
@@ -38,5 +64,13 @@ def operator_table(run: Run, x: np.ndarray) -> dict[str, Any]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run(x)
     averages = profiler.key_averages()
-    allocated = sum(max(0, event.self_cpu_memory_usage) for event in averages)
-    return {"text": averages.table(sort_by="self_cpu_memory_usage", row_limit=30), "allocated_mib": allocated / 2**20}
+    rows = [
+        {
+            "name": event.key, "calls": event.count, "cpu_time_us": event.cpu_time_total, "self_cpu_time_us": event.self_cpu_time_total,
+            "cpu_memory_bytes": event.cpu_memory_usage, "self_cpu_memory_bytes": event.self_cpu_memory_usage,
+        }
+        for event in averages
+    ]  # fmt: skip
+    allocated = sum(max(0, row["self_cpu_memory_bytes"]) for row in rows)
+    table = averages.table(sort_by="self_cpu_memory_usage", row_limit=30)
+    return {"text": table, "rows": rows, "allocated_mib": allocated / 2**20}

@@ -15,7 +15,8 @@ class Accuracy(Measure):
         self.batch_size = batch_size
 
     def measure(self, bench: Bench) -> list[Measurement]:
-        if bench.tests is None:
+        if bench.tests is None or not bench.tests.meaningful:
+            bench.notes["top1"] = "there are no real images, or no trained weights"
             return []
         labels = np.load(bench.tests.labels)
         logits, seconds = bench.subject.logits(bench.tests, self.batch_size, bench.cache)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import os
 import statistics
 import tempfile
@@ -18,7 +19,7 @@ import numpy as np
 from filelock import FileLock
 
 from qexp.engine.base import Engine
-from qexp.launch import Child
+from qexp.launch import Child, ChildFailed
 from qexp.types import Artifact, Measurement, digest, versions
 
 # One place for all users of a machine, whatever TMPDIR says.
@@ -27,16 +28,17 @@ HOST_LOCK = Path("/tmp" if os.name == "posix" else tempfile.gettempdir()) / "qex
 
 @dataclass(frozen=True)
 class TestSet:
-    """Paths of images[N,H,W,C] uint8 and labels[N] int64 as .npy files."""
+    """Paths of images[N,H,W,C] uint8 and labels[N] int64 as .npy files; meaningful: False for pretend images or random weights."""
 
     images: Path
     labels: Path
+    meaningful: bool
 
     @classmethod
     def of(cls, artifact: Artifact, cache: Path) -> TestSet | None:
-        """The test part of the data an artifact was made with, if its decoded images are still in `cache` and mean something."""
+        """The test part of the data an artifact was made with, if its decoded images are still in `cache`."""
         folder = cache / "data" / artifact.data.cache_name
-        return cls(folder / "test_images.npy", folder / "test_labels.npy") if artifact.has_accuracy and folder.exists() else None
+        return cls(folder / "test_images.npy", folder / "test_labels.npy", artifact.has_accuracy) if folder.exists() else None
 
 
 @dataclass(frozen=True)
@@ -69,64 +71,80 @@ class Subject:
 
     @cached_property
     def start(self) -> dict[str, Any]:
-        """load_ms, first_call_ms and memory_mb (None where the system cannot tell)."""
+        """load_ms, first_call_ms, memory_mb and device_memory_mb (None where there is none, or the system cannot tell)."""
         shape = [self.batch, *self.artifact.data.input_shape]
         return self.child.ask("start", file=str(self.file), threads=self.threads, shape=shape)
 
     @property
     def file(self) -> Path:
-        return self.artifact.folder / self.engine.file
+        return self.artifact.folder / self.engine.file_name(self.batch, self.threads)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the logits, but for the images: the very file, the engine with its options, and its libraries."""
         engine = {"engine": self.engine.name, "options": engine_options(self.engine), "versions": versions(*self.engine.packages)}
-        return {"artifact": self.artifact.key, "file": self.artifact.files.get(self.engine.file), **engine}
+        return {"artifact": self.artifact.key, "file": self.artifact.files.get(self.file.name), **engine}
 
     def window(self, calls: int, seconds: float) -> list[float]:
         """Milliseconds of single calls in steady state."""
         self.start  # noqa: B018  (loads the network)
         return self.child.ask("window", calls=calls, seconds=seconds)["samples"]
 
-    def logits(self, tests: TestSet, batch: int, cache: Path) -> tuple[np.ndarray, float]:
-        """Logits[N,K] of the whole test set and the seconds they took; kept on disk, since they depend on nothing else."""
-        file = cache / "logits" / f"{digest([self.identity, str(tests.images), self.threads])[:24]}.npz"
+    def logits(self, tests: TestSet, batch: int, cache: Path, count: int | None = None) -> tuple[np.ndarray, float]:
+        """Logits[N,K] of the test set, or of `count` images spread evenly over it, and the seconds they took; kept on disk,
+        since they depend on nothing else."""
+        file = cache / "logits" / f"{digest([self.identity, str(tests.images), self.threads, count])[:24]}.npz"
         if not file.exists():
             self.start  # noqa: B018
             file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=file.parent) as folder:
                 out = Path(folder) / "logits.npy"
-                data = self.artifact.data
-                answer = self.child.ask("predict", images=str(tests.images), mean=data.mean, std=data.std, batch=batch, out=str(out))
+                asked = {"images": str(tests.images), "count": count, "batch": batch, "out": str(out)}
+                answer = self.child.ask("predict", mean=self.artifact.data.mean, std=self.artifact.data.std, **asked)
                 np.savez(Path(folder) / "whole.npz", logits=np.load(out), seconds=answer["seconds"])
                 (Path(folder) / "whole.npz").rename(file)
         with np.load(file) as stored:
             return stored["logits"], float(stored["seconds"])
 
     def close(self) -> None:
+        """End the child; the next question starts a new one."""
         if "importing" in self.__dict__:
             self.importing.stop()
+        for state in ("importing", "child", "start"):
+            self.__dict__.pop(state, None)
 
 
 @dataclass
 class Bench:
     """subject: what is measured; baseline: the fp32 artifact on eager torch at the same batch size, None if there is none;
-    tests: None where accuracy means nothing; texts: tables for people, by file name."""
+    rival: the same on the fastest fp32 engine; tests: None if there are no images; texts: tables for people, by file name;
+    notes: why a number is missing, or what was left out, by its name."""
 
     subject: Subject
     baseline: Subject | None
     tests: TestSet | None
     cache: Path
+    rival: Subject | None = None
     texts: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
-    def is_baseline(self) -> bool:
-        return self.baseline is not None and self.baseline.identity == self.subject.identity
+    def subjects(self) -> list[Subject]:
+        """All that are timed in turns: the subject first, none twice."""
+        different: dict[str, Subject] = {}
+        for subject in (self.subject, self.baseline, self.rival):
+            if subject:
+                different.setdefault(json.dumps(subject.identity), subject)
+        return list(different.values())
 
     def close(self) -> None:
-        self.subject.close()
-        if self.baseline:
-            self.baseline.close()
+        for subject in (self.subject, self.baseline, self.rival):
+            if subject:
+                subject.close()
+
+
+class Disagrees(Exception):
+    """An engine computes something else than the graph it was given; the message says by how much."""
 
 
 class Turns(Protocol):
@@ -159,7 +177,7 @@ def alone_on_host() -> Iterator[None]:
 def run_measures(measures: dict[str, Measure], bench: Bench) -> list[Measurement]:
     """All measurements of one run, one after the other, alone on this machine."""
     with alone_on_host(), contextlib.closing(bench):
-        ready([bench.subject, bench.baseline] if bench.baseline else [bench.subject])
+        ready(bench.subjects)
         return [measurement for measure in measures.values() for measurement in measure.measure(bench)]
 
 
@@ -171,25 +189,37 @@ def ready(subjects: list[Subject]) -> None:
         subject.child  # noqa: B018
 
 
-def fastest(subjects: list[Subject], trial: Turns | None) -> tuple[Subject, list[Measurement]]:
-    """The subject with the least median latency, and every candidate's median, timed in turns; one alone is not timed.
+def ranking(subjects: dict[str, Subject], trial: Turns, notes: dict[str, str]) -> dict[str, float]:
+    """Median milliseconds by name, the fastest first, timed in turns; the fastest keeps its child, which is fresh.
 
-    The winner keeps its child: it is fresh, and what was measured at its start holds.
+    One that does not survive its first calls is left out, and `notes` tells why. Errors: ChildFailed where none survives.
     """
-    if len(subjects) == 1 or trial is None:
-        return subjects[0], []
     with alone_on_host():
         try:
-            ready(subjects)
-            windows = trial.take_turns(subjects)
+            alive = _survivors(subjects, notes)
+            windows = trial.take_turns(list(alive.values()))
         except BaseException:
-            for subject in subjects:
+            for subject in subjects.values():
                 subject.close()
             raise
-    medians = [statistics.median(statistics.median(window) for window in taken) for taken in windows]
-    found = [Measurement(f"candidate_{s.engine.name}_ms", ms, "ms") for s, ms in zip(subjects, medians, strict=True)]
-    winner = subjects[medians.index(min(medians))]
-    for subject in subjects:
-        if subject is not winner:
+    medians = {name: statistics.median(statistics.median(w) for w in taken) for name, taken in zip(alive, windows, strict=True)}
+    ranked = dict(sorted(medians.items(), key=lambda item: item[1]))
+    for name in list(ranked)[1:]:
+        subjects[name].close()
+    return ranked
+
+
+def _survivors(subjects: dict[str, Subject], notes: dict[str, str]) -> dict[str, Subject]:
+    for subject in subjects.values():
+        subject.importing  # noqa: B018
+    alive = {}
+    for name, subject in subjects.items():
+        try:
+            subject.start  # noqa: B018
+            alive[name] = subject
+        except ChildFailed as error:
             subject.close()
-    return winner, found
+            notes[f"candidate {name}"], failure = f"left out: it {error}", error
+    if not alive:
+        raise failure
+    return alive

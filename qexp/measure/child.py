@@ -38,7 +38,8 @@ class Session:
         for _ in range(3):  # some engines take their buffers at the second call
             self.run(self.x)
         memory_mb = None if before is None else (_status("VmHWM") - before) / 1e6
-        return {"load_ms": load_ms, "first_call_ms": first_call_ms, "memory_mb": memory_mb}
+        device_mb = self.engine.device_memory_mb()
+        return {"load_ms": load_ms, "first_call_ms": first_call_ms, "memory_mb": memory_mb, "device_memory_mb": device_mb}
 
     def window(self, calls: int, seconds: float) -> dict[str, Any]:
         """Milliseconds of at least `calls` calls that together take at least `seconds`."""
@@ -53,15 +54,17 @@ class Session:
     def operators(self) -> dict[str, Any]:
         return {"profile": self.engine.operators(self.run, self.x)}
 
-    def predict(self, images: str, mean: list[float], std: list[float], batch: int, out: str) -> dict[str, Any]:
-        """Write the logits[N,K] of a file of images[N,H,W,C] uint8 to the file `out`; seconds for normalising and computing."""
+    def predict(self, images: str, count: int | None, mean: list[float], std: list[float], batch: int, out: str) -> dict[str, Any]:
+        """Write the logits[N,K] of a file of images[N,H,W,C] uint8, or of `count` of them spread evenly, to the file `out`;
+        seconds for normalising and computing."""
         pixels = np.load(images, mmap_mode="r")
+        chosen = np.arange(len(pixels)) if count is None else np.unique(np.linspace(0, len(pixels) - 1, count).round().astype(int))
         scale = (1 / (255 * np.array(std))).astype(np.float32)
         shift = (-np.array(mean) / np.array(std)).astype(np.float32)
         logits = []
         began = time.perf_counter()
-        for start in range(0, len(pixels), batch):
-            x = pixels[start : start + batch].astype(np.float32) * scale + shift
+        for start in range(0, len(chosen), batch):
+            x = pixels[chosen[start : start + batch]].astype(np.float32) * scale + shift
             logits.append(np.asarray(self.run(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))))
         seconds = time.perf_counter() - began
         np.save(out, np.concatenate(logits))

@@ -7,12 +7,13 @@ import platform
 import socket
 import subprocess
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-PACKAGES = ("torch", "torchvision", "torchao", "onnx", "onnxruntime", "numpy")
+PACKAGES = ("torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "numpy")
 CPUINFO = Path("/proc/cpuinfo")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 # The instruction sets that decide which integer and bf16 kernels a library picks.
@@ -40,7 +41,7 @@ def environment(root: Path) -> dict[str, Any]:
         "memory_gb": psutil.virtual_memory().total / 1e9,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {package: metadata.version(package) for package in PACKAGES},
+        "versions": {package: metadata.version(package) for package in PACKAGES if find_spec(package)},
         "commit": _commit(root),
     }
 

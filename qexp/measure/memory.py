@@ -1,4 +1,4 @@
-"""Peak resident memory of the measuring child while it loads and runs the network, above the imported engine."""
+"""Peak memory of the measuring child while it loads and runs the network, above the imported engine; and of a GPU's allocator."""
 
 from __future__ import annotations
 
@@ -8,5 +8,8 @@ from qexp.types import Measurement
 
 class Memory(Measure):
     def measure(self, bench: Bench) -> list[Measurement]:
-        memory_mb = bench.subject.start["memory_mb"]
-        return [] if memory_mb is None else [Measurement("memory_mb", memory_mb, "MB")]
+        start = bench.subject.start
+        peaks = {"memory_mb": start["memory_mb"], "device_memory_mb": start["device_memory_mb"]}
+        if peaks["memory_mb"] is None:
+            bench.notes["memory_mb"] = "this system has no resettable high-water mark of a process's memory"
+        return [Measurement(name, value, "MB") for name, value in peaks.items() if value is not None]

@@ -1,6 +1,8 @@
-"""torch.profiler's table of operators by memory, for engines that run on torch."""
+"""torch.profiler's table of operators by memory and time, for engines that run on torch."""
 
 from __future__ import annotations
+
+import json
 
 from qexp.measure.base import Bench, Measure
 from qexp.types import Measurement
@@ -11,6 +13,8 @@ class Operators(Measure):
         bench.subject.start  # noqa: B018  (loads the network)
         profile = bench.subject.child.ask("operators")["profile"]
         if profile is None:
+            bench.notes["allocated_mib"] = f"{bench.subject.engine.name} has no profiler of operators"
             return []
         bench.texts["operators.txt"] = profile["text"]
+        bench.texts["operators.json"] = json.dumps(profile["rows"], indent=1)
         return [Measurement("allocated_mib", profile["allocated_mib"], "MiB")]

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
+from qexp import onnx_file
 from qexp.data.base import ImageData
 from qexp.files import building, check_digests, code_digest, file_digest, write_json
 from qexp.types import Artifact, Layer, Unsupported, UserError, Wants, digest, versions
@@ -37,12 +38,12 @@ class Compressed:
 
 
 class Method(ABC):
-    """name: as in conf/method; bits: `auto` or a number that `supported_bits` holds (the first is auto's).
-
-    torchscript: the classic torch.ao counterpart, used for engines that want TorchScript.
+    """name: as in conf/method; format: of the graph it writes; bits: `auto` or a number that `supported_bits` holds (the
+    first is auto's); torchscript: its classic torch.ao counterpart, for engines that read TorchScript only.
     """
 
     name: str
+    format = "pt2"
     supported_bits: tuple[int, ...] = (8,)
 
     def __init__(self, bits: int | str = "auto", torchscript: Method | None = None):
@@ -56,41 +57,51 @@ class Method(ABC):
             raise UserError(f"bits={bits} is out of range; give auto or a number of bits from 2 to 32.")
         return bits
 
-    @property
-    def label(self) -> str:
-        """How tables name it, e.g. `static int8`."""
+    def label(self, wants: Wants) -> str:
+        """How tables name the artifact for settled `wants`, e.g. `static int8`."""
         return f"{self.name} int{self.bits}"
 
-    def check(self, wants: Wants) -> None:
-        """Errors: Unsupported, with the reason, where this method cannot give what the engine wants."""
+    def settle(self, wants: Wants) -> Wants:
+        """What of `wants` decides the artifact; engines for which it is the same share one.
+
+        Errors: Unsupported, with the reason, where this method cannot give what the engine wants.
+        """
         if self.bits not in self.supported_bits:
             known = " and ".join(map(str, self.supported_bits))
             raise Unsupported(f"{self.name} works at {known} bits, not at {self.bits}")
-        if wants.format == "torchscript" and self.torchscript is None:
-            raise Unsupported(f"{self.name} has no TorchScript form")
-        if wants.format not in ("pt2", "torchscript"):
-            raise Unsupported(f"{self.name} cannot write {wants.format}")
+        return Wants((self.format,))
 
     @abstractmethod
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
-        """Compress the network (in eval mode, not changed) into `folder`. Never times, never logs."""
+        """Compress the network (in eval mode, not changed) into `folder` for settled `wants`. Never times, never logs."""
+
+
+def counterpart(method: Method, wants: Wants) -> Method:
+    """`method` itself or its TorchScript counterpart, whichever writes what the engine reads. Errors: Unsupported for neither."""
+    written = [m for m in (method, method.torchscript) if m]
+    for candidate in written:
+        if candidate.format in wants.formats:
+            return candidate
+    gives, reads = (" and ".join(formats) for formats in ([m.format for m in written], wants.formats))
+    raise Unsupported(f"{method.name} gives {gives}, and this engine reads {reads}")
 
 
 def make_artifact(method: Method, network: nn.Module, data: ImageData, wants: Wants, source: dict[str, Any], root: Path) -> Artifact:
     """The artifact of `method` on `network` for engines that want `wants`, found below `root` or made there.
 
     source: identity of the weights (`model`, `weights` digest or "random", ...). Its key is the digest of all that
-    determines the result, this package's code included.
+    determines the result, this package's code included. Errors: Unsupported as of `counterpart` and `settle`.
     """
-    method.check(wants)
-    chosen = method.torchscript if wants.format == "torchscript" and method.torchscript else method
+    chosen = counterpart(method, wants)
+    settled = chosen.settle(wants)
     reference = _folder_name("none", 32, Wants(), source, data, {})
     options = {k: v for k, v in vars(chosen).items() if isinstance(v, (int, float, str, bool, type(None)))}
-    name = reference if method.name == "none" and wants == Wants() else _folder_name(method.name, method.bits, wants, source, data, options)
+    plain = chosen.name == "none" and settled == Wants()
+    name = reference if plain else _folder_name(chosen.name, chosen.bits, settled, source, data, options)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
         if not (root / name).exists():
-            _write(chosen, method, network.eval(), data, wants, source, root / name, reference)
+            _write(chosen, network.eval(), data, settled, source, root / name, reference)
         else:
             check_digests(root / name, Artifact.read(root / name).files)
     return Artifact.read(root / name)
@@ -99,20 +110,20 @@ def make_artifact(method: Method, network: nn.Module, data: ImageData, wants: Wa
 def _folder_name(method: str, bits: int, wants: Wants, source: dict[str, Any], data: ImageData, options: dict[str, Any]) -> str:
     key = digest([
         method, bits, repr(wants), options, source, data.spec.to_json(), data.calibration_images,
-        code_digest(Path(__file__).parent), torch.__version__,
+        code_digest(Path(__file__).parent, Path(onnx_file.__file__)), torch.__version__,
     ])  # fmt: skip
-    return f"{source['model']}-{method}-{bits}bit-{wants.format}-{key[:10]}".replace("/", "_")
+    return f"{source['model']}-{method}-{bits}bit-{wants.formats[0]}-{key[:10]}".replace("/", "_")
 
 
 def _write(
-    chosen: Method, method: Method, network: nn.Module, data: ImageData, wants: Wants, source: dict[str, Any], target: Path, reference: str
+    method: Method, network: nn.Module, data: ImageData, wants: Wants, source: dict[str, Any], target: Path, reference: str
 ) -> None:
     with building(target) as folder:
-        compressed = chosen.apply(network, data, wants, folder)
+        compressed = method.apply(network, data, wants, folder)
         parameters = sum(p.numel() for p in network.parameters())
         artifact = Artifact(
-            folder=folder, key=target.name, format=wants.format, graph=compressed.graph, model=source["model"], method=method.name,
-            bits=method.bits, label=method.label, data=data.spec, layers=compressed.layers, parameters=parameters,
+            folder=folder, key=target.name, form=wants, graph=compressed.graph, model=source["model"], method=method.name,
+            bits=method.bits, label=method.label(wants), data=data.spec, layers=compressed.layers, parameters=parameters,
             macs=count_macs(network, data)[""], packed_bytes=_packed_bytes(network, compressed.layers),
             reference=reference, files={compressed.graph: file_digest(folder / compressed.graph)}, source=source,
             versions=versions(*PACKAGES), simulated=compressed.simulated, random_weights=source["weights"] == "random",
@@ -127,8 +138,8 @@ def _packed_bytes(network: nn.Module, layers: tuple[Layer, ...]) -> int:
     for layer in layers:
         if layer.quantized:
             weight = modules[layer.name].weight
-            width = BITS.get(layer.weight) or int(layer.weight.removeprefix("int"))
-            scales = 32 * weight.shape[0] if layer.weight.startswith("int") else 0
+            width = BITS.get(layer.weight) or int(layer.weight.removeprefix("u").removeprefix("int"))
+            scales = 0 if layer.weight in BITS else 32 * weight.shape[0]
             bits += weight.numel() * (width - 32) + scales
     return (bits + 7) // 8
 

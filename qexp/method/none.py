@@ -19,8 +19,7 @@ class NoCompression(Method):
     def __init__(self, **common: Any):
         super().__init__(**{**common, "bits": 32})  # one row, whatever bits a sweep goes through
 
-    @property
-    def label(self) -> str:
+    def label(self, wants: Wants) -> str:
         return "fp32"
 
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:

@@ -1,8 +1,9 @@
-"""Where quantize/dequantize pairs stand in an exported graph: a Quantizer for torchao's PT2E flow.
+"""Where quantize/dequantize pairs stand in an exported graph: quantizers for torchao's PT2E flow.
 
 The placement `fused` quantises the inputs and weights of convolutions and linear layers, their outputs after a following
 activation, and both inputs and the output of additions; pooling and reshaping keep the scale of their input. Integer
-runtimes (ONNX Runtime, OpenVINO) then find no float operator between two integer ones.
+runtimes (ONNX Runtime, OpenVINO, XNNPACK) then find no float operator between two integer ones. `x86_inductor` is torchao's
+own for Inductor's kernels, which add in floating point.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import QuantizationConfig, X86InductorQuantizer
 
 aten = torch.ops.aten
 
@@ -32,6 +34,13 @@ SCALE_KEEPING = {
     aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.flatten.using_ints,
     aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.dropout.default, aten.cat.default,
 }  # fmt: skip
+
+
+def placement(name: str, activation: QuantizationSpec, weight: QuantizationSpec, fuse_activation: bool) -> Quantizer:
+    """The quantizer of the placement `name` with one spec for activations and one for weights."""
+    if name == "fused":
+        return FusedPlacement(activation, weight, fuse_activation)
+    return X86InductorQuantizer().set_global(QuantizationConfig(activation, activation, weight, bias=None))
 
 
 class FusedPlacement(Quantizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +12,53 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import QuantizationSpec
+from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method, export, layer_table, save_graph, with_formats
-from qexp.method.quantizer import WEIGHTED, FusedPlacement
-from qexp.types import UserError, Wants, nearest
+from qexp.method.quantizer import WEIGHTED, placement
+from qexp.types import Unsupported, UserError, Wants, nearest
 
 OBSERVERS = {"histogram": HistogramObserver, "minmax": MinMaxObserver}
+# (dtype, quant_min, quant_max, scheme) of activations
+ACTIVATIONS = {
+    "uint8": (torch.uint8, 0, 255, torch.per_tensor_affine),
+    "int8": (torch.int8, -128, 127, torch.per_tensor_affine),
+    "int8_symmetric": (torch.int8, -127, 127, torch.per_tensor_symmetric),
+}
 
 
 class Static(Method):
-    """Activations uint8, affine, per tensor; weights int8, symmetric (-127..127), per output channel.
+    """Activations in 8 bits per tensor, as the engine wants them; weights int8, symmetric, per output channel.
 
     observer: how activation ranges are found, `histogram` (the range of least squared error) or `minmax`; fuse=False keeps
-    convolution, batch norm and activation quantised apart.
+    convolution, batch norm and activation quantised apart; reduce_range: weights in -63..63, so that pairs of uint8 x int8
+    products fit the 16 bits that x86 processors without VNNI add them in; `auto` where this processor is one.
     """
 
     name = "static"
 
-    def __init__(self, observer: str = "histogram", fuse: bool = True, calibration_batch: int = 64, **common: Any):
+    def __init__(
+        self, observer: str = "histogram", fuse: bool = True, reduce_range: bool | str = "auto", calibration_batch: int = 64, **common: Any
+    ):
         super().__init__(**common)
         if observer not in OBSERVERS:
             raise UserError(f"There is no observer {observer!r}. {nearest(observer, OBSERVERS)}")
         self.observer, self.fuse, self.calibration_batch = observer, fuse, calibration_batch
+        self.reduce_range = products_saturate() if reduce_range == "auto" else bool(reduce_range)
 
-    @property
-    def label(self) -> str:
-        return super().label + ("" if self.fuse else " unfused")
+    def label(self, wants: Wants) -> str:
+        reduced = self.reduce_range and wants.activation == "uint8"
+        return super().label(wants) + (" unfused" if not self.fuse else "") + (" 7-bit weights" if reduced else "")
+
+    def settle(self, wants: Wants) -> Wants:
+        if wants.placement != "fused" and not self.fuse:
+            raise Unsupported("method.fuse=false needs an engine that runs the placement `fused`, such as onnxruntime")
+        return Wants(super().settle(wants).formats, placement=wants.placement, activation=wants.activation)
 
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
         source = network if self.fuse else with_separate_norms(network)
-        prepared = prepare_pt2e(export(source, data).module(), self.placement())
+        prepared = prepare_pt2e(export(source, data).module(), self.quantizer(wants))
         calibrate(prepared, data.calibration(), self.calibration_batch)
         converted = convert_pt2e(prepared)
         layers = with_formats(layer_table(network, data), layer_formats(converted))
@@ -50,16 +66,21 @@ class Static(Method):
         save_graph(export(converted, data), folder / "model.pt2")
         return Compressed("model.pt2", layers)
 
-    def placement(self) -> FusedPlacement:
-        activation = QuantizationSpec(
-            dtype=torch.uint8, observer_or_fake_quant_ctr=OBSERVERS[self.observer].with_args(), quant_min=0, quant_max=255,
-            qscheme=torch.per_tensor_affine,
-        )  # fmt: skip
+    def quantizer(self, wants: Wants) -> Quantizer:
+        dtype, low, high, scheme = ACTIVATIONS[wants.activation]
+        observer = OBSERVERS[self.observer].with_args()
+        activation = QuantizationSpec(dtype=dtype, observer_or_fake_quant_ctr=observer, quant_min=low, quant_max=high, qscheme=scheme)
+        limit = 63 if self.reduce_range and wants.activation == "uint8" else 127
         weight = QuantizationSpec(
-            dtype=torch.int8, observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(), quant_min=-127, quant_max=127,
+            dtype=torch.int8, observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(), quant_min=-limit, quant_max=limit,
             qscheme=torch.per_channel_symmetric, ch_axis=0,
         )  # fmt: skip
-        return FusedPlacement(activation, weight, fuse_activation=self.fuse)
+        return placement(wants.placement, activation, weight, fuse_activation=self.fuse)
+
+
+def products_saturate() -> bool:
+    """Whether integer kernels add pairs of uint8 x int8 products in 16 bits here, where they may not fit."""
+    return platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_vnni_supported()
 
 
 def calibrate(prepared: GraphModule, images: Tensor, batch: int) -> None:

@@ -28,32 +28,37 @@ KNOWN_WARNINGS = ("torch.ao.quantization is deprecated", "`torch.jit", ".*reduce
 DTYPES = {8: torch.qint8, 16: torch.float16}
 
 
-class Traced(Method):
+class Classic(Method):
+    """A method whose graph is TorchScript for one family of integer kernels."""
+
+    format = "torchscript"
+
+    def settle(self, wants: Wants) -> Wants:
+        return Wants(super().settle(wants).formats, kernels=wants.kernels)
+
+
+class Traced(Classic):
     """The fp32 network as TorchScript."""
 
     name = "none"
     supported_bits = (32,)
+
+    def label(self, wants: Wants) -> str:
+        return "fp32"
 
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
         with classic(wants.kernels):
             return save_torchscript(network, network, data, folder)
 
 
-class ClassicDynamic(Method):
+class ClassicDynamic(Classic):
     """Linear layers only: weights int8 (scales of activations found at each call) or fp16; convolutions stay fp32."""
 
     name = "dynamic"
     supported_bits = (8, 16)
 
-    @property
-    def label(self) -> str:
-        return "dynamic fp16" if self.bits == 16 else super().label
-
-    def check(self, wants: Wants) -> None:
-        if self.bits not in self.supported_bits:
-            raise Unsupported(f"dynamic works at 8 (int8) and 16 (fp16) bits, not at {self.bits}")
-        if wants.format != "torchscript":
-            raise Unsupported("dynamic quantisation runs on torch.ao's kernels only: engine=torch_ao")
+    def label(self, wants: Wants) -> str:
+        return "dynamic fp16" if self.bits == 16 else super().label(wants)
 
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
         with classic(wants.kernels):
@@ -61,7 +66,7 @@ class ClassicDynamic(Method):
             return save_torchscript(converted, network, data, folder)
 
 
-class ClassicStatic(Method):
+class ClassicStatic(Classic):
     """FX graph mode with the default configuration of the kernels, convolution, batch norm and activation fused."""
 
     name = "static"
@@ -70,9 +75,12 @@ class ClassicStatic(Method):
         super().__init__(**common)
         self.fuse, self.calibration_batch = fuse, calibration_batch
 
-    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
+    def settle(self, wants: Wants) -> Wants:
         if not self.fuse:
             raise Unsupported("torch_ao always fuses convolution, batch norm and activation; method.fuse=false needs another engine")
+        return super().settle(wants)
+
+    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
         with classic(wants.kernels), torch.no_grad():
             try:
                 prepared = prepare_fx(copy.deepcopy(network), get_default_qconfig_mapping(wants.kernels), (example_input(data),))

@@ -1,0 +1,53 @@
+"""ExecuTorch with the XNNPACK delegate: what phones and boards use, run here by its own runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from qexp.engine.base import Engine, Run, in_batches_of
+from qexp.types import Artifact, UserError, Wants
+
+
+class ExecuTorch(Engine):
+    """A program is made for one batch size."""
+
+    name = "executorch"
+    wants = Wants(activation="int8", half=("float16",))
+    file = "model-batch{batch}.pte"
+    packages = ("executorch",)
+
+    def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
+        import torch
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
+
+        graph = torch.export.load(artifact.folder / artifact.graph).module()
+        try:
+            with torch.no_grad():
+                program = torch.export.export(graph, (torch.zeros(batch, *artifact.data.input_shape),))
+            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+        except Exception as error:
+            raise UserError(f"executorch cannot lower {artifact.model}: {str(error)[:600]}") from error
+        file.write_bytes(lowered.buffer)
+
+    def import_libraries(self) -> None:
+        import executorch.runtime  # noqa: F401
+
+    def load(self, file: Path, threads: int) -> Run:
+        import torch
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+        from executorch.runtime import Runtime
+
+        _unsafe_reset_threadpool(threads)
+        program = Runtime.get().load_program(file)
+        forward = program.load_method("forward")
+        assert forward is not None
+        batch = forward.metadata.input_tensor_meta(0).sizes()[0]
+
+        def run(x: np.ndarray) -> np.ndarray:
+            return forward.execute([torch.from_numpy(x)])[0].numpy().copy()
+
+        return in_batches_of(batch, run)

@@ -1,0 +1,88 @@
+"""torch.compile's backend, Inductor, with frozen weights: compiled ahead of time into a package that loads at once."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qexp.engine.base import Engine, Run, in_batches_of
+from qexp.engine.torch_common import check_device, device_memory_mb, known_device, numpy_call, operator_table, set_threads
+from qexp.types import Artifact, Unsupported, UserError, Wants
+
+# torch's own lowering of quantised linear layers copies a tensor in a way that torch warns about.
+COPY_WARNING = "To copy construct from a tensor"
+# A machine with CUDA's compiler but without a GPU is nothing to warn about.
+logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA runtime" not in record.getMessage())
+
+
+class Inductor(Engine):
+    """A C++ compiler is needed; the package holds machine code for this kind of processor, one batch size and one number of
+    threads. device: `cpu` or `cuda`; int8 is for `cpu`."""
+
+    name = "inductor"
+    file = "model-batch{batch}-threads{threads}.aoti.pt2"
+    packages = ("torch",)
+
+    def __init__(self, device: str = "cpu"):
+        self.device = known_device(device)
+        self.wants = Wants(placement="x86_inductor", half=("bfloat16", "float16"))
+        if device != "cpu":
+            self.file = f"model-batch{{batch}}.{device}.aoti.pt2"
+
+    def check_machine(self) -> None:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        super().check_machine()
+        check_device(self.name, self.device)
+        try:
+            get_cpp_compiler()
+        except (InvalidCxxCompiler, RuntimeError) as error:
+            raise Unsupported("inductor needs a C++ compiler, and there is none: install g++ or set CXX") from error
+
+    def check(self, artifact: Artifact) -> None:
+        super().check(artifact)
+        if artifact.has_qdq and (self.device != "cpu" or platform.machine() not in ("x86_64", "AMD64")):
+            raise Unsupported("inductor has integer kernels for x86 processors only")
+
+    def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
+        import torch
+        import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401  (registers the integer kernels' patterns)
+        from torch._inductor import aoti_compile_and_package
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
+        from torch.export.passes import move_to_device_pass
+
+        x = torch.zeros(batch, *artifact.data.input_shape)
+        options = {"freezing": True, "cpp.threads": threads, "aot_inductor.metadata": {"batch": str(batch)}}
+        with torch.no_grad(), warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            warnings.filterwarnings("ignore", COPY_WARNING)
+            program = torch.export.export(torch.export.load(artifact.folder / artifact.graph).module(), (x,))
+            if self.device != "cpu":
+                program = move_to_device_pass(program, self.device)
+            try:
+                package = aoti_compile_and_package(program, package_path=f"{folder}/model.pt2", inductor_configs=options)
+            except Exception as error:
+                raise UserError(f"inductor cannot compile {artifact.model}: {str(error)[:600]}") from error
+            Path(package).rename(file)
+
+    def import_libraries(self) -> None:
+        import torch._inductor.package  # noqa: F401
+
+    def load(self, file: Path, threads: int) -> Run:
+        import torch
+
+        set_threads(threads)
+        package = torch._inductor.aoti_load_package(str(file))
+        return in_batches_of(int(package.get_metadata()["batch"]), numpy_call(package, self.device))
+
+    def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
+        return operator_table(run, x)
+
+    def device_memory_mb(self) -> float | None:
+        return device_memory_mb(self.device)

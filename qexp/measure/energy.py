@@ -1,0 +1,52 @@
+"""Energy per image from the machine's own counters: RAPL for processors, NVML for NVIDIA GPUs, read through Zeus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qexp.measure.base import Bench, Measure
+from qexp.types import Measurement
+
+
+class Energy(Measure):
+    """seconds: how long the network runs between two readings. The counters are of whole processors and GPUs, idle power included."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def measure(self, bench: Bench) -> list[Measurement]:
+        try:
+            read = counters()
+        except LookupError as reason:
+            bench.notes["energy_mj_per_image"] = str(reason)
+            return []
+        bench.subject.window(1, self.seconds / 10)
+        before = read()
+        calls = bench.subject.window(1, self.seconds)
+        return [Measurement("energy_mj_per_image", (read() - before) / (len(calls) * bench.subject.batch), "mJ")]
+
+
+def counters() -> Callable[[], float]:
+    """A function that reads the millijoules that all processors and GPUs with a counter took so far.
+
+    Errors: LookupError with the reason where there is none.
+    """
+    try:
+        from zeus.device import get_cpus, get_gpus
+        from zeus.device.exception import ZeusBaseCPUError, ZeusBaseGPUError
+    except ImportError as error:
+        raise LookupError("Zeus, which reads energy counters, is not installed: uv sync --extra energy") from error
+    readings: list[Callable[[], float]] = []
+    try:
+        cpus = get_cpus()
+        readings += [lambda i=i: cpus.get_total_energy_consumption(i).cpu_mj for i in range(len(cpus))]  # type: ignore[misc]
+    except ZeusBaseCPUError:
+        pass
+    try:
+        gpus = get_gpus()
+        readings += [lambda i=i: float(gpus.get_total_energy_consumption(i)) for i in range(len(gpus))]  # type: ignore[misc]
+    except ZeusBaseGPUError:
+        pass
+    if not readings:
+        raise LookupError("this machine shows no energy counter: no readable RAPL below /sys/class/powercap, and no NVIDIA GPU")
+    return lambda: sum(reading() for reading in readings)

@@ -1,0 +1,53 @@
+"""Whether an engine computes what the graph says: its logits against those of the reference on the same images."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qexp.measure.base import Bench, Disagrees, Measure, Subject
+from qexp.types import Measurement
+
+
+class Parity(Measure):
+    """images: how many of the test images are compared, without their labels; least_agreement: share of equal predictions
+    below which an engine does not execute the graph it was given; batch_size: images per call.
+
+    The reference of a quantize/dequantize graph is that graph on eager torch; any other artifact is compared with fp32,
+    which is recorded and judges nothing. Neither do pretend images or random weights, whose predictions mean nothing.
+    """
+
+    def __init__(self, images: int, least_agreement: float, batch_size: int):
+        self.images, self.least_agreement, self.batch_size = images, least_agreement, batch_size
+
+    def measure(self, bench: Bench) -> list[Measurement]:
+        reference = self.reference(bench)
+        if reference is None or bench.tests is None:
+            bench.notes["parity_agreement"] = "there is no reference, or no images, to compare with"
+            return []
+        try:
+            expected, _ = reference.logits(bench.tests, self.batch_size, bench.cache, self.images)
+        finally:
+            if reference is not bench.baseline:
+                reference.close()
+        logits, _ = bench.subject.logits(bench.tests, self.batch_size, bench.cache, self.images)
+        agreement, error = compare(logits, expected)
+        if bench.tests.meaningful and bench.subject.artifact.has_qdq and agreement < self.least_agreement:
+            raise Disagrees(
+                f"{bench.subject.engine.name} does not compute what the graph says: of {len(logits)} images {agreement:.1%} get the "
+                f"reference's class, at least {self.least_agreement:.1%} must; the largest error is {error:.1%} of the largest logit"
+            )
+        found = [Measurement("parity_max_error", error, "fraction")]
+        return [Measurement("parity_agreement", agreement, "fraction"), *found] if bench.tests.meaningful else found
+
+    def reference(self, bench: Bench) -> Subject | None:
+        """What the artifact's graph is compared with; None without a baseline."""
+        subject, baseline = bench.subject, bench.baseline
+        if baseline is None or not subject.artifact.has_qdq:
+            return baseline
+        return Subject(subject.artifact, baseline.engine, subject.batch, subject.threads, subject.limits)
+
+
+def compare(logits: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """Share of rows of logits[N,K] with the class of expected[N,K], and the largest difference over the largest expected logit."""
+    agreement = float((logits.argmax(1) == expected.argmax(1)).mean())
+    return agreement, float(np.abs(logits - expected).max() / np.abs(expected).max())

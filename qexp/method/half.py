@@ -1,0 +1,71 @@
+"""Half precision: weights and compute in 16-bit floating point, bfloat16 or float16."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import Quantizer
+
+from qexp.data.base import ImageData
+from qexp.method.base import Compressed, Method, export, layer_table, save_graph, with_formats
+from qexp.types import Unsupported, UserError, Wants, nearest
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Half(Method):
+    """dtype: `bfloat16`, `float16`, or `auto` for the one that the engine favours."""
+
+    name = "half"
+    supported_bits = (16,)
+
+    def __init__(self, dtype: str = "auto", **common: Any):
+        super().__init__(**common)
+        if dtype not in ("auto", *DTYPES):
+            raise UserError(f"There is no half precision {dtype!r}. {nearest(dtype, ('auto', *DTYPES))}")
+        self.dtype = dtype
+
+    def label(self, wants: Wants) -> str:
+        return wants.half[0].replace("float", "fp").replace("bfp", "bf")
+
+    def settle(self, wants: Wants) -> Wants:
+        if not wants.half:
+            raise Unsupported("this engine has no kernels that compute in half precision here")
+        dtype = wants.half[0] if self.dtype == "auto" else self.dtype
+        if dtype not in wants.half:
+            raise Unsupported(f"this engine computes in {' and '.join(wants.half)} here, not in {dtype}")
+        return Wants(super().settle(wants).formats, half=(dtype,))
+
+    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
+        (dtype,) = wants.half
+        folded = convert_pt2e(prepare_pt2e(export(network, data).module(), _Nothing()))
+        save_graph(export(_InHalf(folded, DTYPES[dtype]), data), folder / "model.pt2")
+        layers = layer_table(network, data)
+        return Compressed("model.pt2", with_formats(layers, {layer.name: (dtype, dtype) for layer in layers}))
+
+
+class _Nothing(Quantizer):
+    """Quantises nothing: what is left of the flow folds batch norms into convolutions, in fp32."""
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing was annotated."""
+
+
+class _InHalf(nn.Module):
+    """x[B,C,H,W] float32 to logits[B,K] float32, everything in between in `dtype`."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.network, self.dtype = copy.deepcopy(network).to(dtype), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.to(self.dtype)).float()
