@@ -115,9 +115,7 @@ def _folder_name(method: str, bits: int, wants: Wants, source: dict[str, Any], d
     return f"{source['model']}-{method}-{bits}bit-{wants.formats[0]}-{key[:10]}".replace("/", "_")
 
 
-def _write(
-    method: Method, network: nn.Module, data: ImageData, wants: Wants, source: dict[str, Any], target: Path, reference: str
-) -> None:
+def _write(method: Method, network: nn.Module, data: ImageData, wants: Wants, source: dict[str, Any], target: Path, reference: str) -> None:
     with building(target) as folder:
         compressed = method.apply(network, data, wants, folder)
         parameters = sum(p.numel() for p in network.parameters())

@@ -21,9 +21,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = in_channels * expansion
         widen = convolution(in_channels, hidden) if expansion > 1 else []
-        self.body = nn.Sequential(
-            *widen, *convolution(hidden, hidden, 3, stride, groups=hidden), *convolution(hidden, out_channels)[:-1]
-        )
+        self.body = nn.Sequential(*widen, *convolution(hidden, hidden, 3, stride, groups=hidden), *convolution(hidden, out_channels)[:-1])
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:

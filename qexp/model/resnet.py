@@ -41,9 +41,7 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int) -
 class ResNet(nn.Module):
     """x[B,C,H,W] -> logits[B,K]; stage i has blocks[i] blocks of widths[i] channels and halves the image for i > 0."""
 
-    def __init__(
-        self, blocks: Sequence[int], widths: Sequence[int], num_classes: int, in_channels: int = 3, bottleneck: bool = False
-    ):
+    def __init__(self, blocks: Sequence[int], widths: Sequence[int], num_classes: int, in_channels: int = 3, bottleneck: bool = False):
         super().__init__()
         self.stem = nn.Sequential(*convolution(in_channels, widths[0], 3, 1), nn.ReLU())
         stages: list[nn.Module] = []

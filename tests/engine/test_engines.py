@@ -118,7 +118,7 @@ def contents(file: Path) -> bytes:
 
 def traces(file: Path) -> list[str]:
     """What a file tells of the machine it was made on."""
-    told = (str(ROOT), "site-packages", str(Path.home()), str(Path(torch.__file__).parent), "stack_trace\": \"")
+    told = (str(ROOT), "site-packages", str(Path.home()), str(Path(torch.__file__).parent), 'stack_trace": "')
     return [word for word in told if word.encode() in contents(file)]
 
 
@@ -200,5 +200,3 @@ def test_a_network_that_onnx_cannot_express_is_a_clear_error(
     (unlowered.folder / artifact.graph).write_bytes((artifact.folder / artifact.graph).read_bytes())
     with pytest.raises(UserError, match="torch.onnx cannot export small: No ONNX function"):
         engine.lower(unlowered)
-
-
