@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,26 @@ from train import train_baseline
 def compress(config: DictConfig) -> Outcome:
     """data → baseline → artifact → engine → measurements, of one job."""
     method: Method = instantiate(config.method)
-    data = open_data(config)
-    network, source = trained_network(config, data)
-
-    def subject(method: Method, engine: Engine) -> Subject:
-        artifact = make_artifact(method, network, data, engine.wants, source, Path(config.outputs) / "artifacts")
-        limits = Limits(config.measure.timeout_s, config.measure.memory_mb)
-        lowered = engine.lower(artifact, config.batch_size, config.threads)
-        return Subject(lowered, engine, config.batch_size, config.threads, limits)
-
+    fp32: Method = instantiate(config.baseline.method)
+    _, subject = prepare(config)
     notes: dict[str, str] = {}
     subjects = accepted_by(engines_of(config.engine), lambda engine: subject(method, engine), notes)
-    fp32: Method = instantiate(config.baseline.method)
     baseline = subject(fp32, instantiate(config.baseline.engine))
     rivals = accepted_by(engines_of(config.rivals), lambda engine: subject(fp32, engine), {})
     return measure(config, subjects, baseline, rivals, TestSet.of(baseline.artifact, Path(config.outputs) / "cache"), notes)
+
+
+def prepare(config: DictConfig) -> tuple[ImageData, Callable[[Method, Engine], Subject]]:
+    """The data, and a function that compresses the trained network by a method and hands it to an engine."""
+    data = open_data(config)
+    network, source = trained_network(config, data)
+    limits = Limits(config.measure.timeout_s, config.measure.memory_mb)
+
+    def subject(method: Method, engine: Engine) -> Subject:
+        artifact = make_artifact(method, network, data, engine.wants, source, Path(config.outputs) / "artifacts")
+        return Subject(engine.lower(artifact, config.batch_size, config.threads), engine, config.batch_size, config.threads, limits)
+
+    return data, subject
 
 
 def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from qexp.report.plot import accuracy_plot
+from qexp.report.plot import accuracy_plot, latency_plots
 from qexp.report.table import csv_table, markdown_table, rich_table, unfinished
 from qexp.tracking.store import read_records
 from qexp.types import Record
@@ -45,6 +45,7 @@ class Summary(Callback):
         files[1].write_text(csv_table(records))
         if accuracy_plot(records, sweep / "accuracy.png"):
             files.append(sweep / "accuracy.png")
+        files += latency_plots(records, sweep)
         show(config, records, sweep)
         try:
             if log:
@@ -60,7 +61,8 @@ def plan(config: DictConfig) -> str:
     overrides = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
     axes = {o.key_or_group: list(o.sweep_string_iterator()) for o in overrides if o.is_sweep_override()}
     runs = math.prod(len(values) for values in axes.values())
-    return f"{runs} runs: " + " × ".join(f"{key} {', '.join(values)}" for key, values in axes.items())
+    swept_through = " × ".join(f"{key} {', '.join(values)}" for key, values in axes.items())
+    return f"{runs} runs: {swept_through}" if axes else "1 run"
 
 
 def show(config: DictConfig, records: list[Record], sweep: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.markup import escape
@@ -12,15 +12,19 @@ from rich.table import Table
 
 from qexp.types import Record
 
+NOISY = 0.1  # interquartile range over the median above which a latency is flagged
+
 
 @dataclass(frozen=True)
 class Column:
-    """title: over the column; metric: a record's metric; format: of its value; best: `min`, `max` or none."""
+    """title: over the column; metric: a record's metric; format: of its value; best: `min`, `max` or none; interval: metrics
+    that bound it, so that rows whose intervals overlap are not ranked."""
 
     title: str
     metric: str
     format: Callable[[float], str]
-    best: Callable[[Sequence[float]], float] | None = None
+    best: Callable[..., Record] | None = None
+    interval: tuple[str, str] | None = None
 
 
 def percent(value: float) -> str:
@@ -33,54 +37,79 @@ def significant(value: float) -> str:
     return f"{value:.{max(0, 2 - exponent)}f}"
 
 
+def times(value: float) -> str:
+    return f"{value:.2f}x"
+
+
 COLUMNS = (
     Column("top-1 %", "top1", percent, max),
     Column("drop", "top1_drop", percent, min),
     Column("top-5 %", "top5", percent, max),
     Column("size MB", "size_mb", significant, min),
-    Column("smaller", "size_ratio", lambda v: f"{v:.2f}x", max),
-    Column("ms", "latency_ms", significant, min),
-    Column("faster", "speedup", lambda v: f"{v:.2f}x", max),
+    Column("smaller", "size_ratio", times, max),
+    Column("ms", "latency_ms", significant, min, ("latency_low_ms", "latency_high_ms")),
+    Column("faster", "speedup", times, max, ("speedup_low", "speedup_high")),
+    Column("vs fp32", "speedup_vs_best_fp32", times, max, ("speedup_vs_best_fp32_low", "speedup_vs_best_fp32_high")),
     Column("memory MB", "memory_mb", significant, min),
-    Column("int MACs", "quantized_macs_share", lambda v: f"{100 * v:.0f} %", None),
+    Column("low-bit", "quantized_macs_share", lambda v: f"{100 * v:.0f} %"),
 )
-NAMES = ("model", "method", "engine", "batch")
+NAMES = {"model": "model", "label": "method", "engine": "engine", "batch_size": "batch"}
+IF_SEVERAL = {"data": "data", "image_size": "image", "threads": "threads"}  # columns of their own where a sweep goes through them
+TEXT = ("model", "method", "engine", "data")  # titles of columns aligned to the left
+LEGEND = "* best of its model and batch size; several where their intervals overlap"
+NOISY_LEGEND = "~ noisy: half of the calls differ by more than 10 % of the median"
 
 
 def table(records: list[Record]) -> tuple[list[str], list[list[str]], list[list[bool]]]:
-    """Titles, cells, and which cells are the best of their column among the rows of the same model, data and batch size."""
+    """Titles, cells, and which cells are the best of their column among the rows of the same model, data, shape and threads."""
     rows = [record for record in records if record.status == "finished"]
+    names = names_of(records)
     columns = [column for column in COLUMNS if any(column.metric in row.metrics for row in rows)]
     cells, best = [], []
     for row in rows:
         rivals = [r for r in rows if _group(r) == _group(row)]
-        cells.append([*_names(row), *(_cell(column, row) for column in columns)])
-        best.append([False] * len(NAMES) + [_is_best(column, row, rivals) for column in columns])
-    return [*NAMES, *(column.title for column in columns)], cells, best
+        cells.append([*(str(row.params.get(key, "")) for key in names), *(_cell(column, row) for column in columns)])
+        best.append([False] * len(names) + [_is_best(column, row, rivals) for column in columns])
+    return [*names.values(), *(column.title for column in columns)], cells, best
+
+
+def names_of(records: list[Record]) -> dict[str, str]:
+    """Parameters that tell the rows apart, and their titles."""
+    return NAMES | {key: title for key, title in IF_SEVERAL.items() if len({r.params.get(key) for r in records}) > 1}
+
+
+def noisy(record: Record) -> bool:
+    return record.metrics.get("latency_spread", 0) > NOISY
 
 
 def _group(record: Record) -> tuple[object, ...]:
-    return tuple(record.params[key] for key in ("model", "data", "batch_size"))
-
-
-def _names(record: Record) -> list[str]:
-    return [record.params["model"], record.params["label"], record.params["engine"], str(record.params["batch_size"])]
+    return tuple(record.params.get(key) for key in ("model", "batch_size", *IF_SEVERAL))
 
 
 def _cell(column: Column, record: Record) -> str:
     value = record.metrics.get(column.metric)
-    return "–" if value is None else column.format(value)
+    if value is None:
+        return "–"
+    return column.format(value) + "~" * (column.metric == "latency_ms" and noisy(record))
 
 
 def _is_best(column: Column, record: Record, rivals: list[Record]) -> bool:
-    values = [r.metrics[column.metric] for r in rivals if column.metric in r.metrics]
-    # By what is shown: a winner in digits that nobody sees would confuse.
-    return bool(
-        column.best
-        and column.metric in record.metrics
-        and _cell(column, record) == column.format(column.best(values))
-        and len({column.format(v) for v in values}) > 1
-    )
+    compared = [r for r in rivals if column.metric in r.metrics]
+    if column.best is None or record not in compared:
+        return False
+    leader = column.best(compared, key=lambda r: r.metrics[column.metric])
+    return _tied(column, record, leader) and not all(_tied(column, r, leader) for r in compared)
+
+
+def _tied(column: Column, record: Record, leader: Record) -> bool:
+    """Whether the two show the same (a winner in digits that nobody sees would confuse), or their intervals overlap."""
+    ours, theirs = record.metrics, leader.metrics
+    if column.format(ours[column.metric]) == column.format(theirs[column.metric]):
+        return True
+    if column.interval is None or not {*column.interval} <= ours.keys() & theirs.keys():
+        return False
+    low, high = column.interval
+    return ours[low] <= theirs[high] and theirs[low] <= ours[high]
 
 
 def unfinished(records: list[Record]) -> list[str]:
@@ -88,11 +117,15 @@ def unfinished(records: list[Record]) -> list[str]:
     return [f"{record.status}: {record.label}: {record.reason}" for record in records if record.status != "finished"]
 
 
+def legend(records: list[Record]) -> str:
+    return LEGEND + (f"\n{NOISY_LEGEND}" if any(noisy(record) for record in records) else "")
+
+
 def rich_table(records: list[Record], title: str) -> Table:
     titles, cells, best = table(records)
-    shown = Table(title=title, title_justify="left", caption="* best of its model and batch size", caption_justify="left")
-    for index, name in enumerate(titles):
-        shown.add_column(name, justify="left" if index < len(NAMES) - 1 else "right", no_wrap=True)
+    shown = Table(title=title, title_justify="left", caption=legend(records), caption_justify="left")
+    for name in titles:
+        shown.add_column(name, justify="left" if name in TEXT else "right", no_wrap=True)
     for row, marks in zip(cells, best, strict=True):
         shown.add_row(*(f"[bold green]{escape(cell)}*[/]" if mark else escape(cell) for cell, mark in zip(row, marks, strict=True)))
     return shown
@@ -100,10 +133,11 @@ def rich_table(records: list[Record], title: str) -> Table:
 
 def markdown_table(records: list[Record]) -> str:
     titles, cells, best = table(records)
-    lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * (len(NAMES) - 1) + " ---: |" * (len(titles) - len(NAMES) + 1)]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "|".join(" --- " if name in TEXT else " ---: " for name in titles) + "|"]
     for row, marks in zip(cells, best, strict=True):
         lines.append("| " + " | ".join(f"**{cell}**" if mark else cell for cell, mark in zip(row, marks, strict=True)) + " |")
-    return "\n".join([*lines, *(f"\n{line}" for line in unfinished(records))])
+    notes = [NOISY_LEGEND] * any(noisy(record) for record in records) + unfinished(records)
+    return "\n".join([*lines, *(f"\n{line}" for line in notes)])
 
 
 def csv_table(records: list[Record]) -> str:

@@ -58,6 +58,42 @@ def test_what_looks_equal_is_not_ranked() -> None:
     assert best["ms"] == {"one", "other"}
 
 
+def timed(label: str, low: float, middle: float, high: float, **metrics: float) -> Record:
+    return record(label, latency_low_ms=low, latency_ms=middle, latency_high_ms=high, **metrics)
+
+
+def test_rows_whose_intervals_overlap_are_not_ranked() -> None:
+    rows = [timed("one", 0.9, 1.0, 1.2), timed("other", 1.1, 1.3, 1.4), timed("third", 1.3, 1.5, 1.6)]
+    assert marked(rows)["ms"] == {"one", "other"}  # the third overlaps with the second only, which leads nothing
+    assert marked(rows[:2])["ms"] == set()
+    assert marked([timed("one", 0.9, 1.0, 1.09), rows[1]])["ms"] == {"one"}
+
+
+def test_the_winner_of_a_speedup_is_the_largest() -> None:
+    rows = [
+        record(name, speedup=middle, speedup_low=middle - 1, speedup_high=middle + 1) for name, middle in (("a", 9), ("b", 4), ("c", 8))
+    ]
+    assert marked(rows)["faster"] == {"a", "c"}
+
+
+def test_a_noisy_latency_is_flagged_and_explained() -> None:
+    calm, wild = record("calm", latency_ms=1.0, latency_spread=0.1), record("wild", latency_ms=3.0, latency_spread=0.11)
+    titles, cells, _ = table([calm, wild])
+    assert [row[titles.index("ms")] for row in cells] == ["1.00", "3.00~"]
+    assert "noisy" in markdown_table([calm, wild]) and "noisy" not in markdown_table([calm])
+    assert "noisy" in str(rich_table([calm, wild], "").caption) and "noisy" not in str(rich_table([calm], "").caption)
+
+
+def test_what_a_sweep_goes_through_has_a_column_of_its_own() -> None:
+    rows = [record("fp32", latency_ms=2.0), record("fp32", latency_ms=1.0)]
+    rows[1].params["threads"], rows[0].params["threads"] = 2, 1
+    titles, cells, best = table(rows)
+    assert titles[4] == "threads" and [row[4] for row in cells] == ["1", "2"]
+    assert not any(any(marks) for marks in best), "other numbers of threads are no rivals"
+    rows[1].params["threads"] = 1
+    assert "threads" not in table(rows)[0]
+
+
 def test_missing_values_are_a_dash_and_columns_without_values_are_left_out() -> None:
     titles, cells, best = table([FP32, HALF])
     assert "faster" not in titles and "memory MB" not in titles

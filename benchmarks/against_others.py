@@ -1,0 +1,155 @@
+"""Our int8 against ONNX Runtime's `quantize_static` and NNCF's OpenVINO model of the same network, in turns, in one measurement.
+
+    uv run --group benchmark python benchmarks/against_others.py model=resnet34 data=folder data.root=FOLDER [batch_size=32] [threads=2]
+
+Takes the options of compress.py (the method is `static`, the engine `auto` unless told otherwise). All int8 models are calibrated
+on the same images, run on the same number of threads, and are scored on the same test images.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from common import composed, machine
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from compress import prepare
+from qexp.engine.base import Engine
+from qexp.engine.onnxruntime import OnnxRuntime
+from qexp.engine.openvino import OpenVino
+from qexp.files import building, file_digest
+from qexp.measure.accuracy import top_k
+from qexp.measure.base import Subject, TestSet, alone_on_host, ranking, ready
+from qexp.measure.latency import Latency, speedup
+from qexp.runs import accepted_by, engines_of, fastest_known
+
+
+def onnxruntime_static(fp32: Path, images: np.ndarray, folder: Path) -> str:
+    """ONNX Runtime's own: its preprocessing, Q/DQ format, weights int8 per channel, activations uint8, its default min-max."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Images(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(np.array_split(images, max(1, len(images) // 64)))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"x": batch}
+
+    quant_pre_process(str(fp32), str(folder / "preprocessed.onnx"))
+    quantize_static(
+        folder / "preprocessed.onnx", folder / "model.onnx", Images(), per_channel=True, activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    return "model.onnx"
+
+
+def nncf_openvino(fp32: Path, images: np.ndarray, folder: Path) -> str:
+    """NNCF's post-training quantisation of the OpenVINO model, with its defaults."""
+    import nncf
+    import openvino
+
+    model = openvino.Core().read_model(str(fp32))
+    batches = np.array_split(images, len(images))  # NNCF counts samples, one each
+    quantised = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
+    openvino.save_model(quantised, str(folder / "model.xml"), compress_to_fp16=False)
+    return "model.xml"
+
+
+def foreign(make: Callable[[Path, np.ndarray, Path], str], fp32: Subject, engine: Engine, images: np.ndarray, root: Path) -> Subject:
+    """A model that another tool quantised, as a subject like ours."""
+    target = root / f"{fp32.artifact.key}-{make.__name__}"
+    if not target.exists():
+        with building(target) as folder:
+            make(fp32.file, images, folder)
+    engine.file = next(f.name for f in target.iterdir() if f.name in ("model.onnx", "model.xml"))
+    files = {f.name: file_digest(f) for f in target.iterdir()}
+    artifact = replace(fp32.artifact, folder=target, key=target.name, files=files, label=make.__name__)
+    return Subject(artifact, engine, fp32.batch, fp32.threads, fp32.limits)
+
+
+def ours(config: DictConfig, subject: Callable[..., Subject]) -> Subject:
+    """What `engine=auto` takes."""
+    notes: dict[str, str] = {}
+    method = instantiate(config.method)
+    subjects = accepted_by(engines_of(config.engine), lambda engine: subject(method, engine), notes)
+    if len(subjects) == 1:
+        return next(iter(subjects.values()))
+    ranked = ranking(subjects, instantiate(config.engine.trial), notes)
+    print("candidates, ms: " + ", ".join(f"{name} {ms:.3g}" for name, ms in ranked.items()), *notes.items())
+    return subjects[next(iter(ranked))]
+
+
+def main(options: list[str]) -> None:
+    config = composed(options)
+    data, subject = prepare(config)
+    cache = Path(config.outputs) / "cache"
+    fp32 = instantiate(config.baseline.method)
+    eager, plain = subject(fp32, instantiate(config.baseline.engine)), subject(fp32, OnnxRuntime())
+    rivals = accepted_by(engines_of(config.rivals), lambda engine: subject(fp32, engine), {})
+    best = fastest_known(rivals, instantiate(config.rivals.trial), cache)
+    images, root = data.calibration().numpy(), Path(config.outputs) / "benchmarks" / "others"
+    chosen = ours(config, subject)
+    compared = {
+        f"qexp {chosen.artifact.label} on {chosen.engine.name}": chosen,
+        "ONNX Runtime quantize_static": foreign(onnxruntime_static, plain, OnnxRuntime(), images, root),
+        "NNCF on OpenVINO": foreign(nncf_openvino, plain, OpenVino(), images, root),
+        f"fp32 on {best.engine.name}": best,
+        "fp32 on eager": eager,
+    }
+    latency: Latency = instantiate(config.measure.latency)
+    tests = TestSet.of(eager.artifact, cache)
+    try:
+        with alone_on_host():
+            ready(list(compared.values()))
+            windows = latency.take_turns(list(compared.values()))
+        top1 = {name: accuracy(s, tests, cache) for name, s in compared.items()}
+    finally:
+        for s in compared.values():
+            s.close()
+    report(config, compared, windows, top1)
+
+
+def accuracy(subject: Subject, tests: TestSet | None, cache: Path) -> float | None:
+    if tests is None or not tests.meaningful:
+        return None
+    return top_k(subject.logits(tests, 250, cache)[0], np.load(tests.labels), 1)
+
+
+def report(config: DictConfig, compared: dict[str, Subject], windows: list[list[list[float]]], top1: dict[str, float | None]) -> None:
+    """Print one Markdown table, and keep it with all samples below outputs/benchmarks."""
+    medians = [[statistics.median(window) for window in taken] for taken in windows]
+    lines = [
+        f"{config.model.id}, batch {config.batch_size}, {config.threads} threads, {len(medians[0])} windows in turns",
+        "",
+        "| | top-1 % | size MB | ms | we are faster (95 % interval) |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for (name, subject), own in zip(compared.items(), medians, strict=True):
+        ratio, *bounds = (m.value for m in speedup("speedup", own, medians[0]))
+        faster = "" if own is medians[0] else f"{ratio:.2f}x ({bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else f"{ratio:.2f}x"
+        shown = "–" if top1[name] is None else f"{100 * top1[name]:.2f}"  # type: ignore[operator]
+        size = (
+            sum(f.stat().st_size for f in subject.file.parent.glob(f"{subject.file.stem}.*"))
+            if subject.file.suffix == ".xml"
+            else subject.file.stat().st_size
+        )
+        lines.append(f"| {name} | {shown} | {size / 1e6:.3g} | {statistics.median(own):.3g} | {faster} |")
+    lines += ["", machine()]
+    print("\n".join(["", *lines]))
+    folder = Path(config.outputs) / "benchmarks"
+    stem = f"against_others-{config.model.id}-batch{config.batch_size}-threads{config.threads}".replace("/", "_")
+    (folder / f"{stem}.md").write_text("\n".join(lines) + "\n")
+    (folder / f"{stem}.json").write_text(json.dumps({"windows_ms": dict(zip(compared, windows, strict=True)), "top1": top1}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
