@@ -115,7 +115,7 @@ def main(options: list[str]) -> None:
     finally:
         for s in compared.values():
             s.close()
-    report(config, compared, windows, top1)
+    report(config, compared, windows, top1, latency.resolution)
 
 
 def accuracy(subject: Subject, tests: TestSet | None, cache: Path) -> float | None:
@@ -124,7 +124,9 @@ def accuracy(subject: Subject, tests: TestSet | None, cache: Path) -> float | No
     return top_k(subject.logits(tests, 250, cache)[0], np.load(tests.labels), 1)
 
 
-def report(config: DictConfig, compared: dict[str, Subject], windows: list[list[list[float]]], top1: dict[str, float | None]) -> None:
+def report(
+    config: DictConfig, compared: dict[str, Subject], windows: list[list[list[float]]], top1: dict[str, float | None], resolution: float
+) -> None:
     """Print one Markdown table, and keep it with all samples below outputs/benchmarks."""
     medians = [[statistics.median(window) for window in taken] for taken in windows]
     lines = [
@@ -134,7 +136,7 @@ def report(config: DictConfig, compared: dict[str, Subject], windows: list[list[
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for (name, subject), own in zip(compared.items(), medians, strict=True):
-        ratio, *bounds = (m.value for m in speedup("speedup", own, medians[0]))
+        ratio, *bounds = (m.value for m in speedup("speedup", own, medians[0], resolution))
         faster = "" if own is medians[0] else f"{ratio:.2f}x ({bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else f"{ratio:.2f}x"
         shown = "–" if top1[name] is None else f"{100 * top1[name]:.2f}"  # type: ignore[operator]
         size = (

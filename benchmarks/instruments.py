@@ -31,7 +31,7 @@ def paired(latency: Latency, baseline: Subject, candidate: Subject) -> tuple[lis
         finally:
             baseline.close()
             candidate.close()
-    return taken[0], taken[1], [m.value for m in speedup("speedup", taken[0], taken[1])]
+    return taken[0], taken[1], [m.value for m in speedup("speedup", taken[0], taken[1], latency.resolution)]
 
 
 def spread(values: list[float]) -> float:
@@ -62,6 +62,8 @@ def main(options: list[str]) -> None:
     found = [paired(latency, eager, chosen) for _ in range(repeats)]
     for slow, fast, (ratio, low, high) in found:
         print(f"  {statistics.median(slow):.3f} ms / {statistics.median(fast):.3f} ms = {ratio:.2f}x ({low:.2f} to {high:.2f})")
+    if not found:
+        return
     ratios, slow, fast = [f[2][0] for f in found], [statistics.median(f[0]) for f in found], [statistics.median(f[1]) for f in found]
     print(f"spread (largest - smallest over median): speed-up {spread(ratios):.1%}, medians {spread(slow):.1%} and {spread(fast):.1%}")
     print(f"\n{machine()}")

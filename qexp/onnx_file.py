@@ -24,7 +24,7 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
             output_names=["logits"], opset_version=opset, verbose=False,
         )  # fmt: skip
     except Exception as error:
-        raise UserError(f"torch.onnx cannot export {graph}: {str(error)[:600]}") from error
+        raise UserError(f"torch.onnx cannot export this network: {str(error)[:600]}") from error
     assert exported is not None
     for node in exported.model.graph.all_nodes():  # source lines and module paths, larger than a small network's weights
         node.metadata_props.clear()

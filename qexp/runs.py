@@ -39,12 +39,15 @@ class Outcome:
 
 
 def engines_of(config: DictConfig) -> dict[str, Engine]:
-    """The engine of the config group node `config`, or all candidates of `auto`, by name."""
+    """The engine of the config group node `config`, or all candidates of `auto`, by name. Errors: UserError where all are null."""
     candidates = config.get("candidates")
     if candidates is None:
         engine = instantiate(config)
         return {engine.name: engine}
-    return {name: instantiate(engine) for name, engine in candidates.items() if engine is not None}
+    engines = {name: instantiate(engine) for name, engine in candidates.items() if engine is not None}
+    if not engines:
+        raise UserError(f"Every candidate is null ({', '.join(candidates)}); leave one of them, or choose an engine by its name.")
+    return engines
 
 
 def accepted_by(engines: dict[str, Engine], make: Callable[[Engine], Subject], notes: dict[str, str]) -> dict[str, Subject]:
@@ -72,19 +75,20 @@ def measure(
     """All measurements of the config on the fastest of `subjects` that computes what its graph says, against the baseline, the
     fastest of `rivals`, and on the test set, where there are these."""
     cache = Path(config.outputs) / "cache"
-    rival = fastest_known(rivals, instantiate(config.rivals.trial), cache) if rivals else None
+    rival = fastest_known(rivals, instantiate(config.rivals.get("trial")), cache) if rivals else None
     ranked = ranking(subjects, instantiate(config.engine.trial), notes) if len(subjects) > 1 else {}
     measures = {name: instantiate(node) for name, node in config.measure.items() if isinstance(node, DictConfig)}
     candidates = [Measurement(f"candidate_{name}_ms", ms, "ms") for name, ms in ranked.items()]
-    left = [subjects[name] for name in ranked] or [*subjects.values()]
+    left = [*ranked] or [*subjects]
     while True:
-        bench = Bench(left.pop(0), baseline, tests, cache, rival, notes=notes)
+        name = left.pop(0)
+        bench = Bench(subjects[name], baseline, tests, cache, rival, notes=notes)
         try:
             return Outcome(bench.subject, [*run_measures(measures, bench), *candidates], bench.texts, notes)
         except Disagrees as error:
             if not left:
                 raise
-            notes[f"candidate {bench.subject.engine.name}"] = f"left out: {error}"
+            notes[f"candidate {name}"] = f"left out: {error}"
 
 
 def fastest_known(subjects: dict[str, Subject], trial: Turns, cache: Path) -> Subject:

@@ -94,7 +94,7 @@ class Wants:
     formats: file formats of the graph that it reads: `pt2` (torch.export), `onnx`, `torchscript`; placement: where
     quantize/dequantize pairs stand, `fused` or `x86_inductor`; activation: integers that activations become, `uint8`,
     `int8` or `int8_symmetric` (zero point 0); half: 16-bit formats that it computes in, the favourite first; kernels:
-    family of integer kernels that a TorchScript is packed for.
+    family of integer kernels that a TorchScript is packed for. As the form of an artifact: what is empty does not matter.
     """
 
     formats: tuple[str, ...] = ("pt2",)
@@ -105,9 +105,8 @@ class Wants:
 
     def reads(self, form: Wants) -> bool:
         """Whether an engine that wants this executes an artifact made for `form`."""
-        formats = form.formats[0] in self.formats and form.kernels in ("", self.kernels)
-        numbers = (form.placement, form.activation) == (self.placement, self.activation) and {*form.half} <= {*self.half}
-        return formats and numbers
+        choices = ((form.placement, self.placement), (form.activation, self.activation), (form.kernels, self.kernels))
+        return form.formats[0] in self.formats and {*form.half} <= {*self.half} and all(made in ("", own) for made, own in choices)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Wants:

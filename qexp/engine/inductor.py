@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-import tempfile
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -54,22 +54,30 @@ class Inductor(Engine):
     def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
         import torch
         import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401  (registers the integer kernels' patterns)
-        from torch._inductor import aoti_compile_and_package
+        from torch._inductor import aot_compile
+        from torch._inductor.package import package_aoti
         from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
         from torch.export.passes import move_to_device_pass
 
         x = torch.zeros(batch, *artifact.data.input_shape)
-        options = {"freezing": True, "cpp.threads": threads, "aot_inductor.metadata": {"batch": str(batch)}}
-        with torch.no_grad(), warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        options = {
+            "freezing": True, "cpp.threads": threads, "aot_inductor.metadata": {"batch": str(batch)}, "aot_inductor.package": True,
+            "aot_inductor.enable_line_tables": False,  # most of a small package, for debuggers only
+            "cpp.cxx": compiler_without_paths(),
+        }  # fmt: skip
+        with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", COPY_WARNING)
             program = torch.export.export(torch.export.load(artifact.folder / artifact.graph).module(), (x,))
             if self.device != "cpu":
                 program = move_to_device_pass(program, self.device)
+            assert program.example_inputs is not None
             try:
-                package = aoti_compile_and_package(program, package_path=f"{folder}/model.pt2", inductor_configs=options)
+                made = aot_compile(program.module(check_guards=False), *program.example_inputs, options=options)
             except Exception as error:
                 raise UserError(f"inductor cannot compile {artifact.model}: {str(error)[:600]}") from error
-            Path(package).rename(file)
+        assert isinstance(made, list)
+        with file.open("w+b") as stream:  # without the sources, whose comments name files of this machine
+            package_aoti(stream, [part for part in made if not str(part).endswith(".cpp")])
 
     def import_libraries(self) -> None:
         import torch._inductor.package  # noqa: F401
@@ -86,3 +94,13 @@ class Inductor(Engine):
 
     def device_memory_mb(self) -> float | None:
         return device_memory_mb(self.device)
+
+
+def compiler_without_paths() -> str:
+    """The command of the C++ compiler, which writes no path of this machine into error messages."""
+    import torch
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    places = {torch.__path__[0]: "torch", cache_dir(): "generated"}
+    return f"{get_cpp_compiler()} {shlex.join(f'-ffile-prefix-map={place}={name}' for place, name in places.items())}"

@@ -20,14 +20,14 @@ class OpenVino(Engine):
 
     def check(self, artifact: Artifact) -> None:
         super().check(artifact)
-        if artifact.method == "half":
+        if artifact.form.half:
             import openvino
 
             if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
                 raise Unsupported("openvino computes in bfloat16 only on processors with instructions for it, and this one has none")
 
     def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
-        opset = BFLOAT16_OPSET if artifact.method == "half" else None
+        opset = BFLOAT16_OPSET if artifact.form.half else None
         write_onnx(artifact.folder / artifact.graph, artifact.data.input_shape, file, opset)
 
     def import_libraries(self) -> None:
@@ -36,15 +36,11 @@ class OpenVino(Engine):
     def load(self, file: Path, threads: int) -> Run:
         import openvino
 
-        core = openvino.Core()
-        model = core.read_model(str(file))
-        half = any(op.get_type_name() == "Constant" and op.get_element_type() == openvino.Type.bf16 for op in model.get_ops())
-        # Left to itself it computes fp32 networks in bfloat16 where the processor can.
+        # Left to itself it computes fp32 networks in bfloat16 where the processor can; told f32, it keeps to the graph's own types.
         options: dict[str, Any] = {
-            "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+            "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
         }  # fmt: skip
-        request = core.compile_model(model, "CPU", options).create_infer_request()
+        request = openvino.Core().compile_model(str(file), "CPU", options).create_infer_request()
 
         def run(x: np.ndarray) -> np.ndarray:
             return np.array(next(iter(request.infer([x], share_inputs=True).values())))

@@ -19,6 +19,7 @@ import numpy as np
 from filelock import FileLock
 
 from qexp.engine.base import Engine
+from qexp.files import building
 from qexp.launch import Child, ChildFailed
 from qexp.types import Artifact, Measurement, digest, versions
 
@@ -36,8 +37,15 @@ class TestSet:
 
     @classmethod
     def of(cls, artifact: Artifact, cache: Path) -> TestSet | None:
-        """The test part of the data an artifact was made with, if its decoded images are still in `cache`."""
-        folder = cache / "data" / artifact.data.cache_name
+        """The test part of the data an artifact was made with, if its decoded images are still in `cache`; for pretend data, which
+        is kept nowhere, 64 images of its shape."""
+        folder = cache / ("pretend" if artifact.data.pretend else "data") / artifact.data.cache_name
+        if artifact.data.pretend and not folder.exists():
+            channels, height, width = artifact.data.input_shape
+            with building(folder) as partial:
+                images = np.random.default_rng(0).integers(256, size=(64, height, width, channels), dtype=np.uint8)
+                np.save(partial / "test_images.npy", images)
+                np.save(partial / "test_labels.npy", np.zeros(64, np.int64))
         return cls(folder / "test_images.npy", folder / "test_labels.npy", artifact.has_accuracy) if folder.exists() else None
 
 
@@ -210,16 +218,15 @@ def ranking(subjects: dict[str, Subject], trial: Turns, notes: dict[str, str]) -
 
 
 def _survivors(subjects: dict[str, Subject], notes: dict[str, str]) -> dict[str, Subject]:
-    for subject in subjects.values():
-        subject.importing  # noqa: B018
-    alive = {}
-    for name, subject in subjects.items():
-        try:
-            subject.start  # noqa: B018
-            alive[name] = subject
-        except ChildFailed as error:
-            subject.close()
-            notes[f"candidate {name}"], failure = f"left out: it {error}", error
+    alive = dict(subjects)
+    for step in ("importing", "child", "start"):  # all have imported before the first is loaded
+        for name, subject in list(alive.items()):
+            try:
+                getattr(subject, step)
+            except ChildFailed as error:
+                subject.close()
+                del alive[name]
+                notes[f"candidate {name}"], failure = f"left out: it {error}", error
     if not alive:
         raise failure
     return alive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from qexp.measure.base import Bench, Measure
@@ -15,6 +16,9 @@ class Energy(Measure):
         self.seconds = seconds
 
     def measure(self, bench: Bench) -> list[Measurement]:
+        if bench.subject.artifact.simulated:
+            bench.notes["energy_mj_per_image"] = "no kernel computes in this format: its accuracy is simulated, energy would mean nothing"
+            return []
         try:
             read = counters()
         except LookupError as reason:
@@ -36,17 +40,22 @@ def counters() -> Callable[[], float]:
         from zeus.device.exception import ZeusBaseCPUError, ZeusBaseGPUError
     except ImportError as error:
         raise LookupError("Zeus, which reads energy counters, is not installed: uv sync --extra energy") from error
-    readings: list[Callable[[], float]] = []
-    try:
+
+    def of_cpus() -> list[Callable[[], float]]:
         cpus = get_cpus()
-        readings += [lambda i=i: cpus.get_total_energy_consumption(i).cpu_mj for i in range(len(cpus))]  # type: ignore[misc]
-    except ZeusBaseCPUError:
-        pass
-    try:
+        return [lambda i=i: cpus.get_total_energy_consumption(i).cpu_mj for i in range(len(cpus))]  # type: ignore[misc]
+
+    def of_gpus() -> list[Callable[[], float]]:
         gpus = get_gpus()
-        readings += [lambda i=i: float(gpus.get_total_energy_consumption(i)) for i in range(len(gpus))]  # type: ignore[misc]
-    except ZeusBaseGPUError:
-        pass
+        return [lambda i=i: float(gpus.get_total_energy_consumption(i)) for i in range(len(gpus))]  # type: ignore[misc]
+
+    readings: list[Callable[[], float]] = []
+    for open_counters in (of_cpus, of_gpus):
+        with contextlib.suppress(ZeusBaseCPUError, ZeusBaseGPUError):
+            opened = open_counters()
+            for reading in opened:
+                reading()  # GPUs before Volta are found, but cannot be read
+            readings += opened
     if not readings:
         raise LookupError("this machine shows no energy counter: no readable RAPL below /sys/class/powercap, and no NVIDIA GPU")
     return lambda: sum(reading() for reading in readings)

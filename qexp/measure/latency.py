@@ -16,16 +16,20 @@ LEAST_WINDOWS = 7  # the fewest pairs with a 95 % interval narrower than all of 
 
 class Latency(Measure):
     """windows: turns of each subject, fewer (but at least LEAST_WINDOWS) where all would take more than budget_s seconds;
-    calls, window_s: the least calls and seconds of one window; warmup_calls, warmup_s: the least of what is not counted before.
+    calls, window_s: the least calls and seconds of one window; warmup_calls, warmup_s: the least of what is not counted before;
+    resolution: by how much the same network differs between two processes, whatever their windows say (memory is laid out
+    differently in each); intervals are widened by this share, which benchmarks/instruments.py measures.
 
     Errors: UserError for less than 2 windows of 1 call.
     """
 
-    def __init__(self, windows: int, calls: int, window_s: float, warmup_calls: int, warmup_s: float, budget_s: float):
+    def __init__(
+        self, windows: int, calls: int, window_s: float, warmup_calls: int, warmup_s: float, budget_s: float, resolution: float = 0.0
+    ):
         if windows < 2 or calls < 1 or warmup_calls < 1:
             raise UserError(f"windows={windows}, calls={calls}, warmup_calls={warmup_calls}: at least 2 windows of 1 call are needed.")
         self.windows, self.calls, self.window_s, self.budget_s = windows, calls, window_s, budget_s
-        self.warmup_calls, self.warmup_s = warmup_calls, warmup_s
+        self.warmup_calls, self.warmup_s, self.resolution = warmup_calls, warmup_s, resolution
 
     def measure(self, bench: Bench) -> list[Measurement]:
         if bench.subject.artifact.simulated:
@@ -37,7 +41,7 @@ class Latency(Measure):
         found = self.describe(taken[0], bench.subject)
         for name, other in (("speedup", bench.baseline), ("speedup_vs_best_fp32", bench.rival)):
             if other and other.identity != bench.subject.identity:
-                found += speedup(name, medians[[s.identity for s in subjects].index(other.identity)], medians[0])
+                found += speedup(name, medians[[s.identity for s in subjects].index(other.identity)], medians[0], self.resolution)
         if bench.rival:
             bench.notes["speedup_vs_best_fp32"] = f"the fastest fp32 engine here was {bench.rival.engine.name}"
         return found
@@ -78,24 +82,27 @@ class Latency(Measure):
         kept = {"latency_ms": tuple(float(s) for s in samples)}
         return [
             *(Measurement(name, float(value), "ms", samples=kept.get(name, ())) for name, value in values.items()),
-            *_bounds("latency", "_ms", medians, "ms"),
+            *_bounds("latency", "_ms", medians, "ms", self.resolution),
             Measurement("throughput_ips", 1000 * subject.batch / latency, "images/s"),
             Measurement("latency_spread", float((p75 - p25) / latency), "fraction"),
         ]
 
 
-def speedup(name: str, baseline: list[float], candidate: list[float]) -> list[Measurement]:
-    """Ratio of two subjects' window medians taken in turns, with its 95 % interval.
+def speedup(name: str, baseline: list[float], candidate: list[float], resolution: float = 0.0) -> list[Measurement]:
+    """Ratio of two subjects' window medians taken in turns, with its 95 % interval, widened by `resolution`.
 
     Window i of both ran side by side, so ratios are taken pair by pair, which cancels a drift of the machine.
     """
     ratios = [b / c for b, c in zip(baseline, candidate, strict=True)]
-    return [Measurement(name, statistics.median(ratios), "x", samples=tuple(ratios)), *_bounds(name, "", ratios, "x")]
+    return [Measurement(name, statistics.median(ratios), "x", samples=tuple(ratios)), *_bounds(name, "", ratios, "x", resolution)]
 
 
-def _bounds(name: str, suffix: str, values: list[float], unit: str) -> list[Measurement]:
+def _bounds(name: str, suffix: str, values: list[float], unit: str, resolution: float) -> list[Measurement]:
     interval = median_interval(values)
-    return [Measurement(f"{name}_{end}{suffix}", v, unit) for end, v in zip(("low", "high"), interval, strict=True)] if interval else []
+    if interval is None:
+        return []
+    low, high = interval[0] / (1 + resolution), interval[1] * (1 + resolution)
+    return [Measurement(f"{name}_low{suffix}", low, unit), Measurement(f"{name}_high{suffix}", high, unit)]
 
 
 def median_interval(values: list[float], confidence: float = 0.95) -> tuple[float, float] | None:

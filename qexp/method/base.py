@@ -25,6 +25,7 @@ logging.getLogger("torch.utils._pytree").addFilter(lambda record: "KernelPrefere
 
 PACKAGES = ("torch", "torchao", "onnx", "onnxscript")
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+ANY = Wants(placement="", activation="")  # form of a graph without quantize/dequantize pairs, the same for all engines
 BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
@@ -69,7 +70,7 @@ class Method(ABC):
         if self.bits not in self.supported_bits:
             known = " and ".join(map(str, self.supported_bits))
             raise Unsupported(f"{self.name} works at {known} bits, not at {self.bits}")
-        return Wants((self.format,))
+        return replace(ANY, formats=(self.format,))
 
     @abstractmethod
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
@@ -94,9 +95,9 @@ def make_artifact(method: Method, network: nn.Module, data: ImageData, wants: Wa
     """
     chosen = counterpart(method, wants)
     settled = chosen.settle(wants)
-    reference = _folder_name("none", 32, Wants(), source, data, {})
+    reference = _folder_name("none", 32, ANY, source, data, {})
     options = {k: v for k, v in vars(chosen).items() if isinstance(v, (int, float, str, bool, type(None)))}
-    plain = chosen.name == "none" and settled == Wants()
+    plain = chosen.name == "none" and settled == ANY
     name = reference if plain else _folder_name(chosen.name, chosen.bits, settled, source, data, options)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Half(Method):
         dtype = wants.half[0] if self.dtype == "auto" else self.dtype
         if dtype not in wants.half:
             raise Unsupported(f"this engine computes in {' and '.join(wants.half)} here, not in {dtype}")
-        return Wants(super().settle(wants).formats, half=(dtype,))
+        return replace(super().settle(wants), half=(dtype,))
 
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
         (dtype,) = wants.half

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import onnx
 from torch import nn
 
@@ -28,6 +29,7 @@ class OnnxDynamic(Method):
         save_graph(export(network, data), folder / "whole.pt2")
         write_onnx(folder / "whole.pt2", data.spec.input_shape, folder / "whole.onnx")
         whole = onnx.load(folder / "whole.onnx")
+        weights = {constant.name: onnx.numpy_helper.to_array(constant) for constant in whole.graph.initializer}
         del whole.graph.value_info[:]  # onnxruntime transposes weights without correcting the shapes noted here
         root = logging.getLogger()  # onnxruntime logs its advice to run a preprocessing that torch.onnx has done already
         before, root.disabled = root.disabled, True
@@ -37,9 +39,9 @@ class OnnxDynamic(Method):
             root.disabled = before
         for intermediate in ("whole.pt2", "whole.onnx"):
             (folder / intermediate).unlink()
+        integer = {name: weights[name] for name in weights.keys() & _quantised_weights(folder / "model.onnx")}
         layers = layer_table(network, data)
-        integer = _quantised_weights(folder / "model.onnx")
-        formats = {layer.name: ("uint8", "uint8") for layer in layers if f"{layer.name}.weight" in integer}
+        formats = {layer.name: ("uint8", "uint8") for layer in layers if _holds(integer, network, layer.name)}
         return Compressed("model.onnx", with_formats(layers, formats))
 
 
@@ -47,3 +49,10 @@ def _quantised_weights(file: Path) -> set[str]:
     """Names of the weights that the graph's integer operators take."""
     graph = onnx.load(file, load_external_data=False).graph
     return {node.input[1].removesuffix("_quantized") for node in graph.node if node.op_type in INTEGER_OPERATORS}
+
+
+def _holds(weights: dict[str, np.ndarray], network: nn.Module, layer: str) -> bool:
+    """Whether the layer's weight is among a graph's `weights`: by its name, for a batch norm may be folded into it, or by its
+    values, for torch.onnx renames weights that it transposes or that layers share."""
+    own = network.get_parameter(f"{layer}.weight").detach().numpy()
+    return f"{layer}.weight" in weights or any(np.array_equal(value, w) for value in weights.values() for w in (own, own.T))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from qexp.method.quantizer import WEIGHTED, placement
 from qexp.types import Unsupported, UserError, Wants, nearest
 
 OBSERVERS = {"histogram": HistogramObserver, "minmax": MinMaxObserver}
-# (dtype, quant_min, quant_max, scheme) of activations
+# (dtype, quant_min, quant_max, scheme) of activations; the range is all of the type's, at which ONNX saturates
 ACTIVATIONS = {
     "uint8": (torch.uint8, 0, 255, torch.per_tensor_affine),
     "int8": (torch.int8, -128, 127, torch.per_tensor_affine),
-    "int8_symmetric": (torch.int8, -127, 127, torch.per_tensor_symmetric),
+    "int8_symmetric": (torch.int8, -128, 127, torch.per_tensor_symmetric),
 }
 
 
@@ -54,7 +55,7 @@ class Static(Method):
     def settle(self, wants: Wants) -> Wants:
         if wants.placement != "fused" and not self.fuse:
             raise Unsupported("method.fuse=false needs an engine that runs the placement `fused`, such as onnxruntime")
-        return Wants(super().settle(wants).formats, placement=wants.placement, activation=wants.activation)
+        return replace(super().settle(wants), placement=wants.placement, activation=wants.activation)
 
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
         source = network if self.fuse else with_separate_norms(network)

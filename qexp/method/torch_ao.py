@@ -9,6 +9,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Classic(Method):
     format = "torchscript"
 
     def settle(self, wants: Wants) -> Wants:
-        return Wants(super().settle(wants).formats, kernels=wants.kernels)
+        return replace(super().settle(wants), kernels=wants.kernels)
 
 
 class Traced(Classic):

@@ -67,7 +67,7 @@ def plan(config: DictConfig) -> str:
 
 def show(config: DictConfig, records: list[Record], sweep: Path) -> None:
     """Print the table, the runs that did not finish, and where everything lies."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 170)
     console.print()
     if any(record.status == "finished" for record in records):
         console.print(rich_table(records, f"{len(records)} run{'s' * (len(records) > 1)}"))

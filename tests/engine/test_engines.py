@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import threading
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,98 +15,107 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 from qexp.data.random import RandomData
-from qexp.engine.base import Engine
-from qexp.engine.torch_ao import TorchAo
+from qexp.engine.base import Engine, in_batches_of
 from qexp.files import write_json
-from qexp.method.base import export, make_artifact
+from qexp.method.base import Method, export
 from qexp.method.none import NoCompression
 from qexp.method.torch_ao import Traced
-from qexp.model.resnet import ResNet
-from qexp.types import Artifact, Unsupported, UserError
+from qexp.types import Artifact, Unsupported, UserError, versions
+from tests.engine.support import BATCH, NAMES, engine_named, run
 from tests.measure.fake_engines import Writes
 
 ROOT = Path(__file__).parents[2]
-NAMES = sorted(file.stem for file in (ROOT / "conf" / "engine").glob("*.yaml") if file.stem != "auto")
-SOURCE = {"model": "small", "weights": "random"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("engines")
-
-
-@pytest.fixture(scope="module")
-def data(folder: Path) -> RandomData:
-    made = RandomData(images=64, num_classes=10, name="random", image_size=16, channels=3, cache_dir=str(folder))
-    made.open()
-    return made
-
-
-@pytest.fixture(scope="module")
-def small() -> nn.Module:
-    """A residual network whose batch norms have seen images."""
-    torch.manual_seed(0)
-    made = ResNet([1, 1], [8, 16], num_classes=10).train()
-    with torch.no_grad():
-        made(torch.randn(32, 3, 16, 16) * 2 + 0.5)
-    return made.eval()
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def engine(request: pytest.FixtureRequest) -> Engine:
-    made = instantiate(OmegaConf.load(ROOT / "conf" / "engine" / f"{request.param}.yaml"))
+    made = engine_named(request.param)
     assert made.name == request.param
     return made
 
 
 @pytest.fixture(scope="module")
-def artifact(engine: Engine, small: nn.Module, data: RandomData, folder: Path) -> Artifact:
+def artifact(engine: Engine, lowered: Callable[[Method, Engine], Artifact]) -> Artifact:
     """The fp32 artifact that the engine wants, lowered for it."""
-    return engine.lower(make_artifact(NoCompression(torchscript=Traced()), small, data, engine.wants, SOURCE, folder / "artifacts"))
+    return lowered(NoCompression(torchscript=Traced()), engine)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.fixture(scope="module")
+def file(engine: Engine, artifact: Artifact) -> Path:
+    """What the engine loads."""
+    return artifact.folder / engine.file_name(BATCH, 1)
+
+
+@pytest.mark.parametrize("batch", [1, BATCH, 3])
 def test_an_engine_gives_the_networks_own_logits(batch: int, engine: Engine, artifact: Artifact, small: nn.Module) -> None:
     x = np.random.default_rng(batch).standard_normal((batch, 3, 16, 16), dtype=np.float32)
-    engine.import_libraries()
-    logits = engine.load(artifact.folder / engine.file, 1)(x)
+    logits = run(engine, artifact, x)
     with torch.no_grad():
         expected = small(torch.from_numpy(x)).numpy()
     assert (logits.shape, logits.dtype) == ((batch, 10), np.float32)
-    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=0)  # bfloat16 or tf32 would be wrong by 1e-3
     assert np.ptp(expected) > 0.1  # logits that could not differ would prove nothing
 
 
-def test_the_file_an_engine_loads_is_recorded_with_its_digest(engine: Engine, artifact: Artifact) -> None:
+def test_what_a_call_returned_stays_when_the_next_one_comes(engine: Engine, file: Path) -> None:
+    call = engine.load(file, 1)
+    first = call(np.ones((BATCH, 3, 16, 16), np.float32))
+    kept = first.copy()
+    assert not np.array_equal(call(np.zeros((BATCH, 3, 16, 16), np.float32)), kept)
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("images", [1, 4, 5, 8, 11])
+def test_a_file_for_one_number_of_images_answers_any_number(images: int) -> None:
+    seen = []
+
+    def fixed(x: np.ndarray) -> np.ndarray:
+        seen.append(x)
+        return x.sum((1, 2, 3))[:, None]
+
+    x = np.random.default_rng(0).standard_normal((images, 3, 2, 2), dtype=np.float32)
+    np.testing.assert_array_equal(in_batches_of(4, fixed)(x), x.sum((1, 2, 3))[:, None])
+    assert {len(part) for part in seen} == {4} and len(seen) == -(-images // 4)
+    assert not np.concatenate(seen)[images:].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "batches_differ", "threads_differ"),
+    [("eager", False, False), ("onnxruntime", False, False), ("openvino", False, False), ("executorch", True, False),
+     ("inductor", True, True)],
+)  # fmt: skip
+def test_what_a_file_is_made_for_is_in_its_name(name: str, batches_differ: bool, threads_differ: bool) -> None:
+    made = engine_named(name)
+    assert (made.file_name(1, 1) != made.file_name(8, 1)) == batches_differ
+    assert (made.file_name(1, 1) != made.file_name(1, 2)) == threads_differ
+
+
+def test_the_file_an_engine_loads_is_recorded_with_its_digest(artifact: Artifact, file: Path) -> None:
     assert Artifact.read(artifact.folder) == artifact
-    assert artifact.files[engine.file] == hashlib.sha256((artifact.folder / engine.file).read_bytes()).hexdigest()
+    assert artifact.files[file.name] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert sorted(p.name for p in artifact.folder.iterdir()) == sorted(["artifact.json", *artifact.files])
 
 
-def test_lowering_again_changes_nothing(engine: Engine, artifact: Artifact) -> None:
-    before = (artifact.folder / engine.file).stat().st_mtime_ns
+def test_lowering_again_changes_nothing(engine: Engine, artifact: Artifact, file: Path) -> None:
+    before = file.stat().st_mtime_ns
     stale = replace(artifact, files={name: sha for name, sha in artifact.files.items() if name == artifact.graph})
-    assert engine.lower(artifact) == engine.lower(stale) == artifact
-    assert (artifact.folder / engine.file).stat().st_mtime_ns == before
+    assert engine.lower(artifact, BATCH, 1) == engine.lower(stale, BATCH, 1) == artifact
+    assert file.stat().st_mtime_ns == before
 
 
 def test_only_the_reference_runs_a_simulated_format(engine: Engine, artifact: Artifact) -> None:
     simulated = replace(artifact, simulated=True, label="static int4")
     if engine.runs_simulated:
-        assert engine.lower(simulated) == simulated
+        assert engine.lower(simulated, BATCH, 1) == simulated
     else:
         with pytest.raises(Unsupported, match=f"{engine.name} has no kernels for static int4; engine=eager simulates it"):
-            engine.lower(simulated)
+            engine.lower(simulated, BATCH, 1)
 
 
 def test_the_libraries_that_compute_are_named(engine: Engine) -> None:
-    from qexp.types import versions
-
     assert set(versions(*engine.packages)) > {"python"}
 
 
@@ -118,7 +129,7 @@ def contents(file: Path) -> bytes:
 
 def traces(file: Path) -> list[str]:
     """What a file tells of the machine it was made on."""
-    told = (str(ROOT), "site-packages", str(Path.home()), str(Path(torch.__file__).parent), 'stack_trace": "')
+    told = (str(ROOT), "site-packages", str(Path.home()), str(Path(torch.__file__).parent), tempfile.gettempdir(), 'stack_trace": "')
     return [word for word in told if word.encode() in contents(file)]
 
 
@@ -127,16 +138,20 @@ def test_files_tell_nothing_of_this_machine(engine: Engine, artifact: Artifact) 
         assert traces(artifact.folder / name) == [], name
 
 
+@pytest.mark.parametrize("engine", ["inductor"], indirect=True)
+def test_machine_code_has_no_tables_for_debuggers(engine: Engine, file: Path) -> None:
+    assert b".symtab" in contents(file) and b".debug_line" not in contents(file)
+
+
 def test_a_file_that_tells_is_found_out(small: nn.Module, data: RandomData, tmp_path: Path) -> None:
     torch.export.save(export(small, data), tmp_path / "told.pt2")
     assert traces(tmp_path / "told.pt2")
 
 
-def test_onnx_files_are_valid_and_take_any_batch(engine: Engine, artifact: Artifact) -> None:
-    if not engine.file.endswith(".onnx"):
-        pytest.skip("no ONNX")
-    onnx.checker.check_model(str(artifact.folder / engine.file), full_check=True)
-    graph = onnx.load(artifact.folder / engine.file).graph
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"], indirect=True)
+def test_onnx_files_are_valid_and_take_any_batch(engine: Engine, file: Path) -> None:
+    onnx.checker.check_model(str(file), full_check=True)
+    graph = onnx.load(file).graph
     shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.input, *graph.output)}
     assert list(shapes) == ["x", "logits"]
     assert all(dims[0].dim_param and not dims[0].HasField("dim_value") for dims in shapes.values())
@@ -160,7 +175,7 @@ first_engine_only = pytest.mark.parametrize("engine", NAMES[:1], indirect=True)
 def test_jobs_at_once_write_an_engines_file_once(unlowered: Artifact) -> None:
     Writes.written.clear()
     found: list[Artifact] = []
-    threads = [threading.Thread(target=lambda: found.append(Writes().lower(unlowered))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(Writes().lower(unlowered, BATCH, 1))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -171,32 +186,36 @@ def test_jobs_at_once_write_an_engines_file_once(unlowered: Artifact) -> None:
 
 @first_engine_only
 def test_a_lowering_that_fails_leaves_nothing(unlowered: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Engine, artifact: Artifact, file: Path) -> None:
+    def fail(self: Engine, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
         file.write_bytes(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Writes, "write", fail)
     with pytest.raises(KeyboardInterrupt):
-        Writes().lower(unlowered)
+        Writes().lower(unlowered, BATCH, 1)
     assert os.listdir(unlowered.folder) == ["artifact.json"]
     assert Artifact.read(unlowered.folder).files == {}
 
 
-def test_unknown_kernels_are_an_error_with_the_nearest_name() -> None:
-    with pytest.raises(UserError, match="did you mean 'fbgemm'"):
-        TorchAo(kernels="fbgem")
+REFUSALS = {
+    "onnxruntime": ("torch.onnx.export", "torch.onnx cannot export this network"),
+    "openvino": ("torch.onnx.export", "torch.onnx cannot export this network"),
+    "executorch": ("executorch.exir.to_edge_transform_and_lower", "executorch cannot lower small"),
+    "inductor": ("torch._inductor.aot_compile", "inductor cannot compile small"),
+}
 
 
-def test_a_network_that_onnx_cannot_express_is_a_clear_error(
-    unlowered: Artifact, artifact: Artifact, engine: Engine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("engine", REFUSALS, indirect=True)
+def test_a_network_that_a_compiler_refuses_is_a_clear_error(
+    engine: Engine, artifact: Artifact, unlowered: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not engine.file.endswith(".onnx"):
-        pytest.skip("no ONNX")
+    compiler, message = REFUSALS[engine.name]
 
     def refuse(*args: object, **options: object) -> None:
-        raise RuntimeError("No ONNX function for aten.strange")
+        raise RuntimeError("No function for aten.strange")
 
-    monkeypatch.setattr(torch.onnx, "export", refuse)
+    monkeypatch.setattr(compiler, refuse)
     (unlowered.folder / artifact.graph).write_bytes((artifact.folder / artifact.graph).read_bytes())
-    with pytest.raises(UserError, match="torch.onnx cannot export small: No ONNX function"):
-        engine.lower(unlowered)
+    with pytest.raises(UserError, match=f"{message}: No function for aten.strange"):
+        engine.lower(unlowered, BATCH, 1)
+    assert sorted(os.listdir(unlowered.folder)) == ["artifact.json", artifact.graph]

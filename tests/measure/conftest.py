@@ -8,17 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+from filelock import FileLock, Timeout
 
 from qexp.engine.base import Engine
 from qexp.files import file_digest, write_json
 from qexp.measure import base
-from qexp.measure.base import Bench, Limits, Subject
-from qexp.types import Artifact, DataSpec, Layer
+from qexp.measure.base import Bench, Limits, Subject, TestSet
+from qexp.types import Artifact, DataSpec, Layer, Wants
 from tests.measure.fake_engines import CLASSES
 
 SPEC = DataSpec("fake", tuple("abcdef"), 3, 8, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), digest="0" * 64)
 LAYERS = (Layer("conv", "conv2d", 100, 9000), Layer("fc", "linear", 300, 1000))
+QUANTIZED = (Layer("conv", "conv2d", 100, 9000, "int8", "uint8"), Layer("fc", "linear", 300, 1000, "int8", "uint8"))
+IMAGES = 50
+
+
+def measuring_children() -> set[int]:
+    """The ids of all measuring children of this process that live."""
+    return {
+        child.pid for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and "qexp.measure.child" in child.cmdline()
+    }  # fmt: skip
+
+
+def is_free() -> bool:
+    """Whether another holder could take the lock now."""
+    try:
+        with FileLock(base.HOST_LOCK, timeout=0):
+            return True
+    except Timeout:
+        return False
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +55,11 @@ def make_artifact(tmp_path: Path) -> Callable[..., Artifact]:
     def make(key: str = "one", weights: np.ndarray | None = None, **changes: Any) -> Artifact:
         folder = tmp_path / "artifacts" / key
         folder.mkdir(parents=True)
-        with (folder / "model.fake").open("wb") as stream:
+        with (folder / "model.pt2").open("wb") as stream:
             np.save(stream, np.eye(3, CLASSES) if weights is None else weights)
         artifact = Artifact(
-            folder, key, "fake", "model.fake", "tiny", "none", 32, "fp32", SPEC, LAYERS, parameters=450, macs=10000, packed_bytes=1800,
-            reference="one", files={"model.fake": file_digest(folder / "model.fake")}, source={}, versions={},
+            folder, key, Wants(), "model.pt2", "tiny", "none", 32, "fp32", SPEC, LAYERS, parameters=450, macs=10000, packed_bytes=1800,
+            reference="one", files={"model.pt2": file_digest(folder / "model.pt2")}, source={}, versions={},
         )  # fmt: skip
         artifact = replace(artifact, **changes)
         write_json(folder / "artifact.json", artifact.to_json())
@@ -64,9 +85,41 @@ def make_subject(make_artifact: Callable[..., Artifact]) -> Iterator[Callable[..
 
 @pytest.fixture
 def make_bench(make_subject: Callable[..., Subject], tmp_path: Path) -> Callable[..., Bench]:
-    """A bench of one engine, beside another as the baseline if one is given."""
+    """A bench of one engine, beside others as the baseline and the rival if these are given."""
 
-    def make(engine: Engine, baseline: Engine | None = None, artifact: Artifact | None = None) -> Bench:
-        return Bench(make_subject(engine, artifact), make_subject(baseline) if baseline else None, None, tmp_path / "cache")
+    def make(engine: Engine, baseline: Engine | None = None, rival: Engine | None = None, artifact: Artifact | None = None) -> Bench:
+        others = [make_subject(other) if other else None for other in (baseline, rival)]
+        return Bench(make_subject(engine, artifact), others[0], None, tmp_path / "cache", others[1])
 
     return make
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    """images[N,H,W,C] uint8, each of one colour of its own."""
+    rng = np.random.default_rng(7)
+    return (rng.integers(256, size=(IMAGES, 1, 1, 3)) + np.zeros((1, 8, 8, 1))).astype(np.uint8)
+
+
+@pytest.fixture
+def colours(images: np.ndarray) -> np.ndarray:
+    """The images' normalised mean colours[N,C] in float64, which `Scores` multiplies with its weights."""
+    return (images[:, 0, 0, :] / 255.0 - SPEC.mean) / SPEC.std
+
+
+@pytest.fixture
+def weights() -> list[np.ndarray]:
+    """Two linear classifiers[C,K] that agree on some images."""
+    rng = np.random.default_rng(3)
+    first = rng.standard_normal((3, CLASSES))
+    return [first, first + 1.5 * rng.standard_normal((3, CLASSES))]
+
+
+@pytest.fixture
+def tests_of(images: np.ndarray, tmp_path: Path) -> Callable[[Artifact], TestSet | None]:
+    """The test set of an artifact: the images above, with labels that take turns."""
+    folder = tmp_path / "cache" / "data" / SPEC.cache_name
+    folder.mkdir(parents=True)
+    np.save(folder / "test_images.npy", images)
+    np.save(folder / "test_labels.npy", np.arange(IMAGES) % CLASSES)
+    return lambda artifact: TestSet.of(artifact, tmp_path / "cache")

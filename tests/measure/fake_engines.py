@@ -20,11 +20,11 @@ CLASSES = 6
 
 
 class Fake(Engine):
-    """Calls that do nothing; the base of the others."""
+    """Calls that do nothing; the base of the others. They take any graph for theirs, and few of them open it."""
 
     name = "fake"
-    wants = Wants("fake")
-    file = "model.fake"
+    wants = Wants()
+    file = "model.pt2"
     packages = ("numpy",)
 
     def import_libraries(self) -> None:
@@ -34,7 +34,7 @@ class Fake(Engine):
         return self.call
 
     def call(self, x: np.ndarray) -> np.ndarray:
-        return np.zeros((len(x), CLASSES), np.float32)
+        return np.ones((len(x), CLASSES), np.float32)
 
 
 class Takes(Fake):
@@ -80,11 +80,31 @@ class SlowStart(Fake):
         return super().call(x)
 
 
-class Holds(Fake):
-    """Uses megabytes (10^6 bytes): `imports` in passing while it imports, `spike` in passing while it loads, `held` from then on."""
+class Logs(Fake):
+    """Takes its time to import, and tells the file `log` when it has imported and when it has loaded."""
 
-    def __init__(self, held: int = 0, spike: int = 0, imports: int = 0):
-        self.held, self.spike, self.imports = held, spike, imports
+    def __init__(self, log: str, import_ms: float):
+        self.log, self.import_ms = log, import_ms
+
+    def import_libraries(self) -> None:
+        time.sleep(self.import_ms / 1000)
+        self.tell("imported")
+
+    def load(self, file: Path, threads: int) -> Run:
+        self.tell("loaded")
+        return self.call
+
+    def tell(self, what: str) -> None:
+        with open(self.log, "a") as stream:
+            stream.write(f"{what}\n")
+
+
+class Holds(Fake):
+    """Uses megabytes (10^6 bytes): `imports` in passing while it imports, `spike` in passing while it loads, `held` from then on;
+    and `device` of an accelerator, if it has one."""
+
+    def __init__(self, held: int = 0, spike: int = 0, imports: int = 0, device: float | None = None):
+        self.held, self.spike, self.imports, self.device = held, spike, imports, device
 
     def import_libraries(self) -> None:
         np.ones(self.imports * 1_000_000, np.uint8)
@@ -94,16 +114,35 @@ class Holds(Fake):
         self.kept = np.ones(self.held * 1_000_000, np.uint8)
         return self.call
 
+    def device_memory_mb(self) -> float | None:
+        return self.device
+
+
+class Missing(Fake):
+    """Is not installed."""
+
+    name = "missing"
+    packages = ("numpy", "no_such_library")
+
 
 class Fails(Fake):
-    """Ends in the way that `how` names, at its first call."""
+    """Ends in the way that `how` names, while it imports, or else at its first call."""
 
-    def __init__(self, how: str):
-        self.how = how
+    name = "fails"
+
+    def __init__(self, how: str, importing: bool = False):
+        self.how, self.importing = how, importing
+
+    def import_libraries(self) -> None:
+        if self.importing:
+            getattr(self, self.how)()
 
     def call(self, x: np.ndarray) -> np.ndarray:
         getattr(self, self.how)()
         return super().call(x)
+
+    def survive(self) -> None:
+        pass
 
     def segfault(self) -> None:
         ctypes.string_at(0)
@@ -147,16 +186,17 @@ class Tells(Fake):
     def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
         helper = subprocess.Popen(["sleep", "3600"])
         known = {"modules": sorted(sys.modules), "options": [self.numbers, self.flag], "helper": helper.pid, "shape": x.shape}
-        return {"text": json.dumps(known), "allocated_mib": 2.5}
+        return {"text": json.dumps(known), "rows": [{"name": "relu", "calls": 2}], "allocated_mib": 2.5}
 
 
 class Scores(Fake):
-    """A linear classifier of the mean colour: its file holds weights[C,K]. `log`: a file that grows by one line per call."""
+    """A linear classifier of the mean colour: its file holds weights[C,K]. `log`: a file that grows by one line per call; `bias`
+    is added to the first class."""
 
     name = "scores"
 
-    def __init__(self, log: str = "", sign: int = 1):
-        self.log, self.sign = log, sign
+    def __init__(self, log: str = "", sign: int = 1, bias: float = 0):
+        self.log, self.sign, self.bias = log, sign, bias
 
     def load(self, file: Path, threads: int) -> Run:
         with file.open("rb") as stream:
@@ -167,16 +207,39 @@ class Scores(Fake):
         if self.log:
             with open(self.log, "a") as stream:
                 stream.write(f"{len(x)}\n")
-        return (x.mean((2, 3)) @ self.weights).astype(np.float32)
+        return (x.mean((2, 3)) @ self.weights + self.bias * np.eye(CLASSES)[0]).astype(np.float32)
+
+
+class Says(Fake):
+    """Gives every image the class `answer`."""
+
+    name = "says"
+
+    def __init__(self, answer: int):
+        self.answer = answer
+
+    def call(self, x: np.ndarray) -> np.ndarray:
+        return np.tile(np.eye(CLASSES, dtype=np.float32)[self.answer], (len(x), 1))
 
 
 class Writes(Fake):
     """Has to lower an artifact first, slowly, and keeps a list of the files it wrote."""
 
     name = "writes"
+    file = "model.fake"
     written: list[Path] = []
 
-    def write(self, artifact: Artifact, file: Path) -> None:
+    def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
         self.written.append(file)
         time.sleep(0.2)
         file.write_bytes(b"lowered")
+
+
+class MadeFor(Fake):
+    """Has a file of its own for each number of images and threads, whose bytes are 1000 times the one plus the other."""
+
+    name = "made_for"
+    file = "model-{batch}-{threads}.fake"
+
+    def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
+        file.write_bytes(bytes(1000 * batch + threads))

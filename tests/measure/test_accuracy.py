@@ -18,10 +18,9 @@ from qexp.measure import base
 from qexp.measure.accuracy import Accuracy, score
 from qexp.measure.base import Bench, Subject
 from qexp.types import Artifact, Measurement
-from tests.measure.conftest import SPEC
+from tests.measure.conftest import IMAGES, SPEC
 from tests.measure.fake_engines import CLASSES, Scores
 
-IMAGES = 50
 MakeSubject = Callable[..., Subject]
 
 
@@ -54,46 +53,21 @@ def test_top5_of_five_classes_says_nothing_and_is_left_out() -> None:
     assert set(by_name(score(np.eye(5), np.arange(5)))) == {"top1", "loss"}
 
 
-@pytest.fixture
-def images() -> np.ndarray:
-    """images[N,H,W,C] uint8, dark to bright in every channel by its own pattern."""
-    rng = np.random.default_rng(7)
-    return (rng.integers(256, size=(IMAGES, 1, 1, 3)) + np.zeros((1, 8, 8, 1))).astype(np.uint8)
-
-
-@pytest.fixture
-def tests_of(images: np.ndarray, tmp_path: Path) -> Callable[[Artifact], base.TestSet | None]:
-    folder = tmp_path / "cache" / "data" / SPEC.cache_name
-    folder.mkdir(parents=True)
-    np.save(folder / "test_images.npy", images)
-    np.save(folder / "test_labels.npy", np.arange(IMAGES) % CLASSES)
-    return lambda artifact: base.TestSet.of(artifact, tmp_path / "cache")
-
-
-@pytest.fixture
-def weights() -> list[np.ndarray]:
-    """Two linear classifiers[C,K] that agree on some images."""
-    rng = np.random.default_rng(3)
-    first = rng.standard_normal((3, CLASSES))
-    return [first, first + 1.5 * rng.standard_normal((3, CLASSES))]
-
-
 def test_accuracy_is_that_of_the_whole_test_set_and_its_difference_from_the_baselines(
-    images: np.ndarray, weights: list[np.ndarray], tests_of: Any, make_artifact: Any, make_subject: MakeSubject, tmp_path: Path
+    colours: np.ndarray, weights: list[np.ndarray], tests_of: Any, make_artifact: Any, make_subject: MakeSubject, tmp_path: Path
 ) -> None:
     artifacts = [make_artifact(key, w) for key, w in zip(("baseline", "compressed"), weights, strict=True)]
     baseline, subject = (make_subject(Scores(), artifact) for artifact in artifacts)
     found = by_name(Accuracy(batch_size=7).measure(Bench(subject, baseline, tests_of(artifacts[0]), tmp_path / "cache")))
 
-    x = (images[:, 0, 0, :] / 255.0 - SPEC.mean) / SPEC.std
-    guesses = [(x @ w).argmax(1) for w in weights]
+    guesses = [(colours @ w).argmax(1) for w in weights]
     rights = [int((guess == np.arange(IMAGES) % CLASSES).sum()) for guess in guesses]
     same = int((guesses[0] == guesses[1]).sum())
     assert 0 < same < IMAGES and rights[0] != rights[1]
     assert found["top1"] == rights[1] / IMAGES
     assert found["top1_drop"] == pytest.approx((rights[0] - rights[1]) / IMAGES)
     assert found["agreement"] == same / IMAGES
-    assert found["loss"] == pytest.approx(log_loss(np.arange(IMAGES) % CLASSES, softmax(x @ weights[1], 1)), rel=1e-5)
+    assert found["loss"] == pytest.approx(log_loss(np.arange(IMAGES) % CLASSES, softmax(colours @ weights[1], 1)), rel=1e-5)
     assert found["test_seconds"] > 0
 
 
@@ -101,9 +75,22 @@ def test_accuracy_is_that_of_the_whole_test_set_and_its_difference_from_the_base
 def test_what_has_no_meaning_has_no_accuracy(changes: dict[str, Any], tests_of: Any, make_artifact: Any, make_bench: Any) -> None:
     artifact = make_artifact(**changes)
     bench = make_bench(Scores(), artifact=artifact)
-    assert tests_of(artifact) is None
     bench.tests = tests_of(artifact)
-    assert Accuracy().measure(bench) == []
+    assert bench.tests and not bench.tests.meaningful and tests_of(make_artifact("real")).meaningful
+    assert Accuracy().measure(bench) == [] and bench.notes["top1"] == "there are no real images, or no trained weights"
+
+
+def test_pretend_data_has_images_to_compare_engines_on(make_artifact: Any, tmp_path: Path) -> None:
+    artifact = make_artifact(data=replace(SPEC, pretend=True))
+    tests = base.TestSet.of(artifact, tmp_path / "cache")
+    assert tests and tests == base.TestSet.of(artifact, tmp_path / "cache") and not tests.meaningful
+    images = np.load(tests.images)
+    assert images.shape == (64, 8, 8, 3) and images.dtype == np.uint8 and len(np.load(tests.labels)) == 64
+    assert images.min() < 5 and images.max() > 250 and len(np.unique(images, axis=0)) == 64
+
+
+def test_without_the_decoded_images_there_is_no_test_set(make_artifact: Any, tmp_path: Path) -> None:
+    assert base.TestSet.of(make_artifact(), tmp_path / "cache") is None
 
 
 def test_logits_are_computed_again_only_for_what_could_change_them(
@@ -128,7 +115,7 @@ def test_logits_are_computed_again_only_for_what_could_change_them(
     assert logits(other, Scores(str(log)))[1] == [25, 25]
     flipped, calls = logits(one, Scores(str(log), sign=-1))
     assert calls == [25, 25] and np.array_equal(flipped, -first)
-    assert logits(replace(one, files={"model.fake": "another"}), Scores(str(log)))[1] == [25, 25]
+    assert logits(replace(one, files={"model.pt2": "another"}), Scores(str(log)))[1] == [25, 25]
 
 
 def test_an_interrupted_pass_leaves_no_logits(tests_of: Any, make_artifact: Any, make_subject: MakeSubject, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from qexp.launch import ChildFailed
 from qexp.measure.base import Bench, Subject
 from qexp.measure.memory import Memory
 from qexp.measure.operators import Operators
+from tests.measure.conftest import measuring_children
 from tests.measure.fake_engines import Chatters, Fails, Fake, Holds, SlowStart, Tells
 
 MakeSubject = Callable[..., Subject]
@@ -25,7 +26,7 @@ MakeBench = Callable[..., Bench]
     ("how", "limits", "reason"),
     [
         ("segfault", {}, "crashed with SIGSEGV"),
-        ("hang", {"timeout_s": 2}, r"hung: no answer to 'start' within 2 s \(measure.timeout_s\)"),
+        ("hang", {"timeout_s": 8}, r"hung: no answer to 'start' within 8 s \(measure.timeout_s\)"),
         ("eat", {"memory_mb": 500}, r"out of memory: it held \d+ MB, more than 500 MB \(measure.memory_mb\)"),
         ("refuse", {}, "out of memory: an allocation was refused"),
         ("error", {}, "ValueError: the tensor is of the wrong colour"),
@@ -39,8 +40,21 @@ def test_every_end_has_its_reason_and_the_parent_goes_on(
     with pytest.raises(ChildFailed, match=reason):
         _ = subject.start
     subject.close()
-    assert not psutil.pid_exists(subject.child.process.pid)
+    assert not measuring_children()
     assert make_subject(Fake()).window(3, 0)
+
+
+def test_an_end_while_the_engine_imports_has_its_reason_too(make_subject: MakeSubject) -> None:
+    with pytest.raises(ChildFailed, match="ended with exit code 3: no licence found"):
+        _ = make_subject(Fails("leave", importing=True)).start
+
+
+def test_a_closed_subject_answers_from_a_new_child(make_subject: MakeSubject) -> None:
+    subject = make_subject(Fake())
+    first = subject.child.process.pid
+    subject.close()
+    assert len(subject.window(3, 0)) >= 3
+    assert measuring_children() == {subject.child.process.pid} != {first}
 
 
 def test_memory_below_the_limit_is_no_reason(make_subject: MakeSubject) -> None:
@@ -72,7 +86,7 @@ def test_nothing_is_left_of_a_child(make_subject: MakeSubject) -> None:
     assert psutil.pid_exists(helper)
     subject.close()
     assert psutil.Process().num_fds() == descriptors
-    assert not psutil.pid_exists(subject.child.process.pid)
+    assert not measuring_children()
     wait_until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
 
 
@@ -111,9 +125,28 @@ def test_memory_is_the_peak_above_the_imported_engine(engine: Engine, expected: 
     assert memory.value == pytest.approx(expected, rel=0.05, abs=1)
 
 
+def test_the_peak_of_an_accelerator_is_told_beside_it(make_bench: MakeBench) -> None:
+    found = Memory().measure(make_bench(Holds(device=321.5)))
+    assert [(m.name, m.unit) for m in found] == [("memory_mb", "MB"), ("device_memory_mb", "MB")]
+    assert found[1].value == 321.5
+
+
+def test_without_a_high_water_mark_a_note_says_so(make_bench: MakeBench) -> None:
+    bench = make_bench(Fake())
+    bench.subject.__dict__["start"] = {"memory_mb": None, "device_memory_mb": None}  # as on other systems than Linux
+    assert Memory().measure(bench) == [] and "no resettable high-water mark" in bench.notes["memory_mb"]
+
+
 def test_operators_are_a_table_where_the_engine_has_a_profiler(make_bench: MakeBench) -> None:
     bench = make_bench(Tells())
     (allocated,) = Operators().measure(bench)
     assert (allocated.name, allocated.value, allocated.unit) == ("allocated_mib", 2.5, "MiB")
     assert "modules" in bench.texts["operators.txt"]
-    assert Operators().measure(make_bench(Fake())) == []
+    assert json.loads(bench.texts["operators.json"]) == [{"name": "relu", "calls": 2}]
+    os.kill(json.loads(bench.texts["operators.txt"])["helper"], 9)
+
+
+def test_an_engine_without_a_profiler_has_a_note_instead(make_bench: MakeBench) -> None:
+    bench = make_bench(Fake())
+    assert Operators().measure(bench) == [] and bench.texts == {}
+    assert bench.notes == {"allocated_mib": "fake has no profiler of operators"}

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from filelock import FileLock, Timeout
 
 from qexp.launch import ChildFailed
 from qexp.measure import base
-from qexp.measure.base import Bench, Measure, Subject, alone_on_host, fastest, run_measures
+from qexp.measure.base import Bench, Measure, Subject, alone_on_host, ranking, run_measures
 from qexp.types import Measurement
+from tests.measure.conftest import is_free, measuring_children
 from tests.measure.fake_engines import Fails, Fake
 
 HOLD = """
@@ -31,21 +31,13 @@ with base.alone_on_host():
 """
 
 
-def is_free() -> bool:
-    """Whether another holder could take the lock now."""
-    try:
-        with FileLock(base.HOST_LOCK, timeout=0):
-            return True
-    except Timeout:
-        return False
-
-
 @dataclass
 class LooksAtLock(Measure):
     seen_free: bool | None = None
+    seen_children: int = 0
 
     def measure(self, bench: Bench) -> list[Measurement]:
-        self.seen_free = is_free()
+        self.seen_free, self.seen_children = is_free(), len(measuring_children())
         return [Measurement("answer", 42, "x")]
 
     def take_turns(self, subjects: list[Subject]) -> list[list[list[float]]]:
@@ -60,23 +52,22 @@ class StartsChild(Measure):
 
 
 def test_measurements_hold_the_lock_and_end_their_children(make_bench: Callable[..., Bench]) -> None:
-    bench, look = make_bench(Fake(), baseline=Fake()), LooksAtLock()
+    bench, look = make_bench(Fake(), baseline=Fake(), rival=Fake()), LooksAtLock()
     assert [m.value for m in run_measures({"child": StartsChild(), "look": look}, bench)] == [42]
     assert look.seen_free is False and is_free()
-    assert bench.subject.child.process.poll() is not None
-    assert bench.baseline and bench.baseline.child.process.poll() is not None
+    assert look.seen_children == 3 and not measuring_children()
 
 
-def test_a_failed_measurement_frees_the_lock_and_its_child(make_bench: Callable[..., Bench]) -> None:
+def test_a_failed_measurement_frees_the_lock_and_ends_its_child(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(Fails("error"))
     with pytest.raises(ChildFailed, match="wrong colour"):
         run_measures({"child": StartsChild()}, bench)
-    assert is_free() and bench.subject.child.process.poll() is not None
+    assert is_free() and not measuring_children()
 
 
 def test_candidates_are_timed_under_the_lock(make_subject: Callable[..., Subject]) -> None:
     look = LooksAtLock()
-    fastest([make_subject(Fake()), make_subject(Fake())], look)
+    ranking({"one": make_subject(Fake()), "other": make_subject(Fake())}, look, {})
     assert look.seen_free is False and is_free()
 
 

@@ -1,24 +1,26 @@
-"""Times against engines that take a known time, statistics against numpy, scipy and the standard library."""
+"""Times against engines that take a known time, statistics against numpy, the standard library and the binomial distribution."""
 
 from __future__ import annotations
 
-import copy
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
 
-from qexp.measure.base import Bench, Subject, fastest
-from qexp.measure.latency import Latency, speedup
+from qexp.measure import latency
+from qexp.measure.base import Bench, Subject
+from qexp.measure.latency import Latency, median_interval, speedup
 from qexp.types import Artifact, Measurement, UserError
 from tests.measure.fake_engines import Fails, SlowStart, Takes, TakesToo
 
-QUICK = Latency(windows=5, calls=8, window_s=0.02, warmup_calls=3, warmup_s=0.01)
+QUICK = Latency(windows=7, calls=5, window_s=0.02, warmup_calls=3, warmup_s=0.01, budget_s=60)
 MakeBench = Callable[..., Bench]
 
 
@@ -42,7 +44,7 @@ def test_the_clock_is_that_of_the_wall(make_bench: MakeBench) -> None:
     found = QUICK.measure(make_bench(Takes(5, own_clock=False)))
     samples = next(m.samples for m in found if m.name == "latency_ms")
     assert min(samples) == pytest.approx(5, rel=0.05)  # other programs only ever add to it
-    assert min(samples) >= 5 and len(samples) >= 5 * 8
+    assert min(samples) >= 5 and len(samples) >= 7 * 5
 
 
 def test_a_slow_first_call_is_seen_in_first_call_ms_only(make_bench: MakeBench) -> None:
@@ -65,25 +67,45 @@ def test_a_against_a_shows_no_difference(make_bench: MakeBench) -> None:
     assert values["speedup_low"] * 0.99 <= 1 <= values["speedup_high"] * 1.01
 
 
-def test_the_baseline_itself_has_no_speedup(make_bench: MakeBench) -> None:
+def test_the_best_fp32_engine_is_another_yardstick(make_bench: MakeBench) -> None:
+    bench = make_bench(Takes(2), baseline=Takes(8), rival=TakesToo(5))
+    values = by_name(QUICK.measure(bench))
+    assert values["speedup"] == pytest.approx(4, rel=0.05)
+    assert values["speedup_vs_best_fp32"] == pytest.approx(2.5, rel=0.05)
+    assert values["speedup_vs_best_fp32_low"] <= values["speedup_vs_best_fp32"] <= values["speedup_vs_best_fp32_high"]
+    assert bench.notes == {"speedup_vs_best_fp32": "the fastest fp32 engine here was takes_too"}
+
+
+def test_the_baseline_itself_has_no_speedup(make_bench: MakeBench, make_subject: Callable[..., Subject]) -> None:
     bench = make_bench(Takes(1))
-    bench.baseline = copy.copy(bench.subject)
-    assert bench.is_baseline and "speedup" not in by_name(QUICK.measure(bench))
+    bench.baseline = make_subject(Takes(1), bench.subject.artifact)
+    assert bench.subjects == [bench.subject]
+    assert "speedup" not in by_name(QUICK.measure(bench))
 
 
 def test_a_simulated_format_has_no_latency(make_bench: MakeBench, make_artifact: Callable[..., Artifact]) -> None:
-    assert QUICK.measure(make_bench(Fails("leave"), artifact=make_artifact(simulated=True))) == []
+    bench = make_bench(Fails("leave"), artifact=make_artifact(simulated=True))
+    assert QUICK.measure(bench) == [] and "no kernel computes in this format" in bench.notes["latency_ms"]
 
 
 @dataclass
 class Scripted:
-    """A subject whose windows are given; `asked` collects who was asked in which order."""
+    """A subject whose windows are given, with itself for an engine; `asked` collects who was asked in which order."""
 
     windows: Iterator[list[float]]
     name: str = "a"
     asked: list[str] = field(default_factory=list)
     batch: int = 4
     start: dict[str, float] = field(default_factory=lambda: {"load_ms": 70.0, "first_call_ms": 9.0})
+    artifact: Any = field(default_factory=lambda: SimpleNamespace(simulated=False))
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"engine": self.name}
+
+    @property
+    def engine(self) -> Scripted:
+        return self
 
     def window(self, calls: int, seconds: float) -> list[float]:
         self.asked.append(self.name)
@@ -94,16 +116,63 @@ def scripted(*windows: list[float], **values: Any) -> Any:
     return Scripted(iter(windows), **values)
 
 
+def steady(name: str, ms: float, asked: list[str]) -> Any:
+    """A subject whose calls all take `ms`."""
+    return Scripted(itertools.repeat([ms]), name, asked)
+
+
+PLAIN = Latency(windows=8, calls=1, window_s=0, warmup_calls=1, warmup_s=0, budget_s=60)
+
+
+def test_baseline_and_rival_take_turns_with_the_subject_and_both_ratios_are_exact() -> None:
+    asked: list[str] = []
+    bench = Bench(steady("int8", 2, asked), steady("eager", 9, asked), None, Path(), steady("best", 5, asked))
+    values = by_name(PLAIN.measure(bench))
+    assert {values[f"speedup{end}"] for end in ("", "_low", "_high")} == {4.5}
+    assert {values[f"speedup_vs_best_fp32{end}"] for end in ("", "_low", "_high")} == {2.5}
+    assert asked[-24:] == ["int8", "eager", "best"] * 8
+    assert bench.notes["speedup_vs_best_fp32"] == "the fastest fp32 engine here was best"
+
+
+def test_a_rival_that_is_the_baseline_is_timed_once() -> None:
+    asked: list[str] = []
+    values = by_name(PLAIN.measure(Bench(steady("int8", 2, asked), steady("eager", 9, asked), None, Path(), steady("eager", 9, asked))))
+    assert values["speedup"] == values["speedup_vs_best_fp32"] == 4.5
+    assert asked[-16:] == ["int8", "eager"] * 8 and asked.count("eager") == 8 + 2  # two windows to warm up
+
+
+def test_the_rival_itself_has_no_speedup_over_it() -> None:
+    asked: list[str] = []
+    bench = Bench(steady("best", 5, asked), steady("eager", 9, asked), None, Path(), steady("best", 5, asked))
+    values = by_name(PLAIN.measure(bench))
+    assert values["speedup"] == 1.8 and not [name for name in values if name.startswith("speedup_vs")]
+    assert asked[-16:] == ["best", "eager"] * 8
+    assert bench.notes["speedup_vs_best_fp32"] == "the fastest fp32 engine here was best"
+
+
+@pytest.mark.parametrize(
+    ("windows", "budget_s", "subjects", "taken"), [(20, 9.5, 1, 10), (20, 3, 1, 7), (20, 100, 1, 20), (20, 9.5, 2, 7), (5, 0, 1, 5)]
+)
+def test_turns_end_when_their_time_is_over_but_seven_are_taken(
+    windows: int, budget_s: float, subjects: int, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each window takes a second, by a clock that only windows move."""
+    asked: list[str] = []
+    monkeypatch.setattr(latency, "time", SimpleNamespace(monotonic=lambda: float(len(asked))))
+    found = Latency(windows, 1, 0, 1, 0, budget_s).take_turns([steady(str(i), 1, asked) for i in range(subjects)])
+    assert [len(windows) for windows in found] == [taken] * subjects
+
+
 def test_statistics_are_those_of_the_standard_library() -> None:
     rng = np.random.default_rng(1)
-    windows = [list(rng.lognormal(1, 0.3, size)) for size in (12, 30, 17)]
+    windows = [list(rng.lognormal(1, 0.3, size)) for size in (12, 30, 17, 5, 9, 21, 14)]
     found = QUICK.describe(windows, scripted())
     values, samples = by_name(found), [s for window in windows for s in window]
+    medians = sorted(statistics.median(w) for w in windows)
     cuts = statistics.quantiles(samples, n=100, method="inclusive")  # cuts[k - 1] is the k-th percentile
     assert values == pytest.approx({
-        "latency_ms": sorted(statistics.median(w) for w in windows)[1],
-        "latency_ms_per_image": sorted(statistics.median(w) for w in windows)[1] / 4,
-        "latency_mean_ms": math.fsum(samples) / 59, "latency_std_ms": statistics.stdev(samples),
+        "latency_ms": medians[3], "latency_low_ms": medians[0], "latency_high_ms": medians[6], "latency_ms_per_image": medians[3] / 4,
+        "latency_mean_ms": math.fsum(samples) / 108, "latency_std_ms": statistics.stdev(samples),
         "latency_p50_ms": cuts[49], "latency_p90_ms": cuts[89], "latency_p99_ms": cuts[98],
         "load_ms": 70, "first_call_ms": 9, "throughput_ips": 4000 / values["latency_ms"],
         "latency_spread": (cuts[74] - cuts[24]) / values["latency_ms"],
@@ -116,63 +185,86 @@ def test_one_slow_window_does_not_move_the_latency() -> None:
     assert by_name(QUICK.describe([quiet, disturbed, quiet], scripted()))["latency_ms"] == 1
 
 
+@pytest.mark.parametrize(
+    ("count", "ranks"),
+    [(6, (1, 6)), (7, (1, 7)), (8, (1, 8)), (9, (2, 8)), (20, (6, 15))],  # of tables of the sign test
+)
+def test_the_interval_of_a_median_lies_between_two_order_statistics(count: int, ranks: tuple[int, int]) -> None:
+    values = np.random.default_rng(count).permutation(np.arange(1.0, count + 1))  # each value is its rank
+    assert median_interval(list(values)) == ranks
+    assert median_interval(list(np.exp(values))) == pytest.approx(np.exp(ranks))  # whatever the distribution
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_too_few_values_have_no_interval(count: int) -> None:
+    assert median_interval([1.0] * count) is None
+    assert [m.name for m in speedup("speedup", [2.0] * count, [1.0] * count)] == ["speedup"]
+
+
+@pytest.mark.parametrize(("count", "lowest"), [(7, 1), (20, 6)])
+def test_the_interval_holds_the_median_as_often_as_the_binomial_distribution_says(count: int, lowest: int) -> None:
+    rng, trials = np.random.default_rng(count), 2000
+    intervals = [median_interval(list(sample)) for sample in rng.lognormal(0, 1, (trials, count))]
+    held = sum(interval is not None and interval[0] <= 1 <= interval[1] for interval in intervals) / trials
+    exact = 1 - 2 * sum(math.comb(count, k) for k in range(lowest)) / 2**count  # fewer than `lowest` values on one side of it
+    assert exact > 0.95 and held >= 0.95
+    assert held == pytest.approx(exact, abs=0.01)
+
+
 @pytest.mark.parametrize("windows", [7, 20])
-def test_the_interval_is_scipys_percentile_bootstrap(windows: int) -> None:
-    rng = np.random.default_rng(windows)
-    baseline, candidate = rng.lognormal(1, 0.2, windows), rng.lognormal(0, 0.2, windows)
-    values = by_name(speedup(list(baseline), list(candidate)))
-    ratios = baseline / candidate
-    expected = bootstrap((ratios,), np.median, method="percentile", n_resamples=20000, rng=rng).confidence_interval
-    assert values["speedup"] == pytest.approx(statistics.median(ratios))
-    assert (values["speedup_low"], values["speedup_high"]) == pytest.approx((expected.low, expected.high), rel=0.02)
-
-
-def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says() -> None:
-    rng, trials, windows, held = np.random.default_rng(0), 200, 20, 0
+def test_a_drift_of_the_machine_is_in_no_speedup(windows: int) -> None:
+    rng, trials, held = np.random.default_rng(0), 400, 0
     for _ in range(trials):
-        drift = rng.lognormal(0, 0.5, windows)  # of the machine: both see it
+        drift = rng.lognormal(0, 0.5, windows)  # both see it
         baseline, candidate = 4 * drift * rng.lognormal(0, 0.02, windows), 2 * drift * rng.lognormal(0, 0.02, windows)
-        values = by_name(speedup(list(baseline), list(candidate)))
+        values = by_name(speedup("speedup", list(baseline), list(candidate)))
         held += values["speedup_low"] <= 2 <= values["speedup_high"]
         assert values["speedup"] == pytest.approx(2, rel=0.1)
-    assert 0.9 * trials <= held < trials
+        assert values["speedup_high"] / values["speedup_low"] < 1.2
+    assert 0.95 * trials <= held < trials
+
+
+def test_a_speedup_is_the_median_of_the_ratios_of_pairs() -> None:
+    rng = np.random.default_rng(5)
+    baseline, candidate = rng.lognormal(1, 0.2, 20), rng.lognormal(0, 0.2, 20)
+    found = speedup("speedup_vs_best_fp32", list(baseline), list(candidate))
+    ratios = sorted(b / c for b, c in zip(baseline, candidate, strict=True))
+    assert by_name(found) == {
+        "speedup_vs_best_fp32": (ratios[9] + ratios[10]) / 2,
+        "speedup_vs_best_fp32_low": ratios[5], "speedup_vs_best_fp32_high": ratios[14],
+    }  # fmt: skip
+    assert sorted(found[0].samples) == ratios and {m.unit for m in found} == {"x"}
 
 
 def test_windows_are_taken_in_turns() -> None:
     asked: list[str] = []
     subjects = [scripted(*[[1.0]] * 9, name=name, asked=asked) for name in "ab"]
-    Latency(3, 1, 0, 1, 0).take_turns(subjects)
+    Latency(3, 1, 0, 1, 0, 60).take_turns(subjects)
     assert asked[-6:] == list("ababab")
 
 
 def test_warm_up_goes_on_until_two_windows_agree() -> None:
     times = [16.0, 8.0, 4.0, 2.0, 1.0, 0.98, 0.97, 0.97, 0.97]
     subject = scripted(*([t] for t in times))
-    windows = Latency(2, 1, 0, 1, 0).take_turns([subject])
+    windows = Latency(2, 1, 0, 1, 0, 60).take_turns([subject])
     assert windows == [[[0.97], [0.97]]]
 
 
 def test_warm_up_ends_on_a_machine_that_never_settles() -> None:
     subject = scripted(*([float(t)] for t in 2.0 ** np.arange(50)))
-    Latency(2, 1, 0, 1, 0).warm_up(subject)
+    Latency(2, 1, 0, 1, 0, 60).warm_up(subject)
     assert len(subject.asked) == 10
 
 
 @pytest.mark.parametrize("options", [{"windows": 1}, {"calls": 0}, {"warmup_calls": 0}])
 def test_too_little_to_time_is_an_error(options: dict[str, int]) -> None:
     with pytest.raises(UserError, match="at least 2 windows"):
-        Latency(**{"windows": 5, "calls": 10, "window_s": 0, "warmup_calls": 1, "warmup_s": 0, **options})
+        Latency(**{"windows": 5, "calls": 10, "window_s": 0, "warmup_calls": 1, "warmup_s": 0, "budget_s": 1, **options})
 
 
-def test_the_fastest_engine_is_found_and_every_candidate_told(make_subject: Callable[..., Subject]) -> None:
-    slow, quick = make_subject(TakesToo(3)), make_subject(Takes(1))
-    chosen, found = fastest([slow, quick], QUICK)
-    assert chosen is quick
-    assert by_name(found) == pytest.approx({"candidate_takes_too_ms": 3, "candidate_takes_ms": 1}, rel=0.05)
-    assert slow.child.process.poll() is not None and quick.child.process.poll() is None
-    quick.close()
-
-
-def test_one_engine_alone_is_not_timed(make_subject: Callable[..., Subject]) -> None:
-    subject = make_subject(Fails("leave"))
-    assert fastest([subject], QUICK) == (subject, [])
+def test_intervals_are_widened_by_what_two_processes_differ() -> None:
+    ratios = [1.0, 1.1, 0.9, 1.2, 1.05, 0.95, 1.0]
+    narrow, wide = by_name(speedup("speedup", ratios, [1.0] * 7)), by_name(speedup("speedup", ratios, [1.0] * 7, resolution=0.25))
+    assert (narrow["speedup_low"], narrow["speedup_high"]) == (0.9, 1.2)
+    assert (wide["speedup_low"], wide["speedup_high"]) == pytest.approx((0.72, 1.5))
+    assert narrow["speedup"] == wide["speedup"] == 1.0

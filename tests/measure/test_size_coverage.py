@@ -15,7 +15,7 @@ from qexp.measure.base import Bench, Subject
 from qexp.measure.coverage import Coverage
 from qexp.measure.size import Size
 from qexp.types import Artifact, Layer, Measurement
-from tests.measure.fake_engines import Fake
+from tests.measure.fake_engines import Fake, MadeFor
 
 LEVELS = (1, 19)
 
@@ -33,7 +33,7 @@ def test_sizes_are_bytes_of_the_file_the_engine_loads(
     baseline = make_subject(Fake(), make_artifact("large", np.tile(weights, 3)))
     (subject.artifact.folder / "other.bin").write_bytes(bytes(1000))  # another engine's file
     found = {level: Size(level).measure(Bench(subject, baseline, None, tmp_path)) for level in LEVELS}
-    file = subject.artifact.folder / "model.fake"
+    file = subject.artifact.folder / "model.pt2"
 
     values = by_name(found[19])
     assert values["size_mb"] * 1e6 == file.stat().st_size
@@ -45,6 +45,18 @@ def test_sizes_are_bytes_of_the_file_the_engine_loads(
         assert zstandard.decompress(packed) == file.read_bytes()
         assert by_name(found[level])["zstd_size_mb"] * 1e6 == pytest.approx(len(packed), rel=0.02)
     assert by_name(found[19])["zstd_size_mb"] < by_name(found[1])["zstd_size_mb"] < values["size_mb"] / 4
+
+
+def test_of_an_engine_with_a_file_for_each_batch_size_the_one_in_use_counts(
+    make_artifact: Callable[..., Artifact], make_subject: Callable[..., Subject], tmp_path: Path
+) -> None:
+    engine, artifact = MadeFor(), make_artifact()
+    lowered = [engine.lower(artifact, batch, threads=1) for batch in (2, 8)]
+    assert set(lowered[1].files) == {"model.pt2", "model-2-1.fake", "model-8-1.fake"}
+    for batch in (2, 8):
+        subject = make_subject(engine, lowered[1], batch=batch)
+        assert by_name(Size(1).measure(Bench(subject, None, None, tmp_path)))["size_mb"] == (1000 * batch + 1) / 1e6
+    assert subject.window(3, 0)
 
 
 def test_without_a_baseline_there_is_no_ratio(make_bench: Callable[..., Bench]) -> None:

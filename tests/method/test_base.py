@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,14 +12,23 @@ import torch
 from torch import nn
 
 from qexp.data.random import RandomData
-from qexp.method.base import Compressed, layer_table, make_artifact
+from qexp.engine.base import Engine
+from qexp.engine.eager import Eager
+from qexp.engine.executorch import ExecuTorch
+from qexp.engine.inductor import Inductor
+from qexp.engine.onnxruntime import OnnxRuntime
+from qexp.engine.openvino import OpenVino
+from qexp.engine.torch_ao import TorchAo
+from qexp.method.base import Compressed, Method, counterpart, layer_table, make_artifact
+from qexp.method.half import Half
 from qexp.method.none import NoCompression
+from qexp.method.onnx_dynamic import OnnxDynamic
 from qexp.method.static import Static
 from qexp.method.torch_ao import ClassicDynamic, ClassicStatic, Traced
 from qexp.types import Artifact, Unsupported, UserError, Wants
 
 SOURCE = {"model": "small", "weights": "random"}
-TORCHSCRIPT = Wants("torchscript", kernels="x86")
+TORCHSCRIPT = Wants(("torchscript",), kernels="x86")
 
 
 def test_macs_match_the_count_by_hand(pretend_data: RandomData, network: nn.Module) -> None:
@@ -78,18 +90,83 @@ def test_classic_static_quantises_every_layer(pretend_data: RandomData, network:
 @pytest.mark.parametrize(
     ("method", "wants", "reason"),
     [
-        (ClassicDynamic(bits=3), TORCHSCRIPT, "8 .int8. and 16 .fp16. bits, not at 3"),
-        (ClassicDynamic(), Wants(), "engine=torch_ao"),
+        (ClassicDynamic(bits=3), TORCHSCRIPT, "dynamic works at 8 and 16 bits, not at 3"),
+        (ClassicDynamic(), Wants(), "dynamic gives torchscript, and this engine reads pt2"),
+        (OnnxDynamic(torchscript=ClassicDynamic()), Wants(), "dynamic gives onnx and torchscript, and this engine reads pt2"),
+        (OnnxDynamic(bits=16), Wants(("pt2", "onnx")), "dynamic works at 8 bits, not at 16"),
         (Static(bits=16), Wants(), "static works at 8 bits, not at 16"),
-        (Static(), TORCHSCRIPT, "no TorchScript form"),
+        (Static(), TORCHSCRIPT, "static gives pt2, and this engine reads torchscript"),
+        (ClassicStatic(fuse=False), TORCHSCRIPT, "torch_ao always fuses"),
     ],
 )
 def test_what_cannot_exist_is_unsupported_with_its_reason(
-    method: Static, wants: Wants, reason: str, pretend_data: RandomData, network: nn.Module, tmp_path: Path
+    method: Method, wants: Wants, reason: str, pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
     with pytest.raises(Unsupported, match=reason):
         make_artifact(method, network, pretend_data, wants, SOURCE, tmp_path)
     assert not list(tmp_path.glob("small*"))
+
+
+def test_an_engine_gets_the_counterpart_that_it_reads() -> None:
+    method = OnnxDynamic(torchscript=ClassicDynamic())
+    assert counterpart(method, OnnxRuntime().wants) is method
+    assert counterpart(method, TORCHSCRIPT) is method.torchscript
+    assert counterpart(method, Wants(("torchscript", "onnx"))) is method, "the method itself comes first"
+
+
+ENGINES = [Eager(), OnnxRuntime(), OpenVino(), Inductor(), ExecuTorch(), OnnxRuntime("tensorrt"), TorchAo("x86"), TorchAo("fbgemm")]
+
+
+@pytest.mark.parametrize(
+    ("method", "groups"),
+    [
+        (NoCompression(torchscript=Traced()), "eager onnxruntime openvino inductor executorch tensorrt | torch_ao | torch_ao"),
+        (Static(torchscript=ClassicStatic()), "eager onnxruntime openvino | inductor | executorch | tensorrt | torch_ao | torch_ao"),
+        (Half(), "eager openvino inductor | executorch tensorrt"),
+        (Half(dtype="float16"), "eager inductor executorch tensorrt"),
+        (OnnxDynamic(torchscript=ClassicDynamic()), "onnxruntime | torch_ao | torch_ao"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_engines_share_an_artifact_where_they_need_the_same(method: Method, groups: str) -> None:
+    shared: dict[Wants, list[str]] = {}
+    for engine in ENGINES:
+        with suppress(Unsupported):
+            form = counterpart(method, engine.wants).settle(engine.wants)
+            assert engine.wants.reads(form), f"{engine.name} does not read what was made for it"
+            shared.setdefault(form, []).append(engine.name)
+    assert " | ".join(" ".join(names) for names in shared.values()) == groups
+
+
+@pytest.mark.parametrize(
+    ("method", "maker", "readers"),
+    [
+        (NoCompression(), Eager(), "eager onnxruntime openvino inductor executorch tensorrt"),
+        (NoCompression(), ExecuTorch(), "eager onnxruntime openvino inductor executorch tensorrt"),
+        (Static(), OnnxRuntime(), "eager onnxruntime openvino"),
+        (Static(), Inductor(), "inductor"),
+        (Static(), ExecuTorch(), "executorch"),
+        (Static(), OnnxRuntime("tensorrt"), "tensorrt"),
+        (Half(), OpenVino(), "eager openvino inductor"),
+        (Half(), ExecuTorch(), "eager inductor executorch tensorrt"),
+        (OnnxDynamic(), OnnxRuntime(), "onnxruntime"),
+        (Traced(), TorchAo("x86"), "x86"),
+        (Traced(), TorchAo("fbgemm"), "fbgemm"),
+    ],
+)
+def test_an_engine_reads_what_was_made_for_its_kernels(method: Method, maker: Engine, readers: str) -> None:
+    form = method.settle(maker.wants)
+    assert " ".join(getattr(e, "kernels", e.name) for e in ENGINES if e.wants.reads(form)) == readers
+    assert Wants.from_json(json.loads(json.dumps(asdict(form)))) == form
+
+
+def test_engines_with_the_same_needs_find_the_same_folder(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    def folder(method: Method, engine: Engine) -> Path:
+        return make_artifact(method, network, pretend_data, engine.wants, SOURCE, tmp_path).folder
+
+    assert folder(Static(), Eager()) == folder(Static(), OnnxRuntime()) == folder(Static(), OpenVino())
+    assert len({folder(Static(), engine) for engine in (Eager(), Inductor(), ExecuTorch())}) == 3
+    assert len({folder(NoCompression(), engine) for engine in (Eager(), Inductor(), ExecuTorch())}) == 1
 
 
 @pytest.mark.parametrize("bits", [0, 1, 33, -8, "eight", 7.5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def test_graph_computes_the_integer_arithmetic(pretend_data: RandomData, tmp_pat
 
 
 def test_onnxruntime_finds_no_float_operator_between_integer_ones(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    artifact = OnnxRuntime().lower(make_artifact(Static(), network, pretend_data, Wants(), SOURCE, tmp_path))
+    artifact = OnnxRuntime().lower(make_artifact(Static(), network, pretend_data, Wants(), SOURCE, tmp_path), 1, 1)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 3
     session = onnxruntime.InferenceSession(str(artifact.folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
@@ -128,7 +129,7 @@ def test_unfused_keeps_batch_norm_apart_and_rounds_before_the_activation(pretend
     assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules()), "the network itself is not changed"
 
     def quantize_nodes(method: Static, source: nn.Module) -> int:
-        prepared = prepare_pt2e(export(source, pretend_data).module(), method.placement())
+        prepared = prepare_pt2e(export(source, pretend_data).module(), method.quantizer(Wants()))
         calibrate(prepared, x, 32)
         return sum(str(n.target).startswith("quantized_decomposed.quantize_per_tensor") for n in convert_pt2e(prepared).graph.nodes)
 
@@ -139,7 +140,7 @@ def test_unfused_keeps_batch_norm_apart_and_rounds_before_the_activation(pretend
 
 
 def test_observers_that_saw_nothing_are_an_error_that_names_them(pretend_data: RandomData, network: nn.Module) -> None:
-    prepared = prepare_pt2e(export(network, pretend_data).module(), Static().placement())
+    prepared = prepare_pt2e(export(network, pretend_data).module(), Static().quantizer(Wants()))
     with pytest.raises(UserError, match=r"Not calibrated.*relu"):
         calibrate(prepared, pretend_data.calibration()[:0], 32)
 
@@ -147,3 +148,60 @@ def test_observers_that_saw_nothing_are_an_error_that_names_them(pretend_data: R
 def test_unknown_observer_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'histogram'"):
         Static(observer="histogramm")
+
+
+@pytest.mark.parametrize(
+    ("activation", "low", "high", "symmetric"), [("uint8", 0, 255, False), ("int8", -128, 127, False), ("int8_symmetric", -128, 127, True)]
+)
+def test_activations_are_the_integers_that_the_engine_wants(
+    activation: str, low: int, high: int, symmetric: bool, pretend_data: RandomData, network: nn.Module, tmp_path: Path
+) -> None:
+    artifact = make_artifact(Static(), network, pretend_data, Wants(activation=activation), SOURCE, tmp_path)
+    graph = torch.export.load(artifact.folder / artifact.graph).graph
+    pairs = [node for node in graph.nodes if "quantize_per_tensor" in str(node.target)]
+    dtype = getattr(torch, activation.removesuffix("_symmetric"))
+    assert pairs and {(node.args[3], node.args[4], node.args[5]) for node in pairs} == {(low, high, dtype)}
+    assert ({node.args[2] for node in pairs} == {0}) == symmetric
+    assert {layer.activation for layer in artifact.layers} == {str(dtype).removeprefix("torch.")}
+
+
+def integer_weights(file: Path) -> list[np.ndarray]:
+    """The int8 tensors of a graph."""
+    return [value.numpy() for value in torch.export.load(file).state_dict.values() if value.dtype == torch.int8]
+
+
+@pytest.mark.parametrize(("placement", "activation"), [("fused", "uint8"), ("x86_inductor", "uint8"), ("fused", "int8")])
+def test_a_reduced_range_keeps_weights_in_seven_bits(
+    placement: str, activation: str, pretend_data: RandomData, network: nn.Module, tmp_path: Path
+) -> None:
+    wants = Wants(placement=placement, activation=activation)
+    whole, reduced = (
+        make_artifact(Static(reduce_range=reduce), network, pretend_data, wants, SOURCE, tmp_path) for reduce in (False, True)
+    )
+    largest = {"uint8": 63, "int8": 127}[activation]  # pairs of int8 products fit into 16 bits as they are
+    for artifact, limit in ((whole, 127), (reduced, largest)):
+        weights = integer_weights(artifact.folder / artifact.graph)
+        assert len(weights) == 7 and [np.abs(weight.astype(int)).max() for weight in weights] == [limit] * 7
+    assert whole.label == "static int8"
+    assert reduced.label == ("static int8 7-bit weights" if largest == 63 else "static int8")
+    assert 2 * 255 * largest < 2**15 or activation == "int8"
+    if largest == 63:
+        x = pretend_data.calibration()
+        answer = torch.export.load(reduced.folder / reduced.graph).module()(x)
+        assert (network(x) - answer).abs().max() < 0.1 * network(x).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("machine", "vnni", "reduced"),
+    [("x86_64", False, True), ("AMD64", False, True), ("x86_64", True, False), ("aarch64", False, False)],
+)
+def test_the_range_is_reduced_where_products_saturate(machine: str, vnni: bool, reduced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    assert Static().reduce_range == reduced
+    assert Static(reduce_range=not reduced).reduce_range != reduced
+
+
+def test_unfused_is_in_the_label(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    method = Static(fuse=False, reduce_range=False)
+    assert make_artifact(method, network, pretend_data, Wants(), SOURCE, tmp_path).label == "static int8 unfused"

@@ -1,0 +1,61 @@
+"""One small network, compressed and lowered once for all tests of engines: compilers take their time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qexp.data.random import RandomData
+from qexp.engine.base import Engine
+from qexp.method.base import Method, make_artifact
+from qexp.model.resnet import ResNet
+from qexp.types import Artifact
+from tests.engine.support import BATCH
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> RandomData:
+    cache = str(tmp_path_factory.mktemp("images"))
+    made = RandomData(images=64, num_classes=10, name="random", image_size=16, channels=3, cache_dir=cache, calibration_images=32)
+    made.open()
+    return made
+
+
+@pytest.fixture(scope="session")
+def small() -> nn.Module:
+    """A residual network whose batch norms have seen images."""
+    torch.manual_seed(0)
+    made = ResNet([1, 1], [16, 32], num_classes=10).train()
+    with torch.no_grad():
+        for _ in range(3):
+            made(torch.randn(32, 3, 16, 16) * 2 + 0.5)
+    return made.eval()
+
+
+@pytest.fixture(scope="session")
+def images(data: RandomData) -> np.ndarray:
+    """x[B,C,H,W], not a whole number of batches."""
+    return data.calibration().numpy()[: 8 * BATCH - 1]
+
+
+@pytest.fixture(scope="session")
+def own_logits(small: nn.Module, images: np.ndarray) -> np.ndarray:
+    """The network's own, in fp32."""
+    with torch.no_grad():
+        return small(torch.from_numpy(images)).numpy()
+
+
+@pytest.fixture(scope="session")
+def lowered(small: nn.Module, data: RandomData, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Method, Engine], Artifact]:
+    """The network compressed by a method and lowered for an engine, one thread and calls of BATCH images."""
+    root = tmp_path_factory.mktemp("engines") / "artifacts"
+
+    def make(method: Method, engine: Engine) -> Artifact:
+        made = make_artifact(method, small, data, engine.wants, {"model": "small", "weights": "random"}, root)
+        return engine.lower(made, BATCH, 1)
+
+    return make

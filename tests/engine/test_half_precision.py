@@ -1,0 +1,96 @@
+"""Half precision: each engine computes in the 16-bit format that it favours, near fp32, from half the bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from qexp.engine.base import Engine
+from qexp.engine.eager import Eager
+from qexp.engine.openvino import OpenVino
+from qexp.method.base import Method
+from qexp.method.half import Half
+from qexp.method.none import NoCompression
+from qexp.types import Artifact, Unsupported
+from tests.engine.support import BATCH, engine_named, error, graph_logits, openvino_layers, run
+
+Lowered = Callable[[Method, Engine], Artifact]
+PRECISION = {"bfloat16": 8, "float16": 11}  # binary digits of a significand (IEEE 754 for float16), the implied one included
+
+
+def half_for(engine: Engine, lowered: Lowered, dtype: str = "auto") -> Artifact:
+    """The network in half precision; skips where OpenVINO finds no bfloat16 instructions."""
+    if engine.name == "openvino":
+        import openvino
+
+        if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            pytest.skip("this processor has no instructions for bfloat16")
+    return lowered(Half(dtype=dtype), engine)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "dtype"),
+    [("eager", "auto", "bfloat16"), ("eager", "float16", "float16"), ("inductor", "auto", "bfloat16"), ("openvino", "auto", "bfloat16"),
+     ("executorch", "auto", "float16")],
+)  # fmt: skip
+def test_logits_are_wrong_by_the_rounding_of_the_format(
+    name: str, asked: str, dtype: str, lowered: Lowered, images: np.ndarray, own_logits: np.ndarray
+) -> None:
+    engine = engine_named(name)
+    artifact = half_for(engine, lowered, asked)
+    assert {(layer.weight, layer.activation) for layer in artifact.layers} == {(dtype, dtype)}
+    assert (artifact.bits, artifact.label) == (16, {"bfloat16": "bf16", "float16": "fp16"}[dtype])
+    logits = run(engine, artifact, images)
+    step = 2.0 ** -PRECISION[dtype]  # the largest relative error of rounding once
+    # Half a dozen layers round one after the other; an engine that computed in fp32 would be a hundred times better.
+    assert logits.dtype == np.float32 and step / 8 < error(logits, own_logits) < 4 * step
+    assert error(logits, graph_logits(artifact, images)) < 2 * step
+
+
+@pytest.mark.parametrize("name", ["eager", "openvino", "inductor"])  # XNNPACK's convolutions keep their weights in fp32 in the file
+def test_a_file_saves_two_bytes_for_each_parameter(name: str, lowered: Lowered) -> None:
+    engine = engine_named(name)
+    half, full = half_for(engine, lowered), lowered(NoCompression(), engine)
+    sizes = [(artifact.folder / engine.file_name(BATCH, 1)).stat().st_size for artifact in (half, full)]
+    assert 1.6 * full.parameters < sizes[1] - sizes[0]
+
+
+def test_openvino_computes_in_bfloat16_only_what_is_in_bfloat16(
+    lowered: Lowered, images: np.ndarray, own_logits: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = OpenVino()
+    full = lowered(NoCompression(), engine)
+    assert error(run(engine, full, images), own_logits) < 1e-5
+    assert openvino_layers(engine, full, images, monkeypatch) == {("Convolution", "f32"): 6, ("FullyConnected", "f32"): 1}
+    half = half_for(engine, lowered)
+    assert openvino_layers(engine, half, images, monkeypatch) == {("Convolution", "bf16"): 6, ("FullyConnected", "bf16"): 1}
+
+
+def test_the_onnx_file_is_in_bfloat16(lowered: Lowered) -> None:
+    file = half_for(OpenVino(), lowered).folder / "model.onnx"
+    onnx.checker.check_model(str(file), full_check=True)
+    weights = [constant for constant in onnx.load(file).graph.initializer if len(constant.dims) > 1]
+    assert {constant.data_type for constant in weights} == {onnx.TensorProto.BFLOAT16}
+
+
+def test_without_bfloat16_instructions_openvino_refuses(lowered: Lowered, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    made = lowered(Half(), Eager())
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *a: ["FP32", "INT8"])
+    with pytest.raises(Unsupported, match="openvino computes in bfloat16 only on processors with instructions for it"):
+        OpenVino().lower(made, BATCH, 1)
+    assert lowered(NoCompression(), OpenVino())
+
+
+def test_the_graph_itself_takes_and_gives_fp32(lowered: Lowered) -> None:
+    artifact = lowered(Half(), Eager())
+    program = torch.export.load(artifact.folder / artifact.graph)
+    assert {value.dtype for value in program.state_dict.values()} == {torch.bfloat16}
+    with torch.no_grad():
+        logits = program.module()(torch.zeros(5, 3, 16, 16))
+    assert (logits.shape, logits.dtype) == ((5, 10), torch.float32)

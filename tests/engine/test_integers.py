@@ -1,0 +1,190 @@
+"""Int8 graphs: every engine computes what the graph says, and with integer kernels."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from qexp.engine.base import Engine
+from qexp.engine.onnxruntime import OnnxRuntime
+from qexp.files import write_json
+from qexp.method.base import Method
+from qexp.method.half import Half
+from qexp.method.none import NoCompression
+from qexp.method.onnx_dynamic import OnnxDynamic
+from qexp.method.static import Static
+from qexp.method.torch_ao import ClassicDynamic, ClassicStatic, Traced
+from qexp.types import Artifact
+from tests.engine.support import BATCH, engine_named, error, graph_logits, openvino_layers, run
+
+Lowered = Callable[[Method, Engine], Artifact]
+CONVOLUTIONS, ADDITIONS = 6, 2  # of the network, beside one linear layer
+FOUR_STEPS = 4 / 127  # of logits in 8 bits: a value on the edge of two steps may be rounded to the other side in any layer
+
+
+@pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino", "inductor", "executorch"])
+def test_an_engine_computes_what_the_graph_says(name: str, lowered: Lowered, images: np.ndarray, own_logits: np.ndarray) -> None:
+    engine = engine_named(name)
+    artifact = lowered(Static(), engine)
+    reference = graph_logits(artifact, images)
+    assert error(run(engine, artifact, images), reference) < FOUR_STEPS
+    assert 0.001 < error(reference, own_logits) < 0.1, "something was quantised"
+
+
+@pytest.mark.parametrize(
+    ("method", "least", "most"),
+    [(ClassicStatic(), 0.001, 0.1), (ClassicDynamic(), 0.0005, 0.02), (ClassicDynamic(bits=16), 1e-6, 2**-11)],
+    ids=["static", "dynamic int8", "dynamic fp16"],
+)
+def test_classic_kernels_stay_near_the_network(
+    method: Method, least: float, most: float, lowered: Lowered, images: np.ndarray, own_logits: np.ndarray
+) -> None:
+    engine = engine_named("torch_ao")
+    assert least < error(run(engine, lowered(method, engine), images), own_logits) < most
+
+
+def test_openvino_executes_convolutions_on_integers(lowered: Lowered, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_named("openvino")
+    layers = openvino_layers(engine, lowered(Static(), engine), images, monkeypatch)
+    assert layers == {("Convolution", "u8"): CONVOLUTIONS, ("FullyConnected", "u8"): 1}
+
+
+def test_inductor_calls_integer_kernels_only(lowered: Lowered) -> None:
+    engine = engine_named("inductor")
+    integer, plain = (kernels(lowered(method, engine), engine) for method in (Static(), NoCompression()))
+    assert integer and all(re.match("_(qconv|qlinear)", kernel) for kernel in integer), integer
+    assert {kernel[:5] for kernel in integer} == {"_qcon", "_qlin"}
+    assert plain and not any("_q" in kernel for kernel in plain), plain
+
+
+def test_a_process_that_only_lowers_finds_the_integer_kernels(lowered: Lowered, tmp_path: Path) -> None:
+    made = lowered(Static(), engine_named("inductor"))
+    copied = replace(made, folder=tmp_path / "copied", files={made.graph: made.files[made.graph]})
+    copied.folder.mkdir()
+    shutil.copy(made.folder / made.graph, copied.folder)
+    write_json(copied.folder / "artifact.json", copied.to_json())
+    script = f"""
+from pathlib import Path
+from qexp.engine.inductor import Inductor
+from qexp.types import Artifact
+Inductor().lower(Artifact.read(Path({str(copied.folder)!r})), {BATCH}, 1)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert kernels(copied, engine_named("inductor")) == kernels(made, engine_named("inductor"))
+
+
+def kernels(artifact: Artifact, engine: Engine) -> set[str]:
+    """Names of torch's convolutions and products that the package's machine code calls."""
+    with zipfile.ZipFile(artifact.folder / engine.file_name(BATCH, 1)) as package:
+        code = b"".join(package.read(name) for name in package.namelist() if name.endswith(".so"))
+    return {name.decode() for name in re.findall(rb"aoti_torch_cpu_(?:mkldnn_)?(\w*(?:conv|linear|mm)\w*)", code)}
+
+
+def test_executorch_delegates_everything_to_integer_kernels(lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_named("executorch")
+    outside, inside = program(engine, lowered(Static(), engine), tmp_path, monkeypatch)
+    assert outside == []
+    assert inside == {
+        ("XNNConvert", "fp32", "", "qint8"): 1,
+        ("XNNStaticTranspose", "qint8", "", "qint8"): 2,
+        ("XNNConv2d", "qint8", "qcint8", "qint8"): CONVOLUTIONS,
+        ("XNNAdd", "qint8", "", "qint8"): ADDITIONS,
+        ("XNNGlobalAvgPooling2d", "qint8", "", "qint8"): 1,
+        ("XNNStaticReshape", "qint8", "", "qint8"): 1,
+        ("XNNFullyConnected", "qint8", "qcint8", "qint8"): 1,
+        ("XNNConvert", "qint8", "", "fp32"): 1,
+    }
+
+
+def test_executorch_computes_in_half_precision(lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_named("executorch")
+    outside, inside = program(engine, lowered(Half(), engine), tmp_path, monkeypatch)
+    assert set(outside) == {"dim_order_ops::_to_dim_order_copy"}  # to float16 and back
+    assert {(types[1], types[3]) for types in inside} == {("fp16", "fp16")}
+
+
+def program(
+    engine: Engine, artifact: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], Counter[tuple[str, str, str, str]]]:
+    """Operators of an ExecuTorch program outside of the delegate, and (kind, types of input, weights and output) within it."""
+    from executorch.backends.xnnpack import xnnpack_preprocess
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    delegates = []
+    serialize = xnnpack_preprocess.serialize_xnnpack_binary
+
+    def recorded(graph: Any, *others: Any) -> Any:
+        delegates.append(graph)
+        return serialize(graph, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(xnnpack_preprocess, "serialize_xnnpack_binary", recorded)
+        engine.write(artifact, folder / "model.pte", BATCH, 1)
+    (delegate,) = delegates
+    tensors = [getattr(value.xvalue_union, "tensor_value", value.xvalue_union) for value in delegate.xvalues]
+    types = {tensor.id_out: tensor.datatype.name.removeprefix("xnn_datatype_") for tensor in tensors}
+
+    def of(node: object, *names: str) -> str:
+        return next((types[getattr(node, name)] for name in names if hasattr(node, name)), "")
+
+    nodes = [node.xnode_union for node in delegate.xnodes]
+    inside = [(type(n).__name__, of(n, "input_id", "input1_id"), of(n, "filter_id"), of(n, "output_id")) for n in nodes]
+    (plan,) = deserialize_pte_binary((folder / "model.pte").read_bytes()).program.execution_plan
+    return [operator.name for operator in plan.operators], Counter(inside)
+
+
+def test_a_graph_for_tensorrt_is_symmetric(lowered: Lowered, images: np.ndarray, own_logits: np.ndarray) -> None:
+    artifact = lowered(Static(), OnnxRuntime("tensorrt"))  # written here, executed on a GPU
+    file = artifact.folder / "model.onnx"
+    onnx.checker.check_model(str(file), full_check=True)
+    graph = onnx.load(file).graph
+    constants = {constant.name: onnx.numpy_helper.to_array(constant) for constant in graph.initializer}
+    pairs = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    zeros = [constants[node.input[2]] for node in pairs]
+    assert len(pairs) > 2 * CONVOLUTIONS and all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+    assert all((constants[node.input[1]] > 0).all() for node in pairs)
+    weights = [constants[node.input[0]] for node in pairs if node.input[0] in constants]
+    assert len([w for w in weights if w.ndim > 1]) == CONVOLUTIONS + 1 and all(w.dtype == np.int8 for w in weights if w.ndim > 1)
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    reference = graph_logits(artifact, images)
+    assert error(session.run(None, {"x": images})[0], reference) < FOUR_STEPS
+    assert 0.001 < error(reference, own_logits) < 0.1
+
+
+def test_graphs_for_processors_are_not_symmetric(lowered: Lowered) -> None:
+    artifact = lowered(Static(), engine_named("onnxruntime"))
+    graph = onnx.load(artifact.folder / "model.onnx").graph
+    constants = {constant.name: onnx.numpy_helper.to_array(constant) for constant in graph.initializer}
+    zeros = [constants[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert any(zero.any() for zero in zeros) and {zero.dtype for zero in zeros} == {np.dtype(np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "spelt_out"),
+    [
+        (Static(), "onnxruntime", True),
+        (Static(), "inductor", True),
+        (Static(), "executorch", True),
+        (NoCompression(), "eager", False),
+        (Half(), "eager", False),
+        (OnnxDynamic(), "onnxruntime", False),
+        (Static(torchscript=ClassicStatic()), "torch_ao", False),
+        (NoCompression(torchscript=Traced()), "torch_ao", False),
+    ],
+)
+def test_parity_is_judged_where_the_graph_spells_out_the_integers(method: Method, name: str, spelt_out: bool, lowered: Lowered) -> None:
+    assert lowered(method, engine_named(name)).has_qdq == spelt_out

@@ -1,0 +1,119 @@
+"""What an engine needs that this machine does not have ends as `unsupported`, with a reason that helps."""
+
+from __future__ import annotations
+
+import platform
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+from qexp.engine import base
+from qexp.engine.base import Engine
+from qexp.engine.eager import Eager
+from qexp.engine.inductor import Inductor
+from qexp.engine.onnxruntime import OnnxRuntime
+from qexp.engine.torch_ao import TorchAo
+from qexp.method.base import Method
+from qexp.method.half import Half
+from qexp.method.none import NoCompression
+from qexp.method.static import Static
+from qexp.types import Artifact, Unsupported, UserError
+from tests.engine.support import BATCH, NAMES, engine_named
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_engine_runs_on_this_machine(name: str) -> None:
+    engine_named(name).check_machine()
+
+
+@pytest.mark.parametrize("name", [*NAMES, "tensorrt"])
+def test_a_missing_library_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "find_spec", lambda package: None)
+    engine = engine_named(name)
+    with pytest.raises(Unsupported, match=f"{name} needs {engine.packages[0]}, which is not installed"):
+        engine.check_machine()
+
+
+@pytest.mark.parametrize("name", ["openvino", "executorch"])
+def test_the_command_that_installs_an_optional_library_exists(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "find_spec", lambda package: None)
+    with pytest.raises(Unsupported, match=f"uv sync --extra {name}"):
+        engine_named(name).check_machine()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(engine_named(name).packages) <= set(extras[name])
+
+
+@pytest.mark.parametrize("kind", [Eager, Inductor])
+def test_torch_without_a_gpu_cannot_use_one(kind: type[Eager] | type[Inductor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Unsupported, match=f"{kind.name} with device=cuda needs an NVIDIA GPU"):
+        kind(device="cuda").check_machine()
+    kind(device="cpu").check_machine()
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_onnxruntime_without_a_provider_cannot_use_it(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(Unsupported, match=f"no provider for {provider}: it needs an NVIDIA GPU and onnxruntime-gpu"):
+        OnnxRuntime(provider).check_machine()
+    OnnxRuntime().check_machine()
+
+
+def test_inductor_needs_a_compiler() -> None:
+    for compiler in ("no-such-compiler", "false"):
+        with (
+            torch._inductor.config.patch({"cpp.cxx": (None, compiler)}),
+            pytest.raises(Unsupported, match=r"needs a C\+\+ compiler.*install g\+\+ or set CXX"),
+        ):
+            Inductor().check_machine()
+
+
+def test_inductor_has_integer_kernels_for_x86_processors_only(
+    lowered: Callable[[Method, Engine], Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    integer, plain = (lowered(method, Inductor()) for method in (Static(), NoCompression()))
+    Inductor(device="cuda").check(plain)
+    with pytest.raises(Unsupported, match="integer kernels for x86 processors only"):
+        Inductor(device="cuda").check(integer)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    Inductor().check(plain)
+    with pytest.raises(Unsupported, match="integer kernels for x86 processors only"):
+        Inductor().lower(integer, BATCH, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "reason"),
+    [
+        (Half(), "onnxruntime", "no kernels that compute in half precision"),
+        (Half(dtype="float16"), "openvino", "computes in bfloat16 here, not in float16"),
+        (Half(dtype="bfloat16"), "executorch", "computes in float16 here, not in bfloat16"),
+        (Half(bits=8), "eager", "half works at 16 bits, not at 8"),
+        (Half(), "torch_ao", "half gives pt2, and this engine reads torchscript"),
+        (Static(fuse=False), "inductor", "fuse=false needs an engine that runs the placement `fused`, such as onnxruntime"),
+    ],
+)
+def test_what_an_engine_cannot_compute_is_said(
+    method: Method, name: str, reason: str, lowered: Callable[[Method, Engine], Artifact]
+) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        lowered(method, engine_named(name))
+
+
+@pytest.mark.parametrize(
+    ("make", "nearest"),
+    [
+        (lambda: Eager(device="cuba"), "no device 'cuba'. did you mean 'cuda'"),
+        (lambda: Inductor(device="cpi"), "no device 'cpi'. did you mean 'cpu'"),
+        (lambda: OnnxRuntime(provider="tensort"), "no provider 'tensort'. did you mean 'tensorrt'"),
+        (lambda: TorchAo(kernels="fbgem"), "no kernels 'fbgem'. did you mean 'fbgemm'"),
+    ],
+)
+def test_an_unknown_name_is_an_error_with_the_nearest(make: Callable[[], Engine], nearest: str) -> None:
+    with pytest.raises(UserError, match=nearest):
+        make()

@@ -1,0 +1,264 @@
+"""Which engine a job takes, and which fp32 engine it is compared with: the fastest that runs here, lives and tells the truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from qexp.engine.base import Engine
+from qexp.launch import ChildFailed
+from qexp.measure.base import Disagrees, Subject, ranking
+from qexp.measure.latency import Latency
+from qexp.runs import accepted_by, engines_of, fastest_known, measure
+from qexp.types import Artifact, Unsupported, UserError
+from tests.measure.conftest import QUANTIZED, is_free, measuring_children
+from tests.measure.fake_engines import Fails, Fake, Logs, Missing, Says, Takes, TakesToo
+
+TRIAL = {"windows": 3, "calls": 3, "window_s": 0.01, "warmup_calls": 3, "warmup_s": 0.01, "budget_s": 60}
+QUICK = Latency(**TRIAL)  # type: ignore[arg-type]
+MakeSubject = Callable[..., Subject]
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left_over() -> Iterator[None]:
+    assert not measuring_children()
+    yield
+
+
+class Counts:
+    """Times nobody: of two subjects the second is the faster; `timed` counts how often it was asked."""
+
+    timed = 0
+
+    def take_turns(self, subjects: list[Subject]) -> list[list[list[float]]]:
+        self.timed += 1
+        return [[[10.0 - place] * 3] * 2 for place in range(len(subjects))]
+
+
+class Gives:
+    """Hands out an exception instead of times."""
+
+    def take_turns(self, subjects: list[Subject]) -> list[list[list[float]]]:
+        raise KeyboardInterrupt
+
+
+def test_candidates_are_ranked_by_their_time_and_the_fastest_keeps_its_child(make_subject: MakeSubject) -> None:
+    subjects = {"slow": make_subject(TakesToo(6)), "quick": make_subject(Takes(1)), "middle": make_subject(Takes(3))}
+    notes: dict[str, str] = {}
+    ranked = ranking(subjects, QUICK, notes)
+    assert list(ranked) == ["quick", "middle", "slow"] and notes == {}
+    assert ranked == pytest.approx({"quick": 1, "middle": 3, "slow": 6}, rel=0.05)
+    assert measuring_children() == {subjects["quick"].child.process.pid}
+
+
+def test_a_disturbed_window_does_not_change_the_ranking(make_subject: MakeSubject) -> None:
+    class Disturbed:
+        def take_turns(self, subjects: list[Subject]) -> list[list[list[float]]]:
+            return [[[2.0, 2.0, 90.0], [2.0], [900.0]], [[3.0], [3.0, 3.0, 0.1], [3.0]]]
+
+    subjects = {name: make_subject(Fake()) for name in ("a", "b")}
+    assert ranking(subjects, Disturbed(), {}) == {"a": 2, "b": 3}
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"),
+    [
+        (Fails("segfault"), "crashed with SIGSEGV"),
+        (Fails("refuse"), "out of memory: an allocation was refused"),
+        (Fails("hang"), "hung: no answer to 'start' within 8 s (measure.timeout_s)"),
+        (Fails("error"), "ValueError: the tensor is of the wrong colour"),
+        (Fails("leave", importing=True), "ended with exit code 3: no licence found"),
+    ],
+    ids=["crash", "memory", "hang", "error", "import"],
+)
+def test_a_candidate_that_does_not_survive_is_left_out_with_its_reason(engine: Engine, reason: str, make_subject: MakeSubject) -> None:
+    victim = make_subject(engine, **({"timeout_s": 8} if "hung" in reason else {}))
+    subjects = {"victim": victim, "slow": make_subject(Takes(3)), "quick": make_subject(Takes(1))}
+    notes: dict[str, str] = {}
+    assert list(ranking(subjects, QUICK, notes)) == ["quick", "slow"]
+    assert notes == {"candidate victim": f"left out: it {reason}"}
+    assert measuring_children() == {subjects["quick"].child.process.pid}
+
+
+def test_if_none_survives_the_reason_comes_through_and_nothing_is_left(make_subject: MakeSubject) -> None:
+    notes: dict[str, str] = {}
+    with pytest.raises(ChildFailed, match="wrong colour"):
+        ranking({"first": make_subject(Fails("segfault")), "last": make_subject(Fails("error"))}, QUICK, notes)
+    assert set(notes) == {"candidate first", "candidate last"}
+    assert is_free() and not measuring_children()
+
+
+def test_an_interrupted_trial_leaves_nothing(make_subject: MakeSubject) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ranking({name: make_subject(Fake()) for name in ("a", "b")}, Gives(), {})
+    assert is_free() and not measuring_children()
+
+
+def test_no_candidate_is_loaded_while_another_imports(make_subject: MakeSubject, tmp_path: Path) -> None:
+    """The winner's load and first call, which are kept, are its own."""
+    log = tmp_path / "log"
+    ranking({str(ms): make_subject(Logs(str(log), ms)) for ms in (0, 800)}, Counts(), {})
+    assert log.read_text().split() == ["imported", "imported", "loaded", "loaded"]
+
+
+def refuse(engine: Engine) -> Any:
+    if engine.name == "takes":
+        raise Unsupported("takes has no kernels for it")
+    if engine.name == "says":
+        raise UserError("the graph cannot be translated")
+    return engine.name
+
+
+def test_engines_that_are_missing_or_refuse_are_left_out_with_their_reasons() -> None:
+    engines = {"one": Takes(1), "missing": Missing(), "two": Fake(), "three": Says(1), "four": TakesToo(1)}
+    notes: dict[str, str] = {}
+    assert accepted_by(engines, refuse, notes) == {"two": "fake", "four": "takes_too"}
+    assert notes == {
+        "candidate one": "left out: takes has no kernels for it",
+        "candidate missing": "left out: missing needs no_such_library, which is not installed: uv sync --extra no_such_library",
+        "candidate three": "left out: the graph cannot be translated",
+    }
+
+
+@pytest.mark.parametrize(
+    ("engines", "error", "reason"),
+    [
+        ({"a": Takes(1), "b": Says(1), "c": Missing()}, Unsupported, "no kernels"),
+        ({"b": Says(1), "a": Takes(1)}, UserError, "cannot be translated"),
+        ({"c": Missing(), "a": Takes(1)}, Unsupported, "not installed"),
+    ],
+)
+def test_if_all_refuse_the_first_reason_counts(engines: dict[str, Engine], error: type[Exception], reason: str) -> None:
+    with pytest.raises(error, match=reason):
+        accepted_by(engines, refuse, {})
+
+
+def test_what_is_no_refusal_comes_through() -> None:
+    def broken(engine: Engine) -> Any:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        accepted_by({"a": Fake(), "b": Fake()}, broken, {})
+
+
+def target(name: str, **options: Any) -> dict[str, Any]:
+    return {"_target_": f"tests.measure.fake_engines.{name}", **options}
+
+
+def test_engines_of_a_choice_and_of_its_candidates() -> None:
+    assert {name: type(engine) for name, engine in engines_of(OmegaConf.create(target("Says", answer=3))).items()} == {"says": Says}
+    several = {"candidates": {"a": target("Takes", ms=4), "left_out": None, "b": target("Fake")}, "trial": {}}
+    engines = engines_of(OmegaConf.create(several))
+    assert list(engines) == ["a", "b"] and vars(engines["a"])["ms"] == 4
+
+
+def test_candidates_that_are_all_null_are_a_clear_error() -> None:
+    with pytest.raises(UserError, match=r"Every candidate is null \(onnxruntime, openvino\)"):
+        engines_of(OmegaConf.create({"candidates": {"onnxruntime": None, "openvino": None}}))
+
+
+@pytest.fixture
+def rivals(make_artifact: Callable[..., Artifact], make_subject: MakeSubject) -> Callable[..., dict[str, Subject]]:
+    """Two engines on one artifact, as each job of a sweep makes them anew; in `Counts` the second wins."""
+    artifact = make_artifact("fp32")
+
+    def made(**changes: Any) -> dict[str, Subject]:
+        return {"takes": make_subject(Takes(1), artifact, **changes), "fake": make_subject(Fake(), artifact, **changes)}
+
+    return made
+
+
+def test_the_fastest_rival_is_timed_once_for_all_jobs(rivals: Callable[..., dict[str, Subject]], tmp_path: Path) -> None:
+    trial = Counts()
+    for _ in range(3):
+        subjects = rivals()
+        assert fastest_known(subjects, trial, tmp_path) is subjects["fake"]
+        assert trial.timed == 1 and not measuring_children()
+    (file,) = (tmp_path / "fastest").iterdir()
+    assert json.loads(file.read_text()) == {"fake": 9, "takes": 10}
+
+
+def test_another_batch_size_thread_count_or_file_is_timed_again(
+    rivals: Callable[..., dict[str, Subject]], make_artifact: Callable[..., Artifact], make_subject: MakeSubject, tmp_path: Path
+) -> None:
+    trial = Counts()
+    other = make_artifact("other")
+    threads = rivals()
+    for subject in threads.values():
+        subject.threads = 2
+    cases = [rivals(), rivals(batch=8), threads, {name: make_subject(s.engine, other) for name, s in rivals().items()}]
+    for count, subjects in enumerate([*cases, *cases], 1):
+        assert fastest_known(subjects, trial, tmp_path) is subjects["fake"]
+        assert trial.timed == min(count, len(cases))
+
+
+def test_one_rival_alone_is_not_timed(make_subject: MakeSubject, tmp_path: Path) -> None:
+    subject = make_subject(Fails("leave"))
+    assert fastest_known({"only": subject}, Gives(), tmp_path) is subject
+    assert not list(tmp_path.glob("fastest"))
+
+
+def test_the_measured_times_decide_which_rival_is_the_fastest(make_subject: MakeSubject, tmp_path: Path) -> None:
+    subjects = {"slow": make_subject(Takes(4)), "crashes": make_subject(Fails("leave")), "quick": make_subject(TakesToo(1))}
+    assert fastest_known(subjects, QUICK, tmp_path) is subjects["quick"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DictConfig:
+    """A job that compares all images and times nothing but its candidates."""
+    trial = {"_target_": "qexp.measure.latency.Latency", **TRIAL}
+    parity = {"_target_": "qexp.measure.parity.Parity", "images": 50, "least_agreement": 0.99, "batch_size": 16}
+    measures = {"parity": parity, "accuracy": None, "timeout_s": 60, "memory_mb": None}
+    return OmegaConf.create({
+        "outputs": str(tmp_path), "engine": {"trial": trial, "candidates": {}}, "rivals": target("Fake"), "measure": measures,
+    })  # fmt: skip
+
+
+@pytest.fixture
+def on_graph(make_artifact: Callable[..., Artifact], make_subject: MakeSubject) -> Callable[[Engine], Subject]:
+    """A subject on one quantised graph; what `Fake` says of it is true if `Fake` is the baseline's engine."""
+    artifact = make_artifact("graph", layers=QUANTIZED)
+    return lambda engine: make_subject(engine, artifact)
+
+
+def test_a_candidate_that_disagrees_with_its_graph_is_passed_over(
+    config: DictConfig, on_graph: Callable[[Engine], Subject], make_subject: MakeSubject, tests_of: Any
+) -> None:
+    subjects = {"liar": on_graph(Says(3)), "slow": on_graph(Takes(4)), "honest": on_graph(TakesToo(2))}
+    notes = {"candidate missing": "left out: it is not installed"}
+    outcome = measure(config, subjects, make_subject(Fake()), {}, tests_of(subjects["liar"].artifact), notes)
+    assert outcome.subject is subjects["honest"]
+    found = {m.name: m.value for m in outcome.measurements}
+    assert list(found) == ["parity_agreement", "parity_max_error", "candidate_liar_ms", "candidate_honest_ms", "candidate_slow_ms"]
+    assert found["parity_agreement"] == 1 and found["candidate_honest_ms"] == pytest.approx(2, rel=0.05)
+    assert set(outcome.notes) == {"candidate missing", "candidate liar"}
+    assert outcome.notes["candidate liar"].startswith("left out: says does not compute what the graph says: of 50 images 0.0% get")
+    assert not measuring_children()
+
+
+def test_if_all_disagree_with_their_graph_that_is_the_end(
+    config: DictConfig, on_graph: Callable[[Engine], Subject], make_subject: MakeSubject, tests_of: Any
+) -> None:
+    subjects = {"liar": on_graph(Says(3)), "other": on_graph(Says(4))}
+    notes: dict[str, str] = {}
+    with pytest.raises(Disagrees, match="0.0% get"):
+        measure(config, subjects, make_subject(Fake()), {}, tests_of(subjects["liar"].artifact), notes)
+    assert len(notes) == 1 and not measuring_children()
+
+
+def test_one_engine_alone_is_measured_without_a_trial_beside_one_rival(
+    config: DictConfig, on_graph: Callable[[Engine], Subject], make_subject: MakeSubject, tests_of: Any
+) -> None:
+    config.engine = target("TakesToo", ms=2)
+    config.measure = {"latency": {"_target_": "qexp.measure.latency.Latency", **TRIAL}, "timeout_s": 60, "memory_mb": None}
+    subject, rival = on_graph(TakesToo(2)), make_subject(Takes(6))
+    outcome = measure(config, {"takes_too": subject}, make_subject(Fake()), {"takes": rival}, tests_of(subject.artifact), {})
+    found = {m.name: m.value for m in outcome.measurements}
+    assert found["speedup_vs_best_fp32"] == pytest.approx(3, rel=0.05)
+    assert not [name for name in found if name.startswith(("candidate", "parity"))]
+    assert outcome.notes == {"speedup_vs_best_fp32": "the fastest fp32 engine here was takes"}

@@ -1,0 +1,76 @@
+"""Half precision: batch norms are folded in fp32, then everything is rounded once; engines say in which format."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from qexp.data.random import RandomData
+from qexp.method.base import make_artifact
+from qexp.method.half import Half
+from qexp.method.none import NoCompression
+from qexp.model.resnet import ResNet
+from qexp.types import UserError, Wants
+
+SOURCE = {"model": "small", "weights": "random"}
+WANTS = Wants(half=("bfloat16", "float16"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_are_the_folded_ones_rounded_once(dtype: torch.dtype, pretend_data: RandomData, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    convolution, norm, linear = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Linear(4 * 14 * 14, 10)
+    network = nn.Sequential(convolution, norm, nn.ReLU(), nn.Flatten(), linear)
+    network(torch.randn(32, 3, 16, 16) * 3 + 1)
+    network.eval()
+    assert norm.running_var is not None and norm.running_mean is not None
+    method = Half(dtype=str(dtype).removeprefix("torch."))
+    artifact = make_artifact(method, network, pretend_data, WANTS, SOURCE, tmp_path)
+    values = torch.export.load(artifact.folder / artifact.graph).state_dict.values()
+
+    with torch.no_grad():
+        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        expected = {
+            (4, 3, 3, 3): convolution.weight.double() * scale[:, None, None, None],
+            (4,): norm.bias.double() - norm.running_mean.double() * scale,
+            (10, 4 * 14 * 14): linear.weight.double(),
+            (10,): linear.bias.double(),
+        }
+    assert {tuple(value.shape) for value in values} == set(expected) and {value.dtype for value in values} == {dtype}
+    digits = {torch.bfloat16: 8, torch.float16: 11}[dtype]
+    for value in values:
+        exact = expected[tuple(value.shape)]
+        smallest = 2.0**-14  # below it float16 has fewer digits
+        assert ((value.double() - exact).abs() <= 1.01 * 2.0**-digits * exact.abs().clamp(min=smallest)).all()
+
+
+def test_the_network_itself_is_not_changed(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    before = copy.deepcopy(network.state_dict())
+    make_artifact(Half(), network, pretend_data, WANTS, SOURCE, tmp_path)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_file_is_about_half_as_large(pretend_data: RandomData, tmp_path: Path) -> None:
+    wide = ResNet([1, 1], [64, 128], num_classes=10).eval()
+    half, full = (make_artifact(method, wide, pretend_data, WANTS, SOURCE, tmp_path) for method in (Half(), NoCompression()))
+    sizes = [(artifact.folder / artifact.graph).stat().st_size for artifact in (half, full)]
+    assert 0.48 < sizes[0] / sizes[1] < 0.55
+    weights = sum(p.numel() for p in wide.parameters() if p.ndim > 1)
+    assert half.packed_bytes == 2 * weights + 4 * (full.parameters - weights)
+
+
+@pytest.mark.parametrize(
+    ("wants", "dtype", "chosen"),
+    [(WANTS, "auto", "bfloat16"), (WANTS, "float16", "float16"), (Wants(half=("float16", "bfloat16")), "auto", "float16")],
+)
+def test_auto_takes_the_format_that_the_engine_favours(wants: Wants, dtype: str, chosen: str) -> None:
+    assert Half(dtype=dtype).settle(wants).half == (chosen,)
+
+
+def test_an_unknown_format_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="no half precision 'bfloat'. did you mean 'bfloat16'"):
+        Half(dtype="bfloat")
