@@ -11,7 +11,7 @@ from qexp.types import Artifact, UserError, Wants
 
 
 class ExecuTorch(Engine):
-    """A program is made for one batch size."""
+    """A program is made for one batch size. In half precision XNNPACK keeps the weights of convolutions in fp32 in the file."""
 
     name = "executorch"
     wants = Wants(activation="int8", half=("float16",))
