@@ -12,8 +12,8 @@ from compress import compress, planned_params
 from qexp.cli import command
 from qexp.engine.base import Engine
 from qexp.files import check_digests
-from qexp.measure.base import Limits, Subject, TestSet
-from qexp.runs import Outcome, accepted_by, engines_of, measure, run_job
+from qexp.measure.base import Subject, TestSet
+from qexp.runs import Outcome, accepted_by, engines_of, limits_of, measure, run_job
 from qexp.types import Artifact, Unsupported
 
 OF_A_NETWORK = ("model", "data", "method", "bits", "recipe", "trainer", "checkpoint", "train_missing", "init", "force")
@@ -24,11 +24,11 @@ def benchmark(config: DictConfig) -> Outcome:
     artifact = Artifact.read(Path(config.artifact))
     check_digests(artifact.folder, artifact.files)
 
-    def subject(artifact: Artifact, engine: Engine) -> Subject:
+    def subject(artifact: Artifact, engine: Engine, standing: bool = False) -> Subject:
         if not (engine.wants.reads(artifact.form) or engine.runs_simulated and artifact.form.formats == ("pt2",)):
             raise Unsupported(f"{engine.name} does not run {artifact.folder.name}, which was made for other kernels; compress for it")
-        limits = Limits(config.measure.timeout_s, config.measure.memory_mb)
-        return Subject(engine.lower(artifact, config.batch_size, config.threads), engine, config.batch_size, config.threads, limits)
+        artifact = engine.lower(artifact, config.batch_size, config.threads)
+        return Subject(artifact, engine, config.batch_size, config.threads, limits_of(config), standing)
 
     notes: dict[str, str] = {}
     subjects = accepted_by(engines_of(config.engine), lambda engine: subject(artifact, engine), notes)
@@ -38,7 +38,8 @@ def benchmark(config: DictConfig) -> Outcome:
         return measure(config, subjects, None, {}, tests, notes)
     fp32 = Artifact.read(folder)
     rivals = accepted_by(engines_of(config.rivals), lambda engine: subject(fp32, engine), {})
-    return measure(config, subjects, subject(fp32, instantiate(config.baseline.engine)), rivals, tests, notes)
+    baseline = subject(fp32, instantiate(config.baseline.engine), standing=True)
+    return measure(config, subjects, baseline, rivals, tests, notes)
 
 
 @command("benchmark")

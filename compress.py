@@ -16,11 +16,11 @@ from qexp.cli import command, same_choices
 from qexp.data.base import ImageData, open_data
 from qexp.engine.base import Engine
 from qexp.files import file_digest
-from qexp.measure.base import Limits, Subject, TestSet
+from qexp.measure.base import Subject, TestSet
 from qexp.method.base import Method, make_artifact
 from qexp.model.base import build_network, load_weights, read_weights
 from qexp.model.baseline import Baseline, find_baseline
-from qexp.runs import Outcome, accepted_by, engines_of, measure, run_job
+from qexp.runs import Outcome, accepted_by, engines_of, limits_of, measure, run_job
 from qexp.types import UserError, digest
 from train import train_baseline
 
@@ -32,20 +32,21 @@ def compress(config: DictConfig) -> Outcome:
     _, subject = prepare(config)
     notes: dict[str, str] = {}
     subjects = accepted_by(engines_of(config.engine), lambda engine: subject(method, engine), notes)
-    baseline = subject(fp32, instantiate(config.baseline.engine))
+    baseline = subject(fp32, instantiate(config.baseline.engine), standing=True)
     rivals = accepted_by(engines_of(config.rivals), lambda engine: subject(fp32, engine), {})
     return measure(config, subjects, baseline, rivals, TestSet.of(baseline.artifact, Path(config.outputs) / "cache"), notes)
 
 
-def prepare(config: DictConfig) -> tuple[ImageData, Callable[[Method, Engine], Subject]]:
+def prepare(config: DictConfig) -> tuple[ImageData, Callable[..., Subject]]:
     """The data, and a function that compresses the trained network by a method and hands it to an engine."""
     data = open_data(config)
     network, source = trained_network(config, data)
-    limits = Limits(config.measure.timeout_s, config.measure.memory_mb)
+    limits = limits_of(config)
 
-    def subject(method: Method, engine: Engine) -> Subject:
+    def subject(method: Method, engine: Engine, standing: bool = False) -> Subject:
         artifact = make_artifact(method, network, data, engine.wants, source, Path(config.outputs) / "artifacts")
-        return Subject(engine.lower(artifact, config.batch_size, config.threads), engine, config.batch_size, config.threads, limits)
+        artifact = engine.lower(artifact, config.batch_size, config.threads)
+        return Subject(artifact, engine, config.batch_size, config.threads, limits, standing)
 
     return data, subject
 

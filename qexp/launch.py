@@ -24,20 +24,22 @@ class ChildFailed(Exception):
 
 
 class Child:
-    """`python -m MODULE`, which answers each line of JSON on its standard input with one on its standard output.
+    """`python -m MODULE [ARGUMENT]`, which answers each line of JSON on its standard input with one on its standard output.
 
-    threads: of OpenMP and MKL; timeout_s: seconds for one answer; memory_mb: resident memory in MB, None for no limit.
+    argument: given to the module as JSON; threads: of OpenMP and MKL; timeout_s: seconds for one answer; memory_mb: resident
+    memory in MB, None for no limit.
     After a limit was passed the child is gone; after an error that it reported itself it can be asked again.
     """
 
-    def __init__(self, module: str, threads: int, timeout_s: float, memory_mb: float | None):
+    def __init__(self, module: str, argument: Any, threads: int, timeout_s: float, memory_mb: float | None):
         self.timeout_s, self.memory_mb = timeout_s, memory_mb
+        self.holds: object = None  # for whoever asks: what the child was last told to load
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
         path = os.pathsep.join([str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment,
-            process_group=0,
+            [sys.executable, "-m", module, json.dumps(argument)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+            env=environment, process_group=0,
         )  # fmt: skip
 
     def __enter__(self) -> Child:
@@ -46,23 +48,22 @@ class Child:
     def __exit__(self, *error: object) -> None:
         self.stop()
 
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """The child's answer. Errors: ChildFailed."""
-        self.tell(command, **arguments)
-        return self.answer(command)
-
-    def tell(self, command: str, **arguments: Any) -> None:
-        """Ask without waiting; `answer` must come before the next question. Errors: ChildFailed."""
         assert self.process.stdin
         try:
             self.process.stdin.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
             self.process.stdin.flush()
+            answer = json.loads(self._read_line(command))
         except BrokenPipeError:
             raise self._ended() from None
-
-    def answer(self, command: str) -> dict[str, Any]:
-        """What the child says to the question `command` that it was told. Errors: ChildFailed."""
-        answer = json.loads(self._read_line(command))
+        except KeyboardInterrupt:
+            self.stop()  # its answer would be taken for that to the next question
+            raise
         if "error" in answer:
             raise ChildFailed(answer["error"])
         return answer

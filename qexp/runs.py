@@ -22,7 +22,7 @@ from qexp.engine.base import Engine
 from qexp.errors import explain
 from qexp.files import write_json
 from qexp.launch import ChildFailed
-from qexp.measure.base import Bench, Disagrees, Subject, TestSet, Turns, ranking, run_measures
+from qexp.measure.base import Bench, Disagrees, Limits, Subject, TestSet, Turns, ranking, run_measures, standing_child
 from qexp.measure.machine import environment, physical_cores
 from qexp.tracking.store import read_records, write_record
 from qexp.types import Measurement, Record, Unsupported, UserError, command_line, digest
@@ -76,6 +76,8 @@ def measure(
     fastest of `rivals`, and on the test set, where there are these."""
     cache = Path(config.outputs) / "cache"
     rival = fastest_known(rivals, instantiate(config.rivals.get("trial")), cache) if rivals else None
+    if rival:
+        rival.standing = True
     ranked = ranking(subjects, instantiate(config.engine.trial), notes) if len(subjects) > 1 else {}
     measures = {name: instantiate(node) for name, node in config.measure.items() if isinstance(node, DictConfig)}
     candidates = [Measurement(f"candidate_{name}_ms", ms, "ms") for name, ms in ranked.items()]
@@ -119,6 +121,8 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], job: Callabl
     outcome, status, reason = None, "finished", ""
     try:
         check_counts(config)
+        # What every run is compared with imports its engine, which takes seconds, while the artifact is made.
+        standing_child(instantiate(config.baseline.engine), config.threads, limits_of(config))
         outcome = job(config)
     except Unsupported as refusal:
         status, reason = "unsupported", str(refusal)
@@ -134,6 +138,10 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], job: Callabl
     except Exception as error:  # the record on disk is the result; the view of it must not cost the other jobs theirs
         print(f"  MLflow did not take this run ({error}); its record is in {folder}", file=sys.stderr, flush=True)
     print(f"  {status} in {time.perf_counter() - began:.0f} s{f': {reason}' if reason else ''}", flush=True)
+
+
+def limits_of(config: DictConfig) -> Limits:
+    return Limits(config.measure.timeout_s, config.measure.memory_mb)
 
 
 def check_counts(config: DictConfig) -> None:

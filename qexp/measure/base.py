@@ -11,7 +11,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,30 +58,37 @@ class Limits:
 
 
 class Subject:
-    """An artifact on an engine, loaded in a child process when first asked for. batch: images per call."""
+    """An artifact on an engine, loaded in a child process when first asked for. batch: images per call; standing: whether its
+    child is that of the last such subject on the same engine, if it lives, instead of a fresh one."""
 
-    def __init__(self, artifact: Artifact, engine: Engine, batch: int, threads: int, limits: Limits):
+    def __init__(self, artifact: Artifact, engine: Engine, batch: int, threads: int, limits: Limits, standing: bool = False):
         self.artifact, self.engine, self.batch, self.threads, self.limits = artifact, engine, batch, threads, limits
+        self.standing = standing
+
+    def beside(self, artifact: Artifact) -> Subject:
+        """Another artifact on the same engine; in a standing child the two take turns."""
+        return Subject(artifact, self.engine, self.batch, self.threads, self.limits, self.standing)
 
     @cached_property
     def importing(self) -> Child:
         """A child that has begun to import its engine, which takes seconds and may overlap with others' imports."""
-        child = Child("qexp.measure.child", self.threads, self.limits.timeout_s, self.limits.memory_mb)
-        engine = type(self.engine)
-        child.tell("imports", target=f"{engine.__module__}.{engine.__qualname__}", options=engine_options(self.engine))
-        return child
+        return (standing_child if self.standing else new_child)(self.engine, self.threads, self.limits)
 
     @cached_property
     def child(self) -> Child:
         """The child when it has imported its engine."""
-        self.importing.answer("imports")
+        self.importing.ask("ready")
         return self.importing
 
-    @cached_property
+    @property
     def start(self) -> dict[str, Any]:
         """load_ms, first_call_ms, memory_mb and device_memory_mb (None where there is none, or the system cannot tell)."""
-        shape = [self.batch, *self.artifact.data.input_shape]
-        return self.child.ask("start", file=str(self.file), threads=self.threads, shape=shape)
+        if self.child.holds is not self:
+            shape = [self.batch, *self.artifact.data.input_shape]
+            self.child.holds = None
+            self.started = self.child.ask("start", file=str(self.file), threads=self.threads, shape=shape)
+            self.child.holds = self
+        return self.started
 
     @property
     def file(self) -> Path:
@@ -115,11 +122,36 @@ class Subject:
             return stored["logits"], float(stored["seconds"])
 
     def close(self) -> None:
-        """End the child; the next question starts a new one."""
-        if "importing" in self.__dict__:
-            self.importing.stop()
-        for state in ("importing", "child", "start"):
-            self.__dict__.pop(state, None)
+        """End the child, or have a standing one give the network's memory back; the next question starts or loads anew."""
+        child: Child | None = self.__dict__.pop("importing", None)
+        self.__dict__.pop("child", None)
+        if child is None:
+            return
+        if not self.standing:
+            child.stop()
+        elif child.alive and child.holds is self:
+            child.holds = None
+            with contextlib.suppress(ChildFailed):
+                child.ask("unload")
+
+
+def new_child(engine: Engine, threads: int, limits: Limits) -> Child:
+    target = {"target": f"{type(engine).__module__}.{type(engine).__qualname__}", "options": engine_options(engine)}
+    return Child("qexp.measure.child", target, threads, limits.timeout_s, limits.memory_mb)
+
+
+def standing_child(engine: Engine, threads: int, limits: Limits) -> Child:
+    """A child with this engine that this process keeps for the runs to come; it ends with this process."""
+    child = _kept_child(type(engine), json.dumps(engine_options(engine)), threads, limits)
+    if not child.alive:
+        _kept_child.cache_clear()
+        child = _kept_child(type(engine), json.dumps(engine_options(engine)), threads, limits)
+    return child
+
+
+@lru_cache(maxsize=2)
+def _kept_child(engine: type[Engine], options: str, threads: int, limits: Limits) -> Child:
+    return new_child(engine(**json.loads(options)), threads, limits)
 
 
 @dataclass

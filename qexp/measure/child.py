@@ -20,17 +20,22 @@ STATUS = Path("/proc/self/status")
 
 
 class Session:
-    """State between questions; each public method answers one."""
+    """State between questions; each public method answers one. target, options: the engine, which is made here and imports its
+    libraries."""
 
-    def imports(self, target: str, options: dict[str, Any]) -> dict[str, Any]:
-        """Make the engine and import its libraries."""
+    def __init__(self, target: str, options: dict[str, Any]):
         module, _, name = target.rpartition(".")
         self.engine = getattr(importlib.import_module(module), name)(**options)
         self.engine.import_libraries()
+        self.run: Any = None  # the network
+
+    def ready(self) -> dict[str, Any]:
+        """The engine is imported."""
         return {}
 
     def start(self, file: str, threads: int, shape: list[int]) -> dict[str, Any]:
         """Load, call once and a few times more: milliseconds of each, and the memory peak above the import, in MB."""
+        self.run = None
         self.x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         before = _reset_peak()
         load_ms, self.run = _timed(self.engine.load, Path(file), threads)
@@ -50,6 +55,11 @@ class Session:
             self.run(self.x)
             samples.append((time.perf_counter_ns() - start) / 1e6)
         return {"samples": samples}
+
+    def unload(self) -> dict[str, Any]:
+        """Give the network's memory back."""
+        self.run = None
+        return {}
 
     def operators(self) -> dict[str, Any]:
         return {"profile": self.engine.operators(self.run, self.x)}
@@ -96,17 +106,24 @@ def main() -> None:
     # Libraries print to standard output; the answers go to a private copy of it.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    session = Session()
+    answer, session = _told(Session, **json.loads(sys.argv[1]))
     for line in sys.stdin:
-        question = json.loads(line)
-        try:
-            answer = getattr(session, question.pop("command"))(**question)
-        except MemoryError:
-            answer = {"error": "out of memory: an allocation was refused"}
-        except Exception as error:
-            traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
+        if session is not None:
+            question = json.loads(line)
+            answer, _ = _told(getattr(session, question.pop("command")), **question)
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def _told(function: Any, **arguments: Any) -> tuple[dict[str, Any], Any]:
+    """What to answer, an error as its message; and what the function returned."""
+    try:
+        result = function(**arguments)
+        return result if isinstance(result, dict) else {}, result
+    except MemoryError:
+        return {"error": "out of memory: an allocation was refused"}, None
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {str(error)[:500]}"}, None
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Parity(Measure):
         subject, baseline = bench.subject, bench.baseline
         if baseline is None or not subject.artifact.has_qdq:
             return baseline
-        return Subject(subject.artifact, baseline.engine, subject.batch, subject.threads, subject.limits)
+        return baseline.beside(subject.artifact)
 
 
 def compare(logits: np.ndarray, expected: np.ndarray) -> tuple[float, float]:

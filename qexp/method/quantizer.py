@@ -18,7 +18,6 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
-from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import QuantizationConfig, X86InductorQuantizer
 
 aten = torch.ops.aten
 
@@ -40,6 +39,8 @@ def placement(name: str, activation: QuantizationSpec, weight: QuantizationSpec,
     """The quantizer of the placement `name` with one spec for activations and one for weights."""
     if name == "fused":
         return FusedPlacement(activation, weight, fuse_activation)
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import QuantizationConfig, X86InductorQuantizer  # takes seconds
+
     return X86InductorQuantizer().set_global(QuantizationConfig(activation, activation, weight, bias=None))
 
 

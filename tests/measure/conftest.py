@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from qexp.engine.base import Engine
 from qexp.files import file_digest, write_json
+from qexp.launch import Child
 from qexp.measure import base
 from qexp.measure.base import Bench, Limits, Subject, TestSet
 from qexp.types import Artifact, DataSpec, Layer, Wants
@@ -48,6 +51,21 @@ def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "HOST_LOCK", tmp_path / "measure.lock")
 
 
+@pytest.fixture(autouse=True)
+def no_standing_child_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    made: list[Child] = []
+
+    @lru_cache(maxsize=2)
+    def kept(engine: type[Engine], options: str, threads: int, limits: Limits) -> Child:
+        made.append(base.new_child(engine(**json.loads(options)), threads, limits))
+        return made[-1]
+
+    monkeypatch.setattr(base, "_kept_child", kept)
+    yield
+    for child in made:
+        child.stop()
+
+
 @pytest.fixture
 def make_artifact(tmp_path: Path) -> Callable[..., Artifact]:
     """An artifact for the fake engines; `key` names it, `weights`[C,K] are in its file, other values are changed as asked."""
@@ -73,9 +91,10 @@ def make_subject(make_artifact: Callable[..., Artifact]) -> Iterator[Callable[..
     """An engine on an artifact of its own, or on the one given, in a child that ends with the test."""
     made: list[Subject] = []
 
-    def make(engine: Engine, artifact: Artifact | None = None, batch: int = 2, **limits: float) -> Subject:
+    def make(engine: Engine, artifact: Artifact | None = None, batch: int = 2, standing: bool = False, **limits: float) -> Subject:
         artifact = artifact or make_artifact(f"artifact{len(made)}")
-        made.append(Subject(artifact, engine, batch, 1, Limits(**{"timeout_s": 120, "memory_mb": None, **limits})))  # type: ignore[arg-type]
+        within = Limits(**{"timeout_s": 120, "memory_mb": None, **limits})  # type: ignore[arg-type]
+        made.append(Subject(artifact, engine, batch, 1, within, standing))
         return made[-1]
 
     yield make

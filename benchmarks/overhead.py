@@ -1,0 +1,52 @@
+"""What a run costs beside its timed windows and its passes over images: starting children, loading, records, tracking.
+
+    uv run python benchmarks/overhead.py -m model=resnet34 method=none,static engine=onnxruntime data=folder data.root=FOLDER
+
+Takes the options of compress.py and runs them twice, so that the second time no artifact has to be made and no logits are missing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from common import ROOT
+
+import compress
+from qexp.launch import Child
+from qexp.runs import run_job
+
+COUNTED = {"window": "windows", "predict": "passes over images"}
+
+
+def main() -> None:
+    spent: Counter[str] = Counter()
+    ask = Child.ask
+
+    def timed_ask(self: Child, command: str, **arguments: Any) -> dict[str, Any]:
+        began = time.perf_counter()
+        try:
+            return ask(self, command, **arguments)
+        finally:
+            spent[COUNTED.get(command, f"waiting for {command!r}")] += time.perf_counter() - began
+
+    def timed_job(*arguments: Any) -> None:
+        spent.clear()
+        began = time.perf_counter()
+        run_job(*arguments)
+        total = time.perf_counter() - began
+        overhead = total - spent["windows"] - spent["passes over images"]
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(spent.items()))
+        print(f"  overhead {overhead:.1f} s of {total:.1f} s ({parts})", flush=True)
+
+    Child.ask, compress.run_job = timed_ask, timed_job  # type: ignore[method-assign, assignment]
+    compress.main()
+
+
+if __name__ == "__main__":
+    subprocess.run([sys.executable, str(ROOT / "compress.py"), *sys.argv[1:]], check=True, stdout=subprocess.DEVNULL, cwd=Path.cwd())
+    main()

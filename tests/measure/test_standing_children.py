@@ -1,0 +1,80 @@
+"""What runs are compared with keeps its child from run to run, and still never answers for another network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qexp.launch import Child, ChildFailed
+from qexp.measure.base import Limits, Subject, TestSet, new_child
+from qexp.types import Artifact
+from tests.measure.conftest import measuring_children
+from tests.measure.fake_engines import Fails, Fake, Scores
+
+MakeSubject = Callable[..., Subject]
+
+
+def test_the_next_run_finds_the_child_of_the_last(make_subject: MakeSubject) -> None:
+    first = make_subject(Fake(), standing=True)
+    assert first.window(3, 0)
+    pid = first.child.process.pid
+    first.close()
+    assert measuring_children() == {pid}
+    second = make_subject(Fake(), standing=True)
+    assert second.window(3, 0) and second.child.process.pid == pid
+
+
+def test_another_engine_or_other_options_have_a_child_of_their_own(make_subject: MakeSubject) -> None:
+    subjects = [make_subject(engine, standing=True) for engine in (Fake(), Scores(), Scores(sign=-1))]
+    assert len({subject.child.process.pid for subject in subjects}) == 3
+
+
+def test_a_measured_subject_never_has_a_standing_child(make_subject: MakeSubject) -> None:
+    standing, fresh = make_subject(Fake(), standing=True), make_subject(Fake())
+    assert standing.child.process.pid != fresh.child.process.pid
+
+
+def test_two_networks_in_one_child_answer_for_themselves(
+    make_subject: MakeSubject, make_artifact: Callable[..., Artifact], tests_of: Callable[[Artifact], TestSet],
+    colours: np.ndarray, weights: list[np.ndarray], tmp_path: Path,
+) -> None:  # fmt: skip
+    artifacts = [make_artifact(f"of{i}", w) for i, w in enumerate(weights)]
+    one = make_subject(Scores(), artifacts[0], standing=True)
+    other = one.beside(artifacts[1])
+    assert one.child is other.child
+    tests = tests_of(artifacts[0])
+    for turn, (subject, own) in enumerate(((one, weights[0]), (other, weights[1]), (one, weights[0]))):
+        logits, _ = subject.logits(tests, 10, tmp_path / f"turn{turn}")  # a cache of its own: nothing is read from disk
+        np.testing.assert_allclose(logits, colours @ own, atol=1e-5)
+
+
+def test_a_standing_child_that_died_is_replaced(make_subject: MakeSubject) -> None:
+    subject = make_subject(Fake(), standing=True)
+    _ = subject.start
+    subject.child.process.kill()
+    with pytest.raises(ChildFailed, match="SIGKILL"):
+        subject.window(1, 0)
+    subject.close()
+    assert make_subject(Fake(), standing=True).window(3, 0)
+
+
+def test_one_that_failed_to_load_is_asked_again(make_subject: MakeSubject) -> None:
+    with pytest.raises(ChildFailed, match="wrong colour"):
+        make_subject(Fails("error"), standing=True).window(1, 0)
+    with pytest.raises(ChildFailed, match="wrong colour"):
+        make_subject(Fails("error"), standing=True).window(1, 0)
+
+
+def test_a_child_whose_question_was_interrupted_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = new_child(Fake(), 1, Limits(60, None))
+
+    def interrupted(self: Child, command: str) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Child, "_read_line", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        child.ask("ready")
+    assert not child.alive
