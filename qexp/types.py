@@ -149,7 +149,7 @@ class Artifact:
     graph: str
     model: str
     method: str
-    bits: int
+    bits: int | str
     label: str
     data: DataSpec
     layers: tuple[Layer, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qexp import onnx_file
 from qexp.data.base import ImageData
 from qexp.files import building, check_digests, code_digest, file_digest, write_json
+from qexp.method.bits import BitWidths
 from qexp.types import Artifact, Layer, Unsupported, UserError, Wants, digest, versions
 
 # torchao registers an enum in a way that torch 2.15 calls deprecated, and torch says so at each import.
@@ -26,6 +28,7 @@ logging.getLogger("torch.utils._pytree").addFilter(lambda record: "KernelPrefere
 PACKAGES = ("torch", "torchao", "onnx", "onnxscript")
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 ANY = Wants(placement="", activation="")  # form of a graph without quantize/dequantize pairs, the same for all engines
+PLAIN = (int, float, str, bool, type(None), dict)  # options of a method
 BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
@@ -48,15 +51,14 @@ class Method(ABC):
     supported_bits: tuple[int, ...] = (8,)
 
     def __init__(self, bits: int | str = "auto", torchscript: Method | None = None):
-        self.bits = self._check_bits(bits)
+        self.bits: int | str = self._check_bits(bits)
         self.torchscript = torchscript
 
-    def _check_bits(self, bits: int | str) -> int:
+    def _check_bits(self, bits: int | str) -> int | str:
         if bits == "auto":
             return self.supported_bits[0]
-        if not isinstance(bits, int) or not 2 <= bits <= 32:
-            raise UserError(f"bits={bits} is out of range; give auto or a number of bits from 2 to 32.")
-        return bits
+        widths = BitWidths.parse(bits)
+        return widths.weight if widths.weight == widths.activation else f"w{widths.weight}a{widths.activation}"
 
     def label(self, wants: Wants) -> str:
         """How tables name the artifact for settled `wants`, e.g. `static int8`."""
@@ -96,7 +98,7 @@ def make_artifact(method: Method, network: nn.Module, data: ImageData, wants: Wa
     chosen = counterpart(method, wants)
     settled = chosen.settle(wants)
     reference = _folder_name("none", 32, ANY, source, data, {})
-    options = {k: v for k, v in vars(chosen).items() if isinstance(v, (int, float, str, bool, type(None)))}
+    options = {name: value for name, value in vars(chosen).items() if isinstance(value, PLAIN)}
     plain = chosen.name == "none" and settled == ANY
     name = reference if plain else _folder_name(chosen.name, chosen.bits, settled, source, data, options)
     root.mkdir(parents=True, exist_ok=True)
@@ -108,12 +110,13 @@ def make_artifact(method: Method, network: nn.Module, data: ImageData, wants: Wa
     return Artifact.read(root / name)
 
 
-def _folder_name(method: str, bits: int, wants: Wants, source: dict[str, Any], data: ImageData, options: dict[str, Any]) -> str:
+def _folder_name(method: str, bits: int | str, wants: Wants, source: dict[str, Any], data: ImageData, options: dict[str, Any]) -> str:
     key = digest([
         method, bits, repr(wants), options, source, data.spec.to_json(), data.calibration_images,
         code_digest(Path(__file__).parent, Path(onnx_file.__file__)), torch.__version__,
     ])  # fmt: skip
-    return f"{source['model']}-{method}-{bits}bit-{wants.formats[0]}-{key[:10]}".replace("/", "_")
+    width = f"{bits}bit" if isinstance(bits, int) else bits
+    return f"{source['model']}-{method}-{width}-{wants.formats[0]}-{key[:10]}".replace("/", "_")
 
 
 def _write(method: Method, network: nn.Module, data: ImageData, wants: Wants, source: dict[str, Any], target: Path, reference: str) -> None:
@@ -179,6 +182,23 @@ def export(network: nn.Module, data: ImageData) -> ExportedProgram:
         raise UserError(f"torch.export cannot trace {type(network).__name__}: {str(error)[:600]}") from error
 
 
+def fold_batch_norms(graph: Any) -> GraphModule:
+    """An exported graph with its batch norms folded into the convolutions before them, in fp32."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import Quantizer
+
+    class Nothing(Quantizer):
+        """Quantises nothing: what is left of the flow is the folding."""
+
+        def annotate(self, model: GraphModule) -> GraphModule:
+            return model
+
+        def validate(self, model: GraphModule) -> None:
+            """Nothing was annotated."""
+
+    return convert_pt2e(prepare_pt2e(graph, Nothing()))
+
+
 def save_graph(program: ExportedProgram, file: Path) -> None:
     """Write a `.pt2` without the debug information (source lines and module paths) that would dwarf a small network."""
     for module in program.graph_module.modules():
@@ -187,7 +207,13 @@ def save_graph(program: ExportedProgram, file: Path) -> None:
                 for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):
                     node.meta.pop(key, None)
     program.example_inputs = None
-    torch.export.save(program, file)
+    whole = file.with_name(f".{file.name}")
+    torch.export.save(program, whole)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(file, "w") as compressed:
+        for entry in archive.infolist():  # the text of the graph, which would be larger than a small network's weights
+            text = entry.filename.endswith(".json")
+            compressed.writestr(entry, archive.read(entry), zipfile.ZIP_DEFLATED if text else zipfile.ZIP_STORED)
+    whole.unlink()
 
 
 def with_formats(layers: tuple[Layer, ...], formats: dict[str, tuple[str, str]]) -> tuple[Layer, ...]:

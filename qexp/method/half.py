@@ -9,12 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import Quantizer
 
 from qexp.data.base import ImageData
-from qexp.method.base import Compressed, Method, export, layer_table, save_graph, with_formats
+from qexp.method.base import Compressed, Method, export, fold_batch_norms, layer_table, save_graph, with_formats
 from qexp.types import Unsupported, UserError, Wants, nearest
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,20 +42,10 @@ class Half(Method):
 
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
         (dtype,) = wants.half
-        folded = convert_pt2e(prepare_pt2e(export(network, data).module(), _Nothing()))
+        folded = fold_batch_norms(export(network, data).module())
         save_graph(export(_InHalf(folded, DTYPES[dtype]), data), folder / "model.pt2")
         layers = layer_table(network, data)
         return Compressed("model.pt2", with_formats(layers, {layer.name: (dtype, dtype) for layer in layers}))
-
-
-class _Nothing(Quantizer):
-    """Quantises nothing: what is left of the flow folds batch norms into convolutions, in fp32."""
-
-    def annotate(self, model: GraphModule) -> GraphModule:
-        return model
-
-    def validate(self, model: GraphModule) -> None:
-        """Nothing was annotated."""
 
 
 class _InHalf(nn.Module):

@@ -8,6 +8,9 @@ own for Inductor's kernels, which add in floating point.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import (
@@ -33,25 +36,47 @@ SCALE_KEEPING = {
     aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.flatten.using_ints,
     aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.dropout.default, aten.cat.default,
 }  # fmt: skip
+# Of a training graph; conversion folds it into the convolution before it.
+BATCH_NORM = {aten.batch_norm.default}
 
 
-def placement(name: str, activation: QuantizationSpec, weight: QuantizationSpec, fuse_activation: bool) -> Quantizer:
-    """The quantizer of the placement `name` with one spec for activations and one for weights."""
-    if name == "fused":
-        return FusedPlacement(activation, weight, fuse_activation)
+@dataclass(frozen=True)
+class LayerSpec:
+    """Of a layer's weights and of its input; None for what stays in floating point."""
+
+    weight: QuantizationSpec | None
+    activation: QuantizationSpec | None
+
+
+def layer_path(node: Node) -> str:
+    """The module path of the layer that a node of an exported graph comes from."""
+    return list(node.meta["nn_module_stack"].values())[-1][0]
+
+
+def weighted_layers(graph: GraphModule) -> list[str]:
+    """Module paths of all convolutions and linear layers in the order they compute in."""
+    nodes = [n for n in graph.graph.nodes if n.op == "call_function" and n.target in WEIGHTED]
+    return list(dict.fromkeys(layer_path(node) for node in nodes))
+
+
+def x86_inductor_placement(layer: LayerSpec) -> Quantizer:
+    """torchao's own, with the same specs for all layers."""
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import QuantizationConfig, X86InductorQuantizer  # takes seconds
 
-    return X86InductorQuantizer().set_global(QuantizationConfig(activation, activation, weight, bias=None))
+    return X86InductorQuantizer().set_global(QuantizationConfig(layer.activation, layer.activation, layer.weight, bias=None))
 
 
 class FusedPlacement(Quantizer):
-    """Annotates a whole graph with one spec for activations and one for weights.
+    """layers: specs by module path; between: of additions and of the network's output, None for floating point.
 
-    fuse_activation=False quantises every convolution's result before its activation too.
+    A tensor that several operators read has the finest of the specs they want; one that wants a coarser one rounds it again.
+    unfused: every convolution's result is quantised before its activation too; before_activation: there instead of after it.
     """
 
-    def __init__(self, activation: QuantizationSpec, weight: QuantizationSpec, fuse_activation: bool = True):
-        self.activation, self.weight, self.fuse_activation = activation, weight, fuse_activation
+    def __init__(
+        self, layers: Mapping[str, LayerSpec], between: QuantizationSpec | None, unfused: bool = False, before_activation: bool = False
+    ):
+        self.layers, self.between, self.unfused, self.before_activation = layers, between, unfused, before_activation
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
@@ -65,22 +90,44 @@ class FusedPlacement(Quantizer):
     def _annotate(self, node: Node) -> None:
         if node.target in WEIGHTED:
             data, weight = node.all_input_nodes[:2]
-            self._set(node, {data: self.activation, weight: self.weight}, self._output(node))
+            spec = self.layers[layer_path(node)]
+            self._set(node, {data: spec.activation, weight: spec.weight}, self._output(node))
+        elif node.target in BATCH_NORM:
+            self._set(node, {}, self._output(node))
         elif node.target in COMBINING:
-            inputs = {source: self.activation for source in node.all_input_nodes if source.op != "get_attr"}
-            self._set(node, inputs, self._output(node))
-        elif node.target in FUSED_ACTIVATIONS:
-            self._set(node, {}, self.activation)
-        elif node.target in SCALE_KEEPING:
-            first, *others = node.all_input_nodes  # concatenation has several
-            shared = SharedQuantizationSpec((first, node))
-            self._set(node, {first: self.activation, **dict.fromkeys(others, shared)}, shared)
+            inputs = [source for source in node.all_input_nodes if source.op != "get_attr"]
+            self._set(node, dict.fromkeys(inputs, self.between), self._output(node))
+        elif node.target in FUSED_ACTIVATIONS and not self.before_activation:
+            self._set(node, {}, self._wanted(node))
+        elif node.target in SCALE_KEEPING or node.target in FUSED_ACTIVATIONS:
+            wanted = self._wanted(node)
+            if wanted:
+                first, *others = node.all_input_nodes  # concatenation has several
+                shared = SharedQuantizationSpec((first, node))
+                self._set(node, {first: wanted, **dict.fromkeys(others, shared)}, shared)
 
     def _output(self, node: Node) -> QuantizationSpec | None:
-        """None where the next operator is a fused activation, which is quantised instead."""
+        """None where the next operator belongs to this one, and its result is quantised instead."""
         followers = list(node.users)
+        if len(followers) == 1 and followers[0].target in BATCH_NORM:
+            return None
         followed = len(followers) == 1 and followers[0].target in FUSED_ACTIVATIONS
-        return None if followed and self.fuse_activation else self.activation
+        return None if followed and not (self.unfused or self.before_activation) else self._wanted(node)
 
-    def _set(self, node: Node, inputs: dict[Node, QuantizationSpecBase], output: QuantizationSpecBase | None) -> None:
-        node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map=inputs, output_qspec=output, _annotated=True)
+    def _wanted(self, node: Node) -> QuantizationSpec | None:
+        """The finest of the specs in which the readers of `node` want it."""
+        wanted = [spec for reader in node.users if (spec := self._reads(reader))]
+        return max(wanted, key=lambda spec: (spec.quant_max or 0) - (spec.quant_min or 0), default=None)
+
+    def _reads(self, reader: Node) -> QuantizationSpec | None:
+        if reader.target in WEIGHTED:
+            return self.layers[layer_path(reader)].activation
+        if reader.op == "output" or reader.target in COMBINING:
+            return self.between
+        if reader.target in SCALE_KEEPING or reader.target in FUSED_ACTIVATIONS:
+            return self._wanted(reader)
+        return None
+
+    def _set(self, node: Node, inputs: dict[Node, QuantizationSpecBase | None], output: QuantizationSpecBase | None) -> None:
+        given = {source: spec for source, spec in inputs.items() if spec}
+        node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map=given, output_qspec=output, _annotated=True)

@@ -63,7 +63,7 @@ class ClassicDynamic(Classic):
 
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
         with classic(wants.kernels):
-            converted = quantize_dynamic(copy.deepcopy(network), {nn.Linear}, DTYPES[self.bits])
+            converted = quantize_dynamic(copy.deepcopy(network), {nn.Linear}, DTYPES[int(self.bits)])
             return save_torchscript(converted, network, data, folder)
 
 

@@ -16,8 +16,10 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from qexp.data.random import RandomData
 from qexp.engine.onnxruntime import OnnxRuntime
-from qexp.method.base import export, make_artifact
-from qexp.method.static import Static, calibrate, layer_formats, with_separate_norms
+from qexp.method.base import export, fold_batch_norms, make_artifact
+from qexp.method.fake_quantize import fix_all
+from qexp.method.quantization import layer_formats, with_separate_norms
+from qexp.method.static import Static
 from qexp.types import UserError, Wants
 
 SOURCE = {"model": "small", "weights": "random"}
@@ -128,21 +130,21 @@ def test_unfused_keeps_batch_norm_apart_and_rounds_before_the_activation(pretend
         torch.testing.assert_close(with_separate_norms(network)(x), network(x), rtol=1e-4, atol=1e-4)
     assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules()), "the network itself is not changed"
 
-    def quantize_nodes(method: Static, source: nn.Module) -> int:
-        prepared = prepare_pt2e(export(source, pretend_data).module(), method.quantizer(Wants()))
-        calibrate(prepared, x, 32)
+    def quantize_nodes(method: Static) -> int:
+        prepared = method.calibrated(network, pretend_data, Wants())
         return sum(str(n.target).startswith("quantized_decomposed.quantize_per_tensor") for n in convert_pt2e(prepared).graph.nodes)
 
     # Six convolutions with batch norm, of which five are followed by a ReLU at once or after an addition.
-    fused = quantize_nodes(Static(), network)
-    apart = quantize_nodes(Static(fuse=False), with_separate_norms(network))
+    fused = quantize_nodes(Static())
+    apart = quantize_nodes(Static(fuse=False))
     assert apart > fused + 6
 
 
 def test_observers_that_saw_nothing_are_an_error_that_names_them(pretend_data: RandomData, network: nn.Module) -> None:
-    prepared = prepare_pt2e(export(network, pretend_data).module(), Static().quantizer(Wants()))
+    folded = fold_batch_norms(export(network, pretend_data).module())
+    prepared = prepare_pt2e(folded, Static().placement(folded, Wants()))
     with pytest.raises(UserError, match=r"Not calibrated.*relu"):
-        calibrate(prepared, pretend_data.calibration()[:0], 32)
+        fix_all(prepared)
 
 
 def test_unknown_observer_names_the_nearest() -> None:

@@ -1,0 +1,166 @@
+"""The quantizer of one tensor in a prepared graph, and the packed weights that it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e import ObserverBase
+
+from qexp.method.numerics import Grid, as_rows, dequantize, fake_quantize, from_rows, pack, quantize, scale_and_zero_point, unpack
+from qexp.method.observers import Observer
+from qexp.types import UserError
+
+SCHEMES = {
+    (True, True): torch.per_channel_symmetric, (True, False): torch.per_channel_affine,
+    (False, True): torch.per_tensor_symmetric, (False, False): torch.per_tensor_affine,
+}  # fmt: skip
+
+
+class FakeQuantize(ObserverBase):
+    """Lets x through while it observes; once `fix` has found its scale[R] and zero_point[R], rounds x to the grid.
+
+    observe: makes its observer; axis: of the channels that have a scale each, None for one scale; group: values of a channel
+    that share one, None for all.
+    """
+
+    def __init__(self, observe: Callable[[], Observer], grid: Grid, axis: int | None = None, group: int | None = None, **spec: Any):
+        super().__init__(spec["dtype"], is_dynamic=False)
+        self.observer, self.grid, self.axis, self.group = observe(), grid, axis, group
+        # What conversion to a Q/DQ graph reads.
+        self.quant_min, self.quant_max, self.ch_axis = grid.quant_min, grid.quant_max, axis
+        self.qscheme = SCHEMES[axis is not None, grid.symmetric]
+        self.fixed = self.seen = False
+        self.enabled = True
+        self.gradient_factor = 1.0  # of the scale's gradient
+        self.scale: Tensor
+        self.register_buffer("scale", None)
+        self.zero_point: Tensor
+        self.register_buffer("zero_point", None)
+
+    def rows(self, x: Tensor) -> Tensor:
+        return as_rows(x, self.axis, self.group)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.fixed:
+            self.seen = True
+            self.observer.observe(self.rows(x.detach()))
+            return x
+        if not self.enabled:
+            return x
+        return self.rounded(x)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """x on the grid, with straight-through gradients for what is inside its range, and those of LSQ for the scale (Esser et al.,
+        "Learned Step Size Quantization", 2020, equation 3)."""
+        limits = (self.grid.quant_min, self.grid.quant_max, self.gradient_factor)
+        if self.group is not None:
+            rows = fake_quantize(self.rows(x), self.scale[:, None], self.zero_point[:, None], self.grid)
+            return from_rows(rows, x.shape, self.axis)
+        zero_point = self.zero_point.float()
+        if self.axis is None:
+            return torch._fake_quantize_learnable_per_tensor_affine(x, self.scale, zero_point, *limits)
+        return torch._fake_quantize_learnable_per_channel_affine(x, self.scale, zero_point, self.axis, *limits)
+
+    def fix(self) -> None:
+        """Take the scale from what was observed, and round from now on."""
+        if not self.fixed:
+            self.scale, self.zero_point = scale_and_zero_point(*self.observer.range(self.grid), self.grid)
+            self.fixed = True
+
+    def learn_scale(self) -> None:
+        """Make the scale a parameter."""
+        if not isinstance(self.scale, nn.Parameter):
+            scale = self.scale
+            del self.scale
+            self.scale = nn.Parameter(scale)
+
+    def keep_scale(self) -> None:
+        """The opposite of `learn_scale`: the scale it has now stays."""
+        if isinstance(self.scale, nn.Parameter):
+            scale = self.scale.detach().clamp(min=torch.finfo(torch.float32).eps)
+            del self.scale
+            self.register_buffer("scale", scale)
+
+    def calculate_qparams(self, **options: Any) -> tuple[Tensor, Tensor]:
+        self.fix()
+        return self.scale.detach(), self.zero_point
+
+
+class WeightFakeQuantize(FakeQuantize):
+    """Of a constant, which is the same at each call: only the first is observed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.seen and not self.fixed else super().forward(x)
+
+
+class PackedFakeQuantize(WeightFakeQuantize):
+    """Leaves the weight as packed integers in the graph: no engine has kernels for its bits, and int8 would not show its size."""
+
+    def convert(self, model: GraphModule, node: Node) -> None:
+        """Called by `convert_pt2e` with its own node."""
+        source = node.args[0]
+        assert isinstance(source, Node) and source.op == "get_attr" and isinstance(source.target, str), "only constants are packed"
+        weight = attrgetter(source.target)(model).detach()
+        name = f"{source.target.replace('.', '_')}_packed"
+        model.add_submodule(name, PackedWeight.of(weight, self))
+        with model.graph.inserting_before(node):
+            unpacked = model.graph.call_module(name)
+        unpacked.meta = dict(node.meta)
+        node.replace_all_uses_with(unpacked)
+        model.graph.erase_node(node)
+
+
+class PackedWeight(nn.Module):
+    """A weight that is kept as integers of 2 to 8 bits, eight in as many bytes as it has bits, and unpacked at each call."""
+
+    packed: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self, packed: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, shape: torch.Size, axis: int | None, group: int | None
+    ):
+        super().__init__()
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+        self.grid, self.shape, self.axis, self.group = grid, shape, axis, group
+
+    @classmethod
+    def of(cls, weight: Tensor, quantizer: FakeQuantize) -> PackedWeight:
+        scale, zero_point = quantizer.calculate_qparams()
+        grid = quantizer.grid
+        integers = quantize(quantizer.rows(weight), scale[:, None], zero_point[:, None], grid).to(torch.int16)
+        packed = pack(integers, grid.bits, grid.quant_min)
+        return cls(packed, scale.clone(), zero_point.to(torch.int8), grid, weight.shape, quantizer.axis, quantizer.group)
+
+    def integers(self) -> Tensor:
+        """[R,N] int16"""
+        rows = len(self.scale)
+        count = self.shape.numel() if self.axis is None else self.shape.numel() // self.shape[self.axis]
+        per_row = count if self.group is None else self.group
+        return unpack(self.packed, self.grid.bits, self.grid.quant_min, rows * per_row).reshape(rows, per_row)
+
+    def forward(self) -> Tensor:
+        return from_rows(dequantize(self.integers(), self.scale[:, None], self.zero_point[:, None]), self.shape, self.axis)
+
+
+def quantizers(prepared: GraphModule) -> dict[str, FakeQuantize]:
+    """All quantizers of a prepared graph by the name of their module."""
+    return {name: module for name, module in prepared.named_modules() if isinstance(module, FakeQuantize)}
+
+
+def fix_all(prepared: GraphModule) -> None:
+    """Take all scales from what was observed. Errors: UserError naming each tensor whose quantizer saw nothing."""
+    found = quantizers(prepared)
+    blind = {name for name, quantizer in found.items() if not quantizer.seen}
+    if blind:
+        places = [str(n.args[0]) for n in prepared.graph.nodes if n.op == "call_module" and n.target in blind]
+        raise UserError(f"Not calibrated, their scales would mean nothing: {', '.join(places)}. Raise data.calibration_images.")
+    for quantizer in found.values():
+        quantizer.fix()
