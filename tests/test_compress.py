@@ -199,7 +199,7 @@ def test_auto_notes_who_was_left_out(run: Run, tmp_path: Path) -> None:
         "candidate_inductor_ms": 1, "candidate_onnxruntime_ms": 8,
     }  # fmt: skip
     assert {n: note for n, note in record["notes"].items() if n.startswith("candidate ")} == {
-        "candidate openvino": "left out: missing needs no_such_library, which is not installed: uv sync --extra no_such_library",
+        "candidate openvino": "left out: missing needs no_such_library, which is not installed: uv pip install no_such_library",
         "candidate executorch": "left out: it crashed with SIGSEGV",
     }
 

@@ -23,7 +23,7 @@ ALLOWED = {
     "onnx_file": {"qexp.types"},
     "engine": BASIC | {"qexp.onnx_file"},
     "tracking": BASIC,
-    "method": BASIC | {"qexp.data.base", "qexp.onnx_file"},
+    "method": BASIC | {"qexp.data.base", "qexp.model.base", "qexp.model.trainer", "qexp.onnx_file"},
     "measure": BASIC | {"qexp.launch", "qexp.engine.base"},
     "report": BASIC | {"qexp.tracking.store"},
     "runs": BASIC | {"qexp.errors", "qexp.launch", "qexp.engine.base", "qexp.measure.base", "qexp.measure.machine", "qexp.tracking.store"},

@@ -36,7 +36,7 @@ class Engine(ABC):
         """Errors: Unsupported where this engine does not run here: its library or the device it needs is missing."""
         missing = [package for package in self.packages if find_spec(package) is None]
         if missing:
-            raise Unsupported(f"{self.name} needs {' and '.join(missing)}, which is not installed: uv sync --extra {missing[0]}")
+            raise Unsupported(f"{self.name} needs {' and '.join(missing)}, which is not installed: uv pip install {missing[0]}")
 
     def check(self, artifact: Artifact) -> None:
         """Errors: Unsupported where this engine has no kernels for the artifact's number formats."""

@@ -1,4 +1,4 @@
-"""torch.compile's backend, Inductor, with frozen weights: compiled ahead of time into a package that loads at once."""
+"""torch.compile's backend, Inductor, with frozen weights: compiled ahead of time into a package that loads at once, or when loaded."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA
 
 class Inductor(Engine):
     """A C++ compiler is needed; the package holds machine code for this kind of processor, one batch size and one number of
-    threads. device: `cpu` or `cuda`; int8 is for `cpu`."""
+    threads. device: `cpu` or `cuda`; int8 is for `cpu`; packaged=False compiles at the first call instead, in every process."""
 
     name = "inductor"
     file = "model-batch{batch}-threads{threads}.aoti.pt2"
     packages = ("torch",)
 
-    def __init__(self, device: str = "cpu"):
-        self.device = known_device(device)
+    def __init__(self, device: str = "cpu", packaged: bool = True):
+        self.device, self.packaged = known_device(device), packaged
         self.wants = Wants(placement="x86_inductor", half=("bfloat16", "float16"))
-        if device != "cpu":
+        if not packaged:
+            self.file = "model.pt2"
+        elif device != "cpu":
             self.file = f"model-batch{{batch}}.{device}.aoti.pt2"
 
     def check_machine(self) -> None:
@@ -82,12 +84,38 @@ class Inductor(Engine):
     def import_libraries(self) -> None:
         import torch._inductor.package  # noqa: F401
 
+        if not self.packaged:
+            import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401  (as in `write`)
+            from torch.ao.quantization.fx import _decomposed  # noqa: F401
+
     def load(self, file: Path, threads: int) -> Run:
         import torch
 
         set_threads(threads)
+        if not self.packaged:
+            return self._compiled_when_called(file)
         package = torch._inductor.aoti_load_package(str(file))
         return in_batches_of(int(package.get_metadata()["batch"]), numpy_call(package, self.device))
+
+    def _compiled_when_called(self, file: Path) -> Run:
+        """For the batch size of the first call; calls with other sizes are made up of such."""
+        import torch
+        from torch.export.passes import move_to_device_pass
+
+        program = torch.export.load(file)
+        if self.device != "cpu":
+            program = move_to_device_pass(program, self.device)
+        graph = program.module(check_guards=False)
+        torch._inductor.config.freezing = True  # the tracer looks there too, so that `options` would not do
+        compiled = numpy_call(torch.compile(graph, dynamic=False), self.device)
+        batch = 0
+
+        def run(x: np.ndarray) -> np.ndarray:
+            nonlocal batch
+            batch = batch or len(x)
+            return in_batches_of(batch, compiled)(x)
+
+        return run
 
     def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
         return operator_table(run, x)

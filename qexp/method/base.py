@@ -28,17 +28,22 @@ logging.getLogger("torch.utils._pytree").addFilter(lambda record: "KernelPrefere
 PACKAGES = ("torch", "torchao", "onnx", "onnxscript")
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 ANY = Wants(placement="", activation="")  # form of a graph without quantize/dequantize pairs, the same for all engines
-PLAIN = (int, float, str, bool, type(None), dict)  # options of a method
+PLAIN = (int, float, str, bool, type(None), dict, tuple)  # options of a method
 BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """What a method wrote into the artifact's folder: the graph's file name and each layer's number formats."""
+    """What a method wrote into the artifact's folder: the graph's file name and each layer's number formats.
+
+    files: names of what lies beside the graph for people to read; label: where it is not the method's, known only now.
+    """
 
     graph: str
     layers: tuple[Layer, ...]
     simulated: bool = False
+    files: tuple[str, ...] = ()
+    label: str = ""
 
 
 class Method(ABC):
@@ -59,6 +64,11 @@ class Method(ABC):
             return self.supported_bits[0]
         widths = BitWidths.parse(bits)
         return widths.weight if widths.weight == widths.activation else f"w{widths.weight}a{widths.activation}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What of its attributes decides the result: those with plain values."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, PLAIN)}
 
     def label(self, wants: Wants) -> str:
         """How tables name the artifact for settled `wants`, e.g. `static int8`."""
@@ -98,9 +108,8 @@ def make_artifact(method: Method, network: nn.Module, data: ImageData, wants: Wa
     chosen = counterpart(method, wants)
     settled = chosen.settle(wants)
     reference = _folder_name("none", 32, ANY, source, data, {})
-    options = {name: value for name, value in vars(chosen).items() if isinstance(value, PLAIN)}
     plain = chosen.name == "none" and settled == ANY
-    name = reference if plain else _folder_name(chosen.name, chosen.bits, settled, source, data, options)
+    name = reference if plain else _folder_name(chosen.name, chosen.bits, settled, source, data, chosen.options)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
         if not (root / name).exists():
@@ -125,25 +134,31 @@ def _write(method: Method, network: nn.Module, data: ImageData, wants: Wants, so
         parameters = sum(p.numel() for p in network.parameters())
         artifact = Artifact(
             folder=folder, key=target.name, form=wants, graph=compressed.graph, model=source["model"], method=method.name,
-            bits=method.bits, label=method.label(wants), data=data.spec, layers=compressed.layers, parameters=parameters,
-            macs=count_macs(network, data)[""], packed_bytes=_packed_bytes(network, compressed.layers),
-            reference=reference, files={compressed.graph: file_digest(folder / compressed.graph)}, source=source,
+            bits=method.bits, label=compressed.label or method.label(wants), data=data.spec, layers=compressed.layers,
+            parameters=parameters, macs=count_macs(network, data)[""], packed_bytes=packed_bytes(network, compressed.layers),
+            reference=reference, files={name: file_digest(folder / name) for name in (compressed.graph, *compressed.files)}, source=source,
             versions=versions(*PACKAGES), simulated=compressed.simulated, random_weights=source["weights"] == "random",
         )  # fmt: skip
         write_json(folder / "artifact.json", artifact.to_json())
 
 
-def _packed_bytes(network: nn.Module, layers: tuple[Layer, ...]) -> int:
-    """Bytes of all parameters at exactly their bits: weights of `layers` at theirs with one fp32 scale per channel, the rest fp32."""
+def packed_bytes(network: nn.Module, layers: tuple[Layer, ...]) -> int:
+    """Bytes of all parameters at exactly their bits: weights of `layers` as of `packed_bits`, the rest fp32."""
     modules = dict(network.named_modules())
     bits = 32 * sum(p.numel() for p in network.parameters())
     for layer in layers:
         if layer.quantized:
             weight = modules[layer.name].weight
-            width = BITS.get(layer.weight) or int(layer.weight.removeprefix("u").removeprefix("int"))
-            scales = 0 if layer.weight in BITS else 32 * weight.shape[0]
-            bits += weight.numel() * (width - 32) + scales
+            if layer.weight in BITS:
+                bits += weight.numel() * (BITS[layer.weight] - 32)
+            else:
+                bits += packed_bits(weight, int(layer.weight.removeprefix("u").removeprefix("int"))) - 32 * weight.numel()
     return (bits + 7) // 8
+
+
+def packed_bits(weight: Tensor, width: int) -> int:
+    """Bits of a weight [O,...] as integers of `width` bits, with one fp32 scale per output channel."""
+    return weight.numel() * width + 32 * weight.shape[0]
 
 
 def example_input(data: ImageData, batch: int = 2) -> Tensor:

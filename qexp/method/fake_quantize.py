@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import ObserverBase
 
-from qexp.method.numerics import Grid, as_rows, dequantize, fake_quantize, from_rows, pack, quantize, scale_and_zero_point, unpack
+from qexp.method.numerics import Grid, as_rows, dequantize, from_rows, pack, quantize, scale_and_zero_point, unpack
 from qexp.method.observers import Observer
 from qexp.types import UserError
 
@@ -19,6 +19,9 @@ SCHEMES = {
     (True, True): torch.per_channel_symmetric, (True, False): torch.per_channel_affine,
     (False, True): torch.per_tensor_symmetric, (False, False): torch.per_tensor_affine,
 }  # fmt: skip
+
+
+LEARNING = ("lsq", "pact", "moving_average")
 
 
 class FakeQuantize(ObserverBase):
@@ -36,6 +39,7 @@ class FakeQuantize(ObserverBase):
         self.qscheme = SCHEMES[axis is not None, grid.symmetric]
         self.fixed = self.seen = False
         self.enabled = True
+        self.learning = ""  # how its scale changes in training: "" not at all, or one of LEARNING
         self.gradient_factor = 1.0  # of the scale's gradient
         self.scale: Tensor
         self.register_buffer("scale", None)
@@ -52,19 +56,40 @@ class FakeQuantize(ObserverBase):
             return x
         if not self.enabled:
             return x
+        x = x.float()
+        if self.training and self.learning == "moving_average":
+            self.observer.observe(self.rows(x.detach()))
+            self.scale, self.zero_point = scale_and_zero_point(*self.observer.range(self.grid), self.grid)
+        if self.training and self.learning == "pact":
+            x = self.clipped(x)
+            return x + (self.rounded(x.detach()).detach() - x.detach())
         return self.rounded(x)
+
+    def clipped(self, x: Tensor) -> Tensor:
+        """x within the range; what is clipped moves the range's end, and nothing else does (Choi et al., "PACT", 2018, equation 3)."""
+        low, high = ((limit - self.zero_point) * self.positive_scale for limit in (self.grid.quant_min, self.grid.quant_max))
+        return torch.minimum(torch.maximum(x, low), high)
 
     def rounded(self, x: Tensor) -> Tensor:
         """x on the grid, with straight-through gradients for what is inside its range, and those of LSQ for the scale (Esser et al.,
         "Learned Step Size Quantization", 2020, equation 3)."""
         limits = (self.grid.quant_min, self.grid.quant_max, self.gradient_factor)
-        if self.group is not None:
-            rows = fake_quantize(self.rows(x), self.scale[:, None], self.zero_point[:, None], self.grid)
-            return from_rows(rows, x.shape, self.axis)
         zero_point = self.zero_point.float()
+        if self.group is not None:
+            rows = torch._fake_quantize_learnable_per_channel_affine(self.rows(x), self.positive_scale, zero_point, 0, *limits)
+            return from_rows(rows, x.shape, self.axis)
         if self.axis is None:
-            return torch._fake_quantize_learnable_per_tensor_affine(x, self.scale, zero_point, *limits)
-        return torch._fake_quantize_learnable_per_channel_affine(x, self.scale, zero_point, self.axis, *limits)
+            zero = int(self.zero_point)  # moves the limits instead, since the gradient of torch's operator takes one below 0 for one more
+            lowest, highest = self.grid.quant_min - zero, self.grid.quant_max - zero
+            return torch._fake_quantize_learnable_per_tensor_affine(
+                x, self.positive_scale, torch.zeros_like(zero_point), lowest, highest, self.gradient_factor
+            )
+        return torch._fake_quantize_learnable_per_channel_affine(x, self.positive_scale, zero_point, self.axis, *limits)
+
+    @property
+    def positive_scale(self) -> Tensor:
+        """A step of the optimizer may take the scale of a small tensor past 0."""
+        return self.scale.abs().clamp(min=torch.finfo(torch.float32).eps)
 
     def fix(self) -> None:
         """Take the scale from what was observed, and round from now on."""
@@ -72,8 +97,9 @@ class FakeQuantize(ObserverBase):
             self.scale, self.zero_point = scale_and_zero_point(*self.observer.range(self.grid), self.grid)
             self.fixed = True
 
-    def learn_scale(self) -> None:
+    def learn_scale(self, learning: str = "lsq") -> None:
         """Make the scale a parameter."""
+        self.learning = learning
         if not isinstance(self.scale, nn.Parameter):
             scale = self.scale
             del self.scale
@@ -81,8 +107,9 @@ class FakeQuantize(ObserverBase):
 
     def keep_scale(self) -> None:
         """The opposite of `learn_scale`: the scale it has now stays."""
+        self.learning = ""
         if isinstance(self.scale, nn.Parameter):
-            scale = self.scale.detach().clamp(min=torch.finfo(torch.float32).eps)
+            scale = self.positive_scale.detach()
             del self.scale
             self.register_buffer("scale", scale)
 
@@ -150,7 +177,7 @@ class PackedWeight(nn.Module):
         return from_rows(dequantize(self.integers(), self.scale[:, None], self.zero_point[:, None]), self.shape, self.axis)
 
 
-def quantizers(prepared: GraphModule) -> dict[str, FakeQuantize]:
+def quantizers(prepared: nn.Module) -> dict[str, FakeQuantize]:
     """All quantizers of a prepared graph by the name of their module."""
     return {name: module for name, module in prepared.named_modules() if isinstance(module, FakeQuantize)}
 

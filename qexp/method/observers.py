@@ -61,6 +61,27 @@ class MovingAverage(MinMax):
         self.high = high if self.high is None else self.high + self.share * (high - self.high)
 
 
+class MeanMagnitude(Observer):
+    """The scale 2 mean|x| / sqrt(quant_max) that LSQ starts from (Esser et al., 2020, section 2.1)."""
+
+    def __init__(self) -> None:
+        self.total, self.lowest = torch.zeros(1, dtype=torch.float64), torch.zeros(1)
+        self.count = 0
+
+    def observe(self, rows: Tensor) -> None:
+        self.total = self.total.to(rows.device) + rows.abs().double().sum(1)
+        self.lowest = torch.minimum(self.lowest.to(rows.device), rows.amin(1))
+        self.count += rows.shape[1]
+
+    def range(self, grid: Grid) -> Range:
+        levels = grid.quant_max - grid.quant_min
+        positive = torch.where(self.lowest < 0, levels // 2, levels)  # values below 0 take half of an affine grid
+        if grid.symmetric:
+            positive = torch.full_like(positive, grid.quant_max)
+        scale = 2 * self.total / self.count / positive.sqrt()
+        return (grid.quant_min if grid.symmetric else positive - levels) * scale, positive * scale
+
+
 class Histogram(Observer):
     """Counts in BINS equal bins per row, over a range that grows with what is seen; `search` chooses from them."""
 
@@ -73,12 +94,13 @@ class Histogram(Observer):
         low, high = low.clamp(max=0), high.clamp(min=0)  # every grid holds 0
         if self.counts is None:
             self.low, self.high = low, high
-            self.counts = torch.zeros(len(rows), BINS, device=rows.device)
+            self.counts = torch.zeros(len(rows), BINS, dtype=torch.float64, device=rows.device)  # float32 stops counting at 2^24
         elif bool((low < self.low).any() or (high > self.high).any()):
             centres, counts = self.centres(), self.counts
             self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
             self.counts = torch.zeros_like(counts).scatter_add_(1, self._bins(centres), counts)
-        self.counts.scatter_add_(1, self._bins(rows), torch.ones_like(rows, dtype=torch.float32))
+        one = torch.ones((), dtype=torch.float64, device=rows.device)
+        self.counts.scatter_add_(1, self._bins(rows), one.expand_as(rows))
 
     def _bins(self, values: Tensor) -> Tensor:
         width = (self.high - self.low).clamp(min=1e-30)[:, None]
@@ -95,7 +117,7 @@ class Histogram(Observer):
 
 def squared_error(counts: Tensor, centres: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
     """Sum of squared errors [R,K] of values with counts[R,B] at centres[R,B] for the candidate ranges low[R,K]..high[R,K]."""
-    errors = []
+    errors, counts = [], counts.float()
     at_once = max(1, CANDIDATES_AT_ONCE // counts.numel())
     for lows, highs in zip(low.split(at_once, 1), high.split(at_once, 1), strict=True):
         scale, zero_point = (t[..., None] for t in scale_and_zero_point(lows, highs, grid))
@@ -158,12 +180,19 @@ def entropy(counts: Tensor, centres: Tensor, grid: Grid) -> Range:
     folded = torch.zeros_like(counts)
     bins = (centres.abs() / largest.clamp(min=1e-30)[:, None] * BINS).long().clamp(max=BINS - 1)
     folded.scatter_add_(1, bins, counts)
-    one_sided = bool((lowest >= 0).all() or (highest <= 0).all()) and not grid.symmetric
-    levels = 2**grid.bits if one_sided else 2 ** (grid.bits - 1)
-    thresholds = torch.linspace(max(levels, BINS // STEPS), BINS, STEPS).long().unique()
-    divergences = torch.stack([_divergence(folded, int(t), levels) for t in thresholds], 1)
-    best = thresholds.to(counts.device)[divergences.argmin(1)] / BINS * largest
+    one_sided = ((lowest >= 0) | (highest <= 0)) & (not grid.symmetric)
+    best = torch.empty_like(largest)
+    for chosen, levels in ((one_sided, 2**grid.bits), (~one_sided, 2 ** (grid.bits - 1))):
+        if chosen.any():
+            best[chosen] = _threshold(folded[chosen], levels) / BINS * largest[chosen]
     return torch.maximum(lowest, -best), torch.minimum(highest, best)
+
+
+def _threshold(counts: Tensor, levels: int) -> Tensor:
+    """The bins[R] of least divergence to clip counts[R,B] at."""
+    thresholds = torch.linspace(max(levels, BINS // STEPS), BINS, STEPS).long().unique()
+    divergences = torch.stack([_divergence(counts, int(t), levels) for t in thresholds], 1)
+    return thresholds.to(counts.device)[divergences.argmin(1)]
 
 
 def _divergence(counts: Tensor, threshold: int, levels: int) -> Tensor:
@@ -189,4 +218,5 @@ OBSERVERS: dict[str, Callable[[float], Observer]] = {
     "histogram": lambda share: Histogram(least_squares),
     "entropy": lambda share: Histogram(entropy),
     "mse": lambda share: Histogram(mse),
+    "lsq": lambda share: MeanMagnitude(),
 }  # by name, for a percentile in percent

@@ -57,6 +57,11 @@ class Quantization(Method):
                 raise UserError(f"There is no observer {name!r}. {nearest(name, OBSERVERS)}")
         if not 50 < percentile <= 100:
             raise UserError(f"method.percentile={percentile} is out of range; give percent above 50, such as 99.9.")
+        _check_widths(first_last_bits=first_last_bits or FLOAT, add_bits=add_bits)
+        for pattern, bits in (layer_bits or {}).items():
+            _check_widths(**{f"layer_bits.{pattern}": bits})
+        if group_size is not None and group_size < 1:
+            raise UserError(f"method.group_size={group_size} is out of range; give at least 1, or null for one scale per channel.")
         self.observer, self.weight_observer, self.percentile, self.symmetric = observer, weight_observer, percentile, symmetric
         self.weight_symmetric, self.per_channel, self.group_size = weight_symmetric, per_channel, group_size
         self.power_of_two = power_of_two
@@ -95,10 +100,7 @@ class Quantization(Method):
 
     def calibrated(self, network: nn.Module, data: ImageData, wants: Wants) -> GraphModule:
         """The network with batch norms folded and a quantizer at every tensor, whose scale calibration images have found."""
-        source = network if self.fuse else with_separate_norms(network)
-        folded = fold_batch_norms(export(source, data).module())
-        if self.equalisation:
-            equalise(folded)
+        folded = self.folded(network, data)
         prepared = prepare_pt2e(folded, self.placement(folded, wants))
         images = data.calibration()
         observe(prepared, images, self.calibration_batch)
@@ -106,6 +108,15 @@ class Quantization(Method):
         if self.bias_correction:
             correct_bias(prepared, images)
         return prepared
+
+    def folded(self, network: nn.Module, data: ImageData) -> GraphModule:
+        """The fp32 graph that quantizers are put into."""
+        # A copy, since an exported graph shares the weights that later steps change.
+        source = copy.deepcopy(network) if self.fuse else with_separate_norms(network)
+        folded = fold_batch_norms(export(source, data).module())
+        if self.equalisation:
+            equalise(folded)
+        return folded
 
     def tune(self, prepared: GraphModule, data: ImageData) -> None:
         """What a method does between calibration and conversion."""
@@ -129,25 +140,36 @@ class Quantization(Method):
     def spec(self, bits: BitWidths, wants: Wants) -> LayerSpec:
         return LayerSpec(self.weight_spec(bits, wants), self.activation_spec(bits.activation, wants))
 
+    def activation_grid(self, bits: int, wants: Wants) -> Grid:
+        return Grid.of(bits, wants.activation != "uint8", wants.activation == "int8_symmetric", self.power_of_two)
+
     def activation_spec(self, bits: int, wants: Wants) -> QuantizationSpec | None:
         if bits == FLOAT:
             return None
-        signed, symmetric = wants.activation != "uint8", wants.activation == "int8_symmetric"
-        grid = Grid.of(bits, signed, symmetric, self.power_of_two)
         find = partial(OBSERVERS[self.observer], self.percentile)
-        return specification(torch.int8 if signed else torch.uint8, FakeQuantize, grid, observe=find)
+        dtype = torch.uint8 if wants.activation == "uint8" else torch.int8
+        return specification(dtype, FakeQuantize, self.activation_grid(bits, wants), observe=find)
+
+    def weight_grid(self, bits: int, wants: Wants) -> Grid:
+        symmetric = self.weight_symmetric
+        if self.reduce_range and self.for_engines and wants.activation == "uint8":
+            return Grid(-63, 63, symmetric, self.power_of_two)
+        return Grid.of(bits, signed=True, symmetric=symmetric, power_of_two=self.power_of_two, narrow=symmetric and bits == 8)
 
     def weight_spec(self, bits: BitWidths, wants: Wants) -> QuantizationSpec | None:
         if bits.weight == FLOAT:
             return None
-        symmetric, packed = self.weight_symmetric, not self.for_engines
-        grid = Grid.of(bits.weight, signed=True, symmetric=symmetric, power_of_two=self.power_of_two, narrow=symmetric and bits.weight == 8)
-        if self.reduce_range and not packed and wants.activation == "uint8":
-            grid = Grid(-63, 63, symmetric, self.power_of_two)
-        kind = PackedFakeQuantize if packed else WeightFakeQuantize
+        kind = WeightFakeQuantize if self.for_engines else PackedFakeQuantize
         axis = 0 if self.per_channel or self.group_size else None
         find = partial(OBSERVERS[self.weight_observer], self.percentile)
-        return specification(torch.int8, kind, grid, observe=find, axis=axis, group=self.group_size)
+        return specification(torch.int8, kind, self.weight_grid(bits.weight, wants), observe=find, axis=axis, group=self.group_size)
+
+
+def _check_widths(**options: int | str) -> None:
+    for name, bits in options.items():
+        widths = BitWidths.parse(bits)
+        if not {widths.weight, widths.activation} <= {*range(2, 9), FLOAT}:
+            raise UserError(f"method.{name}={bits} is out of range; give 2 to 8 bits, or 32 for floating point.")
 
 
 def specification(dtype: torch.dtype, quantizer: type[FakeQuantize], grid: Grid, **options: Any) -> QuantizationSpec:
@@ -223,4 +245,3 @@ def with_separate_norms(network: nn.Module) -> nn.Module:
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, Affine(child))
     return copied
-

@@ -162,11 +162,14 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         x, labels = batch
         logits = self(x)
-        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = self.loss(x, logits, labels)
         self.train_metrics.update(logits.detach(), labels)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
         return loss
+
+    def loss(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def on_train_epoch_end(self) -> None:
         loss = float(self.trainer.callback_metrics["train_loss"])
@@ -194,10 +197,14 @@ class Classifier(LightningModule):
         loss = nn.functional.cross_entropy(logits, labels)
         self.log(f"{part}_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
 
+    def parameter_groups(self) -> Any:
+        """What the optimizer is given: all parameters, or groups of them with options of their own."""
+        return self.network.parameters()
+
     def configure_optimizers(self) -> Any:
         steps = {"total_steps": int(self.trainer.estimated_stepping_batches)} if self.scheduler_per_step else {}
         try:
-            optimizer = self.optimizer(self.network.parameters())
+            optimizer = self.optimizer(self.parameter_groups())
             if self.scheduler is None:
                 return optimizer
             scheduler = self.scheduler(optimizer, **steps)

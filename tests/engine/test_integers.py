@@ -17,8 +17,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 from qexp.engine.base import Engine
+from qexp.engine.inductor import Inductor
 from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.files import write_json
 from qexp.method.base import Method
@@ -188,3 +190,12 @@ def test_graphs_for_processors_are_not_symmetric(lowered: Lowered) -> None:
 )
 def test_parity_is_judged_where_the_graph_spells_out_the_integers(method: Method, name: str, spelt_out: bool, lowered: Lowered) -> None:
     assert lowered(method, engine_named(name)).has_qdq == spelt_out
+
+
+@pytest.mark.parametrize("method", [Static(), NoCompression()], ids=["int8", "fp32"])
+def test_inductor_compiles_at_the_first_call_too(method: Method, lowered: Lowered, images: np.ndarray) -> None:
+    engine = Inductor(packaged=False)
+    artifact = lowered(method, engine)
+    assert engine.file_name(BATCH, 1) == artifact.graph, "there is no file of its own"
+    with torch._inductor.config.patch(freezing=False):  # put back afterwards
+        assert error(run(engine, artifact, images), graph_logits(artifact, images)) < FOUR_STEPS

@@ -120,7 +120,7 @@ def test_engines_that_are_missing_or_refuse_are_left_out_with_their_reasons() ->
     assert accepted_by(engines, refuse, notes) == {"two": "fake", "four": "takes_too"}
     assert notes == {
         "candidate one": "left out: takes has no kernels for it",
-        "candidate missing": "left out: missing needs no_such_library, which is not installed: uv sync --extra no_such_library",
+        "candidate missing": "left out: missing needs no_such_library, which is not installed: uv pip install no_such_library",
         "candidate three": "left out: the graph cannot be translated",
     }
 

@@ -114,7 +114,7 @@ def test_quantisation_keeps_the_function(pretend_data: RandomData, network: nn.M
 
 
 def test_every_layer_is_found_quantised_in_the_graph(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    artifact = make_artifact(Static(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    artifact = make_artifact(Static(reduce_range=False), network, pretend_data, Wants(), SOURCE, tmp_path)
     names = [n for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert [(la.name, la.weight, la.activation) for la in artifact.layers] == [(n, "int8", "uint8") for n in names]
 

@@ -1,0 +1,331 @@
+"""Bits per layer: the integer program against all assignments, sensitivities against NumPy, plans there and back."""
+
+from __future__ import annotations
+
+import copy
+import csv
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+from qexp.data.random import RandomData
+from qexp.method.base import make_artifact
+from qexp.method.bit_plan import Budget, allocate, average_bits, find_plan, plan_text, read_plan, size_mb, weights_of
+from qexp.method.bits import BitWidths
+from qexp.method.mixed import Mixed
+from qexp.method.sensitivity import EachLayer, Sensitivity, divergence, roundings, sensitivities
+from qexp.method.static import Static
+from qexp.types import Artifact, UserError, Wants
+
+SOURCE = {"model": "small", "weights": "random"}
+ENDS = ("stem.0", "classifier")
+
+
+def options_of_random_layers(seed: int, layers: int, options: int) -> tuple[np.ndarray, np.ndarray]:
+    """losses[L,O], mostly falling with the bits, of sizes that differ by orders of magnitude, and costs[L,O] of a million weights."""
+    generator = np.random.default_rng(seed)
+    bits = np.sort(generator.choice(np.arange(2, 9), options, replace=False))
+    losses = 10 ** generator.uniform(-3, 1, (layers, 1)) * 4.0**-bits * generator.uniform(0.2, 5, (layers, options))
+    return losses, generator.integers(1, 100_000, (layers, 1)) * 9 * bits
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_integer_program_finds_the_best_of_all_assignments(seed: int) -> None:
+    losses, costs = options_of_random_layers(seed, 5, 4)
+    limit = int(costs[:, 0].sum() + np.random.default_rng(seed).uniform(0, 1) * (costs[:, -1] - costs[:, 0]).sum())
+    rows = np.arange(5)
+    sums = [losses[rows, choice].sum() for choice in product(range(4), repeat=5) if costs[rows, choice].sum() <= limit]
+    chosen = allocate(losses.tolist(), costs.tolist(), limit)
+    assert costs[rows, chosen].sum() <= limit
+    assert losses[rows, chosen].sum() == pytest.approx(min(sums), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_change_of_one_or_two_layers_within_the_budget_is_better(seed: int) -> None:
+    losses, costs = options_of_random_layers(seed, 40, 5)
+    limit, rows = int(costs[:, 2].sum()), np.arange(40)
+    chosen = np.array(allocate(losses.tolist(), costs.tolist(), limit))
+    cost, loss = costs[rows, chosen].sum(), losses[rows, chosen].sum()
+    assert cost <= limit
+    more, gain = costs - costs[rows, chosen][:, None], losses - losses[rows, chosen][:, None]
+    assert not ((cost + more <= limit) & (gain < -1e-9 * loss)).any()
+    others = rows[:, None, None, None] != rows[None, None, :, None]
+    pairs_cost, pairs_gain = more[:, :, None, None] + more, gain[:, :, None, None] + gain
+    assert not ((cost + pairs_cost <= limit) & (pairs_gain < -1e-9 * loss) & others).any()
+
+
+def test_layers_that_differ_in_their_number_of_options() -> None:
+    assert allocate([[0.5], [0.9, 0.1], [0.0, 0.0, 0.0]], [[80], [20, 40], [2, 3, 4]], 122) == [0, 1, 0]
+    with pytest.raises(ValueError, match="101 or less"):
+        allocate([[0.5], [0.9, 0.1], [0.0, 0.0, 0.0]], [[80], [20, 40], [2, 3, 4]], 101)
+
+
+def rounded(values: np.ndarray, low: int, high: int, scale: np.ndarray | float, zero_point: int = 0) -> np.ndarray:
+    """Jacob et al., 2018, equation 1, and back."""
+    return (np.clip(np.rint(values / scale) + zero_point, low, high) - zero_point) * scale
+
+
+def kl(exact: np.ndarray, other: np.ndarray) -> float:
+    """Mean of sum p log(p / q), with p and q written out."""
+    p, q = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True) for logits in (exact, other))
+    return float((p * np.log(p / q)).sum(1).mean())
+
+
+def decibels(exact: np.ndarray, other: np.ndarray) -> float:
+    return float(10 * np.log10((exact**2).sum() / ((exact - other) ** 2).sum()))
+
+
+def test_divergence_is_that_of_the_predictions() -> None:
+    exact, other = (np.random.default_rng(seed).normal(size=(20, 7)) for seed in (0, 1))
+    assert divergence(torch.tensor(exact), torch.tensor(other)) == pytest.approx(kl(exact, other), rel=1e-12)
+    assert divergence(torch.tensor(exact), torch.tensor(exact + 3)) == pytest.approx(0, abs=1e-15)
+
+
+class TwoLinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3 * 16 * 16, 12), nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x.flatten(1)).relu())
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_only_the_weights_and_the_input_of_the_layer_are_rounded(bits: int, pretend_data: RandomData) -> None:
+    torch.manual_seed(0)
+    network = TwoLinear().eval()
+    widths = {"first": [], "second": [BitWidths(8, 8), BitWidths(bits, bits)]}
+    *_, found = sensitivities(Static(observer="minmax", bits=4), network, pretend_data, Wants(), widths, 24)
+
+    (w1, b1), (w2, b2) = ([p.detach().double().numpy() for p in layer.parameters()] for layer in (network.first, network.second))
+    x = pretend_data.calibration().double().numpy()
+    hidden = np.maximum(x.reshape(len(x), -1) @ w1.T + b1, 0)
+    step = hidden.max() / (2**bits - 1)  # over all 32 images, though 24 are answered
+    largest = 2 ** (bits - 1) - 1
+    # Of the symmetric range -2^(b-1)..2^(b-1)-1 either end may be the one that decides the scale.
+    w_step = np.maximum(w2.max(1) / largest, -w2.min(1) / (largest + 1))[:, None]
+    answer = rounded(hidden, 0, 2**bits - 1, step) @ rounded(w2, -largest - 1, largest, w_step).T + b2
+    exact = hidden @ w2.T + b2
+    assert (found.layer, found.bits) == ("second", BitWidths(bits, bits))
+    assert found.loss_change == pytest.approx(kl(exact[:24], answer[:24]), rel=1e-3)
+    assert found.sqnr_db == pytest.approx(decibels(exact[:24], answer[:24]), abs=0.01)
+
+
+@pytest.mark.parametrize("layer", ["blocks.0.body.0", "blocks.1.body.3", "blocks.1.shortcut.0"])
+def test_a_layer_amid_residual_blocks(layer: str, pretend_data: RandomData, network: nn.Module) -> None:
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    only_weights = BitWidths(3, 32)
+    widths = {name: [only_weights] if name == layer else [] for name in names}
+    (found,) = sensitivities(Static(bits=4), network, pretend_data, Wants(), widths, 32)
+
+    changed = copy.deepcopy(network)
+    parent, _, last = layer.rpartition(".")
+    norm = changed.get_submodule(f"{parent}.{int(last) + 1}")
+    weight = changed.get_submodule(layer).weight.data
+    factor = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach().double().numpy()[:, None]  # folded before rounding
+    folded = weight.double().numpy().reshape(len(weight), -1) * factor
+    step = np.maximum(folded.max(1) / 3, -folded.min(1) / 4)[:, None]
+    weight.copy_(torch.tensor(rounded(folded, -4, 3, step) / factor).reshape(weight.shape))
+    with torch.no_grad():
+        exact, answer = (net(pretend_data.calibration()).double().numpy() for net in (network, changed))
+    assert found.loss_change == pytest.approx(kl(exact, answer), rel=1e-3)
+    assert found.sqnr_db == pytest.approx(decibels(exact, answer), abs=0.01)
+
+
+def test_layers_that_read_one_tensor_have_a_quantizer_each(pretend_data: RandomData, network: nn.Module) -> None:
+    method = Static(bits=4)
+    spec = method.spec(BitWidths(8, 8), Wants())
+    found = roundings(prepare_pt2e(method.folded(network, pretend_data), EachLayer(spec)))
+    assert "blocks.1.shortcut.0" in found and len(found) == 7
+    assert len({id(q) for rounding in found.values() for q in (*rounding.weights, *rounding.activations)}) == 14
+
+
+def made(method: Mixed, network: nn.Module, data: RandomData, root: Path) -> Artifact:
+    return make_artifact(method, network, data, Wants(), SOURCE, root)
+
+
+def bits_in(artifact: Artifact) -> dict[str, int]:
+    return {layer.name: int(layer.weight.removeprefix("int")) for layer in artifact.layers}
+
+
+def answers(artifact: Artifact, data: RandomData) -> torch.Tensor:
+    return torch.export.load(artifact.folder / artifact.graph).module()(data.calibration())
+
+
+def test_the_artifact_has_the_bits_of_its_plan_and_a_plan_given_back_makes_the_same(
+    pretend_data: RandomData, network: nn.Module, tmp_path: Path
+) -> None:
+    artifact = made(Mixed(), network, pretend_data, tmp_path)
+    assert sorted(p.name for p in artifact.folder.iterdir()) == sorted(["artifact.json", *artifact.files])
+    assert sorted(artifact.files) == ["model.pt2", "plan.yaml", "sensitivity.csv"] and artifact.simulated
+
+    plan = yaml.safe_load((artifact.folder / "plan.yaml").read_text())
+    bits = {name: entry["bits"] for name, entry in plan["layers"].items()}
+    assert bits == bits_in(artifact) == {la.name: int(la.activation.removeprefix("uint")) for la in artifact.layers}
+    assert all(bits[end] == 8 for end in ENDS) and {*bits.values()} <= {2, 3, 4, 6, 8} and len({*bits.values()}) > 1
+    numbers = {name: network.get_submodule(name).weight.numel() for name in bits}
+    assert {name: entry["parameters"] for name, entry in plan["layers"].items()} == numbers
+    mean = sum(numbers[name] * bits[name] for name in bits) / sum(numbers.values())
+    assert plan["average_bits"] == pytest.approx(mean, abs=1e-4) and 3 < mean <= 4
+    assert artifact.label == f"mixed {mean:.1f} bits" and artifact.bits == "avg4"
+    assert plan["size_mb"] * 1e6 == artifact.packed_bytes
+
+    rows = list(csv.DictReader((artifact.folder / "sensitivity.csv").open()))
+    assert [(r["layer"], r["weight_bits"]) for r in rows] == [(name, str(b)) for name in bits for b in (2, 3, 4, 6, 8)]
+    chosen = [r for r in rows if int(r["weight_bits"]) == bits[r["layer"]]]
+    assert plan["loss_change"] == pytest.approx(sum(float(r["loss_change_nats"]) for r in chosen), rel=1e-3)
+    assert {r["layer"]: float(r["sqnr_db"]) for r in chosen} == pytest.approx(
+        {name: entry["sqnr_db"] for name, entry in plan["layers"].items()}, abs=0.01
+    )
+
+    edited = tmp_path / "edited.yaml"
+    edited.write_text((artifact.folder / "plan.yaml").read_text())
+    again = made(Mixed(plan=str(edited)), network, pretend_data, tmp_path)
+    assert again.folder != artifact.folder and sorted(again.files) == ["model.pt2", "plan.yaml"]
+    assert torch.equal(answers(again, pretend_data), answers(artifact, pretend_data))
+    assert "loss_change" not in (again.folder / "plan.yaml").read_text(), "it was not measured"
+    # The content counts, and the path does not.
+    moved = edited.rename(tmp_path / "moved.yaml")
+    assert made(Mixed(plan=str(moved)), network, pretend_data, tmp_path).folder == again.folder
+    moved.write_text(moved.read_text().replace("{bits: 8", "{bits: w6a8"))
+    other = Mixed(plan=str(moved))
+    assert other.options["plan"] == {name: "w6a8" if b == 8 else f"w{b}a{b}" for name, b in bits.items()}
+
+
+def test_every_option_counts_in_the_key(pretend_data: RandomData) -> None:
+    options = [{}, {"candidates": [2, 4, 8]}, {"budget": {"average_bits": 4.5}}, {"sensitivity_images": 99}]
+    assert len({repr(sorted(Mixed(**given).options.items(), key=str)) for given in options}) == len(options)
+    assert Mixed(bits=4).options == Mixed().options, "bits are the budget's"
+
+
+@pytest.mark.parametrize("share", [0.02, 0.6])
+def test_the_packed_size_is_within_its_budget(share: float, pretend_data: RandomData, network: nn.Module) -> None:
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    weights = weights_of(network, names)
+    rest = 4 * (
+        sum(p.numel() for p in network.parameters()) - sum(w.numel() for w in weights.values()) + sum(len(w) for w in weights.values())
+    )
+
+    def megabytes(inner: int) -> float:
+        """The size with 8 bits in the first and last layer and `inner` in the others."""
+        return (rest + sum(w.numel() * (8 if name in ENDS else inner) for name, w in weights.items()) / 8) / 1e6
+
+    limit = megabytes(2) + share * (megabytes(8) - megabytes(2))
+    plan, table = find_plan(Static(bits=4), network, pretend_data, Wants(), [2, 3, 4, 6, 8], Budget(size_mb=limit), 16)
+    size = (rest + sum(weights[name].numel() * bits.weight for name, bits in plan.items()) / 8) / 1e6
+    assert megabytes(2) <= size <= limit and size_mb(network, weights, plan) == pytest.approx(size, abs=1e-6)
+    assert len(table) == 35 and [bits.weight for name, bits in plan.items() if name in ENDS] == [8, 8]
+
+
+def test_layers_keep_bits_that_are_given_and_the_others_share_what_is_left(pretend_data: RandomData, network: nn.Module) -> None:
+    method = Static(bits=4, first_last_bits=None, layer_bits={"blocks.1.*": 3, "stem.0": "w8a5"})
+    plan, table = find_plan(method, network, pretend_data, Wants(), [2, 4, 8], Budget(average_bits=4), 16)
+    assert plan["stem.0"] == BitWidths(8, 5)
+    assert all(bits == BitWidths(3, 3) for name, bits in plan.items() if name.startswith("blocks.1."))
+    assert all(bits.weight in (2, 4, 8) for name, bits in plan.items() if name.startswith(("blocks.0.", "classifier")))
+    weights = weights_of(network, list(plan))
+    assert average_bits(weights, plan) <= 4
+    assert ("stem.0", BitWidths(8, 5)) in {(each.layer, each.bits) for each in table}
+
+
+def test_eight_bits_throughout_are_for_engines(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    assert not Mixed().for_engines and not Mixed(candidates=[4, 8], budget={"average_bits": 8}).for_engines
+    eights, static = Mixed(candidates=[8], budget={"average_bits": 8}), Static()
+    assert eights.for_engines and eights.settle(Wants()) == static.settle(Wants())
+    plan = tmp_path / "eights.yaml"
+    plan.write_text(
+        "layers: {" + ", ".join(f"{name}: 8" for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)) + "}"
+    )
+    artifact = made(Mixed(plan=str(plan)), network, pretend_data, tmp_path)
+    reference = make_artifact(static, network, pretend_data, Wants(), SOURCE, tmp_path)
+    assert not artifact.simulated and torch.equal(answers(artifact, pretend_data), answers(reference, pretend_data))
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 6)), nn.Linear(6, 3))
+    plan = {"0": BitWidths(8, 8), "1.0": BitWidths(2, 6), "2": BitWidths(32, 32)}
+    table = [Sensitivity(name, bits, 1e-5, float("inf")) for name, bits in plan.items()]
+    file = tmp_path / "plan.yaml"
+    for measured in (table, []):
+        file.write_text(plan_text(network, plan, measured))
+        assert read_plan(file) == plan
+        header = yaml.safe_load(file.read_text())
+        assert header["average_bits"] == pytest.approx((32 * 8 + 48 * 2 + 18 * 32) / 98, abs=1e-4)
+        # Biases in fp32, and a scale for each of 8 and 6 channels.
+        assert header["size_mb"] * 1e6 == pytest.approx(4 * (8 + 6 + 3) + 4 * (8 + 6) + 32 + 12 + 18 * 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("layers: {stem.0: {bits: 9}}", r"plan.yaml: bits of stem.0 are 9"),
+        ("layers: {stem.0: {bit: 4}}", "bits of stem.0 are None"),
+        ("layers: {stem.0: w4a16}", "w4a16"),
+        ("stem.0: 4", "has no `layers`"),
+        ("layers: [4", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_in_a_plan_is_named(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        Mixed(plan=str(file))
+
+
+def test_layers_that_a_plan_lacks_or_invents_are_named(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for given, message in (
+        (names[1:], "nothing of these.*stem.0"),
+        ([*names, "clasifier"], "has not: clasifier. did you mean 'classifier'"),
+    ):
+        file.write_text("layers: {" + ", ".join(f"{name}: 4" for name in given) + "}")
+        with pytest.raises(UserError, match=message):
+            made(Mixed(plan=str(file)), network, pretend_data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"budget": {"average_bits": 4, "size_mb": 1}}, "average_bits=4 and size_mb=1"),
+        ({"budget": {"average_bits": None, "size_mb": None}}, "Give one of them"),
+        ({"budget": {"average_bits": 0}}, "above 0"),
+        ({"candidates": [1, 4]}, r"candidates=\[1, 4\]"),
+        ({"candidates": []}, "2 to 8"),
+        ({"sensitivity_images": 0}, "at least 1"),
+        ({"plan": "nowhere.yaml"}, "nowhere.yaml cannot be read"),
+    ],
+)
+def test_options_that_cannot_be(given: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Mixed(**given)
+
+
+def test_a_plan_and_bits_by_layer_contradict_each_other(tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text("layers: {stem.0: 4}")
+    with pytest.raises(UserError, match="leave method.layer_bits out"):
+        Mixed(plan=str(file), layer_bits={"stem.0": 8})
+
+
+def test_a_budget_that_no_plan_meets_says_the_least(pretend_data: RandomData, network: nn.Module) -> None:
+    def search(budget: Budget) -> float:
+        plan, _ = find_plan(Static(bits=4), network, pretend_data, Wants(), [3, 6], budget, 1)
+        return average_bits(weights_of(network, list(plan)), plan)
+
+    numbers = {n: m.weight.numel() for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    least = sum(count * (8 if name in ENDS else 3) for name, count in numbers.items()) / sum(numbers.values())
+    with pytest.raises(UserError, match="average_bits=2.5 cannot be met") as refused:
+        search(Budget(average_bits=2.5))
+    told = float(str(refused.value).partition("it is ")[2].split()[0])
+    assert least <= told < least + 1e-3 and search(Budget(average_bits=told)) == pytest.approx(least)
+    with pytest.raises(UserError, match=r"size_mb=0.001 cannot be met.* MB") as refused:
+        search(Budget(size_mb=0.001))
+    told = float(str(refused.value).partition("it is ")[2].split()[0])
+    search(Budget(size_mb=told))
