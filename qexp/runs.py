@@ -22,7 +22,7 @@ from qexp.engine.base import Engine
 from qexp.errors import explain
 from qexp.files import write_json
 from qexp.launch import ChildFailed
-from qexp.measure.base import Bench, Disagrees, Limits, Subject, TestSet, Turns, ranking, run_measures, standing_child
+from qexp.measure.base import STANDING, Bench, Disagrees, Limits, Subject, TestSet, Turns, ranking, run_measures
 from qexp.measure.machine import environment, physical_cores
 from qexp.tracking.store import read_records, write_record
 from qexp.types import Measurement, Record, Unsupported, UserError, command_line, digest
@@ -122,7 +122,7 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], job: Callabl
     try:
         check_counts(config)
         # What every run is compared with imports its engine, which takes seconds, while the artifact is made.
-        standing_child(instantiate(config.baseline.engine), config.threads, limits_of(config))
+        STANDING.get(instantiate(config.baseline.engine), config.threads, limits_of(config))
         outcome = job(config)
     except Unsupported as refusal:
         status, reason = "unsupported", str(refusal)

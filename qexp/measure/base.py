@@ -11,7 +11,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,7 +72,7 @@ class Subject:
     @cached_property
     def importing(self) -> Child:
         """A child that has begun to import its engine, which takes seconds and may overlap with others' imports."""
-        return (standing_child if self.standing else new_child)(self.engine, self.threads, self.limits)
+        return (STANDING.get if self.standing else new_child)(self.engine, self.threads, self.limits)
 
     @cached_property
     def child(self) -> Child:
@@ -140,18 +140,28 @@ def new_child(engine: Engine, threads: int, limits: Limits) -> Child:
     return Child("qexp.measure.child", target, threads, limits.timeout_s, limits.memory_mb)
 
 
-def standing_child(engine: Engine, threads: int, limits: Limits) -> Child:
-    """A child with this engine that this process keeps for the runs to come; it ends with this process."""
-    child = _kept_child(type(engine), json.dumps(engine_options(engine)), threads, limits)
-    if not child.alive:
-        _kept_child.cache_clear()
-        child = _kept_child(type(engine), json.dumps(engine_options(engine)), threads, limits)
-    return child
+class StandingChildren:
+    """Children that this process keeps for the runs to come, at most `most` of them; they end with this process at the latest."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self.kept: dict[str, Child] = {}  # the one last asked for at the end
+
+    def get(self, engine: Engine, threads: int, limits: Limits) -> Child:
+        """One with this engine, if it lives, or a new one in the place of the one not asked for the longest."""
+        key = repr((type(engine), engine_options(engine), threads, limits))
+        child = self.kept.pop(key, None)
+        self.kept[key] = child if child and child.alive else new_child(engine, threads, limits)
+        while len(self.kept) > self.most:
+            self.kept.pop(next(iter(self.kept))).stop()
+        return self.kept[key]
+
+    def stop(self) -> None:
+        while self.kept:
+            self.kept.popitem()[1].stop()
 
 
-@lru_cache(maxsize=2)
-def _kept_child(engine: type[Engine], options: str, threads: int, limits: Limits) -> Child:
-    return new_child(engine(**json.loads(options)), threads, limits)
+STANDING = StandingChildren(most=2)  # the baseline's and the rival's
 
 
 @dataclass

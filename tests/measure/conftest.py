@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from filelock import FileLock, Timeout
 
 from qexp.engine.base import Engine
 from qexp.files import file_digest, write_json
-from qexp.launch import Child
 from qexp.measure import base
 from qexp.measure.base import Bench, Limits, Subject, TestSet
 from qexp.types import Artifact, DataSpec, Layer, Wants
@@ -52,18 +49,10 @@ def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_standing_child_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    made: list[Child] = []
-
-    @lru_cache(maxsize=2)
-    def kept(engine: type[Engine], options: str, threads: int, limits: Limits) -> Child:
-        made.append(base.new_child(engine(**json.loads(options)), threads, limits))
-        return made[-1]
-
-    monkeypatch.setattr(base, "_kept_child", kept)
+def no_standing_child_outlives_its_test() -> Iterator[None]:
+    base.STANDING.stop()  # those of tests elsewhere
     yield
-    for child in made:
-        child.stop()
+    base.STANDING.stop()
 
 
 @pytest.fixture

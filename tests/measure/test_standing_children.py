@@ -28,8 +28,13 @@ def test_the_next_run_finds_the_child_of_the_last(make_subject: MakeSubject) -> 
 
 
 def test_another_engine_or_other_options_have_a_child_of_their_own(make_subject: MakeSubject) -> None:
-    subjects = [make_subject(engine, standing=True) for engine in (Fake(), Scores(), Scores(sign=-1))]
-    assert len({subject.child.process.pid for subject in subjects}) == 3
+    subjects = [make_subject(engine, standing=True) for engine in (Scores(), Scores(sign=-1))]
+    assert len({subject.child.process.pid for subject in subjects}) == 2
+
+
+def test_no_more_than_two_stand(make_subject: MakeSubject) -> None:
+    pids = [make_subject(engine, standing=True).child.process.pid for engine in (Scores(), Scores(sign=-1), Fake())]
+    assert measuring_children() == {*pids[1:]}
 
 
 def test_a_measured_subject_never_has_a_standing_child(make_subject: MakeSubject) -> None:
