@@ -52,7 +52,7 @@ class Reconstruct(Quantization):
     name = "reconstruct"
 
     def __init__(
-        self, algorithm: str = "qdrop", iterations: int = 2000, batch_size: int = 32, lr: float = 1e-3, scale_lr: float = 4e-5,
+        self, algorithm: str = "qdrop", iterations: int = 1000, batch_size: int = 32, lr: float = 1e-3, scale_lr: float = 4e-5,
         rounding_weight: float = 0.01, drop: float = 0.5, seed: int = 0, **common: Any,
     ):  # fmt: skip
         super().__init__(**common)
