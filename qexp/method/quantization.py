@@ -77,7 +77,8 @@ class Quantization(Method):
     @property
     def for_engines(self) -> bool:
         """Whether integer engines have kernels for the result: 8 bits everywhere, in scales that they know."""
-        return self.widths.has_kernels and self.add_bits == 8 and not self.layer_bits and self.group_size is None
+        plain = not self.layer_bits and self.group_size is None and self.weight_symmetric
+        return self.widths.has_kernels and self.add_bits == 8 and plain
 
     def label(self, wants: Wants) -> str:
         reduced = self.reduce_range and self.for_engines and wants.activation == "uint8"
@@ -89,8 +90,9 @@ class Quantization(Method):
         settled = replace(Wants(), formats=(self.format,), activation="int8_symmetric" if self.symmetric else "uint8")
         if not self.for_engines:
             return settled
-        if wants.placement != "fused" and not self.fuse:
-            raise Unsupported("method.fuse=false needs an engine that runs the placement `fused`, such as onnxruntime")
+        for option, asked in (("fuse=false", not self.fuse), ("quantize_before_activation=true", self.quantize_before_activation)):
+            if asked and wants.placement != "fused":
+                raise Unsupported(f"method.{option} needs an engine that runs the placement `fused`, such as onnxruntime")
         return replace(settled, placement=wants.placement, activation=settled.activation if self.symmetric else wants.activation)
 
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:

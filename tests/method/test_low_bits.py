@@ -220,3 +220,13 @@ def test_every_observer_finds_scales(name: str, pretend_data: RandomData) -> Non
     with torch.no_grad():
         noise = (prepared(x) - network(x)).square().sum() / network(x).square().sum()
     assert 0 < noise < 0.25
+
+
+def test_what_a_placement_of_its_own_cannot_show_is_unsupported() -> None:
+    for options in ({"fuse": False}, {"quantize_before_activation": True}):
+        with pytest.raises(Unsupported, match="needs an engine that runs the placement `fused`"):
+            Static(**options).settle(Wants(placement="x86_inductor"))
+
+
+def test_weights_with_zero_points_are_simulated() -> None:
+    assert not Static(weight_symmetric=False).for_engines and Static().for_engines
