@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import ObserverBase
 
-from qexp.method.numerics import Grid, as_rows, dequantize, from_rows, pack, quantize, scale_and_zero_point, unpack
+from qexp.method.numerics import Grid, as_rows, dequantize, from_rows, learned_fake_quantize, pack, quantize, scale_and_zero_point, unpack
 from qexp.method.observers import Observer
 from qexp.types import UserError
 
@@ -71,20 +71,14 @@ class FakeQuantize(ObserverBase):
         return torch.minimum(torch.maximum(x, low), high)
 
     def rounded(self, x: Tensor) -> Tensor:
-        """x on the grid, with straight-through gradients for what is inside its range, and those of LSQ for the scale (Esser et al.,
-        "Learned Step Size Quantization", 2020, equation 3)."""
-        limits = (self.grid.quant_min, self.grid.quant_max, self.gradient_factor)
-        zero_point = self.zero_point.float()
-        if self.group is not None:
-            rows = torch._fake_quantize_learnable_per_channel_affine(self.rows(x), self.positive_scale, zero_point, 0, *limits)
-            return from_rows(rows, x.shape, self.axis)
+        """x on the grid, with the gradients of `learned_fake_quantize`."""
         if self.axis is None:
-            zero = int(self.zero_point)  # moves the limits instead, since the gradient of torch's operator takes one below 0 for one more
-            lowest, highest = self.grid.quant_min - zero, self.grid.quant_max - zero
-            return torch._fake_quantize_learnable_per_tensor_affine(
-                x, self.positive_scale, torch.zeros_like(zero_point), lowest, highest, self.gradient_factor
-            )
-        return torch._fake_quantize_learnable_per_channel_affine(x, self.positive_scale, zero_point, self.axis, *limits)
+            zero = int(self.zero_point)
+            low, high = self.grid.quant_min - zero, self.grid.quant_max - zero
+            return learned_fake_quantize(x, self.positive_scale, low, high, self.gradient_factor)
+        rows, zeros = self.rows(x), self.zero_point.float()[:, None]
+        lows, highs = self.grid.quant_min - zeros, self.grid.quant_max - zeros
+        return from_rows(learned_fake_quantize(rows, self.positive_scale[:, None], lows, highs, self.gradient_factor), x.shape, self.axis)
 
     @property
     def positive_scale(self) -> Tensor:

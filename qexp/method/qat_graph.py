@@ -22,8 +22,8 @@ class ConvNorm(nn.Module):
     """Convolution and batch norm as one: the weight is rounded as it will be when both are folded.
 
     The flow of torch.ao and torchao for training with quantisation (Krishnamoorthi, "Quantizing deep convolutional networks for
-    efficient inference", 2018, section 3.2.2): weights are scaled by running statistics before they are rounded, the result is
-    scaled back, and batch norm works on it with the batch's statistics; once frozen, with the running ones.
+    efficient inference", 2018, section 3.2.2): weights are scaled by running statistics before they are rounded and scaled back after,
+    and batch norm works on the result with the batch's statistics; once frozen, with the running ones.
     """
 
     def __init__(self, weight: Tensor, norm: nn.BatchNorm2d, quantizer: FakeQuantize | None, operator: Callable[..., Tensor], rest: tuple):
@@ -49,8 +49,8 @@ class ConvNorm(nn.Module):
         rounded = weight if self.quantizer is None else self.quantizer(weight)
         if self.frozen or not self.training:
             return self.operator(x, rounded, bias, *self.rest)
-        result = self.operator(x, rounded, None, *self.rest)
-        return self.norm(result / self.factor().detach()[None, :, None, None])
+        # The flow divides the convolution's result, a far larger tensor than its weight, to the same end.
+        return self.norm(self.operator(x, rounded / _per_channel(self.factor().detach(), rounded), None, *self.rest))
 
 
 def _per_channel(factor: Tensor, weight: Tensor) -> Tensor:
