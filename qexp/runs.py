@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import socket
 import sys
@@ -24,8 +25,9 @@ from qexp.files import write_json
 from qexp.launch import ChildFailed
 from qexp.measure.base import STANDING, Bench, Disagrees, Limits, Subject, TestSet, Turns, ranking, run_measures
 from qexp.measure.machine import environment, physical_cores
+from qexp.report.layers import draw_layers
 from qexp.tracking.store import read_records, write_record
-from qexp.types import Measurement, Record, Unsupported, UserError, command_line, digest
+from qexp.types import Measurement, Record, Unsupported, UserError, command_line, digest, nearest
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def measure(
 ) -> Outcome:  # fmt: skip
     """All measurements of the config on the fastest of `subjects` that computes what its graph says, against the baseline, the
     fastest of `rivals`, and on the test set, where there are these."""
+    check_picture(config.picture, [layer.name for subject in subjects.values() for layer in subject.artifact.layers])
     cache = Path(config.outputs) / "cache"
     rival = fastest_known(rivals, instantiate(config.rivals.get("trial")), cache) if rivals else None
     if rival:
@@ -133,6 +136,8 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], job: Callabl
         print(f"  {record.label} is in this sweep already: one row is enough", flush=True)
         return
     write_record(record, folder)
+    if outcome:
+        draw_layers(outcome.subject.artifact.folder, folder, config.picture)
     try:
         instantiate(config.tracking).log(record, folder)
     except Exception as error:  # the record on disk is the result; the view of it must not cost the other jobs theirs
@@ -148,6 +153,11 @@ def check_counts(config: DictConfig) -> None:
     for key in ("batch_size", "threads"):
         if not isinstance(config[key], int) or config[key] < 1:
             raise UserError(f"{key}={config[key]} is out of range; give a whole number of at least 1{' or auto' * (key == 'threads')}.")
+
+
+def check_picture(pattern: str | None, layers: list[str]) -> None:
+    if pattern and not fnmatch.filter(layers, pattern):
+        raise UserError(f"picture={pattern}: no layer is called that. {nearest(pattern, set(layers))}")
 
 
 def sweep_folder() -> Path:

@@ -26,7 +26,9 @@ ALLOWED = {
     "method": BASIC | {"qexp.data.base", "qexp.model.base", "qexp.model.trainer", "qexp.onnx_file"},
     "measure": BASIC | {"qexp.launch", "qexp.engine.base"},
     "report": BASIC | {"qexp.tracking.store"},
-    "runs": BASIC | {"qexp.errors", "qexp.launch", "qexp.engine.base", "qexp.measure.base", "qexp.measure.machine", "qexp.tracking.store"},
+    "runs": BASIC
+    | {"qexp.errors", "qexp.launch", "qexp.engine.base", "qexp.measure.base", "qexp.measure.machine", "qexp.report.layers"}
+    | {"qexp.tracking.store"},
 }
 MODULES = sorted((ROOT / "qexp").rglob("*.py"))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import zipfile
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from qexp import onnx_file
 from qexp.data.base import ImageData
 from qexp.files import building, check_digests, code_digest, file_digest, write_json
 from qexp.method.bits import BitWidths
+from qexp.method.facts import FACTS_FILE, Facts, layers_csv, weight_range
 from qexp.types import Artifact, Layer, Unsupported, UserError, Wants, digest, versions
 
 # torchao registers an enum in a way that torch 2.15 calls deprecated, and torch says so at each import.
@@ -36,7 +38,8 @@ BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 class Compressed:
     """What a method wrote into the artifact's folder: the graph's file name and each layer's number formats.
 
-    files: names of what lies beside the graph for people to read; label: where it is not the method's, known only now.
+    files: names of what lies beside the graph for people to read; label: where it is not the method's, known only now; facts: what
+    layers.csv says of each layer, by column.
     """
 
     graph: str
@@ -44,6 +47,7 @@ class Compressed:
     simulated: bool = False
     files: tuple[str, ...] = ()
     label: str = ""
+    facts: Mapping[str, Facts] = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -132,11 +136,17 @@ def _write(method: Method, network: nn.Module, data: ImageData, wants: Wants, so
     with building(target) as folder:
         compressed = method.apply(network, data, wants, folder)
         parameters = sum(p.numel() for p in network.parameters())
+        modules = dict(network.named_modules())
+        known = {
+            la.name: {**weight_range(modules[la.name].weight.detach()), **compressed.facts.get(la.name, {})} for la in compressed.layers
+        }
+        (folder / FACTS_FILE).write_text(layers_csv(compressed.layers, known))
+        names = (compressed.graph, FACTS_FILE, *compressed.files)
         artifact = Artifact(
             folder=folder, key=target.name, form=wants, graph=compressed.graph, model=source["model"], method=method.name,
             bits=method.bits, label=compressed.label or method.label(wants), data=data.spec, layers=compressed.layers,
             parameters=parameters, macs=count_macs(network, data)[""], packed_bytes=packed_bytes(network, compressed.layers),
-            reference=reference, files={name: file_digest(folder / name) for name in (compressed.graph, *compressed.files)}, source=source,
+            reference=reference, files={name: file_digest(folder / name) for name in names}, source=source,
             versions=versions(*PACKAGES), simulated=compressed.simulated, random_weights=source["weights"] == "random",
         )  # fmt: skip
         write_json(folder / "artifact.json", artifact.to_json())

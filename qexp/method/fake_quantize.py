@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -174,6 +175,19 @@ class PackedWeight(nn.Module):
 def quantizers(prepared: nn.Module) -> dict[str, FakeQuantize]:
     """All quantizers of a prepared graph by the name of their module."""
     return {name: module for name, module in prepared.named_modules() if isinstance(module, FakeQuantize)}
+
+
+@contextmanager
+def in_floating_point(prepared: nn.Module) -> Iterator[None]:
+    """All quantizers of a prepared graph let everything through."""
+    every = quantizers(prepared).values()
+    for quantizer in every:
+        quantizer.enabled = False
+    try:
+        yield
+    finally:
+        for quantizer in every:
+            quantizer.enabled = True
 
 
 def fix_all(prepared: GraphModule) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method, export, fold_batch_norms, layer_table, save_graph, with_formats
+from qexp.method.facts import rounded_weight
 from qexp.types import Unsupported, UserError, Wants, nearest
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,7 +46,9 @@ class Half(Method):
         folded = fold_batch_norms(export(network, data).module())
         save_graph(export(_InHalf(folded, DTYPES[dtype]), data), folder / "model.pt2")
         layers = layer_table(network, data)
-        return Compressed("model.pt2", with_formats(layers, {layer.name: (dtype, dtype) for layer in layers}))
+        weights = {layer.name: network.get_parameter(f"{layer.name}.weight").detach() for layer in layers}
+        facts = {name: rounded_weight(weight, weight.to(DTYPES[dtype]).float()) for name, weight in weights.items()}
+        return Compressed("model.pt2", with_formats(layers, {layer.name: (dtype, dtype) for layer in layers}), facts=facts)
 
 
 class _InHalf(nn.Module):

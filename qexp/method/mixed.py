@@ -86,7 +86,7 @@ class Mixed(Quantization):
         for name, text in texts.items():
             (folder / name).write_text(text)
         mean = average_bits(weights_of(network, list(plan)), plan)
-        return replace(made, files=tuple(texts), label=f"{self.name} {mean:.1f} bits{'' if self.fuse else ' unfused'}")
+        return replace(made, files=(*made.files, *texts), label=f"{self.name} {mean:.1f} bits{'' if self.fuse else ' unfused'}")
 
 
 def as_options(plan: Plan) -> dict[str, str]:

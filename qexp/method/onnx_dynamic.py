@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from torch import nn
 
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method, export, layer_table, save_graph, with_formats
+from qexp.method.facts import rounded_weight
+from qexp.method.numerics import dequantize
 from qexp.onnx_file import write_onnx
 from qexp.types import Wants
 
@@ -42,7 +47,21 @@ class OnnxDynamic(Method):
         integer = {name: weights[name] for name in weights.keys() & _quantised_weights(folder / "model.onnx")}
         layers = layer_table(network, data)
         formats = {layer.name: ("uint8", "uint8") for layer in layers if _holds(integer, network, layer.name)}
-        return Compressed("model.onnx", with_formats(layers, formats))
+        return Compressed("model.onnx", with_formats(layers, formats), facts=_facts(folder / "model.onnx", weights, formats))
+
+
+def _facts(file: Path, weights: dict[str, np.ndarray], layers: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Of those layers whose weight kept its name; torch.onnx renames it where layers share it or it is transposed."""
+    stored = {constant.name: torch.tensor(onnx.numpy_helper.to_array(constant)) for constant in onnx.load(file).graph.initializer}
+    facts = {}
+    for layer in layers:
+        name = f"{layer}.weight"
+        if name in weights and f"{name}_quantized" in stored:
+            integers, scale, zero_point = (stored[f"{name}_{part}"] for part in ("quantized", "scale", "zero_point"))
+            rounded, weight = dequantize(integers.float(), scale, zero_point.float()), torch.tensor(weights[name])
+            either = [turned for turned in (rounded, rounded.mT) if turned.shape == weight.shape]  # matrices were transposed, maybe
+            facts[layer] = max((rounded_weight(weight, turned, scale, zero_point) for turned in either), key=itemgetter("weight_sqnr_db"))
+    return facts
 
 
 def _quantised_weights(file: Path) -> set[str]:

@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, example_input
@@ -21,7 +20,7 @@ from qexp.method.fake_quantize import LEARNING, quantizers
 from qexp.method.qat_graph import ConvNorm, hand_over, learn_ranges, sizes, trainable
 from qexp.method.quantization import Quantization
 from qexp.model.base import Classifier, load_weights, read_weights
-from qexp.model.trainer import best_and_last, make_trainer
+from qexp.model.trainer import best_and_last, keeping_freed_memory, make_trainer
 from qexp.types import UserError, Wants, digest, nearest
 
 
@@ -57,14 +56,16 @@ class QAT(Quantization):
 
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
         prepared = self.calibrated(network, data, wants)
+        exact = copy.deepcopy(prepared)
         trained = trainable(prepared, network, data)
         learn_ranges(trained, self.activations, self.weights, sizes(trained, example_input(data, 1)))
         key = digest([self.options, str(wants), data.spec.digest, {k: v.double().sum().item() for k, v in network.state_dict().items()}])
         checkpoints = folder.parent / f".training-{key[:16]}"  # outlives a kill, unlike `folder`
-        self.train(trained, network, data, checkpoints)
+        with keeping_freed_memory():
+            self.train(trained, network, data, checkpoints)
         hand_over(trained, prepared)
         shutil.rmtree(checkpoints)
-        return self.finish(convert_pt2e(prepared), network, data, folder)
+        return self.finish(prepared, exact, network, data, folder)
 
     def train(self, trained: GraphModule, network: nn.Module, data: ImageData, checkpoints: Path) -> None:
         """Fine-tune, going on from the last whole epoch of an interrupted training, and keep the best epoch by validation."""

@@ -25,6 +25,7 @@ from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method, export, fold_batch_norms, layer_table, save_graph, with_formats
 from qexp.method.bits import FLOAT, BitWidths, plan_bits
 from qexp.method.corrections import correct_bias, equalise
+from qexp.method.explain import explain
 from qexp.method.fake_quantize import SCHEMES, FakeQuantize, PackedFakeQuantize, PackedWeight, WeightFakeQuantize, fix_all
 from qexp.method.numerics import Grid
 from qexp.method.observers import OBSERVERS
@@ -97,8 +98,9 @@ class Quantization(Method):
 
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
         prepared = self.calibrated(network, data, wants)
+        exact = copy.deepcopy(prepared)
         self.tune(prepared, data)
-        return self.finish(convert_pt2e(prepared), network, data, folder)
+        return self.finish(prepared, exact, network, data, folder)
 
     def calibrated(self, network: nn.Module, data: ImageData, wants: Wants) -> GraphModule:
         """The network with batch norms folded and a quantizer at every tensor, whose scale calibration images have found."""
@@ -123,11 +125,15 @@ class Quantization(Method):
     def tune(self, prepared: GraphModule, data: ImageData) -> None:
         """What a method does between calibration and conversion."""
 
-    def finish(self, converted: GraphModule, network: nn.Module, data: ImageData, folder: Path) -> Compressed:
+    def finish(self, prepared: GraphModule, exact: GraphModule, network: nn.Module, data: ImageData, folder: Path) -> Compressed:
+        """Convert and write. exact: `prepared` as it was calibrated, which tells what the rest has changed."""
+        explained = explain(prepared, exact, data.calibration())
+        converted = convert_pt2e(prepared)
         layers = with_formats(layer_table(network, data), layer_formats(converted))
         drop_unused(converted)
         save_graph(export(converted, data), folder / "model.pt2")
-        return Compressed("model.pt2", layers, simulated=not self.for_engines)
+        files = (explained.save(folder),)
+        return Compressed("model.pt2", layers, simulated=not self.for_engines, files=files, facts=explained.facts)
 
     def bits_of_layers(self, graph: GraphModule) -> dict[str, BitWidths]:
         return plan_bits(weighted_layers(graph), self.widths, self.first_last_bits, self.layer_bits)

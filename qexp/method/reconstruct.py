@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qexp.data.base import ImageData
-from qexp.method.fake_quantize import FakeQuantize, WeightFakeQuantize, quantizers
+from qexp.method.fake_quantize import FakeQuantize, WeightFakeQuantize, in_floating_point, quantizers
 from qexp.method.numerics import dequantize, from_rows
 from qexp.method.quantization import Quantization
 from qexp.method.units import Unit, blocks, extract, layers, value_of
@@ -81,18 +80,6 @@ class Reconstruct(Quantization):
             exact = value_of(prepared, unit.source, images, self.calibration_batch)
             wanted = value_of(prepared, unit.result, images, self.calibration_batch)
         return Images(rounded, exact, wanted)
-
-
-@contextmanager
-def in_floating_point(prepared: GraphModule) -> Iterator[None]:
-    every = quantizers(prepared).values()
-    for quantizer in every:
-        quantizer.enabled = False
-    try:
-        yield
-    finally:
-        for quantizer in every:
-            quantizer.enabled = True
 
 
 class SoftRounding(nn.Module):

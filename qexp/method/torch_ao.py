@@ -22,6 +22,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method, example_input, layer_table, with_formats
+from qexp.method.facts import rounded_weight
 from qexp.types import Unsupported, UserError, Wants
 
 # Beginnings of what torch says of its own deprecated parts, and of scales that tracing makes constants, as they should be.
@@ -113,7 +114,7 @@ def save_torchscript(converted: nn.Module, network: nn.Module, data: ImageData, 
     traced.save(str(folder / "whole.ts"))
     _without_source(folder / "whole.ts", folder / "model.ts")
     (folder / "whole.ts").unlink()
-    return Compressed("model.ts", with_formats(layer_table(network, data), _formats(converted)))
+    return Compressed("model.ts", with_formats(layer_table(network, data), _formats(converted)), facts=_facts(converted, network))
 
 
 def _without_source(whole: Path, target: Path) -> None:
@@ -135,4 +136,20 @@ def _formats(converted: nn.Module) -> dict[str, tuple[str, str]]:
             found[name] = ("float16", "float32") if half else ("int8", "uint8")
         elif isinstance(module, (quantized.Conv2d, quantized.Linear)):
             found[name] = ("int8", "uint8")
+    return found
+
+
+def _facts(converted: nn.Module, network: nn.Module) -> dict[str, dict[str, float]]:
+    """Of linear layers; the weights of convolutions have batch norms folded, so that they cannot be compared with the network's."""
+    found = {}
+    for name, module in converted.named_modules():
+        if isinstance(module, (dynamic.Linear, quantized.Linear)):
+            weight, rounded = network.get_parameter(f"{name}.weight").detach(), module.weight()
+            if rounded.is_quantized:
+                each = rounded.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
+                scale = rounded.q_per_channel_scales() if each else torch.tensor(rounded.q_scale())
+                zero_point = rounded.q_per_channel_zero_points() if each else torch.tensor(rounded.q_zero_point())
+                found[name] = rounded_weight(weight, rounded.dequantize(), scale, zero_point)
+            else:
+                found[name] = rounded_weight(weight, rounded.float())
     return found

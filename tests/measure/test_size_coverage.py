@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,10 +79,17 @@ def test_shares_are_those_of_the_quantised_layers(make_artifact: Callable[..., A
     assert coverage(bench) == {
         "params_m": 0.00105, "macs_m": 1.0, "quantized_params_share": 900 / 1050, "quantized_macs_share": 0.1,
     }  # fmt: skip
-    rows = list(csv.DictReader(io.StringIO(bench.texts["layers.csv"])))
-    assert [(row["layer"], int(row["macs"]), row["weight"], row["activation"]) for row in rows] == [
-        ("conv", 900_000, "float32", "float32"), ("fc1", 80_000, "int8", "uint8"), ("fc2", 20_000, "float16", "float32"),
-    ]  # fmt: skip
+
+
+def test_what_a_method_wrote_for_people_is_kept_with_the_run(
+    make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]
+) -> None:
+    made = make_artifact(files={"model.pt2": "", "layers.csv": "", "plan.yaml": ""})
+    (made.folder / "layers.csv").write_text("layer\nconv\n")
+    (made.folder / "plan.yaml").write_text("conv: 4\n")
+    bench = make_bench(Fake(), artifact=made)
+    coverage(bench)
+    assert bench.texts == {"layers.csv": "layer\nconv\n", "plan.yaml": "conv: 4\n"}
 
 
 @pytest.mark.parametrize("layers", [(), (Layer("fc", "linear", 300, 20_000),)])

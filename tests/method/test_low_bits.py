@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from qexp.data.random import RandomData
 from qexp.engine.eager import Eager
+from qexp.measure.size import tensor_bytes
 from qexp.method.base import make_artifact
 from qexp.method.bits import BitWidths, plan_bits
 from qexp.method.fake_quantize import FakeQuantize, WeightFakeQuantize, quantizers
@@ -98,6 +99,7 @@ def test_an_artifact_holds_packed_weights(case: Any, pretend_data: RandomData, n
     group = options.get("group_size", 1)
     padded = {name: shape[0] * -(-int(np.prod(shape[1:])) // group) * group for name, shape in shapes.items()}
     assert packed == sorted(-(-padded[name] // 8) * int(expected[name][3]) for name in LAYERS)
+    assert tensor_bytes(artifact.folder / artifact.graph) == sum(value.nbytes for value in state.values())
     assert not {tuple(value.shape) for value in state.values() if value.is_floating_point()} & set(shapes.values()), "no weight in fp32"
 
     x = pretend_data.calibration().numpy()
