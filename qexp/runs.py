@@ -119,7 +119,7 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], job: Callabl
     folder = Path(HydraConfig.get().runtime.output_dir)
     asked = {"engine": HydraConfig.get().runtime.choices["engine"], **{key: config[key] for key in ("batch_size", "threads", "seed")}}
     params = {**planned, **asked}
-    print(f"{describe(params)} ...", flush=True)
+    print(f"{' · '.join([describe(params), *swept_options()])} ...", flush=True)
     began = time.perf_counter()
     outcome, status, reason = None, "finished", ""
     try:
@@ -171,6 +171,13 @@ def describe(params: dict[str, Any]) -> str:
     bits = "" if params["bits"] == "auto" else f" {params['bits']} bits"
     method = params.get("label") or f"{params['method']}{bits}"
     return " · ".join([params["model"], method, params["engine"], f"batch {params['batch_size']}"])
+
+
+def swept_options() -> list[str]:
+    """Options of the method that tell this job of a sweep apart, such as `observer mse`."""
+    hydra = HydraConfig.get()
+    given = hydra.overrides.task if hydra.mode == RunMode.MULTIRUN else []
+    return [override.removeprefix("method.").replace("=", " ", 1) for override in given if override.startswith("method.")]
 
 
 def reason_of(error: Exception, folder: Path) -> str:

@@ -1,19 +1,21 @@
-"""The runs of a sweep as pictures: accuracy against size and latency, latency against batch size and image size."""
+"""The runs of a sweep as pictures: accuracy against size, latency and bits, latency against batch size and image size."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from qexp.report.varied import told, varied
 from qexp.types import Record
 
 MARKERS = "osD^vPX*<>"
 
 
 def accuracy_plot(records: list[Record], file: Path) -> bool:
-    """Write top-1 against size and latency of all runs that have them: a colour per model, a shape per method. False if none has."""
+    """Write top-1 against size and latency of all runs that have them. False if none has."""
     axes_of = {"size_mb": "size on disk, MB", "latency_ms": "latency of one call, ms"}
     rows = [r for r in records if r.status == "finished" and "top1" in r.metrics and axes_of.keys() <= r.metrics.keys()]
     if not rows:
@@ -26,23 +28,94 @@ def accuracy_plot(records: list[Record], file: Path) -> bool:
         axes.grid(True, which="both", alpha=0.2)
     left, right = figure.axes
     left.set_ylabel("top-1 accuracy, %")
-    right.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    _legend(right, figure)
     figure.savefig(file, dpi=150)
     return True
 
 
+def _legend(axes: Axes, figure: Figure) -> None:
+    """To the right of the axes, all of it: a long one makes the figure higher."""
+    names = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False).get_texts()
+    figure.set_figheight(max(figure.get_figheight(), 0.3 + 0.22 * len(names)))
+
+
 def _scatter(axes: Axes, rows: list[Record], metric: str) -> None:
-    models = list(dict.fromkeys(r.params["model"] for r in rows))
-    labels = list(dict.fromkeys(r.params["label"] for r in rows))
+    """A colour per model, a shape per method and options that differ; of one model, a colour per method, a shape per options."""
+    options = varied(rows)
+    several = len({row.params["model"] for row in rows}) > 1
+    names: dict[str, tuple[str, str]] = {}
+    for row in rows:
+        model, label, apart = row.params["model"], row.params["label"], told(row, options)
+        names[f"{model} · {label}{apart}"] = (model, label + apart) if several else (label, apart if options else label)
+    hues, shapes = (list(dict.fromkeys(style[i] for style in names.values())) for i in (0, 1))
     seen = set()
     for row in rows:
-        model, label = row.params["model"], row.params["label"]
-        name = f"{model} · {label}"
+        name = f"{row.params['model']} · {row.params['label']}{told(row, options)}"
+        hue, shape = names[name]
+        hollow = shapes.index(shape) // len(MARKERS) % 2  # once all shapes are taken
+        colour = f"C{hues.index(hue) % 10}"
         axes.scatter(
-            row.metrics[metric], 100 * row.metrics["top1"], s=60, color=f"C{models.index(model) % 10}",
-            marker=MARKERS[labels.index(label) % len(MARKERS)], label=None if name in seen else name, alpha=0.85,
+            row.metrics[metric], 100 * row.metrics["top1"], s=60, facecolors="none" if hollow else colour, edgecolors=colour,
+            marker=MARKERS[shapes.index(shape) % len(MARKERS)], label=None if name in seen else name, alpha=0.85,
         )  # fmt: skip
         seen.add(name)
+
+
+def bits_plots(records: list[Record], folder: Path) -> list[Path]:
+    """For each model (and data, and image size, as far as the runs go through several): top-1 against bits, if there are several.
+    The files written."""
+    rows = [r for r in records if r.status == "finished" and "top1" in r.metrics]
+    groups: dict[str, list[Record]] = {}
+    several = [key for key in ("data", "image_size") if len({r.params.get(key) for r in rows}) > 1]
+    for row in rows:
+        groups.setdefault(" · ".join(str(row.params.get(key)) for key in ("model", *several)), []).append(row)
+    written = []
+    for name, members in groups.items():
+        if len({_widths(row) for row in members} - {None}) > 1:
+            file = folder / f"accuracy-by-bits-{name.replace(' · ', '-').replace('/', '_')}.png"
+            _accuracy_by_bits(members, name).savefig(file, dpi=150)
+            written.append(file)
+    return written
+
+
+def _accuracy_by_bits(rows: list[Record], title: str) -> Figure:
+    """One line per method and options that differ, and where fp32 lies."""
+    options = varied(rows)
+    lines: dict[str, list[tuple[tuple[int, int], float]]] = {}
+    for row in rows:
+        if widths := _widths(row):
+            lines.setdefault(f"{row.params['method']}{told(row, options)}", []).append((widths, 100 * row.metrics["top1"]))
+    ticks = sorted({widths for line in lines.values() for widths, _ in line}, reverse=True)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, line) in enumerate(lines.items()):
+        line.sort(reverse=True)
+        aside = min(0.05, 0.3 / len(lines)) * (index - (len(lines) - 1) / 2)  # equal points stay visible
+        places = [ticks.index(widths) + aside for widths, _ in line]
+        axes.plot(places, [top1 for _, top1 in line], label=name, marker=MARKERS[index % len(MARKERS)], markersize=7, alpha=0.85)
+    for top1 in _fp32(rows):
+        axes.axhline(top1, color="black", linestyle="--", linewidth=1, label=f"fp32, {top1:.2f} %", zorder=0)
+    axes.set(xlabel="bits of weights and activations", ylabel="top-1 accuracy, %", title=title)
+    axes.set_xticks(range(len(ticks)), [str(w) if w == a else f"w{w}a{a}" for w, a in ticks])
+    axes.set_xlim(-0.4, len(ticks) - 0.6)
+    axes.grid(True, alpha=0.3)
+    _legend(axes, figure)
+    return figure
+
+
+def _widths(record: Record) -> tuple[int, int] | None:
+    """Bits of weights and activations; None of fp32, and where layers have bits of their own."""
+    found = re.fullmatch(r"w(\d+)a(\d+)|(\d+)", str(record.params.get("bits")))
+    if found is None or record.params["method"] == "none":
+        return None
+    return int(found[1] or found[3]), int(found[2] or found[3])
+
+
+def _fp32(rows: list[Record]) -> list[float]:
+    """Top-1 of the uncompressed networks, in percent: of their own runs, or else what the others were compared with."""
+    own = [r.metrics["top1"] for r in rows if r.params["method"] == "none"]
+    compared = [r.metrics["top1"] + r.metrics["top1_drop"] for r in rows if "top1_drop" in r.metrics]
+    return list(dict.fromkeys(round(100 * top1, 2) for top1 in own or compared))
 
 
 def latency_plots(records: list[Record], folder: Path) -> list[Path]:
@@ -62,12 +135,14 @@ def latency_plots(records: list[Record], folder: Path) -> list[Path]:
 def _curves(rows: list[Record], key: str, title: str) -> Figure:
     """One line per method, engine and whatever else the runs of one model differ in."""
     others = [k for k in ("label", "engine", "batch_size", "image_size", "threads", "data") if k != key]
-    told = [k for k in others if k in ("label", "engine") or len({r.params.get(k) for r in rows}) > 1]
+    shown = [k for k in others if k in ("label", "engine") or len({r.params.get(k) for r in rows}) > 1]
+    options = varied(rows)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     lines: dict[str, list[Record]] = {}
     for row in rows:
-        lines.setdefault(" · ".join(f"{'' if k in ('label', 'engine') else k + ' '}{row.params[k]}" for k in told), []).append(row)
+        name = " · ".join(f"{'' if k in ('label', 'engine') else k + ' '}{row.params[k]}" for k in shown)
+        lines.setdefault(name + told(row, options), []).append(row)
     for index, (name, line) in enumerate(lines.items()):
         line.sort(key=lambda r: r.params[key])
         mean, std = ([r.metrics[metric] for r in line] for metric in ("latency_mean_ms", "latency_std_ms"))
@@ -78,5 +153,5 @@ def _curves(rows: list[Record], key: str, title: str) -> Figure:
     axes.minorticks_off()
     axes.set_title(rows[0].params["model"])
     axes.grid(True, alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    _legend(axes, figure)
     return figure

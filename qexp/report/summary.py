@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from qexp.report.plot import accuracy_plot, latency_plots
+from qexp.report.plot import accuracy_plot, bits_plots, latency_plots
 from qexp.report.table import csv_table, markdown_table, rich_table, unfinished
 from qexp.tracking.store import read_records
 from qexp.types import Record
@@ -45,7 +45,7 @@ class Summary(Callback):
         files[1].write_text(csv_table(records))
         if accuracy_plot(records, sweep / "accuracy.png"):
             files.append(sweep / "accuracy.png")
-        files += latency_plots(records, sweep)
+        files += [*bits_plots(records, sweep), *latency_plots(records, sweep)]
         show(config, records, sweep)
         try:
             if log:

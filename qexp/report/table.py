@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.markup import escape
 from rich.table import Table
 
+from qexp.report.varied import NONE, option_texts, varied
 from qexp.types import Record
 
 NOISY = 0.1  # interquartile range over the median above which a latency is flagged
@@ -56,6 +58,7 @@ COLUMNS = (
 NAMES = {"model": "model", "label": "method", "engine": "engine", "batch_size": "batch"}
 IF_SEVERAL = {"data": "data", "image_size": "image", "threads": "threads"}  # columns of their own where a sweep goes through them
 TEXT = ("model", "method", "engine", "data")  # titles of columns aligned to the left
+TITLES = (*NAMES.values(), *IF_SEVERAL.values(), *(column.title for column in COLUMNS))  # of no option
 LEGEND = "* best of its model and batch size; several where their intervals overlap"
 NOISY_LEGEND = "~ noisy: half of the calls differ by more than 10 % of the median"
 
@@ -68,14 +71,21 @@ def table(records: list[Record]) -> tuple[list[str], list[list[str]], list[list[
     cells, best = [], []
     for row in rows:
         rivals = [r for r in rows if _group(r) == _group(row)]
-        cells.append([*(str(row.params.get(key, "")) for key in names), *(_cell(column, row) for column in columns)])
+        cells.append([*(_name(key, row) for key in names), *(_cell(column, row) for column in columns)])
         best.append([False] * len(names) + [_is_best(column, row, rivals) for column in columns])
     return [*names.values(), *(column.title for column in columns)], cells, best
 
 
 def names_of(records: list[Record]) -> dict[str, str]:
-    """Parameters that tell the rows apart, and their titles."""
-    return NAMES | {key: title for key, title in IF_SEVERAL.items() if len({r.params.get(key) for r in records}) > 1}
+    """Parameters, and options of the methods, that tell the rows apart, and their titles."""
+    several = {key: title for key, title in IF_SEVERAL.items() if len({r.params.get(key) for r in records}) > 1}
+    return NAMES | several | varied(records, TITLES)
+
+
+def text_titles(records: list[Record]) -> set[str]:
+    """Titles of columns aligned to the left: names, and options that are not numbers throughout."""
+    options = varied(records, TITLES).items()
+    return {*TEXT, *(title for name, title in options if not all(_is_number(_name(name, record)) for record in records))}
 
 
 def noisy(record: Record) -> bool:
@@ -86,10 +96,20 @@ def _group(record: Record) -> tuple[object, ...]:
     return tuple(record.params.get(key) for key in ("model", "batch_size", *IF_SEVERAL))
 
 
+def _name(key: str, record: Record) -> str:
+    """The record's parameter or option of that name."""
+    missing = "" if key in NAMES or key in IF_SEVERAL else NONE
+    return str((record.params | option_texts(record)).get(key, missing))
+
+
+def _is_number(text: str) -> bool:
+    return text in (NONE, "null") or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text) is not None
+
+
 def _cell(column: Column, record: Record) -> str:
     value = record.metrics.get(column.metric)
     if value is None:
-        return "–"
+        return NONE
     return column.format(value) + "~" * (column.metric == "latency_ms" and noisy(record))
 
 
@@ -124,8 +144,9 @@ def legend(records: list[Record]) -> str:
 def rich_table(records: list[Record], title: str) -> Table:
     titles, cells, best = table(records)
     shown = Table(title=title, title_justify="left", caption=legend(records), caption_justify="left")
+    text, options = text_titles(records), varied(records, TITLES).values()
     for name in titles:
-        shown.add_column(name, justify="left" if name in TEXT else "right", no_wrap=True)
+        shown.add_column(name, justify="left" if name in text else "right", no_wrap=name not in options, overflow="fold")
     for row, marks in zip(cells, best, strict=True):
         shown.add_row(*(f"[bold green]{escape(cell)}*[/]" if mark else escape(cell) for cell, mark in zip(row, marks, strict=True)))
     return shown
@@ -133,7 +154,8 @@ def rich_table(records: list[Record], title: str) -> Table:
 
 def markdown_table(records: list[Record]) -> str:
     titles, cells, best = table(records)
-    lines = ["| " + " | ".join(titles) + " |", "|" + "|".join(" --- " if name in TEXT else " ---: " for name in titles) + "|"]
+    text = text_titles(records)
+    lines = ["| " + " | ".join(titles) + " |", "|" + "|".join(" --- " if name in text else " ---: " for name in titles) + "|"]
     for row, marks in zip(cells, best, strict=True):
         lines.append("| " + " | ".join(f"**{cell}**" if mark else cell for cell, mark in zip(row, marks, strict=True)) + " |")
     notes = [NOISY_LEGEND] * any(noisy(record) for record in records) + unfinished(records)
@@ -141,12 +163,14 @@ def markdown_table(records: list[Record]) -> str:
 
 
 def csv_table(records: list[Record]) -> str:
-    """Every parameter and metric of every run, unrounded."""
+    """Every parameter, varied option and metric of every run, unrounded."""
     params = sorted({key for record in records for key in record.params})
+    options = [name for name in varied(records) if name not in params]
     metrics = sorted({key for record in records for key in record.metrics})
     out = io.StringIO()
-    writer = csv.DictWriter(out, ["status", "reason", *params, *metrics])
+    writer = csv.DictWriter(out, ["status", "reason", *params, *options, *metrics])
     writer.writeheader()
     for record in records:
-        writer.writerow({"status": record.status, "reason": record.reason, **record.params, **record.metrics})
+        texts = {name: text for name, text in option_texts(record).items() if name in options}
+        writer.writerow({"status": record.status, "reason": record.reason, **record.params, **texts, **record.metrics})
     return out.getvalue()
