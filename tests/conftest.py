@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+import compress
 from qexp.data.random import RandomData
+from qexp.measure import base
 from qexp.model.resnet import ResNet
+from tests.commands import Run
 
 
 @pytest.fixture
@@ -28,3 +35,40 @@ def network() -> nn.Module:
         for _ in range(3):
             made(torch.randn(16, 3, 16, 16) * 2 + 0.5)
     return made.eval()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two classes that differ in brightness, 16x16 grey: 40 images to train, 20 to test each."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 20)):
+        for label, name in enumerate(("dark", "light")):
+            folder = tmp_path / "pictures" / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(100 * label, 120 + 100 * label, (16, 16), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Call an entry script's main with the given overrides, outputs below tmp_path; exit code and everything printed.
+
+    No time is checked here, so nobody has to wait until this machine measures nothing else.
+    """
+    monkeypatch.setattr(base, "HOST_LOCK", tmp_path / "measure.lock")
+
+    def call(*overrides: str, script: Any = compress) -> tuple[int, str]:
+        outputs = [] if any(o.startswith("outputs=") for o in overrides) else [f"outputs={tmp_path / 'outputs'}"]
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *overrides, *outputs])
+        code: Any = 0
+        try:
+            script.main()
+        except SystemExit as end:
+            code = end.code
+        out, err = capfd.readouterr()
+        message = code if isinstance(code, str) else ""  # sys.exit prints a text only when the interpreter ends
+        return (code if isinstance(code, int) else 1), out + err + message
+
+    return call

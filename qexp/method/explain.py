@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from qexp.method.fake_quantize import FakeQuantize, in_floating_point
+from qexp.method.fake_quantize import FakeQuantize, every_quantizer, in_floating_point
 from qexp.method.quantizer import WEIGHTED, layer_path
 
 HISTOGRAMS = "histograms.npz"
@@ -110,7 +110,7 @@ def explain(prepared: GraphModule, exact: GraphModule, images: Tensor) -> Explai
     """
     images = images[:IMAGES]
     layers = {layer_path(node): node for node in reversed(prepared.graph.nodes) if node.op == "call_function" and node.target in WEIGHTED}
-    found = {name: m for name, m in prepared.named_modules(remove_duplicate=False) if isinstance(m, FakeQuantize)}  # shared ones too
+    found = every_quantizer(prepared)
     inputs, outputs = _activations(prepared, exact, images, list(layers.values()), found)
     facts: dict[str, dict[str, float]] = {}
     histograms: dict[str, np.ndarray] = {}

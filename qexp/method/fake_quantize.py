@@ -177,6 +177,11 @@ def quantizers(prepared: nn.Module) -> dict[str, FakeQuantize]:
     return {name: module for name, module in prepared.named_modules() if isinstance(module, FakeQuantize)}
 
 
+def every_quantizer(prepared: nn.Module) -> dict[str, FakeQuantize]:
+    """The same, with all names of those that several tensors share."""
+    return {name: module for name, module in prepared.named_modules(remove_duplicate=False) if isinstance(module, FakeQuantize)}
+
+
 @contextmanager
 def in_floating_point(prepared: nn.Module) -> Iterator[None]:
     """All quantizers of a prepared graph let everything through."""

@@ -12,6 +12,7 @@ Piece after piece of the network is fitted to what it computed in floating point
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qexp.data.base import ImageData
-from qexp.method.fake_quantize import FakeQuantize, WeightFakeQuantize, in_floating_point, quantizers
+from qexp.method.fake_quantize import FakeQuantize, WeightFakeQuantize, every_quantizer, in_floating_point, quantizers
 from qexp.method.numerics import dequantize, from_rows
 from qexp.method.quantization import Quantization
 from qexp.method.units import Unit, blocks, extract, layers, value_of
@@ -66,7 +67,7 @@ class Reconstruct(Quantization):
         images = data.calibration()
         units = layers(prepared) if self.algorithm == "adaround" else blocks(prepared)
         generator = torch.Generator().manual_seed(self.seed)
-        with Progress(transient=True) as progress:
+        with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
             task = progress.add_task("Reconstructing", total=len(units) * self.iterations)
             for unit in units:
                 fitted = Fit(prepared, unit, self, generator)
@@ -138,7 +139,7 @@ class Fit:
         self.graph = extract(prepared, unit)
         self.roundings: dict[str, SoftRounding] = {}  # by the weight's name
         self.scales: list[nn.Parameter] = []
-        found = quantizers(self.graph)
+        found = every_quantizer(self.graph)
         for node in self.graph.graph.nodes:
             if node.op == "call_module" and node.target in found:
                 self._replace(node, found[node.target])
@@ -147,11 +148,13 @@ class Fit:
         source = node.args[0]
         if isinstance(quantizer, WeightFakeQuantize):
             assert isinstance(source, Node)
-            rounding = SoftRounding(_weight(self.prepared, source), quantizer)
-            self.roundings[str(source.target)] = rounding
+            name = str(source.target)
+            rounding = self.roundings.get(name) or SoftRounding(_weight(self.prepared, source), quantizer)
+            self.roundings[name] = rounding
             self.graph.set_submodule(str(node.target), rounding)
         else:
-            if self.options.algorithm != "adaround" and not quantizer.grid.power_of_two:
+            learns = self.options.algorithm != "adaround" and not quantizer.grid.power_of_two
+            if learns and not isinstance(quantizer.scale, nn.Parameter):  # one that several nodes share is learned once
                 quantizer.learn_scale()
                 self.scales.append(quantizer.scale)  # type: ignore[arg-type]
             self.graph.set_submodule(str(node.target), Dropped(quantizer, self.options.drop, self.generator))

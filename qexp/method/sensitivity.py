@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,7 +115,7 @@ def sensitivities(
         rounding.set(None, None)
 
     measured = []
-    with torch.no_grad(), Progress(transient=True) as progress:
+    with torch.no_grad(), Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
         task = progress.add_task("Measuring sensitivities", total=sum(map(len, widths.values())))
         for names, rest, x in _from_each_block(prepared, every[:images], method.calibration_batch):
             exact = _answers(rest, x, method.calibration_batch)

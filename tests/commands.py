@@ -1,0 +1,43 @@
+"""What tests of the entry scripts share: overrides for small and quick runs, and what was recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def without(node: str, *engines: str) -> list[str]:
+    """Overrides that leave engines out of the candidates of the config node `engine` or `rivals`."""
+    return [f"{node}.candidates.{engine}=null" for engine in engines]
+
+
+SLOW = ("inductor", "executorch", "openvino")  # to prepare
+FEW_WINDOWS = [
+    "measure.latency.windows=2", "measure.latency.calls=2", "measure.latency.window_s=0.01", "measure.latency.warmup_calls=2",
+    "measure.latency.warmup_s=0.01", "threads=1",
+]  # fmt: skip
+QUICK = [*FEW_WINDOWS, *without("rivals", *SLOW, "torch_ao", "eager")]
+PRETEND = ["model=resnet8", "data=random", "data.image_size=16", "data.images=32", "data.calibration_images=8", "checkpoint=random"]
+FAKE = "tests.measure.fake_engines"  # engines that take any graph for theirs
+FAKE_FP32 = ["engine@rivals=eager", *(f"{e}._target_={FAKE}.Fake" for e in ("rivals", "baseline.engine")), "~rivals.device"]
+Run = Callable[..., tuple[int, str]]
+
+
+def fake(name: str, *options: str) -> list[str]:
+    """Overrides that put an engine of tests/measure/fake_engines.py, and others for fp32, in the place of real ones."""
+    return ["engine=eager", "~engine.device", f"engine._target_={FAKE}.{name}", *(f"+engine.{o}" for o in options), *FAKE_FP32]
+
+
+def small(images: Path, *more: str) -> list[str]:
+    data = ["data=folder", f"data.root={images}", "data.image_size=16", "data.channels=1", "data.calibration_images=16"]
+    return [*data, "model=resnet8", "recipe.epochs=1", "recipe.batch_size=8", "trainer=cpu", *QUICK, *more]
+
+
+def records(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(f.read_text()) for f in sorted((tmp_path / "outputs" / "sweeps").rglob("record.json"))]
+
+
+def metrics(record: dict[str, Any]) -> dict[str, float]:
+    return {m["name"]: m["value"] for m in record["measurements"]}

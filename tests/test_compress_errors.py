@@ -1,0 +1,139 @@
+"""What goes wrong in the main job: one row or one line with the reason, and the other jobs go on."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+import benchmark
+from tests.commands import FEW_WINDOWS, PRETEND, QUICK, Run, fake, metrics, records, small
+
+REASONS = {
+    "survive": "",
+    "segfault": "the measurement crashed with SIGSEGV",
+    "hang": "the measurement hung: no answer to 'start' within 10 s (measure.timeout_s)",
+    "eat": "the measurement out of memory: it held ",
+    "refuse": "the measurement out of memory: an allocation was refused",
+    "error": "the measurement ValueError: the tensor is of the wrong colour",
+    "leave": "the measurement ended with exit code 3: no licence found",
+}
+
+
+def test_whatever_ends_a_measurement_is_one_failed_row_with_its_reason(run: Run, tmp_path: Path) -> None:
+    fails, limits = fake("Fails", f"how={','.join(reversed(REASONS))}"), ["measure.timeout_s=10", "measure.memory_mb=500"]
+    code, printed = run("-m", *PRETEND, "method=none", *fails, *limits, *FEW_WINDOWS)
+    assert code == 1
+    rows = records(tmp_path)
+    assert len(rows) == len(REASONS)
+    for row in rows:
+        how = row["config"]["engine"]["how"]
+        assert row["status"] == ("failed" if REASONS[how] else "finished"), how
+        assert row["reason"].startswith(REASONS[how]) and bool(row["reason"]) == bool(REASONS[how])
+        assert bool(row["measurements"]) == (how == "survive")
+        assert (row["kind"], row["params"]["model"], row["params"]["method"]) == ("compress", "resnet8", "none")
+        assert how == "survive" or REASONS[how] in printed
+    table = next((tmp_path / "outputs" / "sweeps").rglob("results.csv"))
+    assert [row["status"] for row in csv.DictReader(table.open())].count("failed") == len(REASONS) - 1
+    assert not list((tmp_path / "outputs").rglob("traceback.txt")), "a reason that is known needs none"
+
+
+def test_a_benchmark_that_fails_is_one_failed_row_too(run: Run, tmp_path: Path) -> None:
+    assert run(*PRETEND, "method=none", *fake("Fake"), *FEW_WINDOWS)[0] == 0
+    (artifact,) = (tmp_path / "outputs" / "artifacts").glob("resnet8-none*")
+    fails = fake("Fails", "how=segfault,survive")
+    code, printed = run("-m", f"artifact={artifact}", *fails, *FEW_WINDOWS, "batch_size=1,2", script=benchmark)
+    assert code == 1, printed
+    rows = [r for r in records(tmp_path) if r["kind"] == "benchmark"]
+    assert {(r["config"]["engine"]["how"], r["params"]["batch_size"]): (r["status"], r["reason"]) for r in rows} == {
+        ("segfault", 1): ("failed", REASONS["segfault"]), ("segfault", 2): ("failed", REASONS["segfault"]),
+        ("survive", 1): ("finished", ""), ("survive", 2): ("finished", ""),
+    }  # fmt: skip
+
+
+def test_an_engine_that_computes_something_else_is_one_failed_row_with_the_figures(run: Run, images: Path, tmp_path: Path) -> None:
+    """The reference is an engine that calls every image dark."""
+    shown = [o for o in small(images) if not o.startswith("rivals.")]
+    code, printed = run("-m", *shown, "train_missing=true", "method=static", *fake("Says", "answer=0,1"))
+    assert code == 1, printed
+    rows = {r["config"]["engine"]["answer"]: r for r in records(tmp_path)}
+    assert rows[0]["status"] == "finished" and metrics(rows[0])["parity_agreement"] == 1 and metrics(rows[0])["top1"] == 0.5
+    assert (rows[1]["status"], rows[1]["measurements"]) == ("failed", [])
+    assert rows[1]["reason"].startswith("says does not compute what the graph says: of 40 images 0.0% get the reference's class")
+    assert "of 40 images 0.0%" in printed
+
+
+def test_a_missing_baseline_names_the_command_that_trains_it(run: Run, images: Path, tmp_path: Path) -> None:
+    code, printed = run(*small(images), "method=static")
+    assert code == 1
+    assert f"python train.py data=folder data.root={images}" in printed and "model=resnet8" in printed
+    assert "method=static" not in printed.split("python train.py")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\x80\x02not a checkpoint", "ckpt.pt"), (b"", "ckpt.pt")],
+)
+def test_a_broken_checkpoint_is_one_clear_error(run: Run, images: Path, tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "ckpt.pt"
+    file.write_bytes(content)
+    code, printed = run(*small(images, f"checkpoint={file}", "method=none"))
+    assert code == 1 and message in printed and "Traceback" not in printed
+
+
+def test_a_checkpoint_of_another_model_lists_its_keys(run: Run, images: Path, tmp_path: Path) -> None:
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    code, printed = run(*small(images, f"checkpoint={tmp_path / 'other.pt'}", "method=none"))
+    assert code == 1 and "missing" in printed and "stem.0.weight" in printed and "conv.weight" in printed
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=resnet19", "resnet18"),
+        ("method=statik", "static"),
+        ("data=cifar", "cifar10"),
+        ("bits=99", "bits=99 is out of range"),
+        ("bits=0", "bits=0 is out of range"),
+        ("engine=tensorflow", "onnxruntime"),
+        ("method.observer=histo", "histogram"),
+        ("batch_size=0", "batch_size"),
+        ("threads=0", "threads"),
+    ],
+)
+def test_bad_input_is_one_clear_error(run: Run, images: Path, tmp_path: Path, override: str, message: str) -> None:
+    code, printed = run(*small(images), "train_missing=true", "method=static", override)
+    assert code == 1, printed
+    assert message in printed and "Traceback" not in printed
+
+
+def test_outputs_that_cannot_be_written_are_one_clear_error(run: Run, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("a file, no folder")
+    code, printed = run(*small(images), "train_missing=true", "method=static", f"outputs={tmp_path / 'occupied' / 'outputs'}")
+    assert code == 1 and "Cannot write" in printed and "Traceback" not in printed
+    assert (tmp_path / "occupied").read_text() == "a file, no folder"
+
+
+def test_a_command_without_a_model_says_how_to_choose_one(run: Run) -> None:
+    code, printed = run("data=digits")
+    assert code == 1 and "Give model=NAME" in printed and "Traceback" not in printed
+
+
+def test_a_failed_job_leaves_the_others_running(run: Run, images: Path, tmp_path: Path) -> None:
+    """ResNet-8 works at 16 pixels; LeNet-5 needs 32, and says so."""
+    sweep = [o for o in small(images) if not o.startswith("model=")]
+    code, printed = run("-m", *sweep, "model=lenet5,resnet8", "checkpoint=random", "method=none", "engine=onnxruntime")
+    assert code == 1
+    status = {r["params"]["model"]: (r["status"], r["reason"]) for r in records(tmp_path)}
+    assert status["resnet8"][0] == "finished"
+    assert status["lenet5"][0] == "failed" and "32x32" in status["lenet5"][1]
+    assert "32x32" in printed
+
+
+def test_a_child_that_hangs_is_one_failed_row(run: Run, tmp_path: Path) -> None:
+    code, printed = run(*PRETEND, "method=none", "engine=onnxruntime", "measure.timeout_s=0.01", *QUICK)
+    assert code == 1
+    (record,) = records(tmp_path)
+    assert record["status"] == "failed" and "measure.timeout_s" in record["reason"]
