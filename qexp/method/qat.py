@@ -28,7 +28,8 @@ class QAT(Quantization):
     """activations, weights: how their scales learn, `lsq` (Esser et al., 2020), `moving_average` (Jacob et al., 2018) or, of
     activations only, `pact` (Choi et al., 2018); distillation: share of the loss that asks for the fp32 network's logits instead of
     the labels (Hinton et al., 2015), at `temperature`; freeze_norms: share of the epochs after which batch norms keep their statistics;
-    recipe: epochs, batch_size, optimizer and scheduler of the fine-tuning; trainer: options of Lightning's Trainer.
+    recipe: epochs, batch_size, optimizer and scheduler of the fine-tuning; trainer: options of Lightning's Trainer, precision `auto`
+    being fp32 here.
     """
 
     name = "qat"
@@ -51,6 +52,8 @@ class QAT(Quantization):
             )
         self.recipe: dict[str, Any] = OmegaConf.to_container(recipe, resolve=True)  # type: ignore[assignment]
         self.trainer = trainer  # where it is trained, which does not belong to what is trained
+        # bf16 moves values past the middle between two integers: the network that is deployed would not be the one that was trained.
+        self.precision = "32-true" if trainer["precision"] == "auto" else trainer["precision"]
         self.activations, self.weights, self.distillation, self.temperature = activations, weights, distillation, temperature
         self.freeze_norms, self.seed = freeze_norms, seed
 
@@ -79,7 +82,7 @@ class QAT(Quantization):
                 trained, network, data.spec.num_classes, recipe, self.distillation, self.temperature, self.freeze_norms, self.seed
             )
             best, newest = best_and_last(checkpoints)
-            options: dict[str, Any] = {**self.trainer, "max_epochs": recipe["epochs"]}  # type: ignore[dict-item]
+            options: dict[str, Any] = {**self.trainer, "max_epochs": recipe["epochs"], "precision": self.precision}  # type: ignore[dict-item]
             trainer = make_trainer(**options, callbacks=[best, newest], logger=False, accumulate_grad_batches=parts)
             data.batch_size = -(-recipe["batch_size"] // parts)
             try:

@@ -34,6 +34,12 @@ def qat(recipe: dict[str, Any] | None = None, **options: Any) -> QAT:
     return QAT(OmegaConf.create({**RECIPE, **(recipe or {})}), OmegaConf.create(TRAINER), bits=4, observer="mse", **options)
 
 
+def test_it_trains_in_fp32_unless_told_otherwise_and_the_artifact_knows() -> None:
+    recipe = OmegaConf.create(RECIPE)
+    auto, told = (QAT(recipe, OmegaConf.create({**TRAINER, "precision": precision})) for precision in ("auto", "bf16-mixed"))
+    assert auto.options["precision"] == "32-true" and told.options["precision"] == "bf16-mixed"
+
+
 def prepared_and_trainable(method: QAT, network: nn.Module, data: RandomData) -> tuple[GraphModule, GraphModule]:
     prepared = method.calibrated(network, data, Wants())
     return prepared, trainable(prepared, network, data)
