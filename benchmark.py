@@ -13,16 +13,19 @@ from qexp.cli import command
 from qexp.engine.base import Engine
 from qexp.files import check_digests
 from qexp.measure.base import Subject, TestSet
-from qexp.runs import Outcome, accepted_by, engines_of, limits_of, measure, run_job
+from qexp.runs import Job, Outcome, accepted_by, engines_of, identities, limits_of, measure, run_job
 from qexp.types import Artifact, Unsupported
 
 OF_A_NETWORK = ("model", "data", "method", "bits", "recipe", "trainer", "checkpoint", "train_missing", "init", "force")
 
 
-def benchmark(config: DictConfig) -> Outcome:
+def benchmark(config: DictConfig) -> Job:
     """artifact → engine → measurements, of one job; against fp32 if the artifact of the same weights lies beside this one."""
     artifact = Artifact.read(Path(config.artifact))
     check_digests(artifact.folder, artifact.files)
+    folder = artifact.folder.parent / artifact.reference
+    fp32 = Artifact.read(folder) if folder.exists() else None
+    engines, rivals, baseline_engine = engines_of(config.engine), engines_of(config.rivals), instantiate(config.baseline.engine)
 
     def subject(artifact: Artifact, engine: Engine, standing: bool = False) -> Subject:
         if not (engine.wants.reads(artifact.form) or engine.runs_simulated and artifact.form.formats == ("pt2",)):
@@ -30,16 +33,18 @@ def benchmark(config: DictConfig) -> Outcome:
         artifact = engine.lower(artifact, config.batch_size, config.threads)
         return Subject(artifact, engine, config.batch_size, config.threads, limits_of(config), standing)
 
-    notes: dict[str, str] = {}
-    subjects = accepted_by(engines_of(config.engine), lambda engine: subject(artifact, engine), notes)
-    tests = TestSet.of(artifact, Path(config.outputs) / "cache")
-    folder = artifact.folder.parent / artifact.reference
-    if not folder.exists():
-        return measure(config, subjects, None, {}, tests, notes)
-    fp32 = Artifact.read(folder)
-    rivals = accepted_by(engines_of(config.rivals), lambda engine: subject(fp32, engine), {})
-    baseline = subject(fp32, instantiate(config.baseline.engine), standing=True)
-    return measure(config, subjects, baseline, rivals, tests, notes)
+    def run() -> Outcome:
+        notes: dict[str, str] = {}
+        subjects = accepted_by(engines, lambda engine: subject(artifact, engine), notes)
+        tests = TestSet.of(artifact, Path(config.outputs) / "cache")
+        if fp32 is None:
+            return measure(config, subjects, None, {}, tests, notes)
+        compared = accepted_by(rivals, lambda engine: subject(fp32, engine), {})
+        return measure(config, subjects, subject(fp32, baseline_engine, standing=True), compared, tests, notes)
+
+    reference = {"baseline": baseline_engine} if fp32 else {}
+    every = [identities(group, lambda engine: artifact.key) for group in (engines, reference, rivals if fp32 else {})]
+    return Job([artifact.files[artifact.graph], *every], run)
 
 
 @command("benchmark")

@@ -17,38 +17,46 @@ from qexp.data.base import ImageData, open_data
 from qexp.engine.base import Engine
 from qexp.files import file_digest
 from qexp.measure.base import Subject, TestSet
-from qexp.method.base import Method, make_artifact
+from qexp.method.base import Method, artifact_name, make_artifact
 from qexp.model.base import build_network, load_weights, read_weights
 from qexp.model.baseline import Baseline, find_baseline
-from qexp.runs import Outcome, accepted_by, engines_of, limits_of, measure, run_job
+from qexp.runs import Job, Outcome, accepted_by, engines_of, identities, limits_of, measure, run_job
 from qexp.types import UserError, digest
 from train import train_baseline
 
 
-def compress(config: DictConfig) -> Outcome:
+def compress(config: DictConfig) -> Job:
     """data → baseline → artifact → engine → measurements, of one job."""
-    method: Method = instantiate(config.method)
-    fp32: Method = instantiate(config.baseline.method)
-    _, subject = prepare(config)
-    notes: dict[str, str] = {}
-    subjects = accepted_by(engines_of(config.engine), lambda engine: subject(method, engine), notes)
-    baseline = subject(fp32, instantiate(config.baseline.engine), standing=True)
-    rivals = accepted_by(engines_of(config.rivals), lambda engine: subject(fp32, engine), {})
-    return measure(config, subjects, baseline, rivals, TestSet.of(baseline.artifact, Path(config.outputs) / "cache"), notes)
-
-
-def prepare(config: DictConfig) -> tuple[ImageData, Callable[..., Subject]]:
-    """The data, and a function that compresses the trained network by a method and hands it to an engine."""
-    data = open_data(config)
-    network, source = trained_network(config, data)
+    method, fp32 = instantiate(config.method), instantiate(config.baseline.method)
+    engines, rivals = engines_of(config.engine), engines_of(config.rivals)
+    baseline_engine = instantiate(config.baseline.engine)
+    data, network, source = prepare(config)
     limits = limits_of(config)
+
+    def named(method: Method) -> Callable[[Engine], str]:
+        return lambda engine: artifact_name(method, data, engine.wants, source)
 
     def subject(method: Method, engine: Engine, standing: bool = False) -> Subject:
         artifact = make_artifact(method, network, data, engine.wants, source, Path(config.outputs) / "artifacts")
         artifact = engine.lower(artifact, config.batch_size, config.threads)
         return Subject(artifact, engine, config.batch_size, config.threads, limits, standing)
 
-    return data, subject
+    def run() -> Outcome:
+        notes: dict[str, str] = {}
+        subjects = accepted_by(engines, lambda engine: subject(method, engine), notes)
+        baseline = subject(fp32, baseline_engine, standing=True)
+        compared = accepted_by(rivals, lambda engine: subject(fp32, engine), {})
+        return measure(config, subjects, baseline, compared, TestSet.of(baseline.artifact, Path(config.outputs) / "cache"), notes)
+
+    reference = identities({"baseline": baseline_engine}, named(fp32))
+    return Job([identities(engines, named(method)), reference, identities(rivals, named(fp32))], run)
+
+
+def prepare(config: DictConfig) -> tuple[ImageData, nn.Module, dict[str, Any]]:
+    """The data, the trained network, and where its weights come from."""
+    data = open_data(config)
+    network, source = trained_network(config, data)
+    return data, network, source
 
 
 def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import socket
@@ -9,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from qexp.engine.base import Engine
 from qexp.errors import explain
-from qexp.files import write_json
+from qexp.files import code_digest, write_json
 from qexp.launch import ChildFailed
-from qexp.measure.base import STANDING, Bench, Disagrees, Limits, Subject, TestSet, Turns, ranking, run_measures
+from qexp.measure.base import STANDING, Bench, Disagrees, Limits, Subject, TestSet, Turns, engine_identity, ranking, run_measures
 from qexp.measure.machine import environment, physical_cores
 from qexp.report.layers import draw_layers
+from qexp.reuse import EndedRuns
 from qexp.tracking.store import read_records, write_record
 from qexp.types import Measurement, Record, Unsupported, UserError, command_line, digest, nearest
+
+
+@dataclass(frozen=True)
+class Job:
+    """identity: what of the run is known before it is made, in plain values: artifacts and engines; run: makes and measures it."""
+
+    identity: Any
+    run: Callable[[], Outcome]
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,18 @@ def engines_of(config: DictConfig) -> dict[str, Engine]:
     if not engines:
         raise UserError(f"Every candidate is null ({', '.join(candidates)}); leave one of them, or choose an engine by its name.")
     return engines
+
+
+def identities(engines: dict[str, Engine], name: Callable[[Engine], str]) -> list[Any]:
+    """Each of the engines with the `name` of what it runs, or the reason why it cannot."""
+    found: list[Any] = []
+    for engine in engines.values():
+        try:
+            engine.check_machine()
+            found.append([name(engine), engine_identity(engine)])
+        except (Unsupported, UserError) as reason:
+            found.append([engine.name, str(reason)])
+    return found
 
 
 def accepted_by(engines: dict[str, Engine], make: Callable[[Engine], Subject], notes: dict[str, str]) -> dict[str, Subject]:
@@ -109,8 +131,9 @@ def fastest_known(subjects: dict[str, Subject], trial: Turns, cache: Path) -> Su
     return subjects[next(iter(json.loads(file.read_text())))]
 
 
-def run_job(config: DictConfig, kind: str, planned: dict[str, Any], job: Callable[[DictConfig], Outcome]) -> None:
-    """Run `job` and write its record, finished, unsupported or failed, to the run's folder and then to tracking.
+def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callable[[DictConfig], Job]) -> None:
+    """Plan the job, run it unless it ended before, and write its record, finished, unsupported or failed, to the run's folder and
+    then to tracking.
 
     planned: the record's params as far as the config tells them (model, data, method, bits).
     """
@@ -121,28 +144,57 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], job: Callabl
     params = {**planned, **asked}
     print(f"{' · '.join([describe(params), *swept_options()])} ...", flush=True)
     began = time.perf_counter()
-    outcome, status, reason = None, "finished", ""
+    key, ended = digest([kind, OmegaConf.to_container(config, resolve=True)]), EndedRuns(Path(config.outputs))
+    with contextlib.ExitStack() as claims:
+        outcome, status, reason = None, "finished", ""
+        try:
+            check_counts(config)
+            job = plan(config)
+            key = job_key(kind, job, config)
+            claims.enter_context(ended.claim(key))
+            if took_over(key, ended, config, folder):
+                return
+            # What every run is compared with imports its engine, which takes seconds, while the artifact is made.
+            STANDING.get(instantiate(config.baseline.engine), config.threads, limits_of(config))
+            outcome = job.run()
+        except Unsupported as refusal:
+            status, reason = "unsupported", str(refusal)
+        except Exception as error:
+            status, reason = "failed", reason_of(error, folder)
+        record = make_record(config, kind, key, params, outcome, status, reason)
+        write_record(record, folder)
+        if status != "unsupported":
+            ended.remember(key, folder / "record.json")
+    # The record on disk is the result; views of it must not cost the other jobs theirs.
     try:
-        check_counts(config)
-        # What every run is compared with imports its engine, which takes seconds, while the artifact is made.
-        STANDING.get(instantiate(config.baseline.engine), config.threads, limits_of(config))
-        outcome = job(config)
-    except Unsupported as refusal:
-        status, reason = "unsupported", str(refusal)
-    except Exception as error:
-        status, reason = "failed", reason_of(error, folder)
-    record = make_record(config, kind, params, outcome, status, reason)
-    if outcome and any(other.key == record.key for other in read_records(sweep_folder())):
-        print(f"  {record.label} is in this sweep already: one row is enough", flush=True)
-        return
-    write_record(record, folder)
-    if outcome:
-        draw_layers(outcome.subject.artifact.folder, folder, config.picture)
-    try:
+        if outcome:
+            draw_layers(outcome.subject.artifact.folder, folder, config.picture)
         instantiate(config.tracking).log(record, folder)
-    except Exception as error:  # the record on disk is the result; the view of it must not cost the other jobs theirs
-        print(f"  MLflow did not take this run ({error}); its record is in {folder}", file=sys.stderr, flush=True)
+    except Exception as error:
+        print(f"  its pictures or its run in MLflow are missing ({error}); its record is in {folder}", file=sys.stderr, flush=True)
     print(f"  {status} in {time.perf_counter() - began:.0f} s{f': {reason}' if reason else ''}", flush=True)
+
+
+def job_key(kind: str, job: Job, config: DictConfig) -> str:
+    """Of all that determines what a run measures: who is measured on which engines, how, by which code, and where."""
+    sources = [Path(__file__).parent / package for package in ("measure", "engine", "launch.py")]
+    machine = environment(Path(__file__).parents[1])
+    how = OmegaConf.to_container(config.measure, resolve=True)
+    place = [machine[name] for name in ("host", "cpu", "cores")]
+    return digest([kind, job.identity, config.batch_size, config.threads, how, place, code_digest(*sources)])
+
+
+def took_over(key: str, ended: EndedRuns, config: DictConfig, folder: Path) -> bool:
+    """Whether this sweep has the run already, or an earlier one whose record is then written to `folder` as this run's."""
+    if any(other.key == key for other in read_records(sweep_folder())):
+        print("  is in this sweep already: one row is enough", flush=True)
+        return True
+    known = None if config.force else ended.find(key)
+    if known is None or (known.status == "failed" and config.retry_failed):
+        return False
+    write_record(replace(known, sweep=sweep_folder().name), folder)
+    print(f"  {known.status} before, in {known.reused} (force=true measures again)", flush=True)
+    return True
 
 
 def limits_of(config: DictConfig) -> Limits:
@@ -194,13 +246,14 @@ def reason_of(error: Exception, folder: Path) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (see {folder / 'traceback.txt'})"
 
 
-def make_record(config: DictConfig, kind: str, params: dict[str, Any], outcome: Outcome | None, status: str, reason: str) -> Record:
+def make_record(
+    config: DictConfig, kind: str, key: str, params: dict[str, Any], outcome: Outcome | None, status: str, reason: str
+) -> Record:
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    key, artifact = digest([kind, resolved]), ""
+    artifact = ""
     if outcome:
         made = outcome.subject.artifact
         params = {**params, **made.params, "engine": outcome.subject.engine.name}
-        key = digest([kind, outcome.subject.identity, config.batch_size, config.threads, resolved["measure"]])
         artifact = str(made.folder)
     return Record(
         kind=kind, key=key, sweep=sweep_folder().name, status=status, reason=reason, label=describe(params), params=params, config=resolved,

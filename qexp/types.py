@@ -214,7 +214,7 @@ class Record:
 
     params: what a table shows (model, data, method, bits, engine, batch_size, threads, seed); config: the resolved one;
     texts: tables for people by file name; environment: machine and versions; notes: why a number is missing, what was left
-    out, by its name.
+    out, by its name; reused: the run of an earlier sweep that it was taken from, as `sweeps/SWEEP/JOB`.
     """
 
     kind: str
@@ -232,6 +232,7 @@ class Record:
     artifact: str = ""
     texts: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    reused: str = ""
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -28,7 +28,8 @@ ALLOWED = {
     "report": BASIC | {"qexp.tracking.store"},
     "runs": BASIC
     | {"qexp.errors", "qexp.launch", "qexp.engine.base", "qexp.measure.base", "qexp.measure.machine", "qexp.report.layers"}
-    | {"qexp.tracking.store"},
+    | {"qexp.tracking.store", "qexp.reuse"},
+    "reuse": BASIC | {"qexp.tracking.store"},
 }
 MODULES = sorted((ROOT / "qexp").rglob("*.py"))
 

@@ -97,8 +97,7 @@ class Subject:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the logits, but for the images: the very file, the engine with its options, and its libraries."""
-        engine = {"engine": self.engine.name, "options": engine_options(self.engine), "versions": versions(*self.engine.packages)}
-        return {"artifact": self.artifact.key, "file": self.artifact.files.get(self.file.name), **engine}
+        return {"artifact": self.artifact.key, "file": self.artifact.files.get(self.file.name), **engine_identity(self.engine)}
 
     def window(self, calls: int, seconds: float) -> list[float]:
         """Milliseconds of single calls in steady state."""
@@ -212,6 +211,11 @@ class Measure(ABC):
 def engine_options(engine: Engine) -> dict[str, Any]:
     """The engine's constructor arguments, which it keeps as attributes of the same names; JSON takes them to the child."""
     return {name: getattr(engine, name) for name in inspect.signature(type(engine)).parameters}
+
+
+def engine_identity(engine: Engine) -> dict[str, Any]:
+    """What decides its results, and what these cost."""
+    return {"engine": engine.name, "options": engine_options(engine), "versions": versions(*engine.packages)}
 
 
 @contextlib.contextmanager

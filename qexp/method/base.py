@@ -111,9 +111,7 @@ def make_artifact(method: Method, network: nn.Module, data: ImageData, wants: Wa
     """
     chosen = counterpart(method, wants)
     settled = chosen.settle(wants)
-    reference = _folder_name("none", 32, ANY, source, data, {})
-    plain = chosen.name == "none" and settled == ANY
-    name = reference if plain else _folder_name(chosen.name, chosen.bits, settled, source, data, chosen.options)
+    name, reference = artifact_name(method, data, wants, source), _folder_name("none", 32, ANY, source, data, {})
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
         if not (root / name).exists():
@@ -121,6 +119,15 @@ def make_artifact(method: Method, network: nn.Module, data: ImageData, wants: Wa
         else:
             check_digests(root / name, Artifact.read(root / name).files)
     return Artifact.read(root / name)
+
+
+def artifact_name(method: Method, data: ImageData, wants: Wants, source: dict[str, Any]) -> str:
+    """The folder of `make_artifact`, which ends with its key, before it is made. Errors: as of `make_artifact`."""
+    chosen = counterpart(method, wants)
+    settled = chosen.settle(wants)
+    if chosen.name == "none" and settled == ANY:
+        return _folder_name("none", 32, ANY, source, data, {})
+    return _folder_name(chosen.name, chosen.bits, settled, source, data, chosen.options)
 
 
 def _folder_name(method: str, bits: int | str, wants: Wants, source: dict[str, Any], data: ImageData, options: dict[str, Any]) -> str:

@@ -60,6 +60,8 @@ IF_SEVERAL = {"data": "data", "image_size": "image", "threads": "threads"}  # co
 TEXT = ("model", "method", "engine", "data")  # titles of columns aligned to the left
 TITLES = (*NAMES.values(), *IF_SEVERAL.values(), *(column.title for column in COLUMNS))  # of no option
 LEGEND = "* best of its model and batch size; several where their intervals overlap"
+REUSED = " ↺"
+REUSED_LEGEND = "↺ measured in an earlier sweep, which results.csv names"
 NOISY_LEGEND = "~ noisy: half of the calls differ by more than 10 % of the median"
 
 
@@ -99,7 +101,8 @@ def _group(record: Record) -> tuple[object, ...]:
 def _name(key: str, record: Record) -> str:
     """The record's parameter or option of that name."""
     missing = "" if key in NAMES or key in IF_SEVERAL else NONE
-    return str((record.params | option_texts(record)).get(key, missing))
+    text = str((record.params | option_texts(record)).get(key, missing))
+    return text + REUSED if key == "label" and record.reused else text
 
 
 def _is_number(text: str) -> bool:
@@ -137,13 +140,14 @@ def unfinished(records: list[Record]) -> list[str]:
     return [f"{record.status}: {record.label}: {record.reason}" for record in records if record.status != "finished"]
 
 
-def legend(records: list[Record]) -> str:
-    return LEGEND + (f"\n{NOISY_LEGEND}" if any(noisy(record) for record in records) else "")
+def legend(records: list[Record]) -> list[str]:
+    """Lines that explain the marks in the table, but for that of the best."""
+    return [NOISY_LEGEND] * any(map(noisy, records)) + [REUSED_LEGEND] * any(record.reused for record in records)
 
 
 def rich_table(records: list[Record], title: str) -> Table:
     titles, cells, best = table(records)
-    shown = Table(title=title, title_justify="left", caption=legend(records), caption_justify="left")
+    shown = Table(title=title, title_justify="left", caption="\n".join([LEGEND, *legend(records)]), caption_justify="left")
     text, options = text_titles(records), varied(records, TITLES).values()
     for name in titles:
         shown.add_column(name, justify="left" if name in text else "right", no_wrap=name not in options, overflow="fold")
@@ -158,8 +162,7 @@ def markdown_table(records: list[Record]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|" + "|".join(" --- " if name in text else " ---: " for name in titles) + "|"]
     for row, marks in zip(cells, best, strict=True):
         lines.append("| " + " | ".join(f"**{cell}**" if mark else cell for cell, mark in zip(row, marks, strict=True)) + " |")
-    notes = [NOISY_LEGEND] * any(noisy(record) for record in records) + unfinished(records)
-    return "\n".join([*lines, *(f"\n{line}" for line in notes)])
+    return "\n".join([*lines, *(f"\n{line}" for line in legend(records) + unfinished(records))])
 
 
 def csv_table(records: list[Record]) -> str:
@@ -168,9 +171,10 @@ def csv_table(records: list[Record]) -> str:
     options = [name for name in varied(records) if name not in params]
     metrics = sorted({key for record in records for key in record.metrics})
     out = io.StringIO()
-    writer = csv.DictWriter(out, ["status", "reason", *params, *options, *metrics])
+    writer = csv.DictWriter(out, ["status", "reason", "reused", *params, *options, *metrics])
     writer.writeheader()
     for record in records:
         texts = {name: text for name, text in option_texts(record).items() if name in options}
-        writer.writerow({"status": record.status, "reason": record.reason, **record.params, **texts, **record.metrics})
+        how = {"status": record.status, "reason": record.reason, "reused": record.reused}
+        writer.writerow({**how, **record.params, **texts, **record.metrics})
     return out.getvalue()

@@ -90,13 +90,17 @@ class MlflowView:
 
     def log_sweep(self, sweep: str, records: list[Record], markdown: str, files: list[Path]) -> None:
         """The summary run of a sweep: its description is the result table and links the comparison of its runs."""
-        found = self.client.search_runs([self.experiment_id], f"tags.`qexp.sweep` = '{sweep}' and tags.`qexp.kind` != 'sweep'")
+        found = list(self.client.search_runs([self.experiment_id], f"tags.`qexp.sweep` = '{sweep}' and tags.`qexp.kind` != 'sweep'"))
+        for record in records:
+            if record.reused:  # its run is that of an earlier sweep
+                found += self.client.search_runs([self.experiment_id], f"tags.`qexp.key` = '{record.key}'", max_results=1)
         runs = quote(json.dumps([run.info.run_id for run in found]))
         experiments = quote(json.dumps([self.experiment_id]))
         link = f"\n\n[Compare these runs](/#/compare-runs?runs={runs}&experiments={experiments})"
         note = described(markdown, link)
         status = "failed" if any(record.status == "failed" for record in records) else "finished"
-        tags = {"qexp.kind": "sweep", "qexp.sweep": sweep, "qexp.status": status, "mlflow.note.content": note}
+        reused = " ".join(run.info.run_id for run in found if run.data.tags["qexp.sweep"] != sweep)
+        tags = {"qexp.kind": "sweep", "qexp.sweep": sweep, "qexp.status": status, "qexp.reused": reused, "mlflow.note.content": note}
         run = self._create_run(f"sweep {sweep}", tags)
         for file in files:
             self.client.log_artifact(run, str(file))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from qexp.files import not_writable, write_json
-from qexp.types import Record
+from qexp.types import Record, UserError
 
 
 def write_record(record: Record, folder: Path) -> None:
@@ -20,7 +20,15 @@ def write_record(record: Record, folder: Path) -> None:
     write_json(folder / "record.json", record.to_json())
 
 
+def read_record(file: Path) -> Record:
+    """Errors: UserError where the file holds no record of this version of qexp."""
+    try:
+        return Record.from_json(json.loads(file.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} holds no record of this version of qexp: {error}. Move it away to go on.") from error
+
+
 def read_records(sweep: Path) -> list[Record]:
     """All records of a sweep's folder in the order of its jobs."""
     files = sorted(sweep.glob("**/record.json"), key=lambda file: (len(file.parent.name), file.parent.name))
-    return [Record.from_json(json.loads(file.read_text())) for file in files]
+    return [read_record(file) for file in files]

@@ -1,0 +1,113 @@
+"""A sweep started again, extended or changed does only what is missing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from qexp.reuse import EndedRuns
+from qexp.tracking.store import read_records
+from qexp.types import Record
+from tests.commands import FEW_WINDOWS, PRETEND, Run, fake, metrics
+
+SWEEP = ["-m", *PRETEND, "method=none,static", *fake("Fake"), *FEW_WINDOWS]
+
+
+def sweeps(tmp_path: Path) -> list[list[Record]]:
+    return [read_records(folder) for folder in sorted((tmp_path / "outputs" / "sweeps").iterdir())]
+
+
+def rows(records: list[Record]) -> dict[tuple[Any, ...], dict[str, float]]:
+    return {(r.params["method"], r.params["batch_size"], r.key): r.metrics for r in records}
+
+
+def test_the_same_sweep_again_measures_nothing(run: Run, tmp_path: Path) -> None:
+    assert run(*SWEEP, "tracking=mlflow")[0] == 0
+    code, printed = run(*SWEEP, "tracking=mlflow")
+    assert code == 0, printed
+    first, again = sweeps(tmp_path)
+    assert rows(again) == rows(first) and len(rows(first)) == 2, "a latency measured anew would differ"
+    places = {record.key: f"sweeps/{record.sweep}/{i}" for i, record in enumerate(first)}
+    assert {record.key: record.reused for record in again} == places and not any(record.reused for record in first)
+    assert printed.count("finished before, in sweeps/") == 2 and "static int8 ↺" in printed
+    table = sorted((tmp_path / "outputs" / "sweeps").rglob("results.csv"))[1]
+    assert [row["reused"] for row in csv.DictReader(table.open())] == list(places.values())
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("qexp").experiment_id])
+    kinds = [found.data.tags["qexp.kind"] for found in runs]
+    assert (kinds.count("compress"), kinds.count("sweep")) == (2, 2)
+    measured = {found.info.run_id for found in runs if found.data.tags["qexp.kind"] == "compress"}
+    summary = next(found for found in runs if found.data.tags.get("qexp.sweep") == again[0].sweep)
+    assert set(summary.data.tags["qexp.reused"].split()) == measured
+    assert all(run_id in summary.data.tags["mlflow.note.content"] for run_id in measured)
+
+
+def test_only_what_is_new_runs(run: Run, tmp_path: Path) -> None:
+    for more in ([], ["batch_size=1,2"], ["+method.calibration_batch=4"], ["force=true"]):
+        sweep = [o.replace("none,static", "static") for o in SWEEP] if "method" in "".join(more) else SWEEP
+        code, printed = run(*sweep, *[o.removeprefix("+") for o in more], "tracking=none")
+        assert code == 0, printed
+    first, extended, changed, forced = sweeps(tmp_path)
+    assert [(r.params["method"], r.params["batch_size"], bool(r.reused)) for r in extended] == [
+        ("none", 1, True), ("none", 2, False), ("static", 1, True), ("static", 2, False),
+    ]  # fmt: skip
+    assert [bool(r.reused) for r in changed] == [False], "another option of the method"
+    assert [bool(r.reused) for r in forced] == [False, False] and [r.key for r in forced] == [r.key for r in first]
+    assert rows(forced) != rows(first)
+
+
+def test_failed_runs_are_tried_again_unless_told_otherwise(run: Run, tmp_path: Path) -> None:
+    fails = ["-m", *PRETEND, "method=none", *fake("Fails", "how=error,survive"), *FEW_WINDOWS, "tracking=none"]
+    for more in ([], ["retry_failed=false"], []):
+        assert run(*fails, *more)[0] == 1
+    first, left, again = sweeps(tmp_path)
+    assert [r.status for r in first] == [r.status for r in left] == [r.status for r in again] == ["failed", "finished"]
+    assert [bool(r.reused) for r in left] == [True, True] and [bool(r.reused) for r in again] == [False, True]
+    assert left[0].reason == first[0].reason != ""
+
+
+@pytest.mark.parametrize("harm", ["record", "entry", "artifact", "gone"])
+def test_what_is_damaged_or_gone_is_computed_again(run: Run, tmp_path: Path, harm: str) -> None:
+    sweep = [*[o.replace("none,static", "none") for o in SWEEP], "tracking=none"]
+    assert run(*sweep)[0] == 0
+    record = next((tmp_path / "outputs" / "sweeps").rglob("record.json"))
+    (entry,) = (tmp_path / "outputs" / "cache" / "runs").glob("*.json")
+    if harm == "record":
+        record.write_text(record.read_text().replace('"finished"', '"failed"'))
+    elif harm == "entry":
+        entry.write_text(entry.read_text()[:20])
+    elif harm == "artifact":
+        shutil.rmtree(json.loads(record.read_text())["artifact"])
+    else:
+        shutil.rmtree(record.parent)
+    code, printed = run(*sweep)
+    assert code == 0 and ("is damaged and is computed again" in printed) == (harm in ("record", "entry"))
+    (made,) = sweeps(tmp_path)[-1]
+    assert made.status == "finished" and not made.reused and metrics(made.to_json())
+    assert bool(list(entry.parent.glob("*.damaged"))) == (harm in ("record", "entry"))
+    assert run(*sweep)[0] == 0 and sweeps(tmp_path)[-1][0].reused == f"sweeps/{made.sweep}/0"
+
+
+def test_a_key_is_computed_by_one_at_a_time(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with EndedRuns(tmp_path).claim("key"):
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    with EndedRuns(tmp_path).claim("key"):
+        waiting.start()
+        waiting.join(0.3)
+        with EndedRuns(tmp_path).claim("another"):
+            order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
