@@ -6,6 +6,8 @@ import functools
 import os
 import re
 import shlex
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from qexp.errors import Task, end_if_explained, report_errors
+from qexp.types import command_line
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -31,6 +34,9 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
             try:
                 program()
+            except KeyboardInterrupt:
+                print(f"\nInterrupted. What is finished is kept; to go on: {command_line()}", file=sys.stderr)
+                sys.exit(128 + signal.SIGINT)
             except Exception as error:
                 end_if_explained(error)
                 raise

@@ -31,6 +31,8 @@ from qexp.reuse import EndedRuns
 from qexp.tracking.store import read_records, write_record
 from qexp.types import Measurement, Record, Unsupported, UserError, command_line, digest, nearest
 
+ON_ERROR = ("continue", "stop")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -143,12 +145,15 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callab
     asked = {"engine": HydraConfig.get().runtime.choices["engine"], **{key: config[key] for key in ("batch_size", "threads", "seed")}}
     params = {**planned, **asked}
     print(f"{' · '.join([describe(params), *swept_options()])} ...", flush=True)
+    if config.on_error == "stop" and any(record.status == "failed" for record in read_records(sweep_folder())):
+        print("  left out: another run of this sweep failed (on_error=stop)", flush=True)
+        return
     began = time.perf_counter()
     key, ended = digest([kind, OmegaConf.to_container(config, resolve=True)]), EndedRuns(Path(config.outputs))
     with contextlib.ExitStack() as claims:
         outcome, status, reason = None, "finished", ""
         try:
-            check_counts(config)
+            check_options(config)
             job = plan(config)
             key = job_key(kind, job, config)
             claims.enter_context(ended.claim(key))
@@ -201,7 +206,9 @@ def limits_of(config: DictConfig) -> Limits:
     return Limits(config.measure.timeout_s, config.measure.memory_mb)
 
 
-def check_counts(config: DictConfig) -> None:
+def check_options(config: DictConfig) -> None:
+    if config.on_error not in ON_ERROR:
+        raise UserError(f"on_error={config.on_error} is unknown. {nearest(str(config.on_error), ON_ERROR)}")
     for key in ("batch_size", "threads"):
         if not isinstance(config[key], int) or config[key] < 1:
             raise UserError(f"{key}={config[key]} is out of range; give a whole number of at least 1{' or auto' * (key == 'threads')}.")

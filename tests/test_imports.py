@@ -17,7 +17,7 @@ ALLOWED = {
     "files": {"qexp.types"},
     "launch": set(),
     "errors": {"qexp.types"},
-    "cli": {"qexp.errors"},
+    "cli": {"qexp.errors", "qexp.types"},
     "data": BASIC,
     "model": BASIC,
     "onnx_file": {"qexp.types"},

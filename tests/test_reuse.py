@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -17,6 +23,7 @@ from qexp.tracking.store import read_records
 from qexp.types import Record
 from tests.commands import FEW_WINDOWS, PRETEND, Run, fake, metrics
 
+ROOT = Path(__file__).parents[1]
 SWEEP = ["-m", *PRETEND, "method=none,static", *fake("Fake"), *FEW_WINDOWS]
 
 
@@ -72,6 +79,32 @@ def test_failed_runs_are_tried_again_unless_told_otherwise(run: Run, tmp_path: P
     assert [r.status for r in first] == [r.status for r in left] == [r.status for r in again] == ["failed", "finished"]
     assert [bool(r.reused) for r in left] == [True, True] and [bool(r.reused) for r in again] == [False, True]
     assert left[0].reason == first[0].reason != ""
+
+
+def test_a_sweep_that_shall_stop_leaves_out_what_comes_after_a_failure(run: Run, tmp_path: Path) -> None:
+    fails = ["-m", *PRETEND, "method=none", *fake("Fails", "how=survive,error,leave"), *FEW_WINDOWS, "tracking=none"]
+    code, printed = run(*fails, "on_error=stop")
+    assert code == 1 and printed.count("left out: another run of this sweep failed (on_error=stop)") == 1
+    (left,) = sweeps(tmp_path)
+    assert [r.status for r in left] == ["finished", "failed"] and "failed: resnet8 · " in printed
+    assert run(*fails)[0] == 1 and [bool(r.reused) for r in sweeps(tmp_path)[1]] == [True, False, False]
+
+
+def test_an_interrupted_command_ends_at_once_and_says_how_to_go_on(tmp_path: Path) -> None:
+    hangs = [*PRETEND, "method=none", *fake("Fails", "how=hang"), *FEW_WINDOWS, "tracking=none", "outputs=outputs"]
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "compress.py"), *hangs]
+    job = subprocess.Popen(command, cwd=tmp_path, env=surroundings, stderr=subprocess.PIPE, text=True)
+    parent = psutil.Process(job.pid)
+    while not list((tmp_path / "outputs").glob("cache/runs/.*.lock")) or len(parent.children()) < 2:
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.1)
+    children = parent.children(recursive=True)
+    job.send_signal(signal.SIGINT)
+    _, errors = job.communicate(timeout=5)
+    assert job.returncode == 130 and "Traceback" not in errors
+    assert errors.strip().startswith("Interrupted. What is finished is kept; to go on: python compress.py model=resnet8")
+    assert psutil.wait_procs(children, timeout=5)[1] == []
 
 
 @pytest.mark.parametrize("harm", ["record", "entry", "artifact", "gone"])
