@@ -146,7 +146,7 @@ def test_random_weights_and_pretend_data_have_no_accuracy(run: Run, tmp_path: Pa
 
 
 def test_none_is_one_row_whatever_bits_says(run: Run, tmp_path: Path) -> None:
-    code, printed = run("-m", *PRETEND, "method=none,static", "bits=8,3", *fake("Fake"), *FEW_WINDOWS)
+    code, printed = run(*PRETEND, "-m", "method=none,static", "bits=8,3", *fake("Fake"), *FEW_WINDOWS)
     assert code == 0, printed
     assert sorted((r["params"]["method"], r["params"]["bits"], r["status"]) for r in records(tmp_path)) == [
         ("none", 32, "finished"), ("static", 3, "unsupported"), ("static", 8, "finished"),

@@ -25,7 +25,7 @@ ALLOWED = {
     "tracking": BASIC,
     "method": BASIC | {"qexp.data.base", "qexp.model.base", "qexp.model.trainer", "qexp.onnx_file"},
     "measure": BASIC | {"qexp.launch", "qexp.engine.base"},
-    "report": BASIC | {"qexp.tracking.store"},
+    "report": BASIC | {"qexp.tracking.store", "qexp.tracking.sync"},
     "runs": BASIC
     | {"qexp.errors", "qexp.launch", "qexp.engine.base", "qexp.measure.base", "qexp.measure.machine", "qexp.report.layers"}
     | {"qexp.tracking.store", "qexp.reuse"},

@@ -16,6 +16,7 @@ from rich.console import Console
 from qexp.report.plot import accuracy_plot, bits_plots, latency_plots
 from qexp.report.table import csv_table, markdown_table, rich_table, unfinished
 from qexp.tracking.store import read_records
+from qexp.tracking.sync import sync
 from qexp.types import Record
 
 
@@ -27,6 +28,7 @@ class Summary(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         print(plan(config), flush=True)
         instantiate(config.tracking).prepare()
+        log_what_waits(Path(config.outputs))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         self.finish(config, Path(config.hydra.sweep.dir), log=True)
@@ -53,6 +55,13 @@ class Summary(Callback):
         finally:
             if any(record.status == "failed" for record in records):
                 sys.exit(1)
+
+
+def log_what_waits(outputs: Path) -> None:
+    """Records of earlier sweeps that tracking did not take, or that were written just before a kill."""
+    _, failures = sync(outputs, instantiate)
+    for failure in failures:
+        print(f"records of earlier runs wait for tracking (python -m qexp.tracking sync): {failure}", file=sys.stderr, flush=True)
 
 
 def plan(config: DictConfig) -> str:

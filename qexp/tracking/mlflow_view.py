@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,13 @@ from urllib.parse import quote
 
 from filelock import FileLock
 
+from qexp.files import write_json
 from qexp.types import Record
 
 # What MLflow takes: characters of a value, parameters of one request.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # or the UI opens on its pages for language models
+NOTE = ".mlflow.json"  # beside a record: where it was logged
+RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # records can wait; MLflow's own are minutes
 PARAM_LENGTH, TAG_LENGTH, PARAMS_PER_REQUEST = 6000, 8000, 100
 
 
@@ -30,6 +34,8 @@ class MlflowView:
 
     @cached_property
     def client(self) -> Any:
+        for name, value in RETRIES.items():
+            os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient  # takes seconds to import
 
         for name in ("mlflow", "alembic"):  # they tell of every step of setting up the database
@@ -76,17 +82,39 @@ class MlflowView:
         return MLFlowLogger(self.experiment, run_name, self.uri, run_id=run_id)
 
     def log(self, record: Record, folder: Path) -> None:
-        """One finished, unsupported or failed run with its params, metrics, tags and the files in `folder`."""
-        tags = {
-            "qexp.kind": record.kind, "qexp.status": record.status, "qexp.key": record.key, "qexp.sweep": record.sweep,
-            "qexp.reason": record.reason, "qexp.artifact": record.artifact,
-        }  # fmt: skip
-        run = self._create_run(record.label, tags)
-        self._log(run, {**flatten(record.config), **record.params}, record.metrics)
-        for file in sorted(folder.iterdir()):
-            if file.is_file():
-                self.client.log_artifact(run, str(file))
-        self.client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED")
+        """One finished, unsupported or failed run with its params, metrics, tags and the files in `folder`, where it is noted: once,
+        however often this is called. What an earlier call left behind, when it was killed, is replaced."""
+        note = folder / NOTE
+        with FileLock(note.with_suffix(".lock")):
+            noted = json.loads(note.read_text()) if note.exists() else {}
+            if noted.get("uri") == self.uri and noted["run"]:
+                return
+            place = f"{record.sweep}/{folder.name}"
+            whole = self._logged_whole(place) if noted.get("uri") == self.uri else ""
+            write_json(note, {"uri": self.uri, "run": whole})
+            if whole:
+                return
+            tags = {
+                "qexp.kind": record.kind, "qexp.status": record.status, "qexp.key": record.key, "qexp.sweep": record.sweep,
+                "qexp.reason": record.reason, "qexp.artifact": record.artifact, "qexp.place": place,
+            }  # fmt: skip
+            run = self._create_run(record.label, tags)
+            self._log(run, {**flatten(record.config), **record.params}, record.metrics)
+            for file in sorted(folder.iterdir()):
+                if file.is_file() and not file.name.startswith("."):
+                    self.client.log_artifact(run, str(file))
+            self.client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED")
+            write_json(note, {"uri": self.uri, "run": run})
+
+    def _logged_whole(self, place: str) -> str:
+        """The id of the run of the record in that place, if it was ended; one that was not is deleted."""
+        whole = ""
+        for run in self.client.search_runs([self.experiment_id], f"tags.`qexp.place` = '{place}'"):
+            if run.info.status == "RUNNING":
+                self.client.delete_run(run.info.run_id)
+            else:
+                whole = str(run.info.run_id)
+        return whole
 
     def log_sweep(self, sweep: str, records: list[Record], markdown: str, files: list[Path]) -> None:
         """The summary run of a sweep: its description is the result table and links the comparison of its runs."""

@@ -1,0 +1,43 @@
+"""Records that tracking has not seen yet, because it could not be reached or the program was killed, are logged now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from qexp.tracking.store import read_record
+from qexp.types import Record, UserError
+
+
+class Tracking(Protocol):
+    def log(self, record: Record, folder: Path) -> None: ...
+
+
+def sync(outputs: Path, tracking_of: Callable[[dict[str, Any]], Tracking]) -> tuple[int, list[str]]:
+    """Log every record below `outputs` that is a run of its own; those that are there already stay as they are.
+
+    tracking_of: makes the tracking that a record's config asks for. How many of them are there now, and why others are not, by place.
+    """
+    known: dict[str, Tracking] = {}
+    failures: dict[str, str] = {}
+    count = 0
+    for file in sorted((outputs / "sweeps").glob("*/*/record.json")):
+        try:
+            record = read_record(file)
+        except UserError as error:
+            failures[str(file)] = str(error)
+            continue
+        config = record.config.get("tracking")
+        if record.reused or not config:
+            continue
+        place = str(config)
+        tracking = known.setdefault(place, tracking_of(config))
+        if place in failures:  # it would only fail again, each time after a while
+            continue
+        try:
+            tracking.log(record, file.parent)
+            count += 1
+        except Exception as error:
+            failures[place] = f"{config.get('uri', place)}: {str(error).splitlines()[0]}"
+    return count, list(failures.values())

@@ -1,0 +1,120 @@
+"""Every record is in MLflow once, whatever happened to the program or the server before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import instantiate
+
+from qexp.tracking.mlflow_view import MlflowView
+from qexp.tracking.store import write_record
+from qexp.tracking.sync import sync
+from qexp.types import Record
+
+MakeRecord = Callable[..., Record]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def view(tmp_path: Path) -> MlflowView:
+    return MlflowView(f"sqlite:///{tmp_path}/mlflow.db", "qexp", str(tmp_path / "files"))
+
+
+@pytest.fixture
+def outputs(record: MakeRecord, tmp_path: Path) -> Path:
+    """Three records that are nowhere yet, and one that was taken from an earlier sweep."""
+    place = {"_target_": "qexp.tracking.mlflow_view.MlflowView", "uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "qexp"}
+    config = {"tracking": {**place, "artifacts": str(tmp_path / "files")}}
+    for sweep, job, reused in (("monday", 0, ""), ("monday", 1, ""), ("sunday", 0, ""), ("tuesday", 0, "sweeps/monday/0")):
+        made = record(key=f"{sweep}-{job}", sweep=sweep, config=config, reused=reused)
+        write_record(made, tmp_path / "outputs" / "sweeps" / sweep / str(job))
+    return tmp_path / "outputs"
+
+
+def runs(view: MlflowView) -> dict[str, str]:
+    """The status of all runs by place; each place once."""
+    found = view.client.search_runs([view.experiment_id])
+    assert len({run.data.tags["qexp.place"] for run in found}) == len(found)
+    return {run.data.tags["qexp.place"]: run.info.status for run in found}
+
+
+ALL = dict.fromkeys(("monday/0", "monday/1", "sunday/0"), "FINISHED")
+
+
+def test_what_waits_is_logged_once(view: MlflowView, outputs: Path) -> None:
+    for _ in range(2):
+        assert sync(outputs, instantiate) == (3, [])
+        assert runs(view) == ALL
+
+
+def test_two_at_once_log_once(view: MlflowView, outputs: Path) -> None:
+    view.prepare()
+    workers = [threading.Thread(target=sync, args=(outputs, instantiate)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert runs(view) == ALL
+
+
+@pytest.mark.parametrize("step", ["create_run", "log_batch", "log_artifact", "set_terminated", "the note"])
+def test_what_a_kill_left_behind_is_replaced(step: str, view: MlflowView, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed right after the step that is named."""
+
+    class Killed(BaseException):
+        pass
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        if step == "the note":
+            write: Any = sys.modules["qexp.tracking.mlflow_view"].write_json  # type: ignore[attr-defined]
+
+            def write_once(file: Path, value: dict[str, str]) -> None:
+                if value["run"]:
+                    raise Killed
+                write(file, value)
+
+            patch.setattr("qexp.tracking.mlflow_view.write_json", write_once)
+        else:
+            original = getattr(view.client, step)
+
+            def killed(*given: Any, **named: Any) -> None:
+                original(*given, **named)
+                raise Killed
+
+            patch.setattr(view.client, step, killed)
+        sync(outputs, lambda config: view)
+    assert sync(outputs, instantiate) == (3, [])
+    assert runs(view) == ALL
+
+
+def test_a_server_that_cannot_be_reached_is_asked_once_and_the_records_wait(view: MlflowView, outputs: Path) -> None:
+    asked = []
+
+    class Unreachable:
+        def log(self, record: Record, folder: Path) -> None:
+            asked.append(folder)
+            raise ConnectionError("nobody answers\nat all")
+
+    assert sync(outputs, lambda config: Unreachable()) == (0, [f"sqlite:///{view.uri.removeprefix('sqlite:///')}: nobody answers"])
+    assert len(asked) == 1
+    assert sync(outputs, instantiate) == (3, [])
+    assert runs(view) == ALL
+
+
+def test_the_command(view: MlflowView, outputs: Path, tmp_path: Path) -> None:
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "qexp.tracking", *words], cwd=ROOT, capture_output=True, text=True)
+
+    (outputs / "sweeps" / "sunday" / "0" / "record.json").write_text("{}")
+    other = f"sqlite:///{tmp_path}/other.db"
+    done = command("sync", f"outputs={outputs}", f"uri={other}")
+    assert (done.returncode, done.stdout) == (1, "2 runs are in tracking\n") and "sunday/0/record.json holds no record" in done.stderr
+    assert runs(MlflowView(other, "qexp", str(tmp_path / "files"))) == {place: "FINISHED" for place in ALL if "sunday" not in place}
+    assert command("sync", f"outputs={tmp_path}").stderr.startswith(f"error: {tmp_path} holds no sweeps")
+    assert command("sink").returncode == 2
