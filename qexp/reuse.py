@@ -45,9 +45,12 @@ class EndedRuns:
         except (UserError, ValueError, KeyError, TypeError) as error:
             self._set_aside(key, error)
             return None
-        if record.artifact and not Path(record.artifact).exists():
+        # Its path is as seen from where that run was started.
+        places = [Path(record.artifact), self.outputs / "artifacts" / Path(record.artifact).name]
+        artifact = next((str(place) for place in places if place.exists()), "")
+        if record.artifact and not artifact:
             return None
-        return replace(record, reused=str(Path(entry["record"]).parent))
+        return replace(record, artifact=artifact if record.artifact else "", reused=str(Path(entry["record"]).parent))
 
     def _set_aside(self, key: str, error: Exception) -> None:
         entry = self.folder / f"{key}.json"

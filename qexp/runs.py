@@ -29,7 +29,7 @@ from qexp.measure.machine import environment, physical_cores
 from qexp.report.layers import draw_layers
 from qexp.reuse import EndedRuns
 from qexp.tracking.store import read_records, write_record
-from qexp.types import Measurement, Record, Unsupported, UserError, command_line, digest, nearest
+from qexp.types import Artifact, Measurement, Record, Unsupported, UserError, command_line, digest, nearest
 
 ON_ERROR = ("continue", "stop")
 
@@ -198,6 +198,9 @@ def took_over(key: str, ended: EndedRuns, config: DictConfig, folder: Path) -> b
     if known is None or (known.status == "failed" and config.retry_failed):
         return False
     write_record(replace(known, sweep=sweep_folder().name), folder)
+    if known.artifact:
+        check_picture(config.picture, [layer.name for layer in Artifact.read(Path(known.artifact)).layers])
+        draw_layers(Path(known.artifact), folder, config.picture)
     print(f"  {known.status} before, in {known.reused} (force=true measures again)", flush=True)
     return True
 

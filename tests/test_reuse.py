@@ -58,7 +58,7 @@ def test_the_same_sweep_again_measures_nothing(run: Run, tmp_path: Path) -> None
 
 
 def test_only_what_is_new_runs(run: Run, tmp_path: Path) -> None:
-    for more in ([], ["batch_size=1,2"], ["+method.calibration_batch=4"], ["force=true"]):
+    for more in ([], ["batch_size=1,2", "picture=stem.0"], ["+method.calibration_batch=4"], ["force=true"]):
         sweep = [o.replace("none,static", "static") for o in SWEEP] if "method" in "".join(more) else SWEEP
         code, printed = run(*sweep, *[o.removeprefix("+") for o in more], "tracking=none")
         assert code == 0, printed
@@ -66,6 +66,8 @@ def test_only_what_is_new_runs(run: Run, tmp_path: Path) -> None:
     assert [(r.params["method"], r.params["batch_size"], bool(r.reused)) for r in extended] == [
         ("none", 1, True), ("none", 2, False), ("static", 1, True), ("static", 2, False),
     ]  # fmt: skip
+    drawn = sorted((tmp_path / "outputs" / "sweeps" / extended[0].sweep).rglob("layer-stem.0.png"))
+    assert [file.parent.name for file in drawn] == ["2", "3"], "of static, reused or not"
     assert [bool(r.reused) for r in changed] == [False], "another option of the method"
     assert [bool(r.reused) for r in forced] == [False, False] and [r.key for r in forced] == [r.key for r in first]
     assert rows(forced) != rows(first)
