@@ -16,7 +16,7 @@ from qexp.measure.base import Subject, TestSet
 from qexp.runs import Job, Outcome, accepted_by, engines_of, identities, limits_of, measure, run_job
 from qexp.types import Artifact, Unsupported
 
-OF_A_NETWORK = ("model", "data", "method", "bits", "recipe", "trainer", "checkpoint", "train_missing", "init", "force")
+OF_A_NETWORK = ("model", "data", "method", "bits", "recipe", "trainer", "checkpoint", "train_missing", "init")
 
 
 def benchmark(config: DictConfig) -> Job:

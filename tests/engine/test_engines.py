@@ -101,7 +101,7 @@ def test_the_file_an_engine_loads_is_recorded_with_its_digest(artifact: Artifact
 
 def test_lowering_again_changes_nothing(engine: Engine, artifact: Artifact, file: Path) -> None:
     before = file.stat().st_mtime_ns
-    stale = replace(artifact, files={name: sha for name, sha in artifact.files.items() if name == artifact.graph})
+    stale = replace(artifact, files={name: sha for name, sha in artifact.files.items() if name == artifact.graph or name != file.name})
     assert engine.lower(artifact, BATCH, 1) == engine.lower(stale, BATCH, 1) == artifact
     assert file.stat().st_mtime_ns == before
 

@@ -216,6 +216,7 @@ def config(tmp_path: Path) -> DictConfig:
     measures = {"parity": parity, "accuracy": None, "timeout_s": 60, "memory_mb": None}
     return OmegaConf.create({
         "outputs": str(tmp_path), "engine": {"trial": trial, "candidates": {}}, "rivals": target("Fake"), "measure": measures,
+        "picture": None,
     })  # fmt: skip
 
 

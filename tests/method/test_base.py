@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -228,7 +229,9 @@ def test_every_artifact_names_its_fp32_reference(pretend_data: RandomData, netwo
 def test_artifacts_hold_no_pickles_and_read_back_the_same(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     artifact = make_artifact(Static(), network, pretend_data, Wants(), SOURCE, tmp_path)
     assert Artifact.read(artifact.folder) == artifact
-    assert sorted(p.name for p in artifact.folder.iterdir()) == ["artifact.json", "model.pt2"]
+    assert sorted(p.name for p in artifact.folder.iterdir()) == ["artifact.json", "histograms.npz", "layers.csv", "model.pt2"]
+    with np.load(artifact.folder / "histograms.npz", allow_pickle=False) as histograms:
+        assert all(histograms[name].dtype == np.float64 for name in histograms)
     with torch.no_grad():
         assert torch.export.load(artifact.folder / "model.pt2").module()(torch.zeros(5, 3, 16, 16)).shape == (5, 10)
 

@@ -78,7 +78,8 @@ def test_logits_stay_near_the_network(artifact: Artifact, pretend_data: RandomDa
 
 
 def test_nothing_but_the_graph_is_left(artifact: Artifact) -> None:
-    assert sorted(p.name for p in artifact.folder.iterdir()) == ["artifact.json", "model.onnx"] and list(artifact.files) == ["model.onnx"]
+    assert sorted(p.name for p in artifact.folder.iterdir()) == ["artifact.json", "layers.csv", "model.onnx"]
+    assert sorted(artifact.files) == ["layers.csv", "model.onnx"]
     assert [p for p in artifact.folder.parent.iterdir() if p.is_dir() and p.name.startswith("small")] == [artifact.folder]
 
 
