@@ -10,10 +10,11 @@ from omegaconf import DictConfig, open_dict
 
 from compress import compress, planned_params
 from qexp.cli import command
+from qexp.comparison import Outcome, accepted_by, engines_of, identities, limits_of, measure
 from qexp.engine.base import Engine
 from qexp.files import check_digests
 from qexp.measure.base import Subject, TestSet
-from qexp.runs import Job, Outcome, accepted_by, engines_of, identities, limits_of, measure, run_job
+from qexp.runs import Job, run_job
 from qexp.types import Artifact, Unsupported
 
 OF_A_NETWORK = ("model", "data", "method", "bits", "recipe", "trainer", "checkpoint", "train_missing", "init")
@@ -30,6 +31,7 @@ def benchmark(config: DictConfig) -> Job:
     def subject(artifact: Artifact, engine: Engine, standing: bool = False) -> Subject:
         if not (engine.wants.reads(artifact.form) or engine.runs_simulated and artifact.form.formats == ("pt2",)):
             raise Unsupported(f"{engine.name} does not run {artifact.folder.name}, which was made for other kernels; compress for it")
+        engine.check_machine()
         artifact = engine.lower(artifact, config.batch_size, config.threads)
         return Subject(artifact, engine, config.batch_size, config.threads, limits_of(config), standing)
 
@@ -42,9 +44,10 @@ def benchmark(config: DictConfig) -> Job:
         compared = accepted_by(rivals, lambda engine: subject(fp32, engine), {})
         return measure(config, subjects, subject(fp32, baseline_engine, standing=True), compared, tests, notes)
 
-    reference = {"baseline": baseline_engine} if fp32 else {}
-    every = [identities(group, lambda engine: artifact.key) for group in (engines, reference, rivals if fp32 else {})]
-    return Job([artifact.files[artifact.graph], *every], run)
+    compared_with = {"baseline": baseline_engine, **rivals} if fp32 else {}
+    measured = identities(engines, lambda engine: artifact.key)
+    reference = identities(compared_with, lambda engine: fp32.key if fp32 else "")
+    return Job([artifact.files[artifact.graph], measured, reference], run, None)
 
 
 @command("benchmark")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from qexp.cli import command, same_choices
+from qexp.comparison import Outcome, accepted_by, engines_of, identities, limits_of, measure
 from qexp.data.base import ImageData, open_data
 from qexp.engine.base import Engine
 from qexp.files import file_digest
@@ -20,8 +22,8 @@ from qexp.measure.base import Subject, TestSet
 from qexp.method.base import Method, artifact_name, make_artifact
 from qexp.model.base import build_network, load_weights, read_weights
 from qexp.model.baseline import Baseline, find_baseline
-from qexp.runs import Job, Outcome, accepted_by, engines_of, identities, limits_of, measure, run_job
-from qexp.types import UserError, digest
+from qexp.runs import Job, run_job
+from qexp.types import Artifact, UserError, digest
 from train import train_baseline
 
 
@@ -30,33 +32,56 @@ def compress(config: DictConfig) -> Job:
     method, fp32 = instantiate(config.method), instantiate(config.baseline.method)
     engines, rivals = engines_of(config.engine), engines_of(config.rivals)
     baseline_engine = instantiate(config.baseline.engine)
-    data, network, source = prepare(config)
-    limits = limits_of(config)
+    subjects = prepare(config)
 
-    def named(method: Method) -> Callable[[Engine], str]:
-        return lambda engine: artifact_name(method, data, engine.wants, source)
-
-    def subject(method: Method, engine: Engine, standing: bool = False) -> Subject:
-        artifact = make_artifact(method, network, data, engine.wants, source, Path(config.outputs) / "artifacts")
-        artifact = engine.lower(artifact, config.batch_size, config.threads)
-        return Subject(artifact, engine, config.batch_size, config.threads, limits, standing)
+    def make() -> Artifact:
+        for engine in [baseline_engine, *rivals.values()]:
+            accepted_by({engine.name: engine}, lambda engine: subjects.artifact(fp32, engine), {})
+        return next(iter(accepted_by(engines, lambda engine: subjects.artifact(method, engine), {}).values()))
 
     def run() -> Outcome:
         notes: dict[str, str] = {}
-        subjects = accepted_by(engines, lambda engine: subject(method, engine), notes)
-        baseline = subject(fp32, baseline_engine, standing=True)
-        compared = accepted_by(rivals, lambda engine: subject(fp32, engine), {})
-        return measure(config, subjects, baseline, compared, TestSet.of(baseline.artifact, Path(config.outputs) / "cache"), notes)
+        candidates = accepted_by(engines, lambda engine: subjects.of(method, engine), notes)
+        baseline = subjects.of(fp32, baseline_engine, standing=True)
+        compared = accepted_by(rivals, lambda engine: subjects.of(fp32, engine), {})
+        return measure(config, candidates, baseline, compared, TestSet.of(baseline.artifact, Path(config.outputs) / "cache"), notes)
 
-    reference = identities({"baseline": baseline_engine}, named(fp32))
-    return Job([identities(engines, named(method)), reference, identities(rivals, named(fp32))], run)
+    reference = identities({"baseline": baseline_engine}, subjects.named(fp32))
+    return Job([identities(engines, subjects.named(method)), reference, identities(rivals, subjects.named(fp32))], run, make)
 
 
-def prepare(config: DictConfig) -> tuple[ImageData, nn.Module, dict[str, Any]]:
-    """The data, the trained network, and where its weights come from."""
+@dataclass(frozen=True)
+class Subjects:
+    """Artifacts of one trained network, and what measures them. source: where its weights come from."""
+
+    config: DictConfig
+    data: ImageData
+    network: nn.Module
+    source: dict[str, Any]
+
+    def named(self, method: Method) -> Callable[[Engine], str]:
+        """The folder name of an engine's artifact, before it is made."""
+        return lambda engine: artifact_name(method, self.data, engine.wants, self.source)
+
+    def artifact(self, method: Method, engine: Engine) -> Artifact:
+        """Found or, unless this is phase=measure, made. Errors: UserError where it is missing."""
+        root = Path(self.config.outputs) / "artifacts"
+        name = self.named(method)(engine)
+        if self.config.phase == "measure" and not (root / name).exists():
+            raise UserError(f"{root / name} was not made yet. Run the same command with phase=compress, by the same code, or phase=all.")
+        return make_artifact(method, self.network, self.data, engine.wants, self.source, root)
+
+    def of(self, method: Method, engine: Engine, standing: bool = False) -> Subject:
+        engine.check_machine()
+        artifact = engine.lower(self.artifact(method, engine), self.config.batch_size, self.config.threads)
+        return Subject(artifact, engine, self.config.batch_size, self.config.threads, limits_of(self.config), standing)
+
+
+def prepare(config: DictConfig) -> Subjects:
+    """The data and the trained network."""
     data = open_data(config)
     network, source = trained_network(config, data)
-    return data, network, source
+    return Subjects(config, data, network, source)
 
 
 def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
@@ -85,7 +110,8 @@ def newest_baseline(config: DictConfig, data: ImageData) -> Baseline:
     found = find_baseline(Path(config.outputs) / "baselines", config.model.id, data.spec.name)
     if found:
         return found
-    if config.train_missing is True or (config.train_missing == "auto" and data.trains_in_seconds):
+    wanted = config.train_missing is True or (config.train_missing == "auto" and data.trains_in_seconds)
+    if wanted and config.phase != "measure":
         return train_baseline(config, data)
     raise UserError(
         f"There is no trained {config.model.id} for the data {data.spec.name!r} in {config.outputs}/baselines. Train it with\n"

@@ -20,7 +20,8 @@ from common import composed, machine
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from compress import prepare
+from compress import Subjects, prepare
+from qexp.comparison import accepted_by, engines_of, fastest_known
 from qexp.engine.base import Engine
 from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.engine.openvino import OpenVino
@@ -28,7 +29,6 @@ from qexp.files import building, file_digest
 from qexp.measure.accuracy import top_k
 from qexp.measure.base import Subject, TestSet, alone_on_host, ranking, ready
 from qexp.measure.latency import Latency, speedup
-from qexp.runs import accepted_by, engines_of, fastest_known
 
 
 def onnxruntime_static(fp32: Path, images: np.ndarray, folder: Path) -> str:
@@ -76,28 +76,28 @@ def foreign(make: Callable[[Path, np.ndarray, Path], str], fp32: Subject, engine
     return Subject(artifact, engine, fp32.batch, fp32.threads, fp32.limits)
 
 
-def ours(config: DictConfig, subject: Callable[..., Subject]) -> Subject:
+def ours(config: DictConfig, subjects: Subjects) -> Subject:
     """What `engine=auto` takes."""
     notes: dict[str, str] = {}
     method = instantiate(config.method)
-    subjects = accepted_by(engines_of(config.engine), lambda engine: subject(method, engine), notes)
-    if len(subjects) == 1:
-        return next(iter(subjects.values()))
-    ranked = ranking(subjects, instantiate(config.engine.trial), notes)
+    candidates = accepted_by(engines_of(config.engine), lambda engine: subjects.of(method, engine), notes)
+    if len(candidates) == 1:
+        return next(iter(candidates.values()))
+    ranked = ranking(candidates, instantiate(config.engine.trial), notes)
     print("candidates, ms: " + ", ".join(f"{name} {ms:.3g}" for name, ms in ranked.items()), *notes.items())
-    return subjects[next(iter(ranked))]
+    return candidates[next(iter(ranked))]
 
 
 def main(options: list[str]) -> None:
     config = composed(options)
-    data, subject = prepare(config)
+    subjects = prepare(config)
     cache = Path(config.outputs) / "cache"
     fp32 = instantiate(config.baseline.method)
-    eager, plain = subject(fp32, instantiate(config.baseline.engine)), subject(fp32, OnnxRuntime())
-    rivals = accepted_by(engines_of(config.rivals), lambda engine: subject(fp32, engine), {})
+    eager, plain = subjects.of(fp32, instantiate(config.baseline.engine)), subjects.of(fp32, OnnxRuntime())
+    rivals = accepted_by(engines_of(config.rivals), lambda engine: subjects.of(fp32, engine), {})
     best = fastest_known(rivals, instantiate(config.rivals.trial), cache)
-    images, root = data.calibration().numpy(), Path(config.outputs) / "benchmarks" / "others"
-    chosen = ours(config, subject)
+    images, root = subjects.data.calibration().numpy(), Path(config.outputs) / "benchmarks" / "others"
+    chosen = ours(config, subjects)
     compared = {
         f"qexp {chosen.artifact.label} on {chosen.engine.name}": chosen,
         "ONNX Runtime quantize_static": foreign(onnxruntime_static, plain, OnnxRuntime(), images, root),

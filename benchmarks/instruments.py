@@ -42,10 +42,10 @@ def spread(values: list[float]) -> float:
 def main(options: list[str]) -> None:
     config: DictConfig = composed(options)
     repetitions, repeats = config.get("repetitions", 20), config.get("repeats", 5)
-    _, subject = prepare(config)
+    subjects = prepare(config)
     latency: Latency = instantiate(config.measure.latency)
-    eager = subject(instantiate(config.baseline.method), instantiate(config.baseline.engine))
-    chosen = ours(config, subject)
+    eager = subjects.of(instantiate(config.baseline.method), instantiate(config.baseline.engine))
+    chosen = ours(config, subjects)
     chosen.close()
     twin = Subject(chosen.artifact, chosen.engine, chosen.batch, chosen.threads, chosen.limits)
     title = f"{config.model.id} {chosen.artifact.label} on {chosen.engine.name}, batch {config.batch_size}, {config.threads} threads"

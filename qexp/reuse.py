@@ -45,19 +45,30 @@ class EndedRuns:
         except (UserError, ValueError, KeyError, TypeError) as error:
             self._set_aside(key, error)
             return None
-        # Its path is as seen from where that run was started.
-        places = [Path(record.artifact), self.outputs / "artifacts" / Path(record.artifact).name]
-        artifact = next((str(place) for place in places if place.exists()), "")
-        if record.artifact and not artifact:
-            return None
-        return replace(record, artifact=artifact if record.artifact else "", reused=str(Path(entry["record"]).parent))
+        if record.artifact:
+            # Its path is as seen from where that run was started.
+            places = [Path(record.artifact), self.outputs / "artifacts" / Path(record.artifact).name]
+            artifact = next((str(place) for place in places if place.exists()), None)
+            if artifact is None:
+                return None
+            record = replace(record, artifact=artifact)
+        return replace(record, reused=str(Path(entry["record"]).parent))
 
     def _set_aside(self, key: str, error: Exception) -> None:
         entry = self.folder / f"{key}.json"
         os.replace(entry, entry.with_suffix(".damaged"))
         print(f"  an earlier result is damaged and is computed again: {error}", file=sys.stderr, flush=True)
 
-    def remember(self, key: str, file: Path) -> None:
-        """file: the record of the run that ended."""
-        place = os.path.relpath(file, self.outputs)
-        write_json(self.folder / f"{key}.json", {"record": place, "digest": file_digest(file)})
+    def remember(self, record: Record, file: Path) -> None:
+        """Find the run that ended with this record, which `file` holds, from now on; a failure never takes the place of a result."""
+        known = self.find(record.key) if record.status == "failed" else None
+        if known is None or known.status == "failed":
+            place = os.path.relpath(file, self.outputs)
+            write_json(self.folder / f"{record.key}.json", {"record": place, "digest": file_digest(file)})
+
+    def first_in(self, sweep: Path, key: str, folder: Path) -> bool:
+        """Whether no other job of the sweep than that of `folder`, which comes twice if it is requeued, has this key. Within `claim`."""
+        mark = sweep / ".keys" / key
+        if not mark.exists():
+            write_json(mark, folder.name)
+        return bool(json.loads(mark.read_text()) == folder.name)

@@ -210,7 +210,8 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Record:
-    """The one result of a run. status: `finished`, `unsupported` or `failed`, the last two with a reason.
+    """The one result of a run. status: `finished`, `unsupported` or `failed`, the last two with a reason, or `compressed`, where only
+    the artifact was made, which is the reason.
 
     params: what a table shows (model, data, method, bits, engine, batch_size, threads, seed); config: the resolved one;
     texts: tables for people by file name; environment: machine and versions; notes: why a number is missing, what was left

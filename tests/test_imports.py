@@ -26,8 +26,9 @@ ALLOWED = {
     "method": BASIC | {"qexp.data.base", "qexp.model.base", "qexp.model.trainer", "qexp.onnx_file"},
     "measure": BASIC | {"qexp.launch", "qexp.engine.base"},
     "report": BASIC | {"qexp.tracking.store", "qexp.tracking.sync"},
+    "comparison": BASIC | {"qexp.engine.base", "qexp.measure.base"},
     "runs": BASIC
-    | {"qexp.errors", "qexp.launch", "qexp.engine.base", "qexp.measure.base", "qexp.measure.machine", "qexp.report.layers"}
+    | {"qexp.comparison", "qexp.errors", "qexp.launch", "qexp.measure.base", "qexp.measure.machine", "qexp.report.layers"}
     | {"qexp.tracking.store", "qexp.reuse"},
     "reuse": BASIC | {"qexp.tracking.store"},
 }

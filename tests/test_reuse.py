@@ -73,6 +73,43 @@ def test_only_what_is_new_runs(run: Run, tmp_path: Path) -> None:
     assert rows(forced) != rows(first)
 
 
+def test_artifacts_may_be_made_first_and_measured_later(run: Run, tmp_path: Path) -> None:
+    """Also elsewhere: the second phase sees the outputs folder under another name."""
+    code, printed = run(*SWEEP, "tracking=none", "phase=measure")
+    assert code == 1 and printed.count("was not made yet. Run the same command with phase=compress") >= 2
+    code, printed = run(*SWEEP, "tracking=none", "phase=compress", "threads=2")
+    assert code == 0, printed
+    made = sorted(folder.name for folder in (tmp_path / "outputs" / "artifacts").iterdir() if not folder.name.startswith("."))
+    expected = zip(("fp32", "static int8"), made, strict=True)
+    assert all(f"compressed: resnet8 · {label} · eager · batch 1: {name}" in printed for label, name in expected)
+    (tmp_path / "outputs").rename(tmp_path / "copied")
+    code, printed = run(*SWEEP, "tracking=none", "phase=measure", f"outputs={tmp_path / 'copied'}")
+    assert code == 0, printed
+    early, compressed, measured = (read_records(folder) for folder in sorted((tmp_path / "copied" / "sweeps").iterdir()))
+    assert [r.status for r in early + compressed + measured] == ["failed"] * 2 + ["compressed"] * 2 + ["finished"] * 2
+    assert not any(r.measurements for r in compressed) and all("latency_ms" in r.metrics for r in measured)
+    assert sorted(folder.name for folder in (tmp_path / "copied" / "artifacts").iterdir() if not folder.name.startswith(".")) == made
+
+
+def test_a_failure_does_not_take_the_place_of_a_result(run: Run, tmp_path: Path) -> None:
+    sweep = ["-m", *PRETEND, "method=none", *fake("Fails", "how=survive"), *FEW_WINDOWS, "tracking=none"]
+    assert run(*sweep)[0] == 0
+    assert run(*sweep, "picture=none_of_them", "force=true")[0] == 1
+    assert run(*sweep, "picture=none_of_them")[0] == 1, "of a run that would be taken over"
+    assert run(*sweep)[0] == 0
+    first, forced, pictured, again = sweeps(tmp_path)
+    assert [r.status for r in first + forced + pictured] == ["finished", "failed", "failed"]
+    assert len({r.key for r in first + forced + pictured + again}) == 1
+    assert again[0].reused == f"sweeps/{first[0].sweep}/0" and again[0].metrics == first[0].metrics
+
+
+def test_what_tracking_cannot_take_waits(run: Run, tmp_path: Path) -> None:
+    nowhere = [*SWEEP, "method=none", "tracking.uri=http://127.0.0.1:9"]
+    code, printed = run(*[o for o in nowhere if o != "method=none,static"])
+    assert code == 0 and "tracking is not there, records wait on disk" in printed and "Traceback" not in printed
+    assert [r.status for r in sweeps(tmp_path)[0]] == ["finished"] and "fp32" in printed
+
+
 def test_failed_runs_are_tried_again_unless_told_otherwise(run: Run, tmp_path: Path) -> None:
     fails = ["-m", *PRETEND, "method=none", *fake("Fails", "how=error,survive"), *FEW_WINDOWS, "tracking=none"]
     for more in ([], ["retry_failed=false"], []):
@@ -103,10 +140,10 @@ def test_an_interrupted_command_ends_at_once_and_says_how_to_go_on(tmp_path: Pat
         time.sleep(0.1)
     children = parent.children(recursive=True)
     job.send_signal(signal.SIGINT)
-    _, errors = job.communicate(timeout=5)
+    _, errors = job.communicate(timeout=30)
     assert job.returncode == 130 and "Traceback" not in errors
     assert errors.strip().startswith("Interrupted. What is finished is kept; to go on: python compress.py model=resnet8")
-    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
 @pytest.mark.parametrize("harm", ["record", "entry", "artifact", "gone"])

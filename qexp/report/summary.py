@@ -27,8 +27,12 @@ class Summary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         print(plan(config), flush=True)
-        instantiate(config.tracking).prepare()
-        log_what_waits(Path(config.outputs))
+        try:
+            instantiate(config.tracking).prepare()
+        except Exception as error:
+            print(f"tracking is not there, records wait on disk: {first_line(error)}", file=sys.stderr, flush=True)
+        else:
+            log_what_waits(Path(config.outputs))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         self.finish(config, Path(config.hydra.sweep.dir), log=True)
@@ -52,9 +56,10 @@ class Summary(Callback):
         try:
             if log:
                 instantiate(config.tracking).log_sweep(sweep.name, records, markdown, files)
-        finally:
-            if any(record.status == "failed" for record in records):
-                sys.exit(1)
+        except Exception as error:
+            print(f"the sweep's summary is not in tracking, only in {sweep}: {first_line(error)}", file=sys.stderr, flush=True)
+        if any(record.status == "failed" for record in records):
+            sys.exit(1)
 
 
 def log_what_waits(outputs: Path) -> None:
@@ -62,6 +67,10 @@ def log_what_waits(outputs: Path) -> None:
     _, failures = sync(outputs, instantiate)
     for failure in failures:
         print(f"records of earlier runs wait for tracking (python -m qexp.tracking sync): {failure}", file=sys.stderr, flush=True)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def plan(config: DictConfig) -> str:

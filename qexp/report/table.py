@@ -70,11 +70,12 @@ def table(records: list[Record]) -> tuple[list[str], list[list[str]], list[list[
     rows = [record for record in records if record.status == "finished"]
     names = names_of(records)
     columns = [column for column in COLUMNS if any(column.metric in row.metrics for row in rows)]
-    cells, best = [], []
+    groups: dict[object, list[Record]] = {}
     for row in rows:
-        rivals = [r for r in rows if _group(r) == _group(row)]
-        cells.append([*(_name(key, row) for key in names), *(_cell(column, row) for column in columns)])
-        best.append([False] * len(names) + [_is_best(column, row, rivals) for column in columns])
+        groups.setdefault(_group(row), []).append(row)
+    winners = {(group, column): _best(column, rivals) for group, rivals in groups.items() for column in columns}
+    cells = [[*(_name(key, row) for key in names), *(_cell(column, row) for column in columns)] for row in rows]
+    best = [[False] * len(names) + [id(row) in winners[_group(row), column] for column in columns] for row in rows]
     return [*names.values(), *(column.title for column in columns)], cells, best
 
 
@@ -116,12 +117,14 @@ def _cell(column: Column, record: Record) -> str:
     return column.format(value) + "~" * (column.metric == "latency_ms" and noisy(record))
 
 
-def _is_best(column: Column, record: Record, rivals: list[Record]) -> bool:
+def _best(column: Column, rivals: list[Record]) -> set[int]:
+    """Ids of the records that no other is better than; of none where all are as good."""
     compared = [r for r in rivals if column.metric in r.metrics]
-    if column.best is None or record not in compared:
-        return False
+    if column.best is None or not compared:
+        return set()
     leader = column.best(compared, key=lambda r: r.metrics[column.metric])
-    return _tied(column, record, leader) and not all(_tied(column, r, leader) for r in compared)
+    tied = {id(r) for r in compared if _tied(column, r, leader)}
+    return tied if len(tied) < len(compared) else set()
 
 
 def _tied(column: Column, record: Record, leader: Record) -> bool:

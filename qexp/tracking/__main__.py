@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
     def tracking_of(config: dict[str, Any]) -> Tracking:
         return instantiate({**config, **({"uri": given["uri"]} if "uri" in given and "uri" in config else {})})
 
-    count, failures = sync(outputs, tracking_of)
+    count, failures = sync(outputs, tracking_of, given.get("uri"))
     print(f"{count} runs are in tracking")
     for failure in failures:
         print(f"not logged: {failure}", file=sys.stderr)

@@ -16,11 +16,11 @@ from urllib.parse import quote
 from filelock import FileLock
 
 from qexp.files import write_json
+from qexp.tracking.store import NOTE, noted
 from qexp.types import Record
 
 # What MLflow takes: characters of a value, parameters of one request.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # or the UI opens on its pages for language models
-NOTE = ".mlflow.json"  # beside a record: where it was logged
 RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # records can wait; MLflow's own are minutes
 PARAM_LENGTH, TAG_LENGTH, PARAMS_PER_REQUEST = 6000, 8000, 100
 
@@ -86,11 +86,11 @@ class MlflowView:
         however often this is called. What an earlier call left behind, when it was killed, is replaced."""
         note = folder / NOTE
         with FileLock(note.with_suffix(".lock")):
-            noted = json.loads(note.read_text()) if note.exists() else {}
-            if noted.get("uri") == self.uri and noted["run"]:
+            before = noted(folder)
+            if before.get("uri") == self.uri and before["run"]:
                 return
             place = f"{record.sweep}/{folder.name}"
-            whole = self._logged_whole(place) if noted.get("uri") == self.uri else ""
+            whole = self._logged_whole(place) if before.get("uri") == self.uri else ""
             write_json(note, {"uri": self.uri, "run": whole})
             if whole:
                 return

@@ -8,6 +8,8 @@ from pathlib import Path
 from qexp.files import not_writable, write_json
 from qexp.types import Record, UserError
 
+NOTE = ".mlflow.json"  # beside a record
+
 
 def write_record(record: Record, folder: Path) -> None:
     """`record.json` and its texts in a run's own folder; the record comes last and in one piece."""
@@ -18,6 +20,14 @@ def write_record(record: Record, folder: Path) -> None:
     except OSError as error:
         raise not_writable(folder, error) from error
     write_json(folder / "record.json", record.to_json())
+
+
+def noted(folder: Path) -> dict[str, str]:
+    """Where the record in `folder` was logged: `uri`, and `run`, empty while it is not there as a whole; nothing where it never was."""
+    try:
+        return json.loads((folder / NOTE).read_text())
+    except FileNotFoundError:
+        return {}
 
 
 def read_record(file: Path) -> Record:

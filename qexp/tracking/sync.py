@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from qexp.tracking.store import read_record
+from qexp.tracking.store import noted, read_record
 from qexp.types import Record, UserError
 
 
@@ -14,30 +14,34 @@ class Tracking(Protocol):
     def log(self, record: Record, folder: Path) -> None: ...
 
 
-def sync(outputs: Path, tracking_of: Callable[[dict[str, Any]], Tracking]) -> tuple[int, list[str]]:
+def sync(outputs: Path, tracking_of: Callable[[dict[str, Any]], Tracking], uri: str | None = None) -> tuple[int, list[str]]:
     """Log every record below `outputs` that is a run of its own; those that are there already stay as they are.
 
-    tracking_of: makes the tracking that a record's config asks for. How many of them are there now, and why others are not, by place.
+    tracking_of: makes the tracking that a record's config asks for; uri: where they all shall be, instead of where each was told to.
+    How many of them are there now, and why others are not, by place.
     """
     known: dict[str, Tracking] = {}
     failures: dict[str, str] = {}
     count = 0
     for file in sorted((outputs / "sweeps").glob("*/*/record.json")):
+        note = noted(file.parent)
+        if note.get("run") and uri in (None, note["uri"]):  # reading thousands of records would take seconds
+            count += 1
+            continue
         try:
             record = read_record(file)
         except UserError as error:
             failures[str(file)] = str(error)
             continue
         config = record.config.get("tracking")
-        if record.reused or not config:
-            continue
         place = str(config)
-        tracking = known.setdefault(place, tracking_of(config))
-        if place in failures:  # it would only fail again, each time after a while
+        if record.reused or record.status == "compressed" or not config or place in failures:  # it would only fail again
             continue
         try:
-            tracking.log(record, file.parent)
+            if place not in known:
+                known[place] = tracking_of(config)
+            known[place].log(record, file.parent)
             count += 1
         except Exception as error:
-            failures[place] = f"{config.get('uri', place)}: {str(error).splitlines()[0]}"
+            failures[place] = f"{config.get('uri', place)}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     return count, list(failures.values())

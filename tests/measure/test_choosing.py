@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from qexp.comparison import accepted_by, engines_of, fastest_known, measure
 from qexp.engine.base import Engine
 from qexp.launch import ChildFailed
 from qexp.measure.base import Disagrees, Subject, ranking
 from qexp.measure.latency import Latency
-from qexp.runs import accepted_by, engines_of, fastest_known, measure
 from qexp.types import Artifact, Unsupported, UserError
 from tests.measure.conftest import QUANTIZED, is_free, measuring_children
 from tests.measure.fake_engines import Fails, Fake, Logs, Missing, Says, Takes, TakesToo

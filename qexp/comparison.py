@@ -1,0 +1,120 @@
+"""Who is measured against whom: the engines of a job, what they run, and all measurements of one run."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from qexp.engine.base import Engine
+from qexp.files import write_json
+from qexp.measure.base import Bench, Disagrees, Limits, Subject, TestSet, Turns, engine_identity, ranking, run_measures
+from qexp.types import Measurement, Unsupported, UserError, digest, nearest
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job measured: the subject, the numbers, tables for people by file name, and notes on what is missing by its name."""
+
+    subject: Subject
+    measurements: list[Measurement]
+    texts: dict[str, str]
+    notes: dict[str, str]
+
+
+def engines_of(config: DictConfig) -> dict[str, Engine]:
+    """The engine of the config group node `config`, or all candidates of `auto`, by name. Errors: UserError where all are null."""
+    candidates = config.get("candidates")
+    if candidates is None:
+        engine = instantiate(config)
+        return {engine.name: engine}
+    engines = {name: instantiate(engine) for name, engine in candidates.items() if engine is not None}
+    if not engines:
+        raise UserError(f"Every candidate is null ({', '.join(candidates)}); leave one of them, or choose an engine by its name.")
+    return engines
+
+
+def identities(engines: dict[str, Engine], name: Callable[[Engine], str]) -> list[Any]:
+    """Each of the engines with the `name` of what it runs, or the reason why it cannot."""
+    found: list[Any] = []
+    for engine in engines.values():
+        try:
+            engine.check_machine()
+            found.append([name(engine), engine_identity(engine)])
+        except (Unsupported, UserError) as reason:
+            found.append([engine.name, str(reason)])
+    return found
+
+
+def accepted_by(engines: dict[str, Engine], make: Callable[[Engine], Made], notes: dict[str, str]) -> dict[str, Made]:
+    """What `make` makes for each engine that it finds no reason against; `notes` tells who was left out.
+
+    Errors: Unsupported or UserError, the first engine's, if none is left.
+    """
+    accepted, refusals = {}, []
+    for name, engine in engines.items():
+        try:
+            accepted[name] = make(engine)
+        except (Unsupported, UserError) as reason:
+            refusals.append(reason)
+            notes[f"candidate {name}"] = f"left out: {reason}"
+    if not accepted:
+        raise refusals[0]
+    return accepted
+
+
+def measure(
+    config: DictConfig, subjects: dict[str, Subject], baseline: Subject | None, rivals: dict[str, Subject], tests: TestSet | None,
+    notes: dict[str, str],
+) -> Outcome:  # fmt: skip
+    """All measurements of the config on the fastest of `subjects` that computes what its graph says, against the baseline, the
+    fastest of `rivals`, and on the test set, where there are these."""
+    check_picture(config.picture, [layer.name for subject in subjects.values() for layer in subject.artifact.layers])
+    cache = Path(config.outputs) / "cache"
+    rival = fastest_known(rivals, instantiate(config.rivals.get("trial")), cache) if rivals else None
+    if rival:
+        rival.standing = True
+    ranked = ranking(subjects, instantiate(config.engine.trial), notes) if len(subjects) > 1 else {}
+    measures = {name: instantiate(node) for name, node in config.measure.items() if isinstance(node, DictConfig)}
+    candidates = [Measurement(f"candidate_{name}_ms", ms, "ms") for name, ms in ranked.items()]
+    left = [*ranked] or [*subjects]
+    while True:
+        name = left.pop(0)
+        bench = Bench(subjects[name], baseline, tests, cache, rival, notes=notes)
+        try:
+            return Outcome(bench.subject, [*run_measures(measures, bench), *candidates], bench.texts, notes)
+        except Disagrees as error:
+            if not left:
+                raise
+            notes[f"candidate {name}"] = f"left out: {error}"
+
+
+def fastest_known(subjects: dict[str, Subject], trial: Turns, cache: Path) -> Subject:
+    """The fastest of `subjects`, timed once for all jobs on this machine that ask for the same."""
+    if len(subjects) == 1:
+        return next(iter(subjects.values()))
+    asked = [[s.identity, s.batch, s.threads] for s in subjects.values()]
+    file = cache / "fastest" / f"{digest([socket.gethostname(), asked])[:24]}.json"
+    if not file.exists():
+        write_json(file, ranking(subjects, trial, {}))
+        for subject in subjects.values():
+            subject.close()
+    return subjects[next(iter(json.loads(file.read_text())))]
+
+
+def limits_of(config: DictConfig) -> Limits:
+    return Limits(config.measure.timeout_s, config.measure.memory_mb)
+
+
+def check_picture(pattern: str | None, layers: list[str]) -> None:
+    if pattern and not any(fnmatchcase(layer, pattern) for layer in layers):
+        raise UserError(f"picture={pattern}: no layer is called that. {nearest(pattern, set(layers))}")
