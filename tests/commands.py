@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 
 def without(node: str, *engines: str) -> list[str]:
     """Overrides that leave engines out of the candidates of the config node `engine` or `rivals`."""
@@ -33,6 +36,18 @@ def fake(name: str, *options: str) -> list[str]:
 def small(images: Path, *more: str) -> list[str]:
     data = ["data=folder", f"data.root={images}", "data.image_size=16", "data.channels=1", "data.calibration_images=16"]
     return [*data, "model=resnet8", "recipe.epochs=1", "recipe.batch_size=8", "trainer=cpu", *QUICK, *more]
+
+
+def write_images(folder: Path) -> Path:
+    """Two classes that differ in brightness, 16x16 grey: 40 images to train, 20 to test each."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 20)):
+        for label, name in enumerate(("dark", "light")):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(100 * label, 120 + 100 * label, (16, 16), np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{index}.png")
+    return folder
 
 
 def records(tmp_path: Path) -> list[dict[str, Any]]:

@@ -4,17 +4,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import compress
 from qexp.data.random import RandomData
 from qexp.measure import base
 from qexp.model.resnet import ResNet
-from tests.commands import Run
+from tests.commands import Run, write_images
 
 
 @pytest.fixture
@@ -39,16 +37,8 @@ def network() -> nn.Module:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Two classes that differ in brightness, 16x16 grey: 40 images to train, 20 to test each."""
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 40), ("test", 20)):
-        for label, name in enumerate(("dark", "light")):
-            folder = tmp_path / "pictures" / part / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(100 * label, 120 + 100 * label, (16, 16), np.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.png")
-    return tmp_path / "pictures"
+    """Two classes that differ in brightness."""
+    return write_images(tmp_path / "pictures")
 
 
 @pytest.fixture

@@ -11,15 +11,13 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
-from PIL import Image
 
 import compress
 from qexp.measure import base
 from qexp.tracking.store import read_records
-from tests.commands import FEW_WINDOWS, fake
+from tests.commands import FEW_WINDOWS, fake, write_images
 
 SWEEP = [
     "-m", "data=folder", "data.root=pictures", "data.image_size=16", "data.channels=1", "data.calibration_images=16", "model=resnet8",
@@ -27,17 +25,6 @@ SWEEP = [
     "method=none,static", "batch_size=1,2", "outputs=outputs", "measure.parity=null",
 ]  # fmt: skip
 KILLS = 8
-
-
-def pictures(folder: Path) -> None:
-    """Two classes that differ in brightness, 16x16 grey: 40 images to train, 10 to test each."""
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 40), ("test", 10)):
-        for label, name in enumerate(("dark", "light")):
-            (folder / "pictures" / part / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = rng.integers(100 * label, 120 + 100 * label, (16, 16), np.uint8)
-                Image.fromarray(pixels).save(folder / "pictures" / part / name / f"{index}.png")
 
 
 def sweep(folder: Path) -> None:
@@ -76,7 +63,7 @@ def last_rows(folder: Path) -> dict[str, tuple[Any, ...]]:
 def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(context: ForkServerContext, tmp_path: Path) -> None:
     folders = [tmp_path / "undisturbed" / "here", tmp_path / "killed" / "here"]
     for folder in folders:
-        pictures(folder)
+        write_images(folder / "pictures")
     undisturbed = started(context, folders[0])
     began = time.monotonic()
     undisturbed.join(300)

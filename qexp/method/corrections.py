@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from qexp.method.fake_quantize import quantizers
+from qexp.method.fake_quantize import in_floating_point
 from qexp.method.quantizer import WEIGHTED, aten
 
 # f(s * x) = s * f(x) for s > 0, channel by channel.
@@ -73,14 +73,10 @@ def correct_bias(prepared: GraphModule, images: Tensor) -> None:
     images: x[N,C,H,W] for calibration, of which the first CORRECTION_IMAGES are used; all quantizers are fixed.
     """
     images = images[:CORRECTION_IMAGES]
-    every = quantizers(prepared).values()
     with torch.no_grad():
-        for quantizer in every:
-            quantizer.enabled = False
         plain = _Means(prepared, None)
-        plain.run(images)
-        for quantizer in every:
-            quantizer.enabled = True
+        with in_floating_point(prepared):
+            plain.run(images)
         _Means(prepared, plain.means).run(images)
 
 

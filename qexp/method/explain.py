@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from qexp.method.fake_quantize import FakeQuantize, every_quantizer, in_floating_point
+from qexp.method.fake_quantize import FakeQuantize, in_floating_point, quantizers
+from qexp.method.numerics import decibels, power
 from qexp.method.quantizer import WEIGHTED, layer_path
 
 HISTOGRAMS = "histograms.npz"
@@ -45,16 +46,12 @@ class Noise:
         self.signal = self.noise = 0.0
 
     def add(self, exact: Tensor, rounded: Tensor) -> None:
-        self.signal += _power(exact)
-        self.noise += _power(exact - rounded)
+        self.signal += power(exact)
+        self.noise += power(exact - rounded)
 
     @property
     def sqnr_db(self) -> float:
-        return float(10 * np.log10(self.signal / self.noise)) if self.noise and self.signal else float("inf")
-
-
-def _power(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+        return decibels(self.signal, self.noise)
 
 
 class Seen:
@@ -110,7 +107,7 @@ def explain(prepared: GraphModule, exact: GraphModule, images: Tensor) -> Explai
     """
     images = images[:IMAGES]
     layers = {layer_path(node): node for node in reversed(prepared.graph.nodes) if node.op == "call_function" and node.target in WEIGHTED}
-    found = every_quantizer(prepared)
+    found = quantizers(prepared, every_name=True)
     inputs, outputs = _activations(prepared, exact, images, list(layers.values()), found)
     facts: dict[str, dict[str, float]] = {}
     histograms: dict[str, np.ndarray] = {}

@@ -172,14 +172,10 @@ class PackedWeight(nn.Module):
         return from_rows(dequantize(self.integers(), self.scale[:, None], self.zero_point[:, None]), self.shape, self.axis)
 
 
-def quantizers(prepared: nn.Module) -> dict[str, FakeQuantize]:
-    """All quantizers of a prepared graph by the name of their module."""
-    return {name: module for name, module in prepared.named_modules() if isinstance(module, FakeQuantize)}
-
-
-def every_quantizer(prepared: nn.Module) -> dict[str, FakeQuantize]:
-    """The same, with all names of those that several tensors share."""
-    return {name: module for name, module in prepared.named_modules(remove_duplicate=False) if isinstance(module, FakeQuantize)}
+def quantizers(prepared: nn.Module, every_name: bool = False) -> dict[str, FakeQuantize]:
+    """All quantizers of a prepared graph by the name of their module; every_name: those that several tensors share by all of them."""
+    modules = prepared.named_modules(remove_duplicate=not every_name)
+    return {name: module for name, module in modules if isinstance(module, FakeQuantize)}
 
 
 @contextmanager

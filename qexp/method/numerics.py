@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,9 +123,19 @@ def from_rows(rows: Tensor, shape: torch.Size, axis: int | None) -> Tensor:
 
 def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     """Signal to quantisation noise ratio in decibels: 10 log10(sum x^2 / sum (x - q)^2); infinite without noise."""
-    signal = reference.double().square().sum()
-    noise = (reference.double() - approximation.double()).square().sum()
-    return float(10 * torch.log10(signal / noise)) if noise > 0 else float("inf")
+    return decibels(power(reference), power(reference - approximation))
+
+
+def power(x: Tensor) -> float:
+    """Sum of the squares, added up in float64."""
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10(signal / noise); infinite without noise."""
+    if not noise:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 def pack(integers: Tensor, bits: int, lowest: int) -> Tensor:

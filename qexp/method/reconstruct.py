@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qexp.data.base import ImageData
-from qexp.method.fake_quantize import FakeQuantize, WeightFakeQuantize, every_quantizer, in_floating_point, quantizers
+from qexp.method.fake_quantize import FakeQuantize, WeightFakeQuantize, in_floating_point, quantizers
 from qexp.method.numerics import dequantize, from_rows
 from qexp.method.quantization import Quantization
 from qexp.method.units import Unit, blocks, extract, layers, value_of
@@ -139,7 +139,7 @@ class Fit:
         self.graph = extract(prepared, unit)
         self.roundings: dict[str, SoftRounding] = {}  # by the weight's name
         self.scales: list[nn.Parameter] = []
-        found = every_quantizer(self.graph)
+        found = quantizers(self.graph, every_name=True)
         for node in self.graph.graph.nodes:
             if node.op == "call_module" and node.target in found:
                 self._replace(node, found[node.target])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule
 
 from qexp.data.random import RandomData
 from qexp.method.base import export, fold_batch_norms
@@ -17,6 +17,7 @@ from qexp.method.fake_quantize import quantizers
 from qexp.method.quantizer import WEIGHTED
 from qexp.method.static import Static
 from qexp.types import Wants
+from tests.method.graphs import values
 
 
 def convolution(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:
@@ -113,25 +114,11 @@ def test_residual_branches_stay(pretend_data: RandomData, network: nn.Module) ->
     assert {name for name in changed if name.endswith("weight")} == inside
 
 
-class Means(Interpreter):
-    """Mean output per channel of each layer by its node's name, in float64."""
-
-    def __init__(self, graph: GraphModule):
-        super().__init__(graph)
-        self.means: dict[str, Tensor] = {}
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if n.target in WEIGHTED:
-            self.means[n.name] = result.double().mean([d for d in range(result.dim()) if d != 1])
-        return result
-
-
 def means(graph: GraphModule, x: Tensor) -> dict[str, Tensor]:
-    reader = Means(graph)
-    with torch.no_grad():
-        reader.run(x)
-    return reader.means
+    """Mean output per channel of each layer by its node's name, in float64."""
+    computed = values(graph, x)
+    layers = [node.name for node in graph.graph.nodes if node.target in WEIGHTED]
+    return {name: computed[name].double().mean([d for d in range(computed[name].dim()) if d != 1]) for name in layers}
 
 
 @pytest.mark.parametrize("residual", [False, True])

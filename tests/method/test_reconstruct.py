@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from qexp.data.random import RandomData
@@ -22,6 +22,7 @@ from qexp.method.reconstruct import Dropped, Reconstruct, SoftRounding, chance, 
 from qexp.method.static import Static
 from qexp.method.units import Unit, blocks, extract, layers, value_of
 from qexp.types import UserError, Wants
+from tests.method.graphs import values
 
 SHORT: dict[str, Any] = {"iterations": 20, "batch_size": 8, "lr": 0.02, "first_last_bits": None, "weight_observer": "mse"}
 EVERY = pytest.mark.parametrize("algorithm", ["qdrop", "brecq", "adaround"])
@@ -33,25 +34,6 @@ def small() -> nn.Module:
     torch.manual_seed(0)
     head = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 10)
     return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), *head).eval()
-
-
-class Values(Interpreter):
-    """What each node computes."""
-
-    def __init__(self, graph: GraphModule):
-        super().__init__(graph, garbage_collect_values=False)
-        self.of: dict[str, Tensor] = {}
-
-    def run_node(self, n: Node) -> Any:
-        self.of[n.name] = result = super().run_node(n)
-        return result
-
-
-def values(graph: GraphModule, x: Tensor) -> dict[str, Tensor]:
-    reader = Values(graph)
-    with torch.no_grad():
-        reader.run(x)
-    return reader.of
 
 
 def weighted(prepared: GraphModule, units: list[Unit]) -> list[list[str]]:
