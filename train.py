@@ -1,103 +1,11 @@
-"""Train a network on a dataset: `python train.py model=resnet20 data=folder data.root=...` writes a Baseline folder."""
+"""Train a network on a dataset: `python train.py model=resnet20 data=folder data.root=...` writes a Baseline folder.
 
-from __future__ import annotations
+The sequence of its steps stands in qexp/jobs/train.py.
+"""
 
-import shutil
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from qexp.cli import program
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
-
-from qexp.cli import command, same_choices
-from qexp.data.base import ImageData, open_data
-from qexp.files import file_digest
-from qexp.model.base import Classifier, build_network, check_logits, load_weights, read_weights
-from qexp.model.baseline import Baseline, check_space, weights_file
-from qexp.model.trainer import be_quiet, best_and_last, leave_one_process, make_trainer
-from qexp.types import UserError, command_line, digest, versions
-
-
-def train_baseline(config: DictConfig, data: ImageData) -> Baseline:
-    """Train `config.model` on `data`, going on from the last whole epoch of an interrupted training of the same config.
-
-    A finished baseline of the same config is returned as it is, unless `force`. The validation part chooses the epoch;
-    the test part is used once, on that choice. With several processes (DDP) only the first returns.
-    """
-    be_quiet()
-    spec = data.open()
-    if spec.pretend:
-        raise UserError(f"data={spec.name} has pretend images, from which nothing can be learned. Choose real data, such as data=digits.")
-    if config.recipe.epochs < 1:
-        raise UserError(f"recipe.epochs is {config.recipe.epochs}; it must be at least 1.")
-    check_logits(build_network(config.model), config.model.id, spec)
-    parts: dict[str, Any] = {part: OmegaConf.to_container(config[part], resolve=True) for part in ("model", "recipe")}
-    start = weights_file(config.init) if config.init else None
-    weights = read_weights(start) if start else None
-    plan = {**parts, "data": spec.digest, "augmentation": OmegaConf.to_container(config.data.augmentation), "seed": config.seed}
-    if start:
-        plan["init"] = file_digest(start)
-    name = f"{config.model.id}-{spec.name}-seed{config.seed}-{digest(plan)[:8]}".replace("/", "_")
-    folder = Path(config.outputs) / "baselines" / name
-    if config.force and getattr(rank_zero_only, "rank", 0) == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-    if (folder / "manifest.json").exists():
-        print(f"Already trained; force=true trains again: {folder}")
-        return Baseline.read(folder)
-
-    seed_everything(config.seed, verbose=False)
-    network, recipe = build_network(config.model), instantiate(config.recipe)
-    check_space(folder, network)
-    if weights:
-        load_weights(network, weights, str(start))
-    module = Classifier(
-        network, spec.num_classes, recipe.optimizer, recipe.scheduler, recipe.scheduler_per_step,
-        recipe.label_smoothing, recipe.channels_last, config.seed,
-    )  # fmt: skip
-    best, newest = best_and_last(folder)
-    logger = instantiate(config.tracking).training_logger(folder, f"{config.model.id} · train · {spec.name}", plan)
-    trainer = make_trainer(**config.trainer, callbacks=[best, newest], logger=logger)
-    last = folder / "last.ckpt"
-    announce(config, data, trainer, f"{folder}{' (going on)' if last.exists() else ''}")
-    trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-    leave_one_process(trainer)
-
-    assert best.best_model_score is not None  # every epoch is validated
-    load_weights(module.network, read_weights(Path(best.best_model_path)), best.best_model_path)
-    tester = make_trainer(config.trainer.accelerator, config.trainer.precision, devices=1, logger=logger, enable_progress_bar=False)
-    tested = tester.test(module, data, verbose=False)[0]
-    baseline = Baseline(
-        folder=folder, model=parts["model"], data=spec, recipe=parts["recipe"], seed=config.seed,
-        metrics={"val_top1": float(best.best_model_score), **tested}, created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command_line(), seconds=round(module.train_seconds, 1), versions=versions("torch", "torchvision", "pytorch-lightning"),
-    ).write(module.network.state_dict())  # fmt: skip
-    for checkpoint in folder.glob("*.ckpt"):
-        checkpoint.unlink()
-    return baseline
-
-
-@rank_zero_only
-def announce(config: DictConfig, data: ImageData, trainer: Trainer, place: str) -> None:
-    recipe = f"recipe {HydraConfig.get().runtime.choices.get('recipe')}, " if HydraConfig.initialized() else ""
-    images = f"{len(data.train_indices)} + {len(data.validation_indices)} + {len(data.splits['test'].labels)} images"
-    print(
-        f"{config.model.id} on {data.spec.name} ({images} to train, validate, test): {recipe}{trainer.max_epochs} epochs, "
-        f"{trainer.world_size} x {trainer.strategy.root_device.type} {trainer.precision}, into {place}",
-        flush=True,
-    )
-
-
-@command("train")
-def main(config: DictConfig) -> None:
-    baseline = train_baseline(config, open_data(config))
-    values = [f"{name} {baseline.metrics[name]:.4f}" for name in ("val_top1", "test_top1", "test_top5")]
-    print("  ".join([*values, f"{baseline.seconds:.0f} s", str(baseline.folder)]))
-    print(f"Compress it: {same_choices('compress.py', 'model|data|outputs')}")
-
+main = program("train")
 
 if __name__ == "__main__":
     main()

@@ -20,12 +20,12 @@ from common import composed, machine
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from compress import Subjects, prepare
-from qexp.comparison import accepted_by, engines_of, fastest_known
 from qexp.engine.base import Engine
 from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.engine.openvino import OpenVino
 from qexp.files import building, file_digest
+from qexp.jobs.comparison import accepted_by, engines_of, fastest_known
+from qexp.jobs.subjects import Subjects, prepare
 from qexp.measure.accuracy import top_k
 from qexp.measure.base import Subject, TestSet, alone_on_host, ranking, ready
 from qexp.measure.latency import Latency, speedup

@@ -17,7 +17,7 @@ from common import composed, machine
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from compress import prepare
+from qexp.jobs.subjects import prepare
 from qexp.measure.base import Subject, alone_on_host, ready
 from qexp.measure.latency import Latency, speedup
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from common import ROOT
 
-import compress
+from qexp.cli import program
+from qexp.jobs import compress
+from qexp.jobs.run import run_job
 from qexp.launch import Child
-from qexp.runs import run_job
 
 COUNTED = {"window": "windows", "predict": "passes over images"}
 
@@ -44,7 +45,7 @@ def main() -> None:
         print(f"  overhead {overhead:.1f} s of {total:.1f} s ({parts})", flush=True)
 
     Child.ask, compress.run_job = timed_ask, timed_job  # type: ignore[method-assign, assignment]
-    compress.main()
+    program("compress")()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import importlib
 import os
 import re
 import shlex
@@ -10,41 +10,44 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
-from qexp.errors import Task, end_if_explained, report_errors
+from qexp.errors import end_if_explained, report_errors
 from qexp.types import command_line
 
 CONF = Path(__file__).parents[1] / "conf"
 
 
-def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
-    """Decorator that makes a function of the config the program of `conf/CONFIG_NAME.yaml`, as `hydra.main` does.
+def program(name: str) -> Callable[[], None]:
+    """The program of `conf/NAME.yaml`, as `hydra.main` makes it, which runs `qexp.jobs.NAME.main` on every config.
 
-    Errors in the command line (an unknown model, a misspelt key) and those of the task end it as `report_errors` says.
+    That module is imported for a job only, since it brings torch: help, configs and a refused command line take no second.
+    Errors in the command line (an unknown model, a misspelt key) and those of a job end it as `report_errors` says.
     """
 
-    def decorate(task: Task) -> Callable[[], None]:
-        program = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(report_errors(task))
+    @report_errors
+    def run(config: DictConfig) -> Any:
+        return importlib.import_module(f"qexp.jobs.{name}").main(config)
 
-        @functools.wraps(task)
-        def main() -> None:
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
-            sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes it at the front only
-            try:
-                program()
-            except KeyboardInterrupt:
-                print(f"\nInterrupted. What is finished is kept; to go on: {command_line()}", file=sys.stderr)
-                sys.exit(128 + signal.SIGINT)
-            except Exception as error:
-                end_if_explained(error)
-                raise
+    run_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(run)
 
-        return main
+    def main() -> None:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
+        sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes it at the front only
+        try:
+            run_hydra()
+        except KeyboardInterrupt:
+            print(f"\nInterrupted. What is finished is kept; to go on: {command_line()}", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
+        except Exception as error:
+            end_if_explained(error)
+            raise
 
-    return decorate
+    return main
 
 
 def same_choices(script: str, groups: str = "model|data|outputs|recipe|trainer") -> str:

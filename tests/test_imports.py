@@ -26,11 +26,10 @@ ALLOWED = {
     "method": BASIC | {"qexp.data.base", "qexp.model.base", "qexp.model.trainer", "qexp.onnx_file"},
     "measure": BASIC | {"qexp.launch", "qexp.engine.base"},
     "report": BASIC | {"qexp.tracking.store", "qexp.tracking.sync"},
-    "comparison": BASIC | {"qexp.engine.base", "qexp.measure.base"},
-    "runs": BASIC
-    | {"qexp.comparison", "qexp.errors", "qexp.launch", "qexp.measure.base", "qexp.measure.machine", "qexp.report.layers"}
-    | {"qexp.tracking.store", "qexp.reuse"},
-    "reuse": BASIC | {"qexp.tracking.store"},
+    "jobs": BASIC
+    | {"qexp.cli", "qexp.errors", "qexp.launch", "qexp.data.base", "qexp.engine.base", "qexp.method.base"}
+    | {"qexp.model.base", "qexp.model.baseline", "qexp.model.trainer", "qexp.measure.base", "qexp.measure.machine"}
+    | {"qexp.report.layers", "qexp.tracking.store"},
 }
 MODULES = sorted((ROOT / "qexp").rglob("*.py"))
 

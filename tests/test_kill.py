@@ -41,7 +41,8 @@ def sweep(folder: Path) -> None:
 def context() -> ForkServerContext:
     """Of processes that need not import everything anew."""
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["compress", "qexp.method.static", "qexp.method.none", "mlflow.tracking", "pytorch_lightning"])
+    methods = ["qexp.method.static", "qexp.method.none"]
+    made.set_forkserver_preload(["compress", "qexp.jobs.compress", *methods, "mlflow.tracking", "pytorch_lightning"])
     return made
 
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from qexp.reuse import EndedRuns
+from qexp.jobs.reuse import EndedRuns
 from qexp.tracking.store import read_records
 from qexp.types import Record
 from tests.commands import FEW_WINDOWS, PRETEND, Run, fake, metrics

@@ -22,7 +22,8 @@ from torch import Tensor
 
 import train
 from qexp.data.base import open_data
-from qexp.model.base import build_network, load_weights
+from qexp.jobs.train import train_baseline
+from qexp.model.base import Classifier, build_network, load_weights
 from qexp.model.baseline import Baseline
 from qexp.types import UserError
 
@@ -79,7 +80,7 @@ def config_of(*overrides: str) -> DictConfig:
 
 def trained(*overrides: str) -> Baseline:
     config = config_of(*overrides)
-    return train.train_baseline(config, open_data(config))
+    return train_baseline(config, open_data(config))
 
 
 def same_weights(one: Baseline, other: Baseline) -> bool:
@@ -134,7 +135,7 @@ def test_resume_within_an_epoch(here: Path, monkeypatch: pytest.MonkeyPatch, rec
     options = ["model=custom", "model._target_=own.Net", "recipe.epochs=4", f"recipe={recipe}"]
     options += ["recipe.scheduler.milestones=[1,3]"] if recipe == "multi_step" else []
     reference = trained(f"outputs={recipe}1", *options)
-    step = train.Classifier.training_step
+    step = Classifier.training_step
 
     def killed(module: Any, batch: Any, index: int) -> Tensor:
         if (module.current_epoch, index) == (2, 3):
@@ -142,14 +143,14 @@ def test_resume_within_an_epoch(here: Path, monkeypatch: pytest.MonkeyPatch, rec
         return step(module, batch, index)
 
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
-        patch.setattr(train.Classifier, "training_step", killed)
+        patch.setattr(Classifier, "training_step", killed)
         trained(f"outputs={recipe}2", *options)
     assert same_weights(reference, trained(f"outputs={recipe}2", *options))
 
 
 def test_resume_after_epochs_that_were_not_the_best(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["outputs=constant", "recipe.epochs=4", "recipe.optimizer.lr=1e-12"]  # the first epoch stays the best
-    step, seen = train.Classifier.training_step, []
+    step, seen = Classifier.training_step, []
 
     def watched(module: Any, batch: Any, index: int) -> Tensor:
         seen.append(module.current_epoch)
@@ -157,7 +158,7 @@ def test_resume_after_epochs_that_were_not_the_best(here: Path, monkeypatch: pyt
             raise KeyboardInterrupt
         return step(module, batch, index)
 
-    monkeypatch.setattr(train.Classifier, "training_step", watched)
+    monkeypatch.setattr(Classifier, "training_step", watched)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         trained(*options)
     trained(*options)
@@ -182,7 +183,7 @@ def test_pretend_data_is_refused(here: Path) -> None:
     config = config_of()
     config.data = config_with("data=random").data
     with pytest.raises(UserError, match="pretend images"):
-        train.train_baseline(config, open_data(config))
+        train_baseline(config, open_data(config))
 
 
 def config_with(*overrides: str) -> DictConfig:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from qexp.comparison import accepted_by, engines_of, fastest_known, measure
 from qexp.engine.base import Engine
+from qexp.jobs.comparison import accepted_by, engines_of, fastest_known, measure
 from qexp.launch import ChildFailed
 from qexp.measure.base import Disagrees, Subject, ranking
 from qexp.measure.latency import Latency

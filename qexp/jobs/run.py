@@ -16,14 +16,14 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from qexp.comparison import Outcome, check_picture, limits_of
 from qexp.errors import explain
 from qexp.files import code_digest
+from qexp.jobs.comparison import Outcome, check_picture, limits_of
+from qexp.jobs.reuse import EndedRuns
 from qexp.launch import ChildFailed
 from qexp.measure.base import STANDING, Disagrees
 from qexp.measure.machine import environment, physical_cores
 from qexp.report.layers import draw_layers
-from qexp.reuse import EndedRuns
 from qexp.tracking.store import read_records, write_record
 from qexp.types import Artifact, Record, Unsupported, UserError, command_line, digest, nearest
 
@@ -129,7 +129,7 @@ class Run:
         return Record(
             kind=self.kind, key=key, sweep=sweep_folder().name, status=status, reason=reason, label=describe(params), params=params,
             config=resolved, measurements=tuple(outcome.measurements if outcome else ()),
-            environment=environment(Path(__file__).parents[1]), command=command_line(),
+            environment=environment(Path(__file__).parents[2]), command=command_line(),
             created=datetime.now(UTC).isoformat(timespec="seconds"), artifact=str(artifact.folder) if artifact else "",
             texts=outcome.texts if outcome else {}, notes=outcome.notes if outcome else {},
         )  # fmt: skip
@@ -148,8 +148,8 @@ class Run:
 
 def job_key(kind: str, job: Job, config: DictConfig) -> str:
     """Of all that determines what a run measures: who is measured on which engines, how, by which code, and where."""
-    sources = [Path(__file__).parent / package for package in ("measure", "engine", "launch.py", "comparison.py")]
-    machine = environment(Path(__file__).parents[1])
+    sources = [Path(__file__).parents[1] / package for package in ("measure", "engine", "launch.py", "jobs/comparison.py")]
+    machine = environment(Path(__file__).parents[2])
     how: Any = OmegaConf.to_container(config.measure, resolve=True)
     trials = [OmegaConf.to_container(OmegaConf.create([config[node].get("trial")]), resolve=True) for node in ("engine", "rivals")]
     place = [machine[name] for name in ("host", "cpu", "cores")]

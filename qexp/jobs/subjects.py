@@ -1,0 +1,93 @@
+"""A trained network, its artifacts, and what measures them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from qexp.cli import same_choices
+from qexp.data.base import ImageData, open_data
+from qexp.engine.base import Engine
+from qexp.files import file_digest
+from qexp.jobs.comparison import limits_of
+from qexp.jobs.train import train_baseline
+from qexp.measure.base import Subject
+from qexp.method.base import Method, artifact_name, make_artifact
+from qexp.model.base import build_network, load_weights, read_weights
+from qexp.model.baseline import Baseline, find_baseline
+from qexp.types import Artifact, UserError, digest
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Artifacts of one trained network, and what measures them. source: where its weights come from."""
+
+    config: DictConfig
+    data: ImageData
+    network: nn.Module
+    source: dict[str, Any]
+
+    def named(self, method: Method) -> Callable[[Engine], str]:
+        """The folder name of an engine's artifact, before it is made."""
+        return lambda engine: artifact_name(method, self.data, engine.wants, self.source)
+
+    def artifact(self, method: Method, engine: Engine) -> Artifact:
+        """Found or, unless this is phase=measure, made. Errors: UserError where it is missing."""
+        root = Path(self.config.outputs) / "artifacts"
+        name = self.named(method)(engine)
+        if self.config.phase == "measure" and not (root / name).exists():
+            raise UserError(f"{root / name} was not made yet. Run the same command with phase=compress, by the same code, or phase=all.")
+        return make_artifact(method, self.network, self.data, engine.wants, self.source, root)
+
+    def of(self, method: Method, engine: Engine, standing: bool = False) -> Subject:
+        engine.check_machine()
+        artifact = engine.lower(self.artifact(method, engine), self.config.batch_size, self.config.threads)
+        return Subject(artifact, engine, self.config.batch_size, self.config.threads, limits_of(self.config), standing)
+
+
+def prepare(config: DictConfig) -> Subjects:
+    """The data and the trained network."""
+    data = open_data(config)
+    network, source = trained_network(config, data)
+    return Subjects(config, data, network, source)
+
+
+def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with the weights that `checkpoint` names, and where they come from.
+
+    The data is normalised as the baseline's was. Errors: UserError where there is no baseline and none is to be trained.
+    """
+    torch.manual_seed(config.seed)
+    network = build_network(config.model).eval()
+    source = {"model": config.model.id, "config": digest(OmegaConf.to_container(config.model, resolve=True))}
+    if config.checkpoint == "random":
+        return network, {**source, "weights": "random", "seed": config.seed}
+    path = Path(config.checkpoint)
+    if config.checkpoint != "auto" and not path.is_dir():
+        load_weights(network, read_weights(path), str(path))
+        return network, {**source, "weights": file_digest(path)}
+    baseline = newest_baseline(config, data) if config.checkpoint == "auto" else Baseline.read(path)
+    baseline.check()
+    load_weights(network, read_weights(baseline.weights), str(baseline.folder))
+    data.normalise_like(baseline.data)
+    return network, {**source, "weights": baseline.weights_digest}
+
+
+def newest_baseline(config: DictConfig, data: ImageData) -> Baseline:
+    """The newest baseline of this model and data; trained now where there is none and `train_missing` allows it."""
+    found = find_baseline(Path(config.outputs) / "baselines", config.model.id, data.spec.name)
+    if found:
+        return found
+    wanted = config.train_missing is True or (config.train_missing == "auto" and data.trains_in_seconds)
+    if wanted and config.phase != "measure":
+        return train_baseline(config, data)
+    raise UserError(
+        f"There is no trained {config.model.id} for the data {data.spec.name!r} in {config.outputs}/baselines. Train it with\n"
+        f"  {same_choices('train.py')}\nor give checkpoint=FILE, checkpoint=random (size and latency only) or train_missing=true."
+    )
