@@ -42,7 +42,10 @@ def building(target: Path) -> Iterator[Path]:
 
 
 def not_writable(target: Path, error: OSError) -> UserError:
-    return UserError(f"Cannot write {target}: {error.strerror or error}. Free some space there or choose another folder with outputs=.")
+    place = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free / 1e6
+    hint = f"{free:.1f} MB are free there: make room, or choose another folder with outputs=."
+    return UserError(f"Cannot write {target}: {error.strerror or error}. {hint}")
 
 
 def write_json(file: Path, value: Any) -> None:

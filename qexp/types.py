@@ -45,7 +45,8 @@ class DataSpec:
     """What a network and an artifact must know of a dataset.
 
     mean and std are per channel, of pixel values in 0..1, over the training part.
-    `pretend` data has no meaning, so accuracy on it is never reported.
+    `pretend` data has no meaning, so accuracy on it is never reported. split_seed and validation_share decide which training
+    images are the validation part.
     """
 
     name: str
@@ -57,6 +58,7 @@ class DataSpec:
     digest: str
     split_seed: int = 0
     pretend: bool = False
+    validation_share: float = 0.1
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
@@ -77,6 +79,11 @@ class DataSpec:
     def cache_name(self) -> str:
         """Name of the folder of decoded images."""
         return f"{self.name}-{self.digest[:16]}"
+
+    @property
+    def validation_file(self) -> str:
+        """Name of the file in that folder with the indices of the validation part among the training images."""
+        return f"validation-{self.split_seed}-{self.validation_share:g}.json"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

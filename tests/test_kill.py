@@ -89,3 +89,15 @@ def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(context: Fork
     measured = [run for run in runs if run.data.tags["qexp.kind"] == "compress"]
     assert sorted(run.data.tags["qexp.key"] for run in measured) == sorted(found), "each once"
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_two_sweeps_at_once_compute_each_cell_once(context: ForkServerContext, tmp_path: Path) -> None:
+    write_images(tmp_path / "pictures")
+    both = [started(context, tmp_path) for _ in range(2)]
+    for process in both:
+        process.join(300)
+    assert [process.exitcode for process in both] == [0, 0], (tmp_path / "log.txt").read_text()
+    records = [record for folder in (tmp_path / "outputs" / "sweeps").iterdir() for record in read_records(folder)]
+    assert len(records) == 8 and len({record.sweep for record in records}) == 2
+    assert len([record for record in records if not record.reused]) == len({record.key for record in records}) == 4
+    assert len(list((tmp_path / "outputs" / "baselines").glob("*/manifest.json"))) == 1

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, SequentialSampler
 
 from qexp.data import augment, cache
+from qexp.files import write_json
 from qexp.types import DataSpec, UserError, digest
 
 
@@ -168,7 +169,11 @@ class ImageData(LightningDataModule):
             self.spec = DataSpec(
                 name=self.name, class_names=names, channels=self.channels, image_size=self.image_size,
                 mean=mean, std=std, digest=content, split_seed=self.split_seed, pretend=self.pretend,
+                validation_share=self.validation_share,
             )  # fmt: skip
+            indices = folder / self.spec.validation_file
+            if not self.pretend and not indices.exists():
+                write_json(indices, self.validation_indices.tolist())
         return self.spec
 
     def setup(self, stage: str | None = None) -> None:
@@ -219,6 +224,11 @@ class ImageData(LightningDataModule):
                 f"The baseline was trained on {other.num_classes} classes of {other.input_shape} images "
                 f"({', '.join(other.class_names[:5])}, ...), {self.name} has {spec.num_classes} of {spec.input_shape} "
                 f"({', '.join(spec.class_names[:5])}, ...). Choose the data it was trained on."
+            )
+        if (other.split_seed, other.validation_share) != (spec.split_seed, spec.validation_share):
+            raise UserError(
+                f"The baseline was trained on another part of {self.name!r}, so that it knows images of this validation part. Give its "
+                f"data.split_seed={other.split_seed} data.validation_share={other.validation_share:g}, or train it again."
             )
         if other.digest != spec.digest:
             warnings.warn(

@@ -1,32 +1,45 @@
-"""Top-1, top-5 and loss on the whole test set, on the artifact as its engine runs it; and how it differs from the baseline."""
+"""Top-1, top-5 and loss on all test or validation images, of the artifact as its engine runs it; and how it differs from the baseline."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from qexp.measure.base import Bench, Measure
-from qexp.types import Measurement
+from qexp.types import Measurement, UserError, nearest
+
+PARTS = {"test": ("",), "validation": ("val_",), "both": ("", "val_")}  # and how names of their metrics begin
 
 
 class Accuracy(Measure):
-    """batch_size: images per call of the accuracy pass; it does not change the result."""
+    """part: `test`; `validation`, to choose between variants, which the test images must not; or `both`; batch_size: images per call of
+    the accuracy pass, which does not change the result."""
 
-    def __init__(self, batch_size: int = 250):
-        self.batch_size = batch_size
+    def __init__(self, part: str = "test", batch_size: int = 250):
+        if part not in PARTS:
+            raise UserError(f"measure.accuracy.part={part} is unknown. {nearest(part, PARTS)}")
+        self.part, self.batch_size = part, batch_size
 
     def measure(self, bench: Bench) -> list[Measurement]:
-        if bench.tests is None or not bench.tests.meaningful:
-            bench.notes["top1"] = "there are no real images, or no trained weights"
+        return [measurement for prefix in PARTS[self.part] for measurement in self.measure_part(bench, prefix)]
+
+    def measure_part(self, bench: Bench, prefix: str) -> list[Measurement]:
+        images = bench.validation if prefix else bench.tests
+        if images is None or not images.meaningful:
+            bench.notes[f"{prefix}top1"] = "there are no real images, or no trained weights"
             return []
-        labels = np.load(bench.tests.labels)
-        logits, seconds = bench.subject.logits(bench.tests, self.batch_size, bench.cache)
-        found = [*score(logits, labels), Measurement("test_seconds", seconds, "s")]
+        labels = images.classes
+        logits, seconds = bench.subject.logits(images, self.batch_size, bench.cache)
+        found = score(logits, labels)
+        if not prefix:
+            found.append(Measurement("test_seconds", seconds, "s"))
         if bench.baseline:
-            reference, _ = bench.baseline.logits(bench.tests, self.batch_size, bench.cache)
+            reference, _ = bench.baseline.logits(images, self.batch_size, bench.cache)
             drop = top_k(reference, labels, 1) - top_k(logits, labels, 1)
             agreement = float((reference.argmax(1) == logits.argmax(1)).mean())
             found += [Measurement("top1_drop", drop, "fraction"), Measurement("agreement", agreement, "fraction")]
-        return found
+        return [replace(measurement, name=prefix + measurement.name) for measurement in found]
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> list[Measurement]:

@@ -29,11 +29,26 @@ HOST_LOCK = Path("/tmp" if os.name == "posix" else tempfile.gettempdir()) / "qex
 
 @dataclass(frozen=True)
 class TestSet:
-    """Paths of images[N,H,W,C] uint8 and labels[N] int64 as .npy files; meaningful: False for pretend images or random weights."""
+    """Paths of images[N,H,W,C] uint8 and labels[N] int64 as .npy files; meaningful: False for pretend images or random weights;
+    chosen: file of the indices that belong to it, None for all."""
 
     images: Path
     labels: Path
     meaningful: bool
+    chosen: Path | None = None
+
+    @classmethod
+    def validation(cls, artifact: Artifact, cache: Path) -> TestSet | None:
+        """The validation part of the data an artifact was made with, which no weight was trained on, if it is still in `cache`."""
+        folder = cache / "data" / artifact.data.cache_name
+        indices = folder / artifact.data.validation_file
+        return cls(folder / "train_images.npy", folder / "train_labels.npy", artifact.has_accuracy, indices) if indices.exists() else None
+
+    @property
+    def classes(self) -> np.ndarray:
+        """labels[N] of those that belong to it."""
+        labels = np.load(self.labels)
+        return labels[json.loads(self.chosen.read_text())] if self.chosen else labels
 
     @classmethod
     def of(cls, artifact: Artifact, cache: Path) -> TestSet | None:
@@ -107,13 +122,14 @@ class Subject:
     def logits(self, tests: TestSet, batch: int, cache: Path, count: int | None = None) -> tuple[np.ndarray, float]:
         """Logits[N,K] of the test set, or of `count` images spread evenly over it, and the seconds they took; kept on disk,
         since they depend on nothing else."""
-        file = cache / "logits" / f"{digest([self.identity, str(tests.images), self.threads, count])[:24]}.npz"
+        file = cache / "logits" / f"{digest([self.identity, str(tests.chosen or tests.images), self.threads, count])[:24]}.npz"
         if not file.exists():
             self.start  # noqa: B018
             file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=file.parent) as folder:
                 out = Path(folder) / "logits.npy"
-                asked = {"images": str(tests.images), "count": count, "batch": batch, "out": str(out)}
+                chosen = str(tests.chosen) if tests.chosen else None
+                asked = {"images": str(tests.images), "chosen": chosen, "count": count, "batch": batch, "out": str(out)}
                 answer = self.child.ask("predict", mean=self.artifact.data.mean, std=self.artifact.data.std, **asked)
                 np.savez(Path(folder) / "whole.npz", logits=np.load(out), seconds=answer["seconds"])
                 (Path(folder) / "whole.npz").rename(file)
@@ -176,6 +192,11 @@ class Bench:
     rival: Subject | None = None
     texts: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def validation(self) -> TestSet | None:
+        """The images to choose by, as `tests` are those to judge by."""
+        return TestSet.validation(self.subject.artifact, self.cache)
 
     @property
     def subjects(self) -> list[Subject]:

@@ -64,17 +64,21 @@ class Session:
     def operators(self) -> dict[str, Any]:
         return {"profile": self.engine.operators(self.run, self.x)}
 
-    def predict(self, images: str, count: int | None, mean: list[float], std: list[float], batch: int, out: str) -> dict[str, Any]:
-        """Write the logits[N,K] of a file of images[N,H,W,C] uint8, or of `count` of them spread evenly, to the file `out`;
-        seconds for normalising and computing."""
+    def predict(
+        self, images: str, chosen: str | None, count: int | None, mean: list[float], std: list[float], batch: int, out: str
+    ) -> dict[str, Any]:
+        """Write the logits[N,K] of a file of images[N,H,W,C] uint8 to the file `out`: of all, or of those whose indices a file has,
+        or of `count` of these spread evenly; seconds for normalising and computing."""
         pixels = np.load(images, mmap_mode="r")
-        chosen = np.arange(len(pixels)) if count is None else np.unique(np.linspace(0, len(pixels) - 1, count).round().astype(int))
+        indices = np.array(json.loads(Path(chosen).read_text())) if chosen else np.arange(len(pixels))
+        if count is not None:
+            indices = indices[np.unique(np.linspace(0, len(indices) - 1, count).round().astype(int))]
         scale = (1 / (255 * np.array(std))).astype(np.float32)
         shift = (-np.array(mean) / np.array(std)).astype(np.float32)
         logits = []
         began = time.perf_counter()
-        for start in range(0, len(chosen), batch):
-            x = pixels[chosen[start : start + batch]].astype(np.float32) * scale + shift
+        for start in range(0, len(indices), batch):
+            x = pixels[indices[start : start + batch]].astype(np.float32) * scale + shift
             logits.append(np.asarray(self.run(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))))
         seconds = time.perf_counter() - began
         np.save(out, np.concatenate(logits))

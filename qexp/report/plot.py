@@ -17,20 +17,27 @@ MARKERS = "osD^vPX*<>"
 def accuracy_plot(records: list[Record], file: Path) -> bool:
     """Write top-1 against size and latency of all runs that have them. False if none has."""
     axes_of = {"size_mb": "size on disk, MB", "latency_ms": "latency of one call, ms"}
-    rows = [r for r in records if r.status == "finished" and "top1" in r.metrics and axes_of.keys() <= r.metrics.keys()]
+    top1, name = _accuracy(records)
+    rows = [r for r in records if r.status == "finished" and {top1, *axes_of} <= r.metrics.keys()]
     if not rows:
         return False
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, 2, sharey=True), axes_of.items(), strict=True):
-        _scatter(axes, rows, metric)
+        _scatter(axes, rows, metric, top1)
         axes.set_xscale("log")
         axes.set_xlabel(title)
         axes.grid(True, which="both", alpha=0.2)
     left, right = figure.axes
-    left.set_ylabel("top-1 accuracy, %")
+    left.set_ylabel(name)
     _legend(right, figure)
     figure.savefig(file, dpi=150)
     return True
+
+
+def _accuracy(records: list[Record]) -> tuple[str, str]:
+    """The metric that is shown, and its name: on the validation images where no run has seen the test images."""
+    validated = not any("top1" in r.metrics for r in records) and any("val_top1" in r.metrics for r in records)
+    return ("val_top1", "validation top-1 accuracy, %") if validated else ("top1", "top-1 accuracy, %")
 
 
 def _legend(axes: Axes, figure: Figure) -> None:
@@ -39,7 +46,7 @@ def _legend(axes: Axes, figure: Figure) -> None:
     figure.set_figheight(max(figure.get_figheight(), 0.3 + 0.22 * len(names)))
 
 
-def _scatter(axes: Axes, rows: list[Record], metric: str) -> None:
+def _scatter(axes: Axes, rows: list[Record], metric: str, top1: str) -> None:
     """A colour per model, a shape per method and options that differ; of one model, a colour per method, a shape per options."""
     options = varied(rows)
     several = len({row.params["model"] for row in rows}) > 1
@@ -55,7 +62,7 @@ def _scatter(axes: Axes, rows: list[Record], metric: str) -> None:
         hollow = shapes.index(shape) // len(MARKERS) % 2  # once all shapes are taken
         colour = f"C{hues.index(hue) % 10}"
         axes.scatter(
-            row.metrics[metric], 100 * row.metrics["top1"], s=60, facecolors="none" if hollow else colour, edgecolors=colour,
+            row.metrics[metric], 100 * row.metrics[top1], s=60, facecolors="none" if hollow else colour, edgecolors=colour,
             marker=MARKERS[shapes.index(shape) % len(MARKERS)], label=None if name in seen else name, alpha=0.85,
         )  # fmt: skip
         seen.add(name)
@@ -64,7 +71,8 @@ def _scatter(axes: Axes, rows: list[Record], metric: str) -> None:
 def bits_plots(records: list[Record], folder: Path) -> list[Path]:
     """For each model (and data, and image size, as far as the runs go through several): top-1 against bits, if there are several.
     The files written."""
-    rows = [r for r in records if r.status == "finished" and "top1" in r.metrics]
+    top1, _ = _accuracy(records)
+    rows = [r for r in records if r.status == "finished" and top1 in r.metrics]
     groups: dict[str, list[Record]] = {}
     several = [key for key in ("data", "image_size") if len({r.params.get(key) for r in rows}) > 1]
     for row in rows:
@@ -80,11 +88,11 @@ def bits_plots(records: list[Record], folder: Path) -> list[Path]:
 
 def _accuracy_by_bits(rows: list[Record], title: str) -> Figure:
     """One line per method and options that differ, and where fp32 lies."""
-    options = varied(rows)
+    options, (metric, accuracy) = varied(rows), _accuracy(rows)
     lines: dict[str, list[tuple[tuple[int, int], float]]] = {}
     for row in rows:
         if widths := _widths(row):
-            lines.setdefault(f"{row.params['method']}{told(row, options)}", []).append((widths, 100 * row.metrics["top1"]))
+            lines.setdefault(f"{row.params['method']}{told(row, options)}", []).append((widths, 100 * row.metrics[metric]))
     ticks = sorted({widths for line in lines.values() for widths, _ in line}, reverse=True)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -93,9 +101,9 @@ def _accuracy_by_bits(rows: list[Record], title: str) -> Figure:
         aside = min(0.05, 0.3 / len(lines)) * (index - (len(lines) - 1) / 2)  # equal points stay visible
         places = [ticks.index(widths) + aside for widths, _ in line]
         axes.plot(places, [top1 for _, top1 in line], label=name, marker=MARKERS[index % len(MARKERS)], markersize=7, alpha=0.85)
-    for top1 in _fp32(rows):
+    for top1 in _fp32(rows, metric):
         axes.axhline(top1, color="black", linestyle="--", linewidth=1, label=f"fp32, {top1:.2f} %", zorder=0)
-    axes.set(xlabel="bits of weights and activations", ylabel="top-1 accuracy, %", title=title)
+    axes.set(xlabel="bits of weights and activations", ylabel=accuracy, title=title)
     axes.set_xticks(range(len(ticks)), [str(w) if w == a else f"w{w}a{a}" for w, a in ticks])
     axes.set_xlim(-0.4, len(ticks) - 0.6)
     axes.grid(True, alpha=0.3)
@@ -111,10 +119,10 @@ def _widths(record: Record) -> tuple[int, int] | None:
     return int(found[1] or found[3]), int(found[2] or found[3])
 
 
-def _fp32(rows: list[Record]) -> list[float]:
+def _fp32(rows: list[Record], metric: str) -> list[float]:
     """Top-1 of the uncompressed networks, in percent: of their own runs, or else what the others were compared with."""
-    own = [r.metrics["top1"] for r in rows if r.params["method"] == "none"]
-    compared = [r.metrics["top1"] + r.metrics["top1_drop"] for r in rows if "top1_drop" in r.metrics]
+    own = [r.metrics[metric] for r in rows if r.params["method"] == "none"]
+    compared = [r.metrics[metric] + r.metrics[f"{metric}_drop"] for r in rows if f"{metric}_drop" in r.metrics]
     return list(dict.fromkeys(round(100 * top1, 2) for top1 in own or compared))
 
 

@@ -47,6 +47,8 @@ COLUMNS = (
     Column("top-1 %", "top1", percent, max),
     Column("drop", "top1_drop", percent, min),
     Column("top-5 %", "top5", percent, max),
+    Column("val %", "val_top1", percent, max),
+    Column("val drop", "val_top1_drop", percent, min),
     Column("size MB", "size_mb", significant, min),
     Column("smaller", "size_ratio", times, max),
     Column("ms", "latency_ms", significant, min, ("latency_low_ms", "latency_high_ms")),

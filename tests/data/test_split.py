@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -48,6 +49,21 @@ def test_dataset_splits_by_split_seed_and_not_by_seed(make_folder: Callable[...,
     assert np.array_equal(one.validation_indices, seeded.validation_indices) and one.spec == seeded.spec
     assert not np.array_equal(one.validation_indices, other.validation_indices) and other.spec.split_seed == 1
     assert np.bincount(one.splits["train"].labels[one.validation_indices]).tolist() == [3, 3]
+
+
+def test_the_validation_part_is_kept_beside_the_images(make_folder: Callable[..., FolderData]) -> None:
+    for options in ({"validation_share": 0.3}, {"validation_share": 0.3, "split_seed": 1}, {"validation_share": 0.25}):
+        data = make_folder(**options)
+        file = data.cache_dir / "data" / data.open().cache_name / data.spec.validation_file
+        assert json.loads(file.read_text()) == data.validation_indices.tolist()
+    assert len(list(file.parent.glob("validation-*.json"))) == 3
+
+
+def test_a_baseline_of_another_split_knows_images_of_this_validation_part(make_folder: Callable[..., FolderData]) -> None:
+    trained, same, other = (make_folder(split_seed=seed) for seed in (0, 0, 1))
+    same.normalise_like(trained.open())
+    with pytest.raises(UserError, match=r"knows images of this validation part. Give its data.split_seed=0 data.validation_share=0.1"):
+        other.normalise_like(trained.open())
 
 
 def test_mean_and_deviation_are_those_of_the_training_part(make_folder: Callable[..., FolderData]) -> None:

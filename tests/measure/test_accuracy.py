@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from qexp.launch import ChildFailed
 from qexp.measure import base
 from qexp.measure.accuracy import Accuracy, score
 from qexp.measure.base import Bench, Subject
-from qexp.types import Artifact, Measurement
+from qexp.types import Artifact, Measurement, UserError
 from tests.measure.conftest import IMAGES, SPEC
 from tests.measure.fake_engines import CLASSES, Scores
 
@@ -123,3 +124,29 @@ def test_an_interrupted_pass_leaves_no_logits(tests_of: Any, make_artifact: Any,
     with pytest.raises(ChildFailed, match="ValueError"):
         make_subject(Scores(), artifact).logits(tests_of(artifact), 10, tmp_path / "cache")
     assert not [p for p in (tmp_path / "cache").rglob("*") if "logits" in str(p) and p.is_file()]
+
+
+def test_accuracy_on_the_validation_part_is_that_of_its_images_alone(
+    images: np.ndarray, colours: np.ndarray, weights: list[np.ndarray], tests_of: Any, make_artifact: Any, make_subject: MakeSubject,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """The training images are those of the other tests backwards, and every third of them is validated on."""
+    folder, chosen = tmp_path / "cache" / "data" / SPEC.cache_name, range(1, IMAGES, 3)
+    np.save(folder / "train_images.npy", images[::-1])
+    np.save(folder / "train_labels.npy", np.arange(IMAGES) % CLASSES)
+    (folder / SPEC.validation_file).write_text(json.dumps([*chosen]))
+    artifacts = [make_artifact(key, w) for key, w in zip(("baseline", "compressed"), weights, strict=True)]
+    baseline, subject = (make_subject(Scores(), artifact) for artifact in artifacts)
+    bench = Bench(subject, baseline, tests_of(artifacts[0]), tmp_path / "cache")
+    found = {part: by_name(Accuracy(part, batch_size=7).measure(bench)) for part in ("test", "validation", "both")}
+
+    rights = [np.mean([(colours[::-1][i] @ w).argmax() == i % CLASSES for i in chosen]) for w in weights]
+    assert rights[0] != rights[1] and found["validation"]["val_top1"] == rights[1]
+    assert found["validation"]["val_top1_drop"] == pytest.approx(rights[0] - rights[1])
+    assert set(found["validation"]) == {f"val_{name}" for name in found["test"]} - {"val_test_seconds"}
+    assert found["both"] == found["test"] | found["validation"]
+
+
+def test_an_unknown_part_is_refused() -> None:
+    with pytest.raises(UserError, match="measure.accuracy.part=train is unknown. Known: both, test, validation"):
+        Accuracy("train")

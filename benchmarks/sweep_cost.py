@@ -1,0 +1,108 @@
+"""What sweeping itself costs: the command line, a sweep started again, each job, tables of thousands of runs, memory of many jobs.
+
+    uv run python benchmarks/sweep_cost.py [outputs=FOLDER]
+
+Alone on the machine; everything is written to a temporary folder unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+from common import ROOT, machine
+
+from qexp.report.table import csv_table, markdown_table
+from qexp.tracking.store import read_records, write_record
+from qexp.types import Record
+
+LENET = ["-m", "model=lenet5", "data=digits", "checkpoint=random", "engine=onnxruntime", "engine@rivals=onnxruntime"]
+QUICK = ["measure.latency.windows=2", "measure.latency.window_s=0.01", "measure.latency.warmup_s=0.01", "measure.latency.calls=2"]
+UNMEASURED = [f"measure.{name}=null" for name in ("accuracy", "coverage", "energy", "latency", "memory", "operators", "parity", "size")]
+RUNS = (1250, 2500, 5000)
+
+
+def seconds(options: list[str], outputs: Path) -> float:
+    """Of one command."""
+    began = time.perf_counter()
+    command = [sys.executable, str(ROOT / "compress.py"), *options, f"outputs={outputs}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def command_line(outputs: Path) -> None:
+    for options in (["--help"], ["--cfg", "job"]):
+        taken = [seconds(options, outputs) for _ in range(6)][1:]
+        print(f"compress.py {' '.join(options)}: {statistics.median(taken):.2f} s (median of {len(taken)}, warm)", flush=True)
+
+
+def again(outputs: Path) -> None:
+    sweep = [*LENET, *QUICK, "method=none,dynamic,static", "batch_size=1,2,3,4,5,6,7,8"]
+    first = seconds(sweep, outputs)
+    print(f"a sweep of 24 jobs: {first:.1f} s, started again when finished: {seconds(sweep, outputs):.1f} s", flush=True)
+
+
+def per_job(outputs: Path) -> None:
+    """Everything but making and measuring: the artifacts are there, and nothing is measured."""
+    sweep = [*LENET, *UNMEASURED, "method=none,static", "force=true"]
+    counts = (4, 44)
+    many = ["batch_size=" + ",".join(map(str, range(1, count // 2 + 1))) for count in counts]
+    seconds([*sweep, many[-1]], outputs)
+    few, most = (min(seconds([*sweep, batches], outputs) for _ in range(2)) for batches in many)
+    print(f"each further job: {(most - few) / (counts[1] - counts[0]):.2f} s; a sweep of {counts[0]}: {few:.1f} s", flush=True)
+
+
+def tables(outputs: Path) -> None:
+    """Records as a real sweep wrote them, with other batch sizes."""
+    known = [r for f in sorted((outputs / "sweeps").iterdir()) for r in read_records(f) if r.measurements and not r.reused]
+    for count in RUNS:
+        folder = outputs / f"table-{count}"
+        for i in range(count):
+            write_record(numbered(known[i % len(known)], i), folder / str(i))
+        began = time.perf_counter()
+        records = read_records(folder)
+        listed = time.perf_counter()
+        markdown, rows = markdown_table(records), csv_table(records)
+        print(f"{count} runs: listed in {listed - began:.2f} s, tabulated in {time.perf_counter() - listed:.2f} s", flush=True)
+        assert markdown.count("\n") >= count and rows.count("\n") >= count
+        shutil.rmtree(folder)
+
+
+def numbered(record: Record, number: int) -> Record:
+    return replace(record, key=str(number), params={**record.params, "batch_size": number})
+
+
+def memory(outputs: Path, jobs: int = 200) -> None:
+    """Resident memory of the sweeping process after each job, and a line through it without the first fifth."""
+    batches = "batch_size=" + ",".join(map(str, range(1, jobs // 2 + 1)))
+    command = [sys.executable, str(ROOT / "compress.py"), *LENET, *UNMEASURED, "method=none,static", batches, "force=true"]
+    sweep = subprocess.Popen([*command, f"outputs={outputs / 'memory'}"], stdout=subprocess.PIPE, text=True)
+    process, seen = psutil.Process(sweep.pid), []
+    assert sweep.stdout
+    for line in sweep.stdout:
+        if line.startswith("  finished in"):
+            seen.append(process.memory_info().rss / 1e6)
+    assert sweep.wait() == 0 and len(seen) == jobs
+    slope = np.polyfit(range(jobs // 5, jobs), seen[jobs // 5 :], 1)[0]
+    print(f"{jobs} jobs in one process: {seen[0]:.0f} MB after the first, {seen[-1]:.0f} MB after the last, {1000 * slope:.0f} kB per job")
+
+
+def main(options: list[str]) -> None:
+    given = dict(option.split("=", 1) for option in options)
+    with tempfile.TemporaryDirectory() as temporary:
+        outputs = Path(given.get("outputs", temporary))
+        for benchmark in (command_line, again, per_job, tables, memory):
+            benchmark(outputs)
+    print(f"\n{machine()}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
