@@ -14,8 +14,9 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from qexp.errors import Task, end_if_explained, report_errors
+from qexp.errors import LEFT_OPEN, do_what_is_left, end_if_explained, report_errors
 from qexp.types import command_line
+from qexp.worker import Portable, Task
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -27,18 +28,22 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
     """
 
     def decorate(task: Task) -> Callable[[], None]:
-        program = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(report_errors(task))
+        program = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(Portable(report_errors(task)))
 
         @functools.wraps(task)
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
+            os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray takes lines that differ only in numbers for one
+            os.environ.setdefault("RAY_COLOR_PREFIX", "0")
             sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes it at the front only
+            LEFT_OPEN.clear()
             try:
                 program()
             except KeyboardInterrupt:
                 print(f"\nInterrupted. What is finished is kept; to go on: {command_line()}", file=sys.stderr)
                 sys.exit(128 + signal.SIGINT)
             except Exception as error:
+                do_what_is_left()
                 end_if_explained(error)
                 raise
 
