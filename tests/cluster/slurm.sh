@@ -96,7 +96,12 @@ start() {
 
 stop() {
     local file pid
-    [ -f "$SLURM_CONF" ] && scancel --state=RUNNING --full --user=root 2> /dev/null || true
+    [ -f "$SLURM_CONF" ] || return 0
+    timeout 10 scancel --user="$(id -un)" 2> /dev/null || true # their processes would outlive Slurm's
+    for _ in $(seq 20); do
+        [ -n "$(timeout 10 squeue -h 2> /dev/null)" ] || break
+        sleep 0.5
+    done
     for file in "$dir"/slurmd_*.pid "$dir"/slurmctld.pid "$dir"/munge/pid; do
         [ -f "$file" ] || continue
         pid=$(cat "$file")
