@@ -16,8 +16,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from qexp.errors import end_if_explained, report_errors
+from qexp.errors import LEFT_OPEN, do_what_is_left, end_if_explained, report_errors
 from qexp.types import command_line
+from qexp.worker import Portable
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -33,17 +34,21 @@ def program(name: str) -> Callable[[], None]:
     def run(config: DictConfig) -> Any:
         return importlib.import_module(f"qexp.jobs.{name}").main(config)
 
-    run_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(run)
+    run_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(Portable(run))
 
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray takes lines that differ only in numbers for one
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
         sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes it at the front only
+        LEFT_OPEN.clear()
         try:
             run_hydra()
         except KeyboardInterrupt:
             print(f"\nInterrupted. What is finished is kept; to go on: {command_line()}", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
         except Exception as error:
+            do_what_is_left()
             end_if_explained(error)
             raise
 

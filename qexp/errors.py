@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -16,10 +17,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qexp.types import UserError, nearest
+from qexp.types import UserError, command_line, nearest
 
 CANNOT_WRITE = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 Task = Callable[[DictConfig], Any]
+LEFT_OPEN: list[Callable[[], None]] = []  # what is still to be done where the command ends by an error
+
+# What launchers raise in place of a job whose process was killed, by the packages that do.
+LOST_WORKERS = {
+    "joblib": ("TerminatedWorkerError",),
+    "ray": ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"),
+    "submitit": ("UncompletedJobError",),
+}
 
 
 def report_errors(task: Task) -> Task:
@@ -37,7 +46,7 @@ def report_errors(task: Task) -> Task:
                 end_if_explained(error)
             elif (message := explain(error)) is not None:
                 print(f"error: {message}", file=sys.stderr)
-                error.reported = True  # type: ignore[attr-defined]
+                error.reported = os.getpid()  # type: ignore[attr-defined]
             raise
 
     return reporting
@@ -47,7 +56,15 @@ def end_if_explained(error: Exception) -> None:
     """End the program with the error's message and exit code 1, where it has one that was not shown yet."""
     message = explain(error)
     if message is not None:
-        sys.exit(1 if hasattr(error, "reported") else f"error: {message}")
+        # What another process has shown may lie in a file that nobody reads.
+        sys.exit(1 if getattr(error, "reported", None) == os.getpid() else f"error: {message}")
+
+
+def do_what_is_left() -> None:
+    """Hydra tells its callbacks of the end of a sweep only where no job ended by an error."""
+    while LEFT_OPEN:
+        with contextlib.suppress(SystemExit):
+            LEFT_OPEN.pop()()
 
 
 def explain(error: BaseException) -> str | None:
@@ -69,6 +86,13 @@ def explain(error: BaseException) -> str | None:
     if unset:
         choice = "model=NAME (a file of conf/model), or " if unset[1] == "model._target_" else ""
         return f"{unset[1]} is not set. Give {choice}{unset[1]}=VALUE."
+    missing = re.search(r"Unknown plugin class : 'hydra_plugins\.hydra_(\w+)_launcher\.", str(error))
+    if missing:
+        extra = {"submitit": "slurm"}.get(missing[1], missing[1])
+        return f"This launcher is not installed: pip install qexp[{extra}]"
+    if type(error).__name__ in LOST_WORKERS.get(type(error).__module__.split(".")[0], ()):
+        reason = str(error).strip().partition("\n")[0]
+        return f"A job's process was lost: {reason}\nWhat is finished is kept; to go on: {command_line()}"
     if isinstance(error, CompactHydraException | OmegaConfBaseException):
         return f"{error}\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else str(error)
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.plugins import Plugins
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
-FILES = sorted(f for f in CONF.rglob("*.yaml") if "hydra" not in f.relative_to(CONF).parts)
+LAUNCHERS = sorted((CONF / "hydra" / "launcher").glob("*.yaml"))
+FILES = sorted([*LAUNCHERS, *(f for f in CONF.rglob("*.yaml") if "hydra" not in f.relative_to(CONF).parts)])
 GROUPS = {"data", "engine", "method", "model", "recipe", "tracking", "trainer"}
 CHOICES = sorted((f.parent.name, f.stem) for f in FILES if f.parent.name in GROUPS and not f.stem.startswith("_"))
 NEEDED = {
@@ -51,6 +53,16 @@ def test_every_choice_composes_and_its_targets_exist(group: str, name: str) -> N
     if group == "engine":
         engines = config.engine.get("candidates", {name: config.engine})
         assert [instantiate(engine).name for engine in engines.values()] == list(engines)
+
+
+@pytest.mark.parametrize("name", [f.stem for f in LAUNCHERS])
+def test_every_launcher_takes_its_file_before_the_plugins_defaults(name: str) -> None:
+    config = compose("compress", ["model=resnet8", f"hydra/launcher={name}"], return_hydra_config=True).hydra
+    ours = OmegaConf.load(CONF / "hydra" / "launcher" / f"{name}.yaml")
+    assert OmegaConf.merge(config.launcher, ours) == config.launcher
+    for key in {"submitit_folder", "name"} & set(config.launcher):
+        config.launcher[key] = "of a sweep, which is not there yet"
+    assert type(Plugins.instance()._instantiate(config.launcher)) is get_object(config.launcher._target_)
 
 
 @pytest.mark.parametrize("name", sorted(f.stem for f in (CONF / "experiment").glob("*.yaml")))

@@ -17,7 +17,8 @@ ALLOWED = {
     "files": {"qexp.types"},
     "launch": set(),
     "errors": {"qexp.types"},
-    "cli": {"qexp.errors", "qexp.types"},
+    "cli": {"qexp.errors", "qexp.types", "qexp.worker"},
+    "worker": {"qexp.types"},
     "data": BASIC,
     "model": BASIC,
     "onnx_file": {"qexp.types"},
@@ -25,7 +26,7 @@ ALLOWED = {
     "tracking": BASIC,
     "method": BASIC | {"qexp.data.base", "qexp.model.base", "qexp.model.trainer", "qexp.onnx_file"},
     "measure": BASIC | {"qexp.launch", "qexp.engine.base"},
-    "report": BASIC | {"qexp.tracking.store", "qexp.tracking.sync"},
+    "report": BASIC | {"qexp.errors", "qexp.tracking.store", "qexp.tracking.sync"},
     "jobs": BASIC
     | {"qexp.cli", "qexp.errors", "qexp.launch", "qexp.data.base", "qexp.engine.base", "qexp.method.base"}
     | {"qexp.model.base", "qexp.model.baseline", "qexp.model.trainer", "qexp.measure.base", "qexp.measure.machine"}

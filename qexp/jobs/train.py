@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from qexp.cli import same_choices
 from qexp.data.base import ImageData, open_data
-from qexp.files import file_digest
+from qexp.files import file_digest, not_writable
 from qexp.model.base import Classifier, build_network, check_logits, load_weights, read_weights
 from qexp.model.baseline import Baseline, check_space, weights_file
 from qexp.model.trainer import be_quiet, best_and_last, leave_one_process, make_trainer
@@ -43,17 +46,34 @@ def train_baseline(config: DictConfig, data: ImageData) -> Baseline:
         plan["init"] = file_digest(start)
     name = f"{config.model.id}-{spec.name}-seed{config.seed}-{digest(plan)[:8]}".replace("/", "_")
     folder = Path(config.outputs) / "baselines" / name
-    if config.force and getattr(rank_zero_only, "rank", 0) == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-    if (folder / "manifest.json").exists():
-        print(f"Already trained; force=true trains again: {folder}")
-        return Baseline.read(folder)
+    with alone_with(folder):
+        if config.force and getattr(rank_zero_only, "rank", 0) == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        if (folder / "manifest.json").exists():
+            print(f"Already trained; force=true trains again: {folder}")
+            return Baseline.read(folder)
+        return train(config, data, folder, plan, weights)
 
+
+def alone_with(folder: Path) -> contextlib.AbstractContextManager[Any]:
+    """Jobs side by side that need the same baseline wait until one has trained it; the processes of one training do not."""
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return contextlib.nullcontext()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(folder, error) from error
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
+def train(config: DictConfig, data: ImageData, folder: Path, plan: dict[str, Any], weights: dict[str, Tensor] | None) -> Baseline:
+    """The training itself, as `plan` says, from random weights or the given ones."""
+    spec = data.open()
     seed_everything(config.seed, verbose=False)
     network, recipe = build_network(config.model), instantiate(config.recipe)
     check_space(folder, network)
     if weights:
-        load_weights(network, weights, str(start))
+        load_weights(network, weights, str(config.init))
     module = Classifier(
         network, spec.num_classes, recipe.optimizer, recipe.scheduler, recipe.scheduler_per_step,
         recipe.label_smoothing, recipe.channels_last, config.seed,
@@ -71,7 +91,7 @@ def train_baseline(config: DictConfig, data: ImageData) -> Baseline:
     tester = make_trainer(config.trainer.accelerator, config.trainer.precision, devices=1, logger=logger, enable_progress_bar=False)
     tested = tester.test(module, data, verbose=False)[0]
     baseline = Baseline(
-        folder=folder, model=parts["model"], data=spec, recipe=parts["recipe"], seed=config.seed,
+        folder=folder, model=plan["model"], data=spec, recipe=plan["recipe"], seed=config.seed,
         metrics={"val_top1": float(best.best_model_score), **tested}, created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command_line(), seconds=round(module.train_seconds, 1), versions=versions("torch", "torchvision", "pytorch-lightning"),
     ).write(module.network.state_dict())  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
+from qexp.errors import LEFT_OPEN
 from qexp.report.plot import accuracy_plot, bits_plots, latency_plots
 from qexp.report.table import csv_table, markdown_table, rich_table, unfinished
 from qexp.tracking.store import read_records
@@ -33,8 +35,10 @@ class Summary(Callback):
             print(f"tracking is not there, records wait on disk: {first_line(error)}", file=sys.stderr, flush=True)
         else:
             log_what_waits(Path(config.outputs))
+        LEFT_OPEN.append(functools.partial(self.on_multirun_end, config))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        LEFT_OPEN.clear()
         self.finish(config, Path(config.hydra.sweep.dir), log=True)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
