@@ -40,17 +40,19 @@ class MlflowView:
 
         for name in ("mlflow", "alembic"):  # they tell of every step of setting up the database
             logging.getLogger(name).setLevel(logging.WARNING)
-        return MlflowClient(self.uri)
+        with self._first_contact():  # a client sets up its database when it is made
+            return MlflowClient(self.uri)
 
     @cached_property
     def experiment_id(self) -> str:
-        """MLflow's id of the experiment, made together with the database where they are missing."""
+        """MLflow's id of the experiment, made where it is missing."""
+        client = self.client
         with self._first_contact():
-            known = self.client.get_experiment_by_name(self.experiment)
+            known = client.get_experiment_by_name(self.experiment)
             if known:
                 return str(known.experiment_id)
             place = None if self.uri.startswith("http") else Path(self.artifacts).resolve().as_uri()
-            return str(self.client.create_experiment(self.experiment, tags=EXPERIMENT_TAGS, artifact_location=place))
+            return str(client.create_experiment(self.experiment, tags=EXPERIMENT_TAGS, artifact_location=place))
 
     @contextmanager
     def _first_contact(self) -> Iterator[None]:
