@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from qexp.report.plot import accuracy_plot, bits_plots, latency_plots
@@ -25,7 +25,11 @@ class Summary(Callback):
 
     # Hydra turns an error in here into a warning.
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_tracking(config)
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_tracking(config)
         print(plan(config), flush=True)
         instantiate(config.tracking).prepare()
         log_what_waits(Path(config.outputs))
@@ -55,6 +59,12 @@ class Summary(Callback):
         finally:
             if any(record.status == "failed" for record in records):
                 sys.exit(1)
+
+
+def check_tracking(config: DictConfig) -> None:
+    """End the program before it computes what it could not log."""
+    for key in OmegaConf.missing_keys(config.tracking):
+        sys.exit(f"error: {key} is not set. Give {key}=VALUE.")
 
 
 def log_what_waits(outputs: Path) -> None:
