@@ -53,9 +53,11 @@ class Summary(Callback):
             files.append(sweep / "accuracy.png")
         files += [*bits_plots(records, sweep), *latency_plots(records, sweep)]
         show(config, records, sweep)
+        tracking = instantiate(config.tracking)
         try:
-            if log:
-                instantiate(config.tracking).log_sweep(sweep.name, records, markdown, files)
+            page = tracking.log_sweep(sweep.name, records, markdown, files) if log else ""
+            if address := tracking.address(page):
+                print(f"Compare the runs in a browser: {address}")
         finally:
             if any(record.status == "failed" for record in records):
                 sys.exit(1)
@@ -93,5 +95,3 @@ def show(config: DictConfig, records: list[Record], sweep: Path) -> None:
     for line in unfinished(records):
         console.print(line, highlight=False, markup=False)
     print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")
-    if "uri" in config.tracking:
-        print(f"Compare the runs in a browser: uv run mlflow ui --backend-store-uri {config.tracking.uri}")

@@ -77,7 +77,9 @@ def test_a_new_database_file_takes_what_many_write_at_once(context: ForkServerCo
     for writer in writers:
         writer.join(120)
     assert [writer.exitcode for writer in writers] == [0] * 8
-    found = runs(MlflowView(**tracking))
+    view = MlflowView(**tracking)
+    assert [experiment.name for experiment in view.client.search_experiments()].count("qexp") == 1
+    found = runs(view)
     assert len(found) == 16 and all(run.data.metrics == record().metrics for run in found.values())
 
 
