@@ -49,6 +49,7 @@ class MlflowView:
 
         for name in ("mlflow", "alembic"):  # they tell of every step of setting up the database
             logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of every try; the error after the last is enough
         with self._first_contact():  # a client sets up its database when it is made
             return MlflowClient(self.uri)
 
