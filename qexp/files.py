@@ -64,6 +64,15 @@ def write_json(file: Path, value: Any) -> None:
         raise not_writable(file, error) from error
 
 
+def link(source: Path, target: Path) -> None:
+    """Give a file that nobody changes a second name, or copy it where the disk is another one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def file_digest(file: Path) -> str:
     """SHA-256 (hex) of a file's bytes; while the system says it is unchanged, a process reads it once."""
     seen = file.stat()

@@ -52,7 +52,9 @@ def test_a_sweep_trains_compresses_measures_and_tracks(run: Run, images: Path, t
     kinds = [r.data.tags["qexp.kind"] for r in runs]
     assert (kinds.count("compress"), kinds.count("sweep"), kinds.count("train")) == (8, 1, 1)
     by_name = {r.info.run_name: r for r in runs}
-    assert by_name["resnet8 · static int8 · onnxruntime · batch 1"].data.metrics["top1"] == static["top1"]
+    assert by_name["resnet8 · static int8 · onnxruntime"].data.metrics["top1"] == static["top1"]
+    contexts = {(r.data.tags["qexp.kind"], *(i.tags[0].value for i in r.inputs.dataset_inputs)) for r in runs if r.data.metrics}
+    assert contexts == {("compress", "test"), ("train", "train")}
     summary = next(r for r in runs if r.data.tags["qexp.kind"] == "sweep")
     assert "| resnet8 | static int8 | onnxruntime |" in summary.data.tags["mlflow.note.content"]
     table = next((tmp_path / "outputs" / "sweeps").rglob("results.csv"))

@@ -137,3 +137,10 @@ def test_a_child_that_hangs_is_one_failed_row(run: Run, tmp_path: Path) -> None:
     assert code == 1
     (record,) = records(tmp_path)
     assert record["status"] == "failed" and "measure.timeout_s" in record["reason"]
+
+
+@pytest.mark.parametrize("sweep", [["-m"], []], ids=["sweep", "single run"])
+def test_a_server_without_its_address_is_an_error_before_anything_runs(sweep: list[str], run: Run, tmp_path: Path) -> None:
+    code, printed = run(*sweep, *PRETEND, "method=none", "tracking=server")
+    assert code == 1 and printed.strip() == "error: tracking.uri is not set. Give tracking.uri=VALUE."
+    assert not records(tmp_path)

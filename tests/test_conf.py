@@ -21,6 +21,7 @@ NEEDED = {
     "custom": ["model._target_=torch.nn.Identity"],
     "torchvision": ["model.name=resnet18"],
     "folder": ["data.root=somewhere", "data.name=x"],
+    "server": ["tracking.uri=http://somewhere:5000"],
 }
 
 

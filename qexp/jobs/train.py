@@ -79,7 +79,8 @@ def train(config: DictConfig, data: ImageData, folder: Path, plan: dict[str, Any
         recipe.label_smoothing, recipe.channels_last, config.seed,
     )  # fmt: skip
     best, newest = best_and_last(folder)
-    logger = instantiate(config.tracking).training_logger(folder, f"{config.model.id} · train · {spec.name}", plan)
+    run_name, source = f"{config.model.id} · train · {spec.name}", str(config.data.get("root") or spec.name)
+    logger = instantiate(config.tracking).training_logger(folder, run_name, plan, spec, source)
     trainer = make_trainer(**config.trainer, callbacks=[best, newest], logger=logger)
     last = folder / "last.ckpt"
     announce(config, data, trainer, f"{folder}{' (going on)' if last.exists() else ''}")

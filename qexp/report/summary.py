@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from qexp.errors import LEFT_OPEN
@@ -27,7 +27,11 @@ class Summary(Callback):
 
     # Hydra turns an error in here into a warning.
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_tracking(config)
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_tracking(config)
         print(plan(config), flush=True)
         try:
             instantiate(config.tracking).prepare()
@@ -57,13 +61,23 @@ class Summary(Callback):
             files.append(sweep / "accuracy.png")
         files += [*bits_plots(records, sweep), *latency_plots(records, sweep)]
         show(config, records, sweep)
+        if all(record.status == "compressed" for record in records):
+            return  # nothing to compare yet
+        tracking = instantiate(config.tracking)
         try:
-            if log:
-                instantiate(config.tracking).log_sweep(sweep.name, records, markdown, files)
+            page = tracking.log_sweep(sweep.name, records, markdown, files) if log else ""
+            if address := tracking.address(page):
+                print(f"Compare the runs in a browser: {address}")
         except Exception as error:
             print(f"the sweep's summary is not in tracking, only in {sweep}: {first_line(error)}", file=sys.stderr, flush=True)
         if any(record.status == "failed" for record in records):
             sys.exit(1)
+
+
+def check_tracking(config: DictConfig) -> None:
+    """End the program before it computes what it could not log."""
+    for key in OmegaConf.missing_keys(config.tracking):
+        sys.exit(f"error: {key} is not set. Give {key}=VALUE.")
 
 
 def log_what_waits(outputs: Path) -> None:
@@ -96,5 +110,3 @@ def show(config: DictConfig, records: list[Record], sweep: Path) -> None:
     for line in unfinished(records):
         console.print(line, highlight=False, markup=False)
     print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")
-    if "uri" in config.tracking:
-        print(f"Compare the runs in a browser: uv run mlflow ui --backend-store-uri {config.tracking.uri}")

@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qexp.types import Record
+from qexp.types import DataSpec, Record
 
 
 class Nowhere:
     def prepare(self) -> None:
         pass
 
-    def training_logger(self, folder: Path, run_name: str, params: dict[str, Any]) -> Any:
+    def training_logger(self, folder: Path, run_name: str, params: dict[str, Any], data: DataSpec, source: str) -> Any:
         return False  # Lightning's word for no logger
 
     def log(self, record: Record, folder: Path) -> None:
         pass
 
-    def log_sweep(self, sweep: str, records: list[Record], markdown: str, files: list[Path]) -> None:
-        pass
+    def log_sweep(self, sweep: str, records: list[Record], markdown: str, files: list[Path]) -> str:
+        return ""
+
+    def address(self, page: str = "") -> str:
+        return ""

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qexp.types import Measurement, Record
+from qexp.files import file_digest
+from qexp.types import Artifact, DataSpec, Measurement, Record, Wants
 
 
 def make_record(**changes: Any) -> Record:
@@ -30,3 +33,23 @@ def make_record(**changes: Any) -> Record:
 @pytest.fixture
 def record() -> Callable[..., Record]:
     return make_record
+
+
+@pytest.fixture
+def pets() -> DataSpec:
+    return DataSpec("pets", ("cat", "dog"), 3, 32, (0.5,) * 3, (0.25,) * 3, digest="0123456789abcdef" * 4)
+
+
+@pytest.fixture
+def artifact(pets: DataSpec, tmp_path: Path) -> Path:
+    """The folder of an artifact whose graph is no graph."""
+    folder = tmp_path / "elsewhere" / "vgg"
+    folder.mkdir(parents=True)
+    (folder / "model.pt2").write_bytes(b"a graph")
+    made = Artifact(
+        folder=folder, key="vgg", form=Wants(), graph="model.pt2", model="vgg", method="static", bits=8, label="static int8", data=pets,
+        layers=(), parameters=10, macs=100, packed_bytes=10, reference="vgg-none", files={"model.pt2": file_digest(folder / "model.pt2")},
+        source={"model": "vgg", "weights": "fedcba9876543210"}, versions={},
+    )  # fmt: skip
+    (folder / "artifact.json").write_text(json.dumps(made.to_json()))
+    return folder

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +12,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from qexp.tracking.mlflow_view import MlflowView, described, flatten
+from qexp.tracking.mlflow_view import MlflowView
 from qexp.tracking.store import write_record
-from qexp.types import Measurement, Record
+from qexp.types import DataSpec, Measurement, Record
+from tests.tracking.test_mlflow_pages import unpacked
 
 MakeRecord = Callable[..., Record]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def texts(view: MlflowView, run: Any) -> dict[str, str]:
 def test_a_finished_run_is_all_there(view: MlflowView, log: Any, record: MakeRecord, folder: Path) -> None:
     made = record(key="finished")
     run = log(made)
-    assert (run.info.run_name, run.info.status) == ("vgg · static int8 · eager · batch 1", "FINISHED")
+    assert (run.info.run_name, run.info.status) == ("vgg · static int8 · eager", "FINISHED")
     assert run.data.metrics == {"top1": 0.9375, "latency_ms": 2.5, "packed_size_mb": 1 / 3}
     assert run.data.params == {
         "model.id": "vgg", "model.widths": "[8, 16]", "force": "False", "model": "vgg", "data": "pets", "method": "static", "bits": "8",
@@ -64,8 +63,9 @@ def test_a_finished_run_is_all_there(view: MlflowView, log: Any, record: MakeRec
     own = {key: value for key, value in run.data.tags.items() if key.startswith("qexp.")}
     assert own == {
         "qexp.kind": "compress", "qexp.status": "finished", "qexp.key": "finished", "qexp.sweep": "monday", "qexp.reason": "",
-        "qexp.artifact": "outputs/artifacts/vgg", "qexp.place": "monday/0",
+        "qexp.artifact": "outputs/artifacts/vgg", "qexp.place": "monday/0", "qexp.weights": "",
     }  # fmt: skip
+    assert run.info.start_time == 1767323045000, "when it was made, not when it was logged"
     assert "mlflow.parentRunId" not in run.data.tags  # the UI collapses nested runs
     found = texts(view, run)
     assert set(found) == {"record.json", "layers.csv"} and found["layers.csv"] == made.texts["layers.csv"]
@@ -81,7 +81,33 @@ def test_a_run_that_did_not_finish_says_why(status: str, shown: str, log: Any, r
     run = log(record(key=status, status=status, reason=reason, measurements=(), texts={}))
     assert run.info.status == shown
     assert (run.data.tags["qexp.status"], run.data.tags["qexp.reason"]) == (status, reason)
+    assert run.data.tags["mlflow.note.content"] == reason and not run.inputs.dataset_inputs
     assert run.data.metrics == {}
+
+
+def test_the_data_and_the_compressed_network_of_a_run(view: MlflowView, log: Any, record: MakeRecord, artifact: Path) -> None:
+    run = log(record(key="whole", artifact=str(artifact), config={"data": {"root": "pictures"}}, texts={}))
+    assert run.data.tags["qexp.weights"] == "fedcba9876543210"
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest, json.loads(used.dataset.source)) == ("pets", "0123456789ab", {"uri": "pictures"})
+    assert json.loads(used.dataset.profile) == {"classes": 2, "channels": 3, "image_size": 32}
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "test")]
+    files = {entry.path for entry in view.client.list_artifacts(run.info.run_id, "artifact")}
+    assert files == {"artifact/artifact.json", "artifact/model.pt2"}
+    assert Path(view.client.download_artifacts(run.info.run_id, "artifact/model.pt2")).read_bytes() == b"a graph"
+    assert (artifact / "model.pt2").stat().st_nlink == 2, "takes no space"
+
+
+def test_compressed_networks_may_stay_where_they_are(view: MlflowView, record: MakeRecord, artifact: Path, tmp_path: Path) -> None:
+    without = MlflowView(view.uri, view.experiment, view.artifacts, log_artifacts=False)
+    moved = tmp_path / "artifacts" / "vgg"  # where the outputs of this folder have it
+    moved.parent.mkdir()
+    artifact.rename(moved)
+    made = record(key="bare", artifact=str(artifact), texts={})
+    write_record(made, tmp_path / "sweeps" / "monday" / "0")
+    without.log(made, tmp_path / "sweeps" / "monday" / "0")
+    (run,) = view.client.search_runs([view.experiment_id], "tags.`qexp.key` = 'bare'")
+    assert set(texts(view, run)) == {"record.json"} and len(run.inputs.dataset_inputs) == 1
 
 
 def test_the_traceback_of_a_failed_run_is_kept(view: MlflowView, log: Any, record: MakeRecord, tmp_path: Path) -> None:
@@ -111,38 +137,45 @@ def test_preparing_twice_is_the_same_experiment(view: MlflowView) -> None:
     assert [e.name for e in view.client.search_experiments()].count("qexp") == 1
 
 
-def test_programs_that_start_at_once_prepare_one_experiment(tmp_path: Path) -> None:
-    script = f"""
-from qexp.tracking.mlflow_view import MlflowView
-view = MlflowView("sqlite:///{tmp_path}/mlflow.db", "qexp", "{tmp_path}/files")
-view.prepare()
-print(view.experiment_id)
-"""
-    started = [subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate()[0].strip() for process in started]
-    assert [process.returncode for process in started] == [0, 0]
-    assert told[0] == told[1] != ""
+def test_an_experiment_of_an_earlier_version_gets_the_views_of_this_one(view: MlflowView) -> None:
+    tag = "mlflow.sharedViewState.qexp"
+    wanted = view.client.get_experiment(view.experiment_id).tags[tag]
+    view.client.set_experiment_tag(view.experiment_id, tag, "what it was before")
+    MlflowView(view.uri, view.experiment, view.artifacts).prepare()
+    assert view.client.get_experiment(view.experiment_id).tags[tag] == wanted
+
+
+def found_by_view(view: MlflowView, page: str) -> set[str]:
+    """The runs that MLflow shows at an address that names a view."""
+    link = urlsplit(page.removeprefix("/#"))
+    key = parse_qs(link.query)["viewStateShareKey"][0]
+    assert link.path == f"/experiments/{view.experiment_id}/runs"
+    envelope = json.loads(view.client.get_experiment(view.experiment_id).tags[f"mlflow.sharedViewState.{key}"])
+    state = unpacked(envelope)
+    return {run.info.run_id for run in view.client.search_runs([view.experiment_id], state["searchFilter"])}
 
 
 def test_a_sweeps_summary_holds_the_table_and_compares_its_runs(view: MlflowView, log: Any, record: MakeRecord, tmp_path: Path) -> None:
     runs = {log(record(key=f"s{i}", sweep="tuesday", texts={})).info.run_id for i in range(3)}
-    log(record(key="s9", sweep="wednesday", texts={}))
+    earlier = log(record(key="s9", sweep="monday", texts={})).info.run_id
     table = "| model | ms |\n| --- | ---: |\n| vgg | 2.5 |"
     files = [tmp_path / "results.md", tmp_path / "results.csv"]
     files[0].write_text(table)
     files[1].write_bytes(b"model,ms\r\n")
     for _ in range(2):  # a second summary is not among the runs that it compares
-        view.log_sweep("tuesday", [record(), record(status="unsupported")], table, files)
+        page = view.log_sweep("tuesday", [record(), record(status="unsupported")], table, files)
     summary, _ = view.client.search_runs([view.experiment_id], "tags.`qexp.sweep` = 'tuesday' and tags.`qexp.kind` = 'sweep'")
     assert (summary.info.run_name, summary.info.status) == ("sweep tuesday", "FINISHED")
     assert summary.data.tags["qexp.status"] == "finished"
     note = summary.data.tags["mlflow.note.content"]
-    assert note.startswith(table)
-    link = note.partition("](")[2].removesuffix(")")
-    query = parse_qs(urlsplit(link.removeprefix("/#")).query)
-    assert link.startswith("/#/compare-runs?")
+    charts, side_by_side = re.findall(r"\]\(([^)]+)\)", note)
+    assert charts == page and note.endswith(table) and found_by_view(view, page) == runs
+    query = parse_qs(urlsplit(side_by_side.removeprefix("/#")).query)
+    assert side_by_side.startswith("/#/compare-runs?")
     assert set(json.loads(query["runs"][0])) == runs and json.loads(query["experiments"][0]) == [view.experiment_id]
     assert texts(view, summary) == {"results.md": table, "results.csv": "model,ms\r\n"}
+    again = view.log_sweep("thursday", [record(key="s9", reused="sweeps/monday/0")], table, [])
+    assert found_by_view(view, again) == {earlier}, "of the earlier sweep"
 
 
 def test_a_sweep_with_a_failed_run_says_so(view: MlflowView, record: MakeRecord) -> None:
@@ -151,22 +184,10 @@ def test_a_sweep_with_a_failed_run_says_so(view: MlflowView, record: MakeRecord)
     assert summary.data.tags["qexp.status"] == "failed"
 
 
-def test_a_long_description_is_cut_between_lines_and_keeps_its_link() -> None:
-    rows = [f"| row {i} | {'x' * 90} |" for i in range(200)]
-    short = described("\n".join(rows[:5]), "LINK")
-    assert short == "\n".join(rows[:5]) + "LINK"
-    long = described("\n".join(rows), "\n\nLINK")
-    assert 7800 < len(long) <= 8000 and long.endswith("LINK") and "artifact results.md" in long
-    kept = [line for line in long.splitlines() if line.startswith("| row")]
-    assert kept == rows[: len(kept)]
-    many = described("\n".join(rows), "L" * 9000)
-    assert len(many) <= 8000 and "tag qexp.sweep" in many and "row 30" in many
-
-
-def test_a_training_that_goes_on_stays_in_its_run(view: MlflowView, tmp_path: Path) -> None:
+def test_a_training_that_goes_on_stays_in_its_run(view: MlflowView, pets: DataSpec, tmp_path: Path) -> None:
     names: list[str] = []
     for _ in range(2):
-        logger = view.training_logger(tmp_path / "baseline", "vgg · train", {"model": {"id": "vgg"}, "seed": 1})
+        logger = view.training_logger(tmp_path / "baseline", "vgg · train", {"model": {"id": "vgg"}, "seed": 1}, pets, "pictures")
         logger.log_metrics({"val_top1": 0.5}, step=len(names))
         names.append(logger.run_id)
     assert names[0] == names[1] == (tmp_path / "baseline" / "mlflow_run_id").read_text()
@@ -174,6 +195,8 @@ def test_a_training_that_goes_on_stays_in_its_run(view: MlflowView, tmp_path: Pa
     assert run.data.tags["qexp.kind"] == "train" and run.info.run_name == "vgg · train"
     assert run.data.params == {"model.id": "vgg", "seed": "1"}
     assert len(view.client.get_metric_history(names[0], "val_top1")) == 2
+    (used,) = run.inputs.dataset_inputs
+    assert used.dataset.name == "pets" and used.tags[0].value == "train"
 
 
 def test_files_lie_with_the_server_where_there_is_one() -> None:
@@ -184,7 +207,3 @@ def test_files_lie_with_the_server_where_there_is_one() -> None:
         create_experiment=lambda name, artifact_location, tags: asked.update(at=artifact_location) or 7,
     )
     assert view.experiment_id == "7" and asked == {"at": None}
-
-
-def test_flatten_joins_keys_and_leaves_out_what_is_null() -> None:
-    assert flatten({"a": {"b": {"c": 1}, "d": None, "e": {}}, "f": [1, 2], "g": 0}) == {"a.b.c": 1, "f": [1, 2], "g": 0}

@@ -11,7 +11,7 @@ import pytest
 from qexp.tracking import store
 from qexp.tracking.nowhere import Nowhere
 from qexp.tracking.store import read_records, write_record
-from qexp.types import Record, UserError
+from qexp.types import DataSpec, Record, UserError
 
 MakeRecord = Callable[..., Record]
 
@@ -66,11 +66,11 @@ def test_texts_that_cannot_be_written_keep_the_old_record(record: MakeRecord, tm
     assert read_records(tmp_path) == [old]
 
 
-def test_without_tracking_nothing_is_written(record: MakeRecord, tmp_path: Path) -> None:
+def test_without_tracking_nothing_is_written(record: MakeRecord, pets: DataSpec, tmp_path: Path) -> None:
     nowhere = Nowhere()
     nowhere.prepare()
     nowhere.log(record(), tmp_path)
-    nowhere.log_sweep("monday", [record()], "table", [tmp_path / "results.md"])
-    assert nowhere.training_logger(tmp_path, "run", {}) is False
+    assert nowhere.log_sweep("monday", [record()], "table", [tmp_path / "results.md"]) == nowhere.address() == ""
+    assert nowhere.training_logger(tmp_path, "run", {}, pets, "pictures") is False
     assert list(tmp_path.iterdir()) == []
     assert store.read_records(tmp_path) == []

@@ -1,0 +1,111 @@
+"""What people see of runs in MLflow's pages: descriptions, links, and views that come with columns and charts chosen.
+
+A view is a tag of the experiment that the page reads when its key is in the address; MLflow's own button "Share" makes the same.
+Seen in MLflow 3.17; where the page does not know a tag or a key, it shows its own columns and charts.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from qexp.types import Record, digest
+
+TAG_LENGTH = 8000  # characters that MLflow takes
+VIEW = "mlflow.sharedViewState."
+EVERYTHING = "qexp"  # the key of the view of all sweeps
+NOT_SUMMARIES = "tags.`qexp.kind` != 'sweep'"
+PARAMS = {"model": 110, "label": 120, "engine": 110, "batch_size": 90}  # columns and their widths in pixels
+METRICS = {
+    "top1": 90, "top1_drop": 90, "size_mb": 90, "size_ratio": 90, "latency_ms": 100, "speedup": 90, "speedup_vs_best_fp32": 170,
+    "memory_mb": 110, "quantized_macs_share": 180,
+}  # fmt: skip
+CLOUDS = (("latency_ms", "top1"), ("size_mb", "top1"))  # metrics of charts with a point per run: across, up
+BARS = ("latency_ms", "size_mb", "speedup", "memory_mb")
+
+
+def view_tag(name: str, search: str, options: list[str], created_ms: int) -> str:
+    """The value of the tag of a view: the runs that `search` finds in the order of their jobs, with the columns and charts that
+    compare compressed networks, and columns for the `options` that were swept through."""
+    columns = {f"params.`{name}`": 110 for name in options}
+    columns |= {f"metrics.`{name}`": width for name, width in METRICS.items()}
+    columns |= {f"params.`{name}`": width for name, width in PARAMS.items()}  # which the runs' names tell already
+    columns |= {"attributes.`Dataset`": 200}
+    run_name, own, others = "attributes.`Run Name`", "qexp", "metrics"
+    clouds = [
+        {"type": "SCATTER", "xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"}, "runsCountToCompare": 100}
+        for x, y in CLOUDS
+    ]
+    charts = [*clouds, *({"type": "BAR", "metricKey": name, "runsCountToCompare": 20} for name in BARS)]
+    common = {"metricSectionId": own, "deleted": False, "isGenerated": False}
+    state = {
+        "searchFilter": search,
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": True,
+        "runsHiddenMode": "SHOW_ALL",
+        "selectedColumns": [*columns],
+        "columnOrder": [run_name, *columns],
+        "columnWidths": {run_name: 270, **columns},
+        "compareRunCharts": [{**chart, **common, "uuid": f"{own}-{index}"} for index, chart in enumerate(charts)],
+        # MLflow adds a chart of every other metric to its own section, which is folded.
+        "compareRunSections": [
+            {"uuid": own, "name": "Compression", "display": True, "isReordered": True},
+            {"uuid": others, "name": "Model metrics", "display": False, "isReordered": False},
+        ],
+    }
+    packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    return json.dumps({"name": name, "createdAt": created_ms, "updatedAt": created_ms, "state": packed})
+
+
+def view_key(sweep: str) -> str:
+    """The key of the view of a sweep, made of characters that MLflow takes."""
+    return digest(sweep)[:16]
+
+
+def view_page(experiment: str, key: str) -> str:
+    """Where the charts of a view are, after the server's address."""
+    choices = {"viewStateShareKey": key, "compareRunsMode": "CHART", "workflowType": "machine_learning"}
+    return f"/#/experiments/{experiment}/runs?{urlencode(choices)}"
+
+
+def compare_page(experiment: str, runs: list[str]) -> str:
+    """Where MLflow sets runs side by side, after the server's address."""
+    chosen = {"runs": json.dumps(runs), "experiments": json.dumps([experiment]), "workflowType": "machine_learning"}
+    return f"/#/compare-runs?{urlencode(chosen, quote_via=quote)}"
+
+
+def described(markdown: str, links: dict[str, str]) -> str:
+    """A run's description: links to pages by their titles as far as they have room, and the table, cut between its lines where
+    MLflow would not take all of it."""
+    room = [f"[{title}]({page})" for title, page in links.items() if len(page) < TAG_LENGTH // 4]
+    head = " · ".join(room) + "\n\n" if room else ""
+    if len(head) + len(markdown) > TAG_LENGTH:
+        cut = "\n\nThe rest is in the artifact results.md."
+        markdown = markdown[: TAG_LENGTH - len(head) - len(cut)].rpartition("\n")[0] + cut
+    return head + markdown
+
+
+def swept_options(records: list[Record]) -> list[str]:
+    """The names, as MLflow has them, of parameters and of options of a method in which some of its runs differ."""
+    found = {name for name in ("data", "image_size", "threads", "seed") if len({r.params.get(name) for r in records}) > 1}
+    by_method: dict[Any, list[dict[str, Any]]] = {}
+    for record in records:
+        by_method.setdefault(record.params.get("method"), []).append(flatten({"method": record.config.get("method")}))
+    for configs in by_method.values():
+        names = {name for config in configs for name in config}
+        found |= {name for name in names if len({str(config.get(name)) for config in configs}) > 1}
+    return sorted(found)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with keys joined by dots; empty values are left out, as MLflow has no null."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value
+    return flat
