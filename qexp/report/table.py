@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -58,8 +59,9 @@ COLUMNS = (
     Column("low-bit", "quantized_macs_share", lambda v: f"{100 * v:.0f} %"),
 )
 NAMES = {"model": "model", "label": "method", "engine": "engine", "batch_size": "batch"}
-IF_SEVERAL = {"data": "data", "image_size": "image", "threads": "threads"}  # columns of their own where a sweep goes through them
-TEXT = ("model", "method", "engine", "data")  # titles of columns aligned to the left
+# Columns of their own where a sweep goes through them, or its jobs ran on several machines.
+IF_SEVERAL = {"data": "data", "image_size": "image", "threads": "threads", "host": "machine"}
+TEXT = ("model", "method", "engine", "data", "machine")  # titles of columns aligned to the left
 TITLES = (*NAMES.values(), *IF_SEVERAL.values(), *(column.title for column in COLUMNS))  # of no option
 LEGEND = "* best of its model and batch size; several where their intervals overlap"
 REUSED = " ↺"
@@ -68,22 +70,24 @@ NOISY_LEGEND = "~ noisy: half of the calls differ by more than 10 % of the media
 
 
 def table(records: list[Record]) -> tuple[list[str], list[list[str]], list[list[bool]]]:
-    """Titles, cells, and which cells are the best of their column among the rows of the same model, data, shape and threads."""
+    """Titles, cells, and which cells are the best of their column among the rows of the same model, data, shape and threads, and, of
+    times, the same machine."""
     rows = [record for record in records if record.status == "finished"]
     names = names_of(records)
     columns = [column for column in COLUMNS if any(column.metric in row.metrics for row in rows)]
-    groups: dict[object, list[Record]] = {}
+    rivals: dict[tuple[Column, object], list[Record]] = {}
     for row in rows:
-        groups.setdefault(_group(row), []).append(row)
-    winners = {(group, column): _best(column, rivals) for group, rivals in groups.items() for column in columns}
+        for column in columns:
+            rivals.setdefault((column, _group(row, column)), []).append(row)
+    winners = {group: _best(group[0], members) for group, members in rivals.items()}
     cells = [[*(_name(key, row) for key in names), *(_cell(column, row) for column in columns)] for row in rows]
-    best = [[False] * len(names) + [id(row) in winners[_group(row), column] for column in columns] for row in rows]
+    best = [[False] * len(names) + [id(row) in winners[column, _group(row, column)] for column in columns] for row in rows]
     return [*names.values(), *(column.title for column in columns)], cells, best
 
 
 def names_of(records: list[Record]) -> dict[str, str]:
     """Parameters, and options of the methods, that tell the rows apart, and their titles."""
-    several = {key: title for key, title in IF_SEVERAL.items() if len({r.params.get(key) for r in records}) > 1}
+    several = {key: title for key, title in IF_SEVERAL.items() if len({_told(key, r) for r in records}) > 1}
     return NAMES | several | varied(records, TITLES)
 
 
@@ -97,14 +101,19 @@ def noisy(record: Record) -> bool:
     return record.metrics.get("latency_spread", 0) > NOISY
 
 
-def _group(record: Record) -> tuple[object, ...]:
-    return tuple(record.params.get(key) for key in ("model", "batch_size", *IF_SEVERAL))
+def _told(key: str, record: Record) -> Any:
+    return record.environment.get("host") if key == "host" else record.params.get(key)
+
+
+def _group(record: Record, column: Column) -> tuple[object, ...]:
+    """What rows have in common that are compared with each other in that column."""
+    return tuple(_told(key, record) for key in ("model", "batch_size", *IF_SEVERAL) if key != "host" or column.interval)
 
 
 def _name(key: str, record: Record) -> str:
     """The record's parameter or option of that name."""
     missing = "" if key in NAMES or key in IF_SEVERAL else NONE
-    text = str((record.params | option_texts(record)).get(key, missing))
+    text = str((record.params | {"host": _told("host", record)} | option_texts(record)).get(key, missing))
     return text + REUSED if key == "label" and record.reused else text
 
 
@@ -176,10 +185,10 @@ def csv_table(records: list[Record]) -> str:
     options = [name for name in varied(records) if name not in params]
     metrics = sorted({key for record in records for key in record.metrics})
     out = io.StringIO()
-    writer = csv.DictWriter(out, ["status", "reason", "reused", *params, *options, *metrics])
+    writer = csv.DictWriter(out, ["status", "reason", "reused", "host", *params, *options, *metrics])
     writer.writeheader()
     for record in records:
         texts = {name: text for name, text in option_texts(record).items() if name in options}
-        how = {"status": record.status, "reason": record.reason, "reused": record.reused}
+        how = {"status": record.status, "reason": record.reason, "reused": record.reused, "host": _told("host", record)}
         writer.writerow({**how, **record.params, **texts, **record.metrics})
     return out.getvalue()

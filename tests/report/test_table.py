@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,6 +33,19 @@ def marked(records: list[Record]) -> dict[str, set[str]]:
     """The labels of the rows that each column marks as best."""
     titles, cells, best = table(records)
     return {title: {row[1] for row, marks in zip(cells, best, strict=True) if marks[i]} for i, title in enumerate(titles)}
+
+
+def test_times_of_several_machines_are_told_apart() -> None:
+    def on(host: str, made: Record) -> Record:
+        return replace(made, environment={"host": host})
+
+    assert "machine" not in table([on("one", FP32), on("one", INT8)])[0]
+    records = [on("one", FP32), on("one", INT8), on("two", record("again", top1=0.95, latency_ms=0.5, speedup=9.0, size_mb=1.0))]
+    assert [row[table(records)[0].index("machine")] for row in table(records)[1]] == ["one", "one", "two"]
+    best = marked(records)
+    assert best["ms"] == {"static int8"}, "of machine one; on two there is nothing to compare with"
+    assert best["top-1 %"] == best["size MB"] == {"again"}
+    assert [row["host"] for row in csv.DictReader(io.StringIO(csv_table(records)))] == ["one", "one", "two"]
 
 
 def test_the_best_of_each_column_is_marked() -> None:
