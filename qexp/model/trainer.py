@@ -33,6 +33,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of options in malloc.h
 LARGEST_MMAP_THRESHOLD = 32 * 2**20  # bytes, on 64-bit systems
 # Beginnings (regular expressions) of warnings whose cause is known and wanted.
 WARNINGS_UNWANTED = (
+    "The `srun` command is available",  # a sweep may be started on a machine that has Slurm, and run elsewhere
     r"Checkpoint directory .* exists and is not empty",  # a resumed training
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's use of torch, nothing of ours
     r".*does not have many workers",  # batches are slices of an array; worker processes would only slow them down
