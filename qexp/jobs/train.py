@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qexp.cli import same_choices
 from qexp.data.base import ImageData, open_data
-from qexp.files import file_digest, not_writable
+from qexp.files import file_digest
 from qexp.model.base import Classifier, build_network, check_logits, load_weights, read_weights
 from qexp.model.baseline import Baseline, check_space, weights_file
 from qexp.model.trainer import be_quiet, best_and_last, leave_one_process, make_trainer
@@ -46,7 +46,7 @@ def train_baseline(config: DictConfig, data: ImageData) -> Baseline:
         plan["init"] = file_digest(start)
     name = f"{config.model.id}-{spec.name}-seed{config.seed}-{digest(plan)[:8]}".replace("/", "_")
     folder = Path(config.outputs) / "baselines" / name
-    with alone_with(folder):
+    with alone_with(Path(config.outputs) / "cache" / "training" / f"{name}.lock"):
         if config.force and getattr(rank_zero_only, "rank", 0) == 0:
             shutil.rmtree(folder, ignore_errors=True)
         if (folder / "manifest.json").exists():
@@ -55,15 +55,15 @@ def train_baseline(config: DictConfig, data: ImageData) -> Baseline:
         return train(config, data, folder, plan, weights)
 
 
-def alone_with(folder: Path) -> contextlib.AbstractContextManager[Any]:
+def alone_with(lock: Path) -> contextlib.AbstractContextManager[Any]:
     """Jobs side by side that need the same baseline wait until one has trained it; the processes of one training do not."""
     if getattr(rank_zero_only, "rank", 0) != 0:
         return contextlib.nullcontext()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise not_writable(folder, error) from error
-    return FileLock(folder.with_name(f".{folder.name}.lock"))
+        raise UserError(f"Cannot write to {lock.parent}: {error.strerror}. Choose another folder with outputs=FOLDER.") from error
+    return FileLock(lock)
 
 
 def train(config: DictConfig, data: ImageData, folder: Path, plan: dict[str, Any], weights: dict[str, Tensor] | None) -> Baseline:
