@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -43,9 +44,9 @@ def building(target: Path) -> Iterator[Path]:
 
 def not_writable(target: Path, error: OSError) -> UserError:
     place = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free / 1e6
-    hint = f"{free:.1f} MB are free there: make room, or choose another folder with outputs=."
-    return UserError(f"Cannot write {target}: {error.strerror or error}. {hint}")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, None)  # NumPy's errors have no number
+    hint = f"{shutil.disk_usage(place).free / 1e6:.1f} MB are free there: make room, or choose" if full else "Choose"
+    return UserError(f"Cannot write {target}: {error.strerror or error}. {hint} another folder with outputs=.")
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -24,7 +24,7 @@ SWEEP = [
     "recipe.epochs=1", "recipe.batch_size=8", "trainer=cpu", "train_missing=true", *fake("Says", "answer=0"), *FEW_WINDOWS,
     "method=none,static", "batch_size=1,2", "outputs=outputs", "measure.parity=null",
 ]  # fmt: skip
-KILLS = 8
+KILLS = 5
 
 
 def sweep(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -133,14 +134,18 @@ def test_an_interrupted_command_ends_at_once_and_says_how_to_go_on(tmp_path: Pat
     hangs = [*PRETEND, "method=none", *fake("Fails", "how=hang"), *FEW_WINDOWS, "tracking=none", "outputs=outputs"]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "compress.py"), *hangs]
-    job = subprocess.Popen(command, cwd=tmp_path, env=surroundings, stderr=subprocess.PIPE, text=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a background job of a shell would not be
+    job = subprocess.Popen(command, cwd=tmp_path, env=surroundings, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     parent = psutil.Process(job.pid)
-    while not list((tmp_path / "outputs").glob("cache/runs/.*.lock")) or len(parent.children()) < 2:
-        assert job.poll() is None, job.communicate()
-        time.sleep(0.1)
-    children = parent.children(recursive=True)
-    job.send_signal(signal.SIGINT)
-    _, errors = job.communicate(timeout=30)
+    try:
+        while not list((tmp_path / "outputs").glob("cache/runs/.*.lock")) or len(parent.children()) < 2:
+            assert job.poll() is None, job.communicate()
+            time.sleep(0.1)
+        children = parent.children(recursive=True)
+        job.send_signal(signal.SIGINT)
+        _, errors = job.communicate(timeout=30)
+    finally:
+        job.kill()  # or it would hang, and hold the lock of all measurements
     assert job.returncode == 130 and "Traceback" not in errors
     assert errors.strip().startswith("Interrupted. What is finished is kept; to go on: python compress.py model=resnet8")
     assert psutil.wait_procs(children, timeout=30)[1] == []

@@ -123,7 +123,7 @@ def from_rows(rows: Tensor, shape: torch.Size, axis: int | None) -> Tensor:
 
 def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     """Signal to quantisation noise ratio in decibels: 10 log10(sum x^2 / sum (x - q)^2); infinite without noise."""
-    return decibels(power(reference), power(reference - approximation))
+    return decibels(power(reference), power(reference.double() - approximation.double()))
 
 
 def power(x: Tensor) -> float:

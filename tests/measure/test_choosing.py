@@ -107,6 +107,7 @@ def test_no_candidate_is_loaded_while_another_imports(make_subject: MakeSubject,
 
 
 def refuse(engine: Engine) -> Any:
+    engine.check_machine()
     if engine.name == "takes":
         raise Unsupported("takes has no kernels for it")
     if engine.name == "says":
