@@ -7,6 +7,7 @@ Alone on the machine; everything is written to a temporary folder unless told ot
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import subprocess
@@ -28,13 +29,15 @@ LENET = ["-m", "model=lenet5", "data=digits", "checkpoint=random", "engine=onnxr
 QUICK = ["measure.latency.windows=2", "measure.latency.window_s=0.01", "measure.latency.warmup_s=0.01", "measure.latency.calls=2"]
 UNMEASURED = [f"measure.{name}=null" for name in ("accuracy", "coverage", "energy", "latency", "memory", "operators", "parity", "size")]
 RUNS = (1250, 2500, 5000)
+# Where nothing that was compiled may be kept, importing the libraries takes twice as long.
+SURROUNDINGS = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def seconds(options: list[str], outputs: Path) -> float:
     """Of one command."""
     began = time.perf_counter()
     command = [sys.executable, str(ROOT / "compress.py"), *options, f"outputs={outputs}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=SURROUNDINGS)
     return time.perf_counter() - began
 
 
@@ -84,7 +87,7 @@ def memory(outputs: Path, jobs: int = 200) -> None:
     """Resident memory of the sweeping process after each job, and a line through it without the first fifth."""
     batches = "batch_size=" + ",".join(map(str, range(1, jobs // 2 + 1)))
     command = [sys.executable, str(ROOT / "compress.py"), *LENET, *UNMEASURED, "method=none,static", batches, "force=true"]
-    sweep = subprocess.Popen([*command, f"outputs={outputs / 'memory'}"], stdout=subprocess.PIPE, text=True)
+    sweep = subprocess.Popen([*command, f"outputs={outputs / 'memory'}"], stdout=subprocess.PIPE, text=True, env=SURROUNDINGS)
     process, seen = psutil.Process(sweep.pid), []
     assert sweep.stdout
     for line in sweep.stdout:

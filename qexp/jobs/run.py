@@ -137,7 +137,7 @@ class Run:
     def show(self, record: Record) -> None:
         """Pictures and tracking. The record on disk is the result; views of it must not cost the other jobs theirs."""
         try:
-            if record.artifact:
+            if record.artifact and (self.config.picture or not record.reused):  # the run that it was taken from has the others
                 draw_layers(Path(record.artifact), self.folder, self.config.picture)
             if not record.reused and record.status != "compressed":
                 instantiate(self.config.tracking).log(record, self.folder)
