@@ -32,6 +32,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def first_line(error: Exception) -> str:
+    """What an error says at first, or what it is called if it says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known names, those most like `name` first: the end of an error about an unknown name."""
     names = sorted(known)

@@ -25,7 +25,7 @@ from qexp.measure.base import STANDING, Disagrees
 from qexp.measure.machine import environment, physical_cores
 from qexp.report.layers import draw_layers
 from qexp.tracking.store import read_records, write_record
-from qexp.types import Artifact, Record, Unsupported, UserError, command_line, digest, nearest
+from qexp.types import Artifact, Record, Unsupported, UserError, command_line, digest, first_line, nearest
 
 CHOICES = {"on_error": ("continue", "stop"), "phase": ("all", "compress", "measure")}
 
@@ -103,7 +103,7 @@ class Run:
         known = None if self.config.force or self.config.phase == "compress" else ended.find(key)
         if known is None or (known.status == "failed" and self.config.retry_failed):
             return None
-        if known.artifact:
+        if known.artifact and self.config.picture:
             check_picture(self.config.picture, [layer.name for layer in Artifact.read(Path(known.artifact)).layers])
         here = (ended.outputs / known.reused).resolve() == self.folder.resolve()  # it ended, and the job was requeued
         return replace(known, sweep=sweep_folder().name, reused="" if here else known.reused)
@@ -196,4 +196,4 @@ def reason_of(error: Exception, folder: Path) -> str:
         return explained
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "traceback.txt").write_text(traceback.format_exc())
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (see {folder / 'traceback.txt'})"
+    return f"{type(error).__name__}: {first_line(error)} (see {folder / 'traceback.txt'})"

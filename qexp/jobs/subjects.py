@@ -21,7 +21,7 @@ from qexp.measure.base import Subject
 from qexp.method.base import Method, artifact_name, make_artifact
 from qexp.model.base import build_network, load_weights, read_weights
 from qexp.model.baseline import Baseline, find_baseline
-from qexp.types import Artifact, UserError, digest
+from qexp.types import Artifact, DataSpec, UserError, digest
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,26 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
         return network, {**source, "weights": "random", "seed": config.seed}
     path = Path(config.checkpoint)
     if config.checkpoint != "auto" and not path.is_dir():
+        check_unseen(config, data, None)
         load_weights(network, read_weights(path), str(path))
         return network, {**source, "weights": file_digest(path)}
     baseline = newest_baseline(config, data) if config.checkpoint == "auto" else Baseline.read(path)
     baseline.check()
+    check_unseen(config, data, baseline.data)
     load_weights(network, read_weights(baseline.weights), str(baseline.folder))
     data.normalise_like(baseline.data)
     return network, {**source, "weights": baseline.weights_digest}
+
+
+def check_unseen(config: DictConfig, data: ImageData, trained_on: DataSpec | None) -> None:
+    """Errors: UserError where accuracy is asked for on a validation part that the weights may have been trained on."""
+    accuracy = config.measure.get("accuracy")
+    if accuracy and accuracy.part != "test" and (trained_on is None or trained_on.digest != data.open().digest):
+        weights = "no baseline of train.py" if trained_on is None else "a baseline of other images"
+        raise UserError(
+            f"measure.accuracy.part={accuracy.part}, but whether these weights were trained on images of the validation part is unknown: "
+            f"they are {weights}. Give measure.accuracy.part=test."
+        )
 
 
 def newest_baseline(config: DictConfig, data: ImageData) -> Baseline:

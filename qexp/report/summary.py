@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -19,7 +20,7 @@ from qexp.report.plot import accuracy_plot, bits_plots, latency_plots
 from qexp.report.table import csv_table, markdown_table, rich_table, unfinished
 from qexp.tracking.store import read_records
 from qexp.tracking.sync import sync
-from qexp.types import Record
+from qexp.types import Record, first_line
 
 
 class Summary(Callback):
@@ -40,6 +41,10 @@ class Summary(Callback):
         else:
             log_what_waits(Path(config.outputs))
         LEFT_OPEN.append(functools.partial(self.on_multirun_end, config))
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        # Hydra keeps what every job of a sweep has returned, and a config takes hundreds of kilobytes.
+        job_return.cfg = job_return.hydra_cfg = None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         LEFT_OPEN.clear()
@@ -85,10 +90,6 @@ def log_what_waits(outputs: Path) -> None:
     _, failures = sync(outputs, instantiate)
     for failure in failures:
         print(f"records of earlier runs wait for tracking (python -m qexp.tracking sync): {failure}", file=sys.stderr, flush=True)
-
-
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def plan(config: DictConfig) -> str:

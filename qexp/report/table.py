@@ -87,7 +87,7 @@ def table(records: list[Record]) -> tuple[list[str], list[list[str]], list[list[
 
 def names_of(records: list[Record]) -> dict[str, str]:
     """Parameters, and options of the methods, that tell the rows apart, and their titles."""
-    several = {key: title for key, title in IF_SEVERAL.items() if len({_told(key, r) for r in records}) > 1}
+    several = {key: title for key, title in IF_SEVERAL.items() if len({_value(key, r) for r in records}) > 1}
     return NAMES | several | varied(records, TITLES)
 
 
@@ -101,19 +101,19 @@ def noisy(record: Record) -> bool:
     return record.metrics.get("latency_spread", 0) > NOISY
 
 
-def _told(key: str, record: Record) -> Any:
+def _value(key: str, record: Record) -> Any:
     return record.environment.get("host") if key == "host" else record.params.get(key)
 
 
 def _group(record: Record, column: Column) -> tuple[object, ...]:
     """What rows have in common that are compared with each other in that column."""
-    return tuple(_told(key, record) for key in ("model", "batch_size", *IF_SEVERAL) if key != "host" or column.interval)
+    return tuple(_value(key, record) for key in ("model", "batch_size", *IF_SEVERAL) if key != "host" or column.interval)
 
 
 def _name(key: str, record: Record) -> str:
     """The record's parameter or option of that name."""
     missing = "" if key in NAMES or key in IF_SEVERAL else NONE
-    text = str((record.params | {"host": _told("host", record)} | option_texts(record)).get(key, missing))
+    text = str((record.params | {"host": _value("host", record)} | option_texts(record)).get(key, missing))
     return text + REUSED if key == "label" and record.reused else text
 
 
@@ -189,6 +189,6 @@ def csv_table(records: list[Record]) -> str:
     writer.writeheader()
     for record in records:
         texts = {name: text for name, text in option_texts(record).items() if name in options}
-        how = {"status": record.status, "reason": record.reason, "reused": record.reused, "host": _told("host", record)}
+        how = {"status": record.status, "reason": record.reason, "reused": record.reused, "host": _value("host", record)}
         writer.writerow({**how, **record.params, **texts, **record.metrics})
     return out.getvalue()

@@ -1,6 +1,7 @@
 """`python -m qexp.tracking sync [outputs=FOLDER] [uri=URI]`: log all records on disk that tracking has not seen yet.
 
-outputs: the folder of a sweep's outputs (default: outputs); uri: where to log, instead of where each run was told to.
+outputs: the folder of a sweep's outputs (default: outputs); uri: where to log, instead of where each run was told to,
+also those of tracking=none.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from qexp.tracking.sync import Tracking, sync
+
+DEFAULT = Path(__file__).parents[2] / "conf" / "tracking" / "mlflow.yaml"
 
 
 def main(words: list[str]) -> int:
@@ -25,7 +29,10 @@ def main(words: list[str]) -> int:
         return 1
 
     def tracking_of(config: dict[str, Any]) -> Tracking:
-        return instantiate({**config, **({"uri": given["uri"]} if "uri" in given and "uri" in config else {})})
+        if "uri" not in given:
+            return instantiate(config)
+        composed = OmegaConf.create({"outputs": str(outputs), "tracking": OmegaConf.load(DEFAULT)})
+        return instantiate(OmegaConf.merge(composed, {"tracking": {"uri": given["uri"]}}).tracking)
 
     count, failures = sync(outputs, tracking_of, given.get("uri"))
     print(f"{count} runs are in tracking")

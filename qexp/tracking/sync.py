@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qexp.tracking.store import noted, read_record
-from qexp.types import Record, UserError
+from qexp.types import Record, UserError, first_line
 
 
 class Tracking(Protocol):
@@ -41,7 +41,7 @@ def sync(outputs: Path, tracking_of: Callable[[dict[str, Any]], Tracking], uri: 
             if place not in known:
                 known[place] = tracking_of(config)
             known[place].log(record, file.parent)
-            count += 1
+            count += bool(noted(file.parent).get("run"))  # not so where a run asked for no tracking
         except Exception as error:
-            failures[place] = f"{config.get('uri', place)}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            failures[place] = f"{config.get('uri', place)}: {first_line(error)}"
     return count, list(failures.values())
