@@ -24,6 +24,7 @@ def main(options: list[str]) -> None:
     from torch.nn.functional import cross_entropy
 
     from qexp.data.base import open_data
+    from qexp.data.loaders import Loaders
     from qexp.model.base import build_network
     from qexp.model.trainer import make_trainer
 
@@ -44,7 +45,7 @@ def main(options: list[str]) -> None:
     feeding, computing, step = [], [], 0
     steps, warm_up = config.get("steps", 40), 5
     while step < steps + warm_up:
-        batches = iter(data.train_dataloader())
+        batches = iter(Loaders(data).train_dataloader())
         while step < steps + warm_up:
             started = now()
             batch = next(batches, None)

@@ -24,12 +24,13 @@ ALLOWED = {
     "onnx_file": {"qexp.types"},
     "engine": BASIC | {"qexp.onnx_file"},
     "tracking": BASIC,
-    "method": BASIC | {"qexp.data.base", "qexp.model.base", "qexp.model.trainer", "qexp.onnx_file"},
+    "method": BASIC
+    | {"qexp.data.base", "qexp.data.loaders", "qexp.model.base", "qexp.model.classifier", "qexp.model.trainer", "qexp.onnx_file"},
     "measure": BASIC | {"qexp.launch", "qexp.engine.base"},
     "report": BASIC | {"qexp.errors", "qexp.tracking.store", "qexp.tracking.sync"},
     "jobs": BASIC
-    | {"qexp.cli", "qexp.errors", "qexp.launch", "qexp.data.base", "qexp.engine.base", "qexp.method.base"}
-    | {"qexp.model.base", "qexp.model.baseline", "qexp.model.trainer", "qexp.measure.base", "qexp.measure.machine"}
+    | {"qexp.cli", "qexp.errors", "qexp.launch", "qexp.data.base", "qexp.data.loaders", "qexp.engine.base", "qexp.method.base"}
+    | {"qexp.model.base", "qexp.model.baseline", "qexp.model.classifier", "qexp.model.trainer", "qexp.measure.base", "qexp.measure.machine"}
     | {"qexp.report.layers", "qexp.tracking.store"},
 }
 MODULES = sorted((ROOT / "qexp").rglob("*.py"))
@@ -87,5 +88,12 @@ def test_entry_scripts_know_no_leaf(script: str) -> None:
 
 def test_a_measuring_child_imports_nothing_heavy() -> None:
     code = "import sys, qexp.measure.child, qexp.engine.onnxruntime; print([m for m in ('torch', 'mlflow', 'hydra') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_jobs_that_train_nothing_import_nothing_for_training() -> None:
+    heavy = ("pytorch_lightning", "torchmetrics", "torchvision", "mlflow", "scipy", "sklearn")
+    code = f"import sys, qexp.jobs.compress, qexp.jobs.benchmark; print([m for m in {heavy} if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

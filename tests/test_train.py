@@ -23,8 +23,9 @@ from torch import Tensor
 import train
 from qexp.data.base import open_data
 from qexp.jobs.train import train_baseline
-from qexp.model.base import Classifier, build_network, load_weights
+from qexp.model.base import build_network, load_weights
 from qexp.model.baseline import Baseline
+from qexp.model.classifier import Classifier
 from qexp.types import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -6,16 +6,13 @@ import warnings
 from dataclasses import dataclass, replace
 from functools import cache as memoised
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, SequentialSampler
 
 from qexp.data import augment, cache
 from qexp.files import write_json
@@ -38,28 +35,6 @@ def _check_whole(least: int, **options: int) -> None:
     for key, value in options.items():
         if not isinstance(value, int) or value < least:
             raise UserError(f"data.{key} is {value!r}; it must be a whole number of at least {least}.")
-
-
-class Batches(Dataset):
-    """Chosen images of an array, fetched a batch at a time: images[B,H,W,C] uint8 and labels[B]."""
-
-    def __init__(self, split: cache.Split, indices: np.ndarray):
-        self.split, self.indices = split, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        chosen = self.indices[indices]
-        return torch.from_numpy(self.split.images[chosen]), torch.from_numpy(self.split.labels[chosen])
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def open_data(config: DictConfig) -> ImageData:
@@ -90,7 +65,7 @@ def _build(config: DictConfig) -> ImageData:
     return data
 
 
-class ImageData(LightningDataModule):
+class ImageData:
     """A dataset of images with class labels, in a training, a validation and a test part.
 
     A source says where its images come from: `source_digest()` and `decode()`; everything else is shared. `name` is the
@@ -101,7 +76,6 @@ class ImageData(LightningDataModule):
     A class that sets `pretend` has images without meaning: they are not kept on disk and their split is not stratified.
     """
 
-    name: str  # Lightning allows None
     pretend = False
     trains_in_seconds = False
 
@@ -120,7 +94,6 @@ class ImageData(LightningDataModule):
         calibration_images: int = 1024,
         augmentation: Augmentation | None = None,
     ):
-        super().__init__()
         self.augmentation = augmentation or Augmentation()
         _check_whole(1, image_size=image_size, calibration_images=calibration_images)
         _check_whole(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
@@ -176,31 +149,6 @@ class ImageData(LightningDataModule):
                 write_json(indices, self.validation_indices.tolist())
         return self.spec
 
-    def setup(self, stage: str | None = None) -> None:
-        self.open()
-
-    def train_dataloader(self) -> DataLoader:
-        dataset = Batches(self.splits["train"], self.train_indices)
-        workers, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        # DistributedSampler shuffles by (seed, epoch) alone: a resumed epoch sees the images in the same order.
-        sampler: DistributedSampler = DistributedSampler(dataset, num_replicas=workers, rank=rank, seed=self.seed)
-        drop_last = len(dataset) > self.batch_size * workers
-        return self._loader(dataset, self.batch_size, sampler, drop_last)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._eval_loader(Batches(self.splits["train"], self.validation_indices))
-
-    def test_dataloader(self) -> DataLoader:
-        return self._eval_loader(Batches(self.splits["test"], np.arange(len(self.splits["test"].labels))))
-
-    def _eval_loader(self, dataset: Batches) -> DataLoader:
-        return self._loader(dataset, self.eval_batch_size, SequentialSampler(dataset))
-
-    def _loader(self, dataset: Batches, batch_size: int, sampler: Sampler, drop_last: bool = False) -> DataLoader:
-        # From pinned memory a GPU is fed while it computes.
-        pinned = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=drop_last, pin_memory=pinned)
-
     def calibration(self) -> Tensor:
         """Normalised x[N,C,H,W] float32 of a fixed subset of the training part, without augmentation."""
         self.open()
@@ -235,14 +183,6 @@ class ImageData(LightningDataModule):
                 f"The baseline was trained on other files of {self.name!r} than these; its validation part may differ.", stacklevel=2
             )
         self.spec = replace(spec, mean=other.mean, std=other.std)
-
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        images, labels = batch
-        if self.trainer and self.trainer.training:
-            # Batches begun before this one, in all epochs; total_batch_idx would count the first two as one.
-            step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-            images = self.augment(images, step, self.trainer.global_rank)
-        return self.normalise(images), labels
 
     def augment(self, images: Tensor, step: int, rank: int = 0) -> Tensor:
         """The random crop, mirror and cutout of training step `step`: the same for the same seed, step and rank."""

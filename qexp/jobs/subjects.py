@@ -16,7 +16,6 @@ from qexp.data.base import ImageData, open_data
 from qexp.engine.base import Engine
 from qexp.files import file_digest
 from qexp.jobs.comparison import limits_of
-from qexp.jobs.train import train_baseline
 from qexp.measure.base import Subject
 from qexp.method.base import Method, artifact_name, make_artifact
 from qexp.model.base import build_network, load_weights, read_weights
@@ -99,6 +98,8 @@ def newest_baseline(config: DictConfig, data: ImageData) -> Baseline:
         return found
     wanted = config.train_missing is True or (config.train_missing == "auto" and data.trains_in_seconds)
     if wanted and config.phase != "measure":
+        from qexp.jobs.train import train_baseline  # and with it Lightning, which takes seconds to import
+
         return train_baseline(config, data)
     raise UserError(
         f"There is no trained {config.model.id} for the data {data.spec.name!r} in {config.outputs}/baselines. Train it with\n"

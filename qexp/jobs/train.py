@@ -18,9 +18,11 @@ from torch import Tensor
 
 from qexp.cli import same_choices
 from qexp.data.base import ImageData, open_data
+from qexp.data.loaders import Loaders
 from qexp.files import file_digest
-from qexp.model.base import Classifier, build_network, check_logits, load_weights, read_weights
+from qexp.model.base import build_network, check_logits, load_weights, read_weights
 from qexp.model.baseline import Baseline, check_space, weights_file
+from qexp.model.classifier import Classifier
 from qexp.model.trainer import be_quiet, best_and_last, leave_one_process, make_trainer
 from qexp.types import UserError, command_line, digest, versions
 
@@ -84,13 +86,13 @@ def train(config: DictConfig, data: ImageData, folder: Path, plan: dict[str, Any
     trainer = make_trainer(**config.trainer, callbacks=[best, newest], logger=logger)
     last = folder / "last.ckpt"
     announce(config, data, trainer, f"{folder}{' (going on)' if last.exists() else ''}")
-    trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    trainer.fit(module, Loaders(data), ckpt_path=str(last) if last.exists() else None, weights_only=True)
     leave_one_process(trainer)
 
     assert best.best_model_score is not None  # every epoch is validated
     load_weights(module.network, read_weights(Path(best.best_model_path)), best.best_model_path)
     tester = make_trainer(config.trainer.accelerator, config.trainer.precision, devices=1, logger=logger, enable_progress_bar=False)
-    tested = tester.test(module, data, verbose=False)[0]
+    tested = tester.test(module, Loaders(data), verbose=False)[0]
     baseline = Baseline(
         folder=folder, model=plan["model"], data=spec, recipe=plan["recipe"], seed=config.seed,
         metrics={"val_top1": float(best.best_model_score), **tested}, created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qexp.data.base import ImageData
+from qexp.data.loaders import Loaders
 from qexp.method.base import Compressed, example_input
 from qexp.method.fake_quantize import LEARNING, quantizers
 from qexp.method.qat_graph import ConvNorm, hand_over, learn_ranges, sizes, trainable
 from qexp.method.quantization import Quantization
-from qexp.model.base import Classifier, load_weights, read_weights
+from qexp.model.base import load_weights, read_weights
+from qexp.model.classifier import Classifier
 from qexp.model.trainer import best_and_last, keeping_freed_memory, make_trainer
 from qexp.types import UserError, Wants, digest, nearest
 
@@ -87,7 +89,7 @@ class QAT(Quantization):
             data.batch_size = -(-recipe["batch_size"] // parts)
             try:
                 last = checkpoints / "last.ckpt"
-                trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+                trainer.fit(module, Loaders(data), ckpt_path=str(last) if last.exists() else None, weights_only=True)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or data.batch_size == 1:

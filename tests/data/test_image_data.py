@@ -13,6 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from qexp.data.folder import FolderData
+from qexp.data.loaders import Loaders
 
 Make = Callable[..., FolderData]
 
@@ -74,7 +75,7 @@ def test_training_batches_cover_the_training_part_in_a_new_order_each_epoch(make
     def epochs(**options: Any) -> list[list[int]]:
         data = make_folder(batch_size=16, validation_share=0.4, **options)
         data.open()
-        loader = data.train_dataloader()
+        loader = Loaders(data).train_dataloader()
         orders = []
         for epoch in range(2):
             loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -90,11 +91,13 @@ def test_training_batches_cover_the_training_part_in_a_new_order_each_epoch(make
 def test_images_and_labels_belong_together(make_folder: Make) -> None:
     data = make_folder(eval_batch_size=3)
     data.open()
-    for loader, part, indices in ((data.val_dataloader(), "train", data.validation_indices), (data.test_dataloader(), "test", range(8))):
+    loaders = Loaders(data)
+    parts = ((loaders.val_dataloader(), "train", data.validation_indices), (loaders.test_dataloader(), "test", range(8)))
+    for loader, part, indices in parts:
         images, labels = (torch.cat(column).numpy() for column in zip(*loader, strict=True))
         split, chosen = data.splits[part], list(indices)
         assert np.array_equal(images, split.images[chosen]) and np.array_equal(labels, split.labels[chosen])
-    for batch, batch_labels in data.train_dataloader():
+    for batch, batch_labels in loaders.train_dataloader():
         assert batch.dtype == torch.uint8
         assert batch_labels.tolist() == data.splits["train"].labels[indices_of(data, data.normalise(batch))].tolist()
 
@@ -102,20 +105,22 @@ def test_images_and_labels_belong_together(make_folder: Make) -> None:
 def test_last_batch_is_dropped_in_training_only(make_folder: Make) -> None:
     data = make_folder(batch_size=4, eval_batch_size=4)
     data.open()
-    assert [len(labels) for _, labels in data.train_dataloader()] == [4, 4, 4, 4]  # of 18
-    assert [len(labels) for _, labels in data.test_dataloader()] == [4, 4]
-    whole = opened(make_folder, batch_size=18)
+    loaders = Loaders(data)
+    assert [len(labels) for _, labels in loaders.train_dataloader()] == [4, 4, 4, 4]  # of 18
+    assert [len(labels) for _, labels in loaders.test_dataloader()] == [4, 4]
+    whole = Loaders(opened(make_folder, batch_size=18))
     assert [len(labels) for _, labels in whole.train_dataloader()] == [18]
-    assert len(data.train_dataloader().dataset[0][0]) == 8  # one image at a time works as well
+    assert len(loaders.train_dataloader().dataset[0][0]) == 8  # one image at a time works as well
 
 
 def test_only_training_batches_are_augmented(make_folder: Make) -> None:
     data = opened(make_folder)
+    loaders = Loaders(data)
     images, labels = torch.from_numpy(np.array(data.splits["train"].images)), torch.arange(20)
     for training, step in ((True, 3), (True, 4), (False, 3)):
         progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=step)))
-        data.trainer = SimpleNamespace(training=training, global_rank=1, fit_loop=SimpleNamespace(epoch_loop=progress))  # type: ignore
-        x, unchanged = data.on_after_batch_transfer((images, labels), 0)
+        loaders.trainer = SimpleNamespace(training=training, global_rank=1, fit_loop=SimpleNamespace(epoch_loop=progress))  # type: ignore
+        x, unchanged = loaders.on_after_batch_transfer((images, labels), 0)
         expected = data.augment(images, step, rank=1) if training else images
         assert torch.equal(x, data.normalise(expected)) and torch.equal(unchanged, labels)
 
@@ -146,12 +151,13 @@ def test_fed_by_lightning(make_folder: Make) -> None:
     data = make_folder(batch_size=6, eval_batch_size=5, validation_share=0.4)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer, network = Trainer(accelerator="cpu", max_epochs=2, num_sanity_val_steps=1, **quiet), Watching()  # type: ignore[arg-type]
-    trainer.fit(network, data)  # the first images are normalised in inference mode, and training goes on from there
-    trainer.test(network, data, verbose=False)
+    trainer.fit(network, Loaders(data))  # the first images are normalised in inference mode, and training goes on from there
+    trainer.test(network, Loaders(data), verbose=False)
     assert len(network.fed["train"]) == 4
     assert indices_of(data, torch.cat(network.fed["val"][-2:])) == data.validation_indices.tolist()
     np.testing.assert_allclose(torch.cat(network.fed["test"]).numpy(), normalised(data, data.splits["test"].images), atol=2e-6)
-    loader, expected = opened(make_folder, batch_size=6, validation_share=0.4).train_dataloader(), list[Tensor]()
+    loader = Loaders(opened(make_folder, batch_size=6, validation_share=0.4)).train_dataloader()
+    expected = list[Tensor]()
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         begun = len(expected)

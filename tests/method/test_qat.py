@@ -119,7 +119,7 @@ def test_out_of_memory_halves_the_steps_and_goes_on(
     fit, tried = Trainer.fit, []
 
     def too_large(self: Trainer, model: Any, data: Any, **options: Any) -> None:
-        tried.append((data.batch_size, self.accumulate_grad_batches))
+        tried.append((data.data.batch_size, self.accumulate_grad_batches))
         if len(tried) < 3:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
         fit(self, model, data, **options)

@@ -17,7 +17,7 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from qexp.model.base import Classifier
+from qexp.model.classifier import Classifier
 from qexp.model.trainer import make_trainer
 from qexp.types import UserError
 

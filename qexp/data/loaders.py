@@ -1,0 +1,77 @@
+"""A dataset as Lightning takes it: batches of its parts, augmented on the device that trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, SequentialSampler
+
+from qexp.data.base import ImageData
+from qexp.data.cache import Split
+
+
+class Batches(Dataset):
+    """Chosen images of an array, fetched a batch at a time: images[B,H,W,C] uint8 and labels[B]."""
+
+    def __init__(self, split: Split, indices: np.ndarray):
+        self.split, self.indices = split, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        chosen = self.indices[indices]
+        return torch.from_numpy(self.split.images[chosen]), torch.from_numpy(self.split.labels[chosen])
+
+
+class Loaders(LightningDataModule):
+    """Of all three parts of `data`."""
+
+    def __init__(self, data: ImageData):
+        super().__init__()
+        self.data = data
+
+    def setup(self, stage: str | None = None) -> None:
+        self.data.open()
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = Batches(self.data.splits["train"], self.data.train_indices)
+        workers, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        # DistributedSampler shuffles by (seed, epoch) alone: a resumed epoch sees the images in the same order.
+        sampler: DistributedSampler = DistributedSampler(dataset, num_replicas=workers, rank=rank, seed=self.data.seed)
+        drop_last = len(dataset) > self.data.batch_size * workers
+        return self._loader(dataset, self.data.batch_size, sampler, drop_last)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._eval_loader(Batches(self.data.splits["train"], self.data.validation_indices))
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader(Batches(self.data.splits["test"], np.arange(len(self.data.splits["test"].labels))))
+
+    def _eval_loader(self, dataset: Batches) -> DataLoader:
+        return self._loader(dataset, self.data.eval_batch_size, SequentialSampler(dataset))
+
+    def _loader(self, dataset: Batches, batch_size: int, sampler: Sampler, drop_last: bool = False) -> DataLoader:
+        # From pinned memory a GPU is fed while it computes.
+        pinned = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=drop_last, pin_memory=pinned)
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        if self.trainer and self.trainer.training:
+            # Batches begun before this one, in all epochs; total_batch_idx would count the first two as one.
+            step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            images = self.data.augment(images, step, self.trainer.global_rank)
+        return self.data.normalise(images), labels
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
