@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,22 @@ def test_outputs_that_cannot_be_written_are_one_clear_error(run: Run, images: Pa
     code, printed = run(*small(images), "train_missing=true", "method=static", f"outputs={tmp_path / 'occupied' / 'outputs'}")
     assert code == 1 and "Cannot write" in printed and "Traceback" not in printed
     assert (tmp_path / "occupied").read_text() == "a file, no folder"
+
+
+def test_validation_images_that_weights_may_have_been_trained_on_are_no_test(run: Run, images: Path, tmp_path: Path) -> None:
+    """Of unknown weights in a file, and of a baseline whose training images were others of the same name."""
+    asked = ["method=none", "engine=eager", "measure.latency=null", "measure.accuracy.part=validation"]
+    code, printed = run(*small(images, "train_missing=true", *asked))
+    (trained,) = records(tmp_path)
+    assert code == 0 and "val_top1" in metrics(trained), printed
+    weights = next((tmp_path / "outputs" / "baselines").rglob("*.safetensors"))
+    code, printed = run(*small(images, f"checkpoint={weights}", *asked))
+    assert code == 1 and "is unknown: they are no baseline of train.py. Give measure.accuracy.part=test" in printed
+    others = tmp_path / "others" / images.name
+    shutil.copytree(images, others)
+    next(others.rglob("train/dark/*.png")).unlink()
+    code, printed = run(*small(others, *asked))
+    assert code == 1 and "is unknown: they are a baseline of other images" in printed, printed
 
 
 def test_a_command_without_a_model_says_how_to_choose_one(run: Run) -> None:

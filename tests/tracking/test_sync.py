@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from hydra.utils import instantiate
 
+from qexp.files import write_json
 from qexp.tracking.mlflow_view import MlflowView
 from qexp.tracking.store import write_record
 from qexp.tracking.sync import sync
@@ -118,3 +120,15 @@ def test_the_command(view: MlflowView, outputs: Path, tmp_path: Path) -> None:
     assert runs(MlflowView(other, "qexp", str(tmp_path / "files"))) == {place: "FINISHED" for place in ALL if "sunday" not in place}
     assert command("sync", f"outputs={tmp_path}").stderr.startswith(f"error: {tmp_path} holds no sweeps")
     assert command("sink").returncode == 2
+
+
+def test_runs_without_tracking_are_logged_where_the_command_says(view: MlflowView, outputs: Path) -> None:
+    for file in outputs.rglob("record.json"):
+        values = json.loads(file.read_text())
+        values["config"]["tracking"] = {"_target_": "qexp.tracking.nowhere.Nowhere"}
+        write_json(file, values)
+    assert sync(outputs, instantiate) == (0, []), "they did not ask for it"
+    for _ in range(2):
+        command = [sys.executable, "-m", "qexp.tracking", "sync", f"outputs={outputs}", f"uri={view.uri}"]
+        assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "3 runs are in tracking\n"
+        assert runs(view) == ALL
