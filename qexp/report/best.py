@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qexp.files import write_json
-from qexp.report.table import COLUMNS, NONE, significant
+from qexp.report.table import COLUMNS, NONE, percent
 from qexp.types import Record
 
 MARK = " ◆"
@@ -67,7 +67,7 @@ class Search:
         """Titles and cells, the best of the first objective first."""
         known = {column.metric: column for column in COLUMNS}
         titles = [f"{known[name].title if name in known else name} {ARROWS[way]}" for name, way in self.objectives.items()]
-        formats = [known[name].format if name in known else significant for name in self.objectives]
+        formats = [percent if name in known and known[name].format is percent else "{:.5g}".format for name in self.objectives]
         keys = list(dict.fromkeys(key for best in self.best for key in best.settings))
         sign = -1 if next(iter(self.objectives.values())) == "maximize" else 1
         rows = sorted(self.best, key=lambda best: (sign * best.values[0], best.number))

@@ -68,7 +68,7 @@ class Summary(Callback):
         files[1].write_text(csv_table(records))
         if accuracy_plot(records, sweep / "accuracy.png"):
             files.append(sweep / "accuracy.png")
-        files += [*bits_plots(records, sweep), *latency_plots(records, sweep)]
+        files += [*([] if search else bits_plots(records, sweep)), *latency_plots(records, sweep)]
         show(config, records, sweep, search)
         if all(record.status == "compressed" for record in records):
             return  # nothing to compare yet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +47,13 @@ class Axis:
         return cls(override.get_key_element(), "int" if whole else "float", bounds | ({"step": step} if step and not log else {}))
 
     def suggest(self, trial: Any) -> str:
-        """The value that an Optuna trial has or gets here."""
-        return str(getattr(trial, f"suggest_{self.kind}")(self.key, **self.bounds))
+        """The value that an Optuna trial has or gets here; numbers to about 1/10,000 of what they may be, so that people can read them."""
+        value = getattr(trial, f"suggest_{self.kind}")(self.key, **self.bounds)
+        if self.kind != "float":
+            return str(value)
+        low, high = self.bounds["low"], self.bounds["high"]
+        finest = abs(value) if self.bounds["log"] else self.bounds.get("step", high - low)
+        return str(min(max(round(value, 4 - math.floor(math.log10(finest or 1))), low), high))
 
     @property
     def finite(self) -> bool:
@@ -79,14 +85,14 @@ class Space:
         self._check()
 
     def _check(self) -> None:
-        """Errors: UserError where no choice has one of the options."""
+        """Errors: UserError where no choice has one of the options, or Hydra's where a choice does not exist."""
         if wrong := next((axis.key for axis in self.groups if axis.kind != "categorical"), None):
             raise UserError(f"{wrong} is chosen by name. {EXAMPLES}")
         first = {axis.key: axis.bounds["choices"][0] for axis in self.groups}
         tried = [{**first, axis.key: choice} for axis in self.groups for choice in axis.bounds["choices"]] or [first]
+        known = set().union(*(self._names(tuple(self.overrides(choices))) for choices in tried))  # tells of a choice that is not there
         for axis in self.options:
-            if not any(self._has(axis.key, choices) for choices in tried):
-                known = {name for choices in tried for name in self._names(tuple(self.overrides(choices)))}
+            if not axis.key.startswith("+") and axis.key not in known:
                 raise UserError(f"hydra.sweeper.params: {axis.key} is no option. {nearest(axis.key, known)}")
 
     def settings(self, trial: Any) -> Settings:

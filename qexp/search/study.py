@@ -102,18 +102,20 @@ class Study:
         return sorted((trial for trial in self.tried.values() if trial is not None), key=lambda trial: trial.number)
 
     def propose(self, count: int) -> list[Proposal]:
-        """Up to `count` settings to try next, first those whose trial was interrupted or failed; fewer where no others are left."""
+        """Up to `count` settings to try next; fewer where no others are left. Trials that were interrupted come first, and alone:
+        what is proposed after them shall know what they came to, as if nothing had happened."""
         found: list[Proposal] = []
+        while self.interrupted and len(found) < count:
+            self.study.sampler = self._made(0)
+            begun = self.optuna.trial.Trial(self.study, self.interrupted.pop(0)._trial_id)
+            found += [proposal] if (proposal := self._new(begun)) else []
+        if found:
+            return found
         while len(found) < count and (proposal := self._next()):
             found.append(proposal)
         return found
 
     def _next(self) -> Proposal | None:
-        while self.interrupted:
-            self.study.sampler = self._made(0)
-            begun = self.optuna.trial.Trial(self.study, self.interrupted.pop(0)._trial_id)
-            if proposal := self._new(begun):
-                return proposal
         if self.again:
             self.study.enqueue_trial(self.again.pop(0))
         elif EXHAUSTED in self.study.user_attrs:
