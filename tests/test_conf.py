@@ -67,6 +67,7 @@ def test_every_launcher_takes_its_file_before_the_plugins_defaults(name: str) ->
     assert type(Plugins.instance()._instantiate(config.launcher)) is get_object(config.launcher._target_)
 
 
+@pytest.mark.filterwarnings("ignore:BruteForceSampler is experimental")
 @pytest.mark.parametrize("name", [f.stem for f in SWEEPERS if f.parent.name == "sampler"])
 def test_every_sampler_is_one_of_optunas(name: str) -> None:
     config = compose("compress", ["model=resnet8", "hydra/sweeper=optuna", f"hydra/sweeper/sampler={name}"], return_hydra_config=True)

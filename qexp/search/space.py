@@ -110,7 +110,7 @@ class Space:
     @functools.cache  # noqa: B019  (of the few combinations of groups; there is one space per command)
     def _names(self, overrides: tuple[str, ...]) -> set[str]:
         config = self.compose(list(overrides))
-        return {*_names_in(OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])))}
+        return {*_names_in(OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])))}
 
     @property
     def finite(self) -> bool:
