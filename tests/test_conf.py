@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
 LAUNCHERS = sorted((CONF / "hydra" / "launcher").glob("*.yaml"))
-FILES = sorted([*LAUNCHERS, *(f for f in CONF.rglob("*.yaml") if "hydra" not in f.relative_to(CONF).parts)])
+SWEEPERS = sorted((CONF / "hydra" / "sweeper").rglob("*.yaml"))
+FILES = sorted([*LAUNCHERS, *SWEEPERS, *(f for f in CONF.rglob("*.yaml") if "hydra" not in f.relative_to(CONF).parts)])
 GROUPS = {"data", "engine", "method", "model", "recipe", "tracking", "trainer"}
 CHOICES = sorted((f.parent.name, f.stem) for f in FILES if f.parent.name in GROUPS and not f.stem.startswith("_"))
 NEEDED = {
@@ -64,6 +65,14 @@ def test_every_launcher_takes_its_file_before_the_plugins_defaults(name: str) ->
     for key in {"submitit_folder", "name"} & set(config.launcher):
         config.launcher[key] = "of a sweep, which is not there yet"
     assert type(Plugins.instance()._instantiate(config.launcher)) is get_object(config.launcher._target_)
+
+
+@pytest.mark.filterwarnings("ignore:BruteForceSampler is experimental")
+@pytest.mark.parametrize("name", [f.stem for f in SWEEPERS if f.parent.name == "sampler"])
+def test_every_sampler_is_one_of_optunas(name: str) -> None:
+    config = compose("compress", ["model=resnet8", "hydra/sweeper=optuna", f"hydra/sweeper/sampler={name}"], return_hydra_config=True)
+    assert isinstance(instantiate(config.hydra.sweeper.sampler, seed=0), get_object("optuna.samplers.BaseSampler"))
+    assert type(Plugins.instance()._instantiate(config.hydra.sweeper)) is get_object(config.hydra.sweeper._target_)
 
 
 @pytest.mark.parametrize("name", sorted(f.stem for f in (CONF / "experiment").glob("*.yaml")))

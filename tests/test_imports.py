@@ -28,6 +28,7 @@ ALLOWED = {
     | {"qexp.data.base", "qexp.data.loaders", "qexp.model.base", "qexp.model.classifier", "qexp.model.trainer", "qexp.onnx_file"},
     "measure": BASIC | {"qexp.launch", "qexp.engine.base"},
     "report": BASIC | {"qexp.errors", "qexp.tracking.store", "qexp.tracking.sync"},
+    "search": BASIC | {"qexp.tracking.store", "qexp.report.best", "qexp.report.table", "qexp.jobs.reuse"},
     "jobs": BASIC
     | {"qexp.cli", "qexp.errors", "qexp.launch", "qexp.data.base", "qexp.data.loaders", "qexp.engine.base", "qexp.method.base"}
     | {"qexp.model.base", "qexp.model.baseline", "qexp.model.classifier", "qexp.model.trainer", "qexp.measure.base", "qexp.measure.machine"}

@@ -16,11 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from qexp.errors import LEFT_OPEN
+from qexp.report.best import LEGEND, Search
 from qexp.report.plot import accuracy_plot, bits_plots, latency_plots
 from qexp.report.table import csv_table, markdown_table, rich_table, unfinished
 from qexp.tracking.store import read_records
 from qexp.tracking.sync import sync
 from qexp.types import Record, first_line
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 class Summary(Callback):
@@ -33,7 +36,8 @@ class Summary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         check_tracking(config)
-        print(plan(config), flush=True)
+        if config.hydra.sweeper._target_ == BASIC:  # a search tells itself what it will do
+            print(plan(config), flush=True)
         try:
             instantiate(config.tracking).prepare()
         except Exception as error:
@@ -55,17 +59,17 @@ class Summary(Callback):
 
     def finish(self, config: DictConfig, sweep: Path, log: bool) -> None:
         """Write and show the table of all records below `sweep`; `log`: as the sweep's summary run too."""
-        records = read_records(sweep)
+        records, search = read_records(sweep), Search.read(sweep)
         if not records:
             return
-        markdown = markdown_table(records)
+        markdown = search.markdown() + markdown_table(search.marked(records)) if search else markdown_table(records)
         files = [sweep / "results.md", sweep / "results.csv"]
         files[0].write_text(markdown)
         files[1].write_text(csv_table(records))
         if accuracy_plot(records, sweep / "accuracy.png"):
             files.append(sweep / "accuracy.png")
-        files += [*bits_plots(records, sweep), *latency_plots(records, sweep)]
-        show(config, records, sweep)
+        files += [*([] if search else bits_plots(records, sweep)), *latency_plots(records, sweep)]
+        show(config, records, sweep, search)
         if all(record.status == "compressed" for record in records):
             return  # nothing to compare yet
         tracking = instantiate(config.tracking)
@@ -102,12 +106,16 @@ def plan(config: DictConfig) -> str:
     return f"{runs} runs: {swept_through}" if axes else "1 run"
 
 
-def show(config: DictConfig, records: list[Record], sweep: Path) -> None:
-    """Print the table, the runs that did not finish, and where everything lies."""
+def show(config: DictConfig, records: list[Record], sweep: Path, search: Search | None) -> None:
+    """Print the table, the runs that did not finish, what a search found, and where everything lies."""
     console = Console(width=None if sys.stdout.isatty() else 170)
     console.print()
     if any(record.status == "finished" for record in records):
-        console.print(rich_table(records, f"{len(records)} run{'s' * (len(records) > 1)}"))
+        rows = search.marked(records) if search else records
+        console.print(rich_table(rows, f"{len(records)} run{'s' * (len(records) > 1)}"))
     for line in unfinished(records):
         console.print(line, highlight=False, markup=False)
+    if search:
+        console.print(f"{LEGEND}\n")
+        console.print(search.rich_table())
     print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")

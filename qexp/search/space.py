@@ -1,0 +1,131 @@
+"""What a search goes through, in Hydra's own words for sweeps: choices, ranges and intervals of any key of the command line."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from omegaconf import DictConfig, OmegaConf
+
+from qexp.types import UserError, nearest
+
+Settings = dict[str, str]  # by key, the values as they are written on the command line
+EXAMPLES = "Give choices (8,6,4), int(interval(1,9)), interval(0.1,1), tag(log,interval(0.001,1)) or range(2,9)."
+
+
+@dataclass(frozen=True)
+class Axis:
+    """key: as on the command line; kind: `categorical`, `int` or `float`, and the bounds or choices as Optuna's trials take them."""
+
+    key: str
+    kind: str
+    bounds: dict[str, Any]
+
+    @classmethod
+    def of(cls, override: Override) -> Axis:
+        """Errors: UserError where there is nothing between the bounds."""
+        key, value = override.get_key_element(), override.value()
+        if isinstance(value, RangeSweep):
+            return cls._between(override, sorted(value.range()), abs(value.step), value.tags)
+        if isinstance(value, IntervalSweep):
+            return cls._between(override, [value.start, value.end], None, value.tags)
+        choices = sorted(override.sweep_string_iterator()) if getattr(value, "shuffle", False) else override.sweep_string_iterator()
+        return cls(key, "categorical", {"choices": list(dict.fromkeys(choices))})
+
+    @classmethod
+    def _between(cls, override: Override, values: list[Any], step: float | None, tags: set[str]) -> Axis:
+        log = "log" in tags
+        if not values or values[0] > values[-1] or tags - {"log"} or (log and (values[0] <= 0 or step not in (None, 1))):
+            hint = " A logarithm needs numbers above 0, and no step." * log
+            raise UserError(f"{override.input_line} cannot be searched.{hint} {EXAMPLES}")
+        whole = all(isinstance(value, int) for value in values)
+        bounds = {"low": values[0], "high": values[-1], "log": log}
+        return cls(override.get_key_element(), "int" if whole else "float", bounds | ({"step": step} if step and not log else {}))
+
+    def suggest(self, trial: Any) -> str:
+        """The value that an Optuna trial has or gets here; numbers to about 1/10,000 of what they may be, so that people can read them."""
+        value = getattr(trial, f"suggest_{self.kind}")(self.key, **self.bounds)
+        if self.kind != "float":
+            return str(value)
+        low, high = self.bounds["low"], self.bounds["high"]
+        finest = abs(value) if self.bounds["log"] else self.bounds.get("step", high - low)
+        return str(min(max(round(value, 4 - math.floor(math.log10(finest or 1))), low), high))
+
+    @property
+    def finite(self) -> bool:
+        return self.kind != "float" or "step" in self.bounds
+
+    def __str__(self) -> str:
+        if self.kind == "categorical":
+            return f"{self.key} {', '.join(self.bounds['choices'])}"
+        step = f" by {self.bounds['step']:g}" if self.bounds.get("step", 1) != 1 else ""
+        return f"{self.key} {self.bounds['low']:g} to {self.bounds['high']:g}{step}{' (log)' * self.bounds['log']}"
+
+
+class Space:
+    """The axes of a search and what stays as it is. Choices of config groups come first: an option that the chosen method (engine,
+    ...) does not have is left out of that trial.
+
+    compose: a job's config for overrides; groups: whether a key is that of a config group.
+    """
+
+    def __init__(self, overrides: list[Override], compose: Callable[[list[str]], DictConfig], is_group: Callable[[str], bool]):
+        last = {override.get_key_element(): override for override in overrides}  # the command line over the experiment file
+        self.fixed = [str(override.input_line) for override in last.values() if not override.is_sweep_override()]
+        self.axes = [Axis.of(override) for override in last.values() if override.is_sweep_override()]
+        if not self.axes:
+            raise UserError(f"There is nothing to search: hydra.sweeper.params has no key with several values. {EXAMPLES}")
+        self.groups = [axis for axis in self.axes if is_group(axis.key)]
+        self.options = [axis for axis in self.axes if axis not in self.groups]
+        self.compose = compose
+        self._check()
+
+    def _check(self) -> None:
+        """Errors: UserError where no choice has one of the options, or Hydra's where a choice does not exist."""
+        if wrong := next((axis.key for axis in self.groups if axis.kind != "categorical"), None):
+            raise UserError(f"{wrong} is chosen by name. {EXAMPLES}")
+        first = {axis.key: axis.bounds["choices"][0] for axis in self.groups}
+        tried = [{**first, axis.key: choice} for axis in self.groups for choice in axis.bounds["choices"]] or [first]
+        known = set().union(*(self._names(tuple(self.overrides(choices))) for choices in tried))  # tells of a choice that is not there
+        for axis in self.options:
+            if not axis.key.startswith("+") and axis.key not in known:
+                raise UserError(f"hydra.sweeper.params: {axis.key} is no option. {nearest(axis.key, known)}")
+
+    def settings(self, trial: Any) -> Settings:
+        """Those of an Optuna trial, which gets the values that it does not have yet."""
+        chosen = {axis.key: axis.suggest(trial) for axis in self.groups}
+        return chosen | {axis.key: axis.suggest(trial) for axis in self.options if self._has(axis.key, chosen)}
+
+    def overrides(self, settings: Settings) -> list[str]:
+        """Of a job with these settings."""
+        return [*self.fixed, *(f"{key}={value}" for key, value in settings.items())]
+
+    def _has(self, key: str, choices: Settings) -> bool:
+        return key.startswith("+") or key in self._names(tuple(self.overrides(choices)))
+
+    @functools.cache  # noqa: B019  (of the few combinations of groups; there is one space per command)
+    def _names(self, overrides: tuple[str, ...]) -> set[str]:
+        config = self.compose(list(overrides))
+        return {*_names_in(OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])))}
+
+    @property
+    def finite(self) -> bool:
+        return all(axis.finite for axis in self.axes)
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        return {axis.key: [axis.kind, axis.bounds] for axis in self.axes}
+
+    def __str__(self) -> str:
+        return " × ".join(map(str, self.axes))
+
+
+def _names_in(node: object, prefix: str = "") -> list[str]:
+    """Dotted names of all options in a config."""
+    if not isinstance(node, Mapping):
+        return []
+    return [name for key, value in node.items() for name in (f"{prefix}{key}", *_names_in(value, f"{prefix}{key}."))]

@@ -1,0 +1,185 @@
+"""A study of Optuna's in its storage: which settings were tried, and which come next. Whatever is killed, the next process goes on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from qexp.report.best import Best
+from qexp.search.space import Settings, Space
+from qexp.types import UserError, digest, first_line
+
+ATTEMPTS = 10  # of a sampler to propose what was not tried yet
+RANDOM_ATTEMPTS = 100  # then, where there are endless settings
+DEFINITION, EXHAUSTED, PLACE, KEY, REASON, REPEATS = "definition", "exhausted", "place", "key", "reason", "repeats"  # of attributes
+
+
+@contextmanager
+def opened(outputs: Path, url: str, name: str, objectives: Mapping[str, str], definition: dict[str, Any], anew: bool) -> Iterator[Any]:
+    """The study of that name, which no other process has meanwhile; made where it is missing, or `anew`.
+
+    Errors: UserError where another process has it, it is of other definition, or Optuna or the storage are not there.
+    """
+    optuna = _optuna()
+    outputs.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(outputs / f".search-{digest([url, name])[:16]}.lock", timeout=0).acquire()
+    except Timeout as error:
+        raise UserError(f"The search {name} runs already. Wait for it, or give this one another hydra.sweeper.study=NAME.") from error
+    with lock:
+        try:
+            with FileLock(outputs / ".searches.lock"):  # two processes that set up one database would ruin it
+                storage = optuna.storages.get_storage(url)
+                if anew and name in optuna.get_all_study_names(storage):
+                    optuna.delete_study(study_name=name, storage=storage)
+                made = {"study_name": name, "storage": storage, "directions": list(objectives.values()), "load_if_exists": True}
+                study = optuna.create_study(**made)
+        except Exception as error:
+            raise UserError(f"hydra.sweeper.storage={url} cannot be opened: {first_line(error)}") from error
+        before = study.user_attrs.get(DEFINITION)
+        if before is None:
+            study.set_user_attr(DEFINITION, definition)
+        elif before != definition:
+            changed = ", ".join(key for key in definition if before.get(key) != definition[key])
+            raise UserError(f"The search {name} had other {changed}. Give another hydra.sweeper.study=NAME, or force=true to begin anew.")
+        yield study
+        storage.remove_session()
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("Optuna is not installed: pip install qexp[search]") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna
+
+
+@dataclass
+class Proposal:
+    """An Optuna trial that is to be run, and its settings."""
+
+    trial: Any
+    settings: Settings
+
+
+class Study:
+    """Asks Optuna for settings that were not tried yet, and tells it what they came to.
+
+    sampler: config node of Optuna's; retry: whether trials that failed before are tried again.
+    """
+
+    def __init__(self, study: Any, space: Space, sampler: DictConfig, seed: int, retry: bool):
+        import optuna
+
+        self.optuna, self.states = optuna, optuna.trial.TrialState
+        self.study, self.space, self.sampler, self.seed = study, space, sampler, seed
+        self.tried: dict[frozenset[tuple[str, str]], Any] = {}  # frozen trials that ended, the last of each settings; None: one that runs
+        self.interrupted, failed = [], {}
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state == self.states.RUNNING:
+                self.interrupted.append(trial)
+            elif trial.state.is_finished() and REPEATS not in trial.user_attrs:
+                self.tried[_name(space.settings(_Had(trial.params)))] = trial
+        if retry:
+            failed = {name: trial for name, trial in self.tried.items() if trial.state == self.states.FAIL}
+        for name in failed:
+            del self.tried[name]
+        self.again = [trial.params for trial in failed.values()]
+
+    @property
+    def ended(self) -> list[Any]:
+        """Trials that ended, as Optuna keeps them, one for each settings."""
+        return sorted((trial for trial in self.tried.values() if trial is not None), key=lambda trial: trial.number)
+
+    def propose(self, count: int) -> list[Proposal]:
+        """Up to `count` settings to try next; fewer where no others are left. Trials that were interrupted come first, and alone:
+        what is proposed after them shall know what they came to, as if nothing had happened."""
+        found: list[Proposal] = []
+        while self.interrupted and len(found) < count:
+            self.study.sampler = self._made(0)
+            begun = self.optuna.trial.Trial(self.study, self.interrupted.pop(0)._trial_id)
+            found += [proposal] if (proposal := self._new(begun)) else []
+        if found:
+            return found
+        while len(found) < count and (proposal := self._next()):
+            found.append(proposal)
+        return found
+
+    def _next(self) -> Proposal | None:
+        if self.again:
+            self.study.enqueue_trial(self.again.pop(0))
+        elif EXHAUSTED in self.study.user_attrs:
+            return None
+        for sampler in self._samplers():
+            self.study.sampler = sampler
+            if proposal := self._new(self.study.ask()):
+                return proposal
+        self.study.set_user_attr(EXHAUSTED, True)
+        return None
+
+    def _samplers(self) -> Iterator[Any]:
+        yield from map(self._made, range(ATTEMPTS))
+        if self.space.finite:
+            yield self.optuna.samplers.BruteForceSampler(self._seed(ATTEMPTS))  # finds what is left
+        else:
+            yield from (self.optuna.samplers.RandomSampler(self._seed(ATTEMPTS + n)) for n in range(RANDOM_ATTEMPTS))
+
+    def _made(self, attempt: int) -> Any:
+        return instantiate(self.sampler, seed=self._seed(attempt))
+
+    def _seed(self, attempt: int) -> int:
+        """So that a search that goes on in another process proposes what it would have proposed in one."""
+        return int(digest([self.seed, len(self.tried), attempt])[:8], 16)
+
+    def _new(self, trial: Any) -> Proposal | None:
+        settings = self.space.settings(trial)
+        if _name(settings) in self.tried:
+            trial.set_user_attr(REPEATS, True)
+            self._end(trial, self.states.FAIL)
+            return None
+        self.tried[_name(settings)] = None
+        return Proposal(trial, settings)
+
+    def tell(self, proposal: Proposal, values: list[float], reason: str, failed: bool = False, **attributes: str) -> None:
+        """values: of the objectives, none where there is a reason instead, which is that of a failure or of what cannot exist."""
+        for name, value in {REASON: reason, **attributes}.items():
+            proposal.trial.set_user_attr(name, value)
+        state = self.states.COMPLETE if values else self.states.FAIL if failed else self.states.PRUNED
+        self.tried[_name(proposal.settings)] = self._end(proposal.trial, state, values or None)
+
+    def _end(self, trial: Any, state: Any, values: list[float] | None = None) -> Any:
+        # Samplers' own ends of a trial are for optimize(): the one that tries everything would stop its loop, which is not there.
+        self.study.sampler = self.optuna.samplers.RandomSampler()
+        return self.study.tell(trial, values, state)
+
+    def best(self) -> list[Best]:
+        """The trials that no other is better than in every objective (Optuna's `best_trials`)."""
+        trials = sorted(self.study.best_trials, key=lambda trial: trial.number)
+        return [Best(t.number, self.space.settings(_Had(t.params)), list(t.values), t.user_attrs.get(KEY, "")) for t in trials]
+
+    def count(self, state: str) -> int:
+        return sum(trial.state == self.states[state] for trial in self.ended)
+
+
+class _Had:
+    """A trial that ended: what it suggests is what it had."""
+
+    def __init__(self, params: dict[str, Any]):
+        self.params = params
+
+    def __getattr__(self, suggest: str) -> Any:
+        return lambda key, **_: self.params[key]
+
+
+def _name(settings: Settings) -> frozenset[tuple[str, str]]:
+    return frozenset(settings.items())
