@@ -1,0 +1,47 @@
+// The page: sections set up once, drawn again when filters, theme or width change.
+function drawUnfinished() {
+  const rows = state.visible.filter(row => !["finished", "compressed"].includes(row.status));
+  element("unfinished").hidden = !DATA.rows.some(row => !["finished", "compressed"].includes(row.status));
+  element("unfinished-list").innerHTML = plain(["", "run", "reason"], rows.map(row => [`<span class="status ${row.status}">${row.status}</span>`, `<a href="#run" data-run="${row.id}">${escaped(row.name)}</a>`, escaped(row.reason)]), []);
+}
+
+function drawMachines() {
+  const counts = DATA.machines.map((_, index) => DATA.rows.filter(row => row.machine === index).length);
+  element("machine-list").innerHTML = DATA.machines.map((machine, index) =>
+    `<article class="card"><h3>${escaped(machine.host ?? "unknown")} · ${counts[index]} run${counts[index] === 1 ? "" : "s"}</h3>${machineText(machine)}</article>`).join("");
+}
+
+function refresh() {
+  state.visible = DATA.rows.filter(row => keeps(row));
+  table.draw();
+  drawFilters();
+  drawPareto();
+  if (!element("curves").hidden) drawCurves();
+  drawUnfinished();
+}
+
+function drawAgain() {
+  drawPareto();
+  if (!element("curves").hidden) drawCurves();
+  drawRun();
+}
+
+document.addEventListener("click", event => {
+  const link = event.target.closest("[data-run]");
+  if (!link) return;
+  event.preventDefault();
+  choose(Number(link.dataset.run), true);
+});
+
+setUpFilters();
+setUpPareto();
+await setUpTable();
+fill(element("chosen"), DATA.rows.map(row => [String(row.id), `${row.place.split("/").at(-1)}: ${row.name}${row.status === "finished" ? "" : ` (${row.status})`}`]));
+element("chosen").addEventListener("change", () => choose(Number(element("chosen").value)));
+drawMachines();
+setUpCurves();
+refresh();
+choose(Math.max(0, DATA.rows.findIndex(row => row.texts.sensitivity != null)));
+for (const query of [dark, narrow]) query.addEventListener("change", drawAgain);
+document.body.dataset.ready = "true";
+window.qexp = { state, fronts, choose }; // for tests, and for the curious

@@ -1,0 +1,31 @@
+// Plots in the page's colours, light or dark, wide or narrow.
+const COLOURS = ["#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#06b6d4", "#ec4899", "#84cc16", "#a16207", "#94a3b8"];
+const SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "hexagon", "triangle-down"];
+const SETTINGS = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const narrow = matchMedia("(max-width: 700px)");
+const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function axisLayout(more) {
+  return { gridcolor: css("--grid"), zerolinecolor: css("--grid"), linecolor: css("--line"), automargin: true, ...more };
+}
+
+function layout(more) {
+  const legend = narrow.matches ? { orientation: "h", y: -0.28, x: 0, xanchor: "left", font: { size: 11 } } : { x: 1.01, y: 1, xanchor: "left" };
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--text"), size: 13 }, hovermode: "closest",
+    margin: { l: narrow.matches ? 50 : 70, r: 15, t: 15, b: 55 }, legend, showlegend: true,
+    hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--text") }, align: "left" }, ...more,
+  };
+}
+
+function scaleOf(values, log, title) { // a logarithmic axis with ticks that people can read
+  const shown = values.filter(value => value > 0);
+  if (!log || shown.length < values.length) return axisLayout({ title: { text: title } });
+  const decades = Math.log10(Math.max(...shown) / Math.min(...shown));
+  return axisLayout({ title: { text: title }, type: "log", dtick: decades > 1.5 ? 1 : "D2", exponentformat: "none", minor: { showgrid: decades > 1.5, gridcolor: css("--grid"), griddash: "dot" } });
+}
+
+function style(values, value, among) {
+  return among[Math.max(0, values.indexOf(value)) % among.length];
+}

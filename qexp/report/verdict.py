@@ -1,0 +1,149 @@
+"""What the rows say, in words. It describes them: whoever chooses between many variants does so on the validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qexp.report.axes import AXES, Axis, default_cost, default_worth
+from qexp.report.pareto import knee
+from qexp.report.runs import SAME_CALL, SAME_IMAGES, Run, differing, grouped
+from qexp.report.table import percent, significant, times
+from qexp.report.varied import told, varied
+
+SIGNIFICANT = 0.05  # p-value from which on no difference is claimed
+LATENCY, SIZE = AXES["latency_ms"], AXES["size_mb"]
+SETTING = {"data": "", "image_size": "{} pixels", "batch_size": "batch {}", "threads": "{} threads", "machine": "on {}"}
+CAUTION = "The verdict describes these rows. To choose between many variants, sweep with measure.accuracy.part=validation."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """title: which runs were compared; sentences: what they show."""
+
+    title: str
+    sentences: tuple[str, ...]
+
+
+def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
+    """A verdict for each model on the same images, with calls of the same shape on the same machine, where several runs finished; and
+    on the knee of the front of all models.
+
+    points: percentage points of top-1 below fp32 that are accepted.
+    """
+    finished = [run for run in runs if run.record.status == "finished"]
+    worth = default_worth(finished)
+    apart = differing(finished, SETTING)
+    found: list[Verdict] = []
+    for setting, members in grouped(finished, SAME_IMAGES + SAME_CALL).items():
+        texts = zip(SAME_IMAGES + SAME_CALL, setting, strict=True)
+        place = [(SETTING[name] or "{}").format(value) for name, value in texts if name in (*apart, "data") and value]
+        models = grouped(members, ["model"])
+        for (model,), rows in models.items():
+            if len(rows) > 1:
+                found.append(Verdict(", ".join([model, *place]), tuple(of_model(rows, worth, points))))
+        several = [knee_sentence(members, worth)] if len(models) > 1 else []
+        if any(several):
+            found.append(Verdict(", ".join(["all models", *place]), tuple(filter(None, several))))
+    return found
+
+
+def of_model(rows: list[Run], worth: Axis | None, points: float) -> list[str]:
+    names, value_of = Names(rows), _value
+    if worth is None:
+        said = ["No accuracy was measured: these are pretend images, or random weights."]
+        return said + [f"{text}: {names.of(best, axis)}." for text, axis in (("Fastest", LATENCY), ("Smallest", SIZE)) if (best := least(rows, axis))]
+    drop = f"{worth.metric}_drop"
+    compared = [run for run in rows if {worth.metric, drop} <= run.record.metrics.keys()]
+    if not compared:
+        return ["No run was compared with fp32."]
+    accepted = [run for run in compared if 100 * value_of(run, drop) <= points]
+    fp32 = percent(max(value_of(run, worth.metric) + value_of(run, drop) for run in compared))
+    within = f"within {points:g} point{'s' * (points != 1)} of fp32 ({fp32} %)"
+    said = []
+    if not accepted:
+        nearest = min(compared, key=lambda run: value_of(run, drop))
+        said.append(f"No run is {within}; the nearest is {names.of(nearest, worth)}, {percent(value_of(nearest, drop))} points lower.")
+    if fastest := least(accepted, LATENCY):
+        gains = [(f"{name}", "faster than fp32 on " + other) for name, other in (("speedup", "eager PyTorch"), ("speedup_vs_best_fp32", "the fastest engine"))]
+        faster = [f"{times(fastest.record.metrics[name])} {text}" for name, text in gains if name in fastest.record.metrics]
+        said.append(f"Fastest {within}: {', '.join([names.of(fastest, LATENCY, worth), *faster])}.{names.ties(fastest, accepted)}")
+    smallest, smallest_of_all = least(accepted, SIZE), least(compared, SIZE)
+    if smallest:
+        said.append(f"Smallest {within}: {names.of(smallest, SIZE, worth)}.")
+    if smallest_of_all and smallest_of_all is not smallest and (not smallest or smallest_of_all.record.metrics["size_mb"] < smallest.record.metrics["size_mb"]):
+        lost = percent(value_of(smallest_of_all, drop))
+        said.append(f"Smallest of all: {names.of(smallest_of_all, SIZE, worth)}, {lost} points lower.")
+    return [*said, *filter(None, [knee_sentence(rows, worth)]), *difference(compared, names, worth)]
+
+
+def least(rows: list[Run], axis: Axis) -> Run | None:
+    return min((run for run in rows if axis.metric in run.record.metrics), key=lambda run: run.record.metrics[axis.metric], default=None)
+
+
+def _value(run: Run, metric: str) -> float:
+    return run.record.metrics[metric]
+
+
+def knee_sentence(rows: list[Run], worth: Axis | None) -> str:
+    """Of accuracy against latency, or against size where nothing was timed; empty where the front has no knee."""
+    cost = default_cost(rows)
+    if worth is None or cost is None:
+        return ""
+    drawn = [run for run in rows if {worth.metric, cost.metric} <= run.record.metrics.keys() and run.record.metrics[cost.metric] > 0]
+    best = knee(*([run.record.metrics[axis.metric] for run in drawn] for axis in (cost, worth)))
+    if best is None:
+        return ""
+    title = cost.title.partition(",")[0]
+    return f"Knee of the front of accuracy against {title}: {Names(rows).of(drawn[best], cost, worth)}."
+
+
+def difference(compared: list[Run], names: Names, worth: Axis) -> list[str]:
+    """Which runs differ from fp32 by more than chance, where that was tested."""
+    metric = "val_mcnemar_p" if worth.metric.startswith("val_") else "mcnemar_p"
+    tested = [run for run in compared if metric in run.record.metrics and run.record.params.get("method") != "none"]
+    same = {names.short(run): None for run in tested if _value(run, metric) >= SIGNIFICANT}
+    other = {names.short(run): None for run in tested if _value(run, metric) < SIGNIFICANT}
+    said = [f"No difference from fp32 in accuracy was shown (McNemar's test, p ≥ {SIGNIFICANT}): {', '.join(same)}."] * bool(same)
+    return said + [f"A difference was shown (p < {SIGNIFICANT}): {', '.join(other)}."] * bool(other)
+
+
+class Names:
+    """How runs are called beside each other, without what they have in common."""
+
+    def __init__(self, rows: list[Run]):
+        self.options = varied([run.record for run in rows])
+        self.with_model = len({run.record.params["model"] for run in rows}) > 1
+
+    def short(self, run: Run) -> str:
+        params = run.record.params
+        model = f"{params['model']} " * self.with_model
+        return f"{model}{params.get('label', params['method'])} on {params['engine']}{told(run.record, self.options)}"
+
+    def of(self, run: Run, *axes: Axis) -> str:
+        """With its values on these axes, and the interval of the first, where it has one."""
+        shown = [self.value(run, axis) for axis in axes if axis.metric in run.record.metrics]
+        return f"{self.short(run)}, {', '.join(shown)}"
+
+    def value(self, run: Run, axis: Axis) -> str:
+        value, unit = run.record.metrics[axis.metric], axis.title.rpartition(", ")[2]
+        if axis.factor == 100:
+            return f"{percent(value)} %"
+        metrics = run.record.metrics
+        interval = f" ({significant(metrics[axis.low])} to {significant(metrics[axis.high])})" if axis.low in metrics else ""
+        return f"{significant(value)} {unit}{interval}"
+
+    def ties(self, leader: Run, rivals: list[Run]) -> str:
+        """Those whose latency's interval overlaps that of the fastest."""
+        best = leader.record.metrics
+        others = [
+            run for run in rivals if run is not leader and {LATENCY.low, LATENCY.high} <= run.record.metrics.keys() & best.keys()
+            and run.record.metrics[LATENCY.low] <= best[LATENCY.high]
+        ]  # fmt: skip
+        return f" As fast, as far as the intervals tell: {', '.join(map(self.short, others))}." if others else ""
+
+
+def as_text(found: Sequence[Verdict]) -> str:
+    """As Markdown."""
+    blocks = [f"**{verdict.title}**\n\n" + "\n".join(f"- {sentence}" for sentence in verdict.sentences) for verdict in found]
+    return "\n\n".join([*blocks, CAUTION]) if blocks else ""
