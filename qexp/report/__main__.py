@@ -12,19 +12,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from qexp.report.axes import axis_of
-from qexp.report.runs import Run, check_names, read_runs, where
-from qexp.report.table import rich_table, unfinished
-from qexp.report.verdict import CAUTION, Verdict
-from qexp.report.write import FORMATS, Style, parts, write_report
+from qexp.report.runs import check_names, read_runs, where
+from qexp.report.screen import show
+from qexp.report.write import FORMATS, Style, write_report
 from qexp.types import UserError, nearest
 
 DEFAULTS = {
-    "sweep": "latest", "outputs": "outputs", "to": "", "where": "", "group": "", "x": "", "y": "", "format": ",".join(FORMATS), "points": "1",
+    "sweep": "latest", "outputs": "outputs", "to": "", "where": "", "group": "", "x": "", "y": "", "points": "1",
+    "format": ",".join(FORMATS),
 }  # fmt: skip
-ON_SCREEN = 6  # verdicts; report.html has them all
 
 
 def main(words: list[str]) -> int:
@@ -65,7 +62,7 @@ def report(given: dict[str, str]) -> None:
     name = kept[0].record.sweep if given["sweep"] == "latest" else given["sweep"]
     folder = Path(given["to"]) if given["to"] else outputs / "reports" / name
     written = write_report(kept, folder, "all sweeps" if name == "all" else f"sweep {name}", style, given["where"])
-    show(kept, group, written.verdicts)
+    show(kept, written.verdicts, group)
     print("\nWritten: " + ", ".join(str(file) for file in written.files))
 
 
@@ -75,36 +72,9 @@ def listed(text: str) -> list[str]:
 
 def points_of(text: str) -> float:
     try:
-        points = float(text)
+        return float(text)
     except ValueError:
-        points = -1
-    if not points >= 0:
-        raise UserError(f"points={text} is no number of percentage points; give 0 or more, such as points=0.5")
-    return points
-
-
-def show(runs: list[Run], group: tuple[str, ...], verdicts: list[Verdict]) -> None:
-    """The tables, what did not finish, and the verdicts."""
-    console = Console(width=None if sys.stdout.isatty() else 170)
-    for title, records in parts(runs, group).items():
-        count = f"{len(records)} run{'s' * (len(records) > 1)}"
-        console.print()
-        if any(record.status == "finished" for record in records):
-            console.print(rich_table(records, f"{title}: {count}" if title else count))
-        for line in unfinished(records):
-            console.print(line, highlight=False, markup=False)
-    show_verdicts(console, verdicts)
-
-
-def show_verdicts(console: Console, verdicts: list[Verdict]) -> None:
-    for verdict in verdicts[:ON_SCREEN]:
-        console.print(f"\n{verdict.title}", style="bold", highlight=False, markup=False)
-        for sentence in verdict.sentences:
-            console.print(f"  {sentence}", highlight=False, markup=False)
-    if len(verdicts) > ON_SCREEN:
-        console.print(f"\n{len(verdicts) - ON_SCREEN} more verdicts are in results.md and report.html.", highlight=False)
-    if verdicts:
-        console.print(f"\n{CAUTION}", style="dim", highlight=False)
+        raise UserError(f"points={text} is no number of percentage points; give 0 or more, such as points=0.5") from None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from qexp.report.page_data import page_data
 from qexp.report.runs import Run
-from qexp.report.verdict import CAUTION, Verdict
+from qexp.report.verdict import Verdict, caution
 
 FOLDER = Path(__file__).parent / "page"
 SCRIPTS = ("data.js", "front.js", "theme.js", "pareto.js", "curves.js", "layers.js", "run.js", "table.js", "page.js")
@@ -28,9 +28,10 @@ def write_page(
     data = page_data(runs, file.parent) | {"x": x, "y": y, "colour": colour}
     templates = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
     tables = package_folder("itables") / "html"
+    scripts = "\n".join((FOLDER / name).read_text() for name in SCRIPTS)
     text = templates.get_template("report.html.j2").render(
         title=title, where=where, created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), runs=len(runs), verdicts=verdicts,
-        caution=CAUTION, style=(FOLDER / "style.css").read_text(), scripts="\n".join((FOLDER / name).read_text() for name in SCRIPTS),
+        caution=caution(verdicts), style=(FOLDER / "style.css").read_text(), scripts=scripts,
         plotly=get_plotlyjs(), data=as_script(data), table_style=(tables / "dt_bundle.css").read_text(),
         table_script=(tables / "dt_bundle.js").read_text(),
     )  # fmt: skip

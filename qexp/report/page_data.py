@@ -33,7 +33,7 @@ def page_data(runs: Sequence[Run], page: Path) -> dict[str, Any]:
     records = [run.record for run in runs]
     options = varied(records)
     units = {m.name: m.unit for record in records for m in record.measurements}
-    facets = [name for name in (*FACETS, *options) if name in differing([*runs], [name])]
+    facets = [name for name in dict.fromkeys((*FACETS, *options)) if name in differing([*runs], [name])]
     return {
         "rows": [row_of(run, index, options, known) for index, run in enumerate(runs)],
         "columns": columns_of(records), "legend": legend(records), "units": units,
@@ -157,7 +157,8 @@ def sensitivity_of(text: str) -> list[dict[str, Any]]:
 
 def operators_of(text: str) -> dict[str, Any]:
     rows = sorted(json.loads(text), key=lambda row: -row["self_cpu_time_us"])
-    return {"rows": [{name: shortened(v) if isinstance(v, float) else v for name, v in row.items()} for row in rows[:OPERATORS]], "all": len(rows)}
+    shown = [{name: shortened(value) if isinstance(value, float) else value for name, value in row.items()} for row in rows[:OPERATORS]]
+    return {"rows": shown, "all": len(rows)}
 
 
 def rows_of(text: str) -> list[dict[str, str]]:

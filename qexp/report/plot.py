@@ -99,7 +99,8 @@ def _scatter(axes: Axes, rows: list[Record], cost: Axis, worth: Axis) -> None:
         hollow = shapes.index(shape) // len(MARKERS) % 2  # once all shapes are taken
         colour = f"C{hues.index(hue) % 10}"
         axes.scatter(
-            cost.factor * row.metrics[cost.metric], worth.factor * row.metrics[worth.metric], s=60, facecolors="none" if hollow else colour, edgecolors=colour,
+            cost.factor * row.metrics[cost.metric], worth.factor * row.metrics[worth.metric], s=60,
+            facecolors="none" if hollow else colour, edgecolors=colour,
             marker=MARKERS[shapes.index(shape) % len(MARKERS)], label=None if name in seen else name, alpha=0.85,
         )  # fmt: skip
         seen.add(name)

@@ -34,7 +34,8 @@ class Run:
         record = self.record
         about = {name: getattr(record, name) for name in ("sweep", "status", "kind")}
         host = {"machine": record.environment["host"]} if "host" in record.environment else {}
-        return {**option_texts(record), **record.params, **host, **about, **record.metrics}
+        unlabelled = {"label": record.params.get("method")}  # of a run that no artifact was made for
+        return {**option_texts(record), **unlabelled, **record.params, **host, **about, **record.metrics}
 
 
 def read_runs(outputs: Path, sweep: str) -> list[Run]:

@@ -13,14 +13,13 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from qexp.errors import LEFT_OPEN
-from qexp.report.plot import accuracy_plot, bits_plots, latency_plots
-from qexp.report.table import csv_table, markdown_table, rich_table, unfinished
-from qexp.tracking.store import read_records
+from qexp.report.runs import runs_of
+from qexp.report.screen import show
+from qexp.report.write import Style, write_report
 from qexp.tracking.sync import sync
-from qexp.types import Record, first_line
+from qexp.types import UserError, first_line
 
 
 class Summary(Callback):
@@ -29,10 +28,10 @@ class Summary(Callback):
     # Hydra turns an error in here into a warning.
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        check_tracking(config)
+        check_end(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        check_tracking(config)
+        check_end(config)
         print(plan(config), flush=True)
         try:
             instantiate(config.tracking).prepare()
@@ -55,22 +54,21 @@ class Summary(Callback):
 
     def finish(self, config: DictConfig, sweep: Path, log: bool) -> None:
         """Write and show the table of all records below `sweep`; `log`: as the sweep's summary run too."""
-        records = read_records(sweep)
-        if not records:
+        runs = runs_of(sweep)
+        if not runs:
             return
-        markdown = markdown_table(records)
-        files = [sweep / "results.md", sweep / "results.csv"]
-        files[0].write_text(markdown)
-        files[1].write_text(csv_table(records))
-        if accuracy_plot(records, sweep / "accuracy.png"):
-            files.append(sweep / "accuracy.png")
-        files += [*bits_plots(records, sweep), *latency_plots(records, sweep)]
-        show(config, records, sweep)
+        records = [run.record for run in runs]
+        written = write_report(runs, sweep, f"sweep {sweep.name}", style_of(config))
+        show(runs, written.verdicts)
+        print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")
+        for file in written.files:
+            if file.suffix == ".html":
+                print(f"All of it in a browser: {file}")
         if all(record.status == "compressed" for record in records):
             return  # nothing to compare yet
         tracking = instantiate(config.tracking)
         try:
-            page = tracking.log_sweep(sweep.name, records, markdown, files) if log else ""
+            page = tracking.log_sweep(sweep.name, records, written.markdown, written.files) if log else ""
             if address := tracking.address(page):
                 print(f"Compare the runs in a browser: {address}")
         except Exception as error:
@@ -79,10 +77,20 @@ class Summary(Callback):
             sys.exit(1)
 
 
-def check_tracking(config: DictConfig) -> None:
-    """End the program before it computes what it could not log."""
+def check_end(config: DictConfig) -> None:
+    """End the program before it computes what it could not log or report."""
     for key in OmegaConf.missing_keys(config.tracking):
         sys.exit(f"error: {key} is not set. Give {key}=VALUE.")
+    try:
+        style_of(config)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def style_of(config: DictConfig) -> Style:
+    """Errors: UserError for options of `report` that mean nothing."""
+    formats = config.report.formats
+    return Style(tuple([formats] if isinstance(formats, str) else formats), config.report.points)
 
 
 def log_what_waits(outputs: Path) -> None:
@@ -100,14 +108,3 @@ def plan(config: DictConfig) -> str:
     runs = math.prod(len(values) for values in axes.values())
     swept_through = " × ".join(f"{key} {', '.join(values)}" for key, values in axes.items())
     return f"{runs} runs: {swept_through}" if axes else "1 run"
-
-
-def show(config: DictConfig, records: list[Record], sweep: Path) -> None:
-    """Print the table, the runs that did not finish, and where everything lies."""
-    console = Console(width=None if sys.stdout.isatty() else 170)
-    console.print()
-    if any(record.status == "finished" for record in records):
-        console.print(rich_table(records, f"{len(records)} run{'s' * (len(records) > 1)}"))
-    for line in unfinished(records):
-        console.print(line, highlight=False, markup=False)
-    print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")

@@ -10,9 +10,12 @@ from qexp.report.pareto import knee
 from qexp.report.runs import SAME_CALL, SAME_IMAGES, Run, differing, grouped
 from qexp.report.table import percent, significant, times
 from qexp.report.varied import told, varied
+from qexp.types import Record
 
 SIGNIFICANT = 0.05  # p-value from which on no difference is claimed
+GAINS = {"speedup": "eager PyTorch", "speedup_vs_best_fp32": "the fastest engine"}
 LATENCY, SIZE = AXES["latency_ms"], AXES["size_mb"]
+NO_ACCURACY = "No accuracy was measured: these are pretend images, or random weights."
 SETTING = {"data": "", "image_size": "{} pixels", "batch_size": "batch {}", "threads": "{} threads", "machine": "on {}"}
 CAUTION = "The verdict describes these rows. To choose between many variants, sweep with measure.accuracy.part=validation."
 
@@ -49,32 +52,25 @@ def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
 
 
 def of_model(rows: list[Run], worth: Axis | None, points: float) -> list[str]:
-    names, value_of = Names(rows), _value
+    names = Names(rows)
     if worth is None:
-        said = ["No accuracy was measured: these are pretend images, or random weights."]
-        return said + [f"{text}: {names.of(best, axis)}." for text, axis in (("Fastest", LATENCY), ("Smallest", SIZE)) if (best := least(rows, axis))]
+        return list(filter(None, [NO_ACCURACY, names.leader("Fastest", rows, LATENCY), names.leader("Smallest", rows, SIZE)]))
     drop = f"{worth.metric}_drop"
     compared = [run for run in rows if {worth.metric, drop} <= run.record.metrics.keys()]
     if not compared:
         return ["No run was compared with fp32."]
-    accepted = [run for run in compared if 100 * value_of(run, drop) <= points]
-    fp32 = percent(max(value_of(run, worth.metric) + value_of(run, drop) for run in compared))
+    accepted = [run for run in compared if 100 * _value(run, drop) <= points]
+    fp32 = percent(max(_value(run, worth.metric) + _value(run, drop) for run in compared))
     within = f"within {points:g} point{'s' * (points != 1)} of fp32 ({fp32} %)"
     said = []
     if not accepted:
-        nearest = min(compared, key=lambda run: value_of(run, drop))
-        said.append(f"No run is {within}; the nearest is {names.of(nearest, worth)}, {percent(value_of(nearest, drop))} points lower.")
-    if fastest := least(accepted, LATENCY):
-        gains = [(f"{name}", "faster than fp32 on " + other) for name, other in (("speedup", "eager PyTorch"), ("speedup_vs_best_fp32", "the fastest engine"))]
-        faster = [f"{times(fastest.record.metrics[name])} {text}" for name, text in gains if name in fastest.record.metrics]
-        said.append(f"Fastest {within}: {', '.join([names.of(fastest, LATENCY, worth), *faster])}.{names.ties(fastest, accepted)}")
-    smallest, smallest_of_all = least(accepted, SIZE), least(compared, SIZE)
-    if smallest:
-        said.append(f"Smallest {within}: {names.of(smallest, SIZE, worth)}.")
-    if smallest_of_all and smallest_of_all is not smallest and (not smallest or smallest_of_all.record.metrics["size_mb"] < smallest.record.metrics["size_mb"]):
-        lost = percent(value_of(smallest_of_all, drop))
-        said.append(f"Smallest of all: {names.of(smallest_of_all, SIZE, worth)}, {lost} points lower.")
-    return [*said, *filter(None, [knee_sentence(rows, worth)]), *difference(compared, names, worth)]
+        nearest = min(compared, key=lambda run: _value(run, drop))
+        said.append(f"No run is {within}; the nearest is {names.of(nearest, worth)}, {percent(_value(nearest, drop))} points lower.")
+    said += [names.leader(f"Fastest {within}", accepted, LATENCY, worth), names.leader(f"Smallest {within}", accepted, SIZE, worth)]
+    smallest = least(compared, SIZE)
+    if smallest and smallest not in accepted:
+        said.append(f"Smallest of all: {names.of(smallest, SIZE, worth)}, {percent(_value(smallest, drop))} points lower than fp32.")
+    return [*filter(None, said), *filter(None, [knee_sentence(rows, worth)]), *difference(compared, names, worth)]
 
 
 def least(rows: list[Run], axis: Axis) -> Run | None:
@@ -133,17 +129,32 @@ class Names:
         interval = f" ({significant(metrics[axis.low])} to {significant(metrics[axis.high])})" if axis.low in metrics else ""
         return f"{significant(value)} {unit}{interval}"
 
-    def ties(self, leader: Run, rivals: list[Run]) -> str:
-        """Those whose latency's interval overlaps that of the fastest."""
-        best = leader.record.metrics
-        others = [
-            run for run in rivals if run is not leader and {LATENCY.low, LATENCY.high} <= run.record.metrics.keys() & best.keys()
-            and run.record.metrics[LATENCY.low] <= best[LATENCY.high]
-        ]  # fmt: skip
-        return f" As fast, as far as the intervals tell: {', '.join(map(self.short, others))}." if others else ""
+    def leader(self, title: str, rows: list[Run], axis: Axis, *others: Axis) -> str:
+        """The run that costs least, and those that cost as much as far as digits or intervals tell; empty where none has that cost."""
+        best = least(rows, axis)
+        if best is None:
+            return ""
+        metrics = best.record.metrics
+        faster = [f"{times(metrics[name])} as fast as fp32 on {engine}" for name, engine in GAINS.items() if axis.timed and name in metrics]
+        rivals = [run for run in rows if run is not best and axis.metric in run.record.metrics]
+        ties = [self.short(run) for run in rivals if tied(run.record, best.record, axis)]
+        text = f"{title}: {', '.join([self.of(best, axis, *others), *faster])}."
+        return text + (f" Not told apart from it: {', '.join(dict.fromkeys(ties))}." if ties else "")
+
+
+def tied(record: Record, leader: Record, axis: Axis) -> bool:
+    """As in the table: the same digits, or intervals that overlap."""
+    ours, theirs = record.metrics, leader.metrics
+    if significant(ours[axis.metric]) == significant(theirs[axis.metric]):
+        return True
+    return bool(axis.low) and {axis.low, axis.high} <= ours.keys() & theirs.keys() and ours[axis.low] <= theirs[axis.high]
+
+
+def caution(found: Sequence[Verdict]) -> str:
+    return CAUTION if any(NO_ACCURACY not in verdict.sentences for verdict in found) else ""
 
 
 def as_text(found: Sequence[Verdict]) -> str:
     """As Markdown."""
     blocks = [f"**{verdict.title}**\n\n" + "\n".join(f"- {sentence}" for sentence in verdict.sentences) for verdict in found]
-    return "\n\n".join([*blocks, CAUTION]) if blocks else ""
+    return "\n\n".join(filter(None, [*blocks, caution(found)]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,9 @@ class Style:
     def __post_init__(self) -> None:
         for name in self.formats:
             if name not in FORMATS:
-                raise UserError(f"The report has no format {name!r}. {nearest(name, FORMATS)}")
+                raise UserError(f"The report has no format {name!r}. {nearest(str(name), FORMATS)}")
+        if not isinstance(self.points, int | float) or not self.points >= 0:
+            raise UserError(f"points={self.points} is no number of percentage points; give 0 or more, such as points=0.5")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def write_report(runs: Sequence[Run], folder: Path, title: str, style: Style, ch
         if "html" in style.formats:
             page = folder / "report.html"
             x, y = axes_of([*runs], style)
-            write_page(runs, found, page, title, x, y, *style.group[:1], where=chosen)
+            write_page(runs, found, page, title, x, y, next(iter(style.group), ""), chosen)
             files.append(page)
     except OSError as error:
         raise not_writable(folder, error) from error
@@ -77,11 +79,14 @@ def axes_of(runs: list[Run], style: Style) -> tuple[str, str]:
 
 def parts(runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[Record]]:
     """Records by what they have in common, as a title; all of them where nothing parts them."""
-    titles = {", ".join(f"{name} {value}" for name, value in zip(names, key, strict=True)): rows for key, rows in grouped([*runs], names).items()}
-    return {title: [run.record for run in rows] for title, rows in titles.items()}
+    found = {}
+    for values, members in grouped([*runs], names).items():
+        title = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+        found[title] = [run.record for run in members]
+    return found
 
 
-def by_group(groups: dict[str, list[Record]], write, head: str) -> list[str]:  # type: ignore[no-untyped-def]
+def by_group(groups: dict[str, list[Record]], write: Callable[[list[Record]], str], head: str) -> list[str]:
     return [(head.format(title) if title else "") + write(records) for title, records in groups.items()]
 
 

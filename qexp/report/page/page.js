@@ -41,7 +41,8 @@ element("chosen").addEventListener("change", () => choose(Number(element("chosen
 drawMachines();
 setUpCurves();
 refresh();
-choose(Math.max(0, DATA.rows.findIndex(row => row.texts.sensitivity != null)));
+const telling = [row => row.pictures.length && row.texts.sensitivity != null, row => row.texts.sensitivity != null, row => row.pictures.length, row => rounded(DATA.texts[row.texts.layers] ?? [])];
+choose(Math.max(0, ...telling.map(tells => DATA.rows.findIndex(tells)).filter(index => index >= 0).slice(0, 1)));
 for (const query of [dark, narrow]) query.addEventListener("change", drawAgain);
 document.body.dataset.ready = "true";
 window.qexp = { state, fronts, choose }; // for tests, and for the curious

@@ -52,7 +52,7 @@ function machineText(machine) {
 }
 
 function drawRun() {
-  const row = DATA.rows[state.chosen];
+  const row = DATA.rows[state.chosen], layers = DATA.texts[row.texts.layers];
   const notes = Object.entries(row.notes).map(([name, text]) => `<dt>${escaped(name)}</dt><dd>${escaped(text)}</dd>`).join("");
   const taken = row.reused ? ` · taken from ${escaped(row.reused)}` : "";
   for (const plot of document.querySelectorAll("#detail .plot")) Plotly.purge(plot);
@@ -60,13 +60,13 @@ function drawRun() {
     <p><span class="status ${row.status}">${row.status}</span> <span class="quiet">${escaped(row.place)} · ${escaped(row.created)}${taken}${row.artifact ? ` · artifact ${escaped(row.artifact)}` : ""}</span></p>
     ${row.reason ? `<p>${escaped(row.reason)}</p>` : ""}
     <p class="quiet">This row alone, again:</p>${commandOf(row)}
-    ${row.texts.layers != null ? more("Layers: bits and what rounding did", '<div class="plot" id="layers-plot"></div>', true) : ""}
+    ${layers ? rounded(layers) ? more("Layers: bits and what rounding did", '<div class="plot" id="layers-plot"></div>', true) : `<p class="quiet">All ${layers.length} layers compute in fp32.</p>` : ""}
     ${row.texts.sensitivity != null ? more("Sensitivity: the change of the loss when one layer alone is rounded", '<div class="plot" id="sensitivity-plot"></div>', true) : ""}
     ${picturesOf(row)}${operatorsOf(row)}${measuredOf(row)}
     ${row.texts.plan != null ? more("Plan of bits", `<pre class="command">${escaped(DATA.texts[row.texts.plan])}</pre>`) : ""}
     ${notes ? more("Notes", `<dl>${notes}</dl>`, true) : ""}
     ${more("Machine and versions", machineText(DATA.machines[row.machine]))}`;
-  if (row.texts.layers != null) drawLayers(element("layers-plot"), DATA.texts[row.texts.layers]);
+  if (element("layers-plot")) drawLayers(element("layers-plot"), layers);
   if (row.texts.sensitivity != null) drawSensitivity(element("sensitivity-plot"), DATA.texts[row.texts.sensitivity]);
 }
 

@@ -14,7 +14,8 @@ function layout(more) {
   const legend = narrow.matches ? { orientation: "h", y: -0.28, x: 0, xanchor: "left", font: { size: 11 } } : { x: 1.01, y: 1, xanchor: "left" };
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--text"), size: 13 }, hovermode: "closest",
-    margin: { l: narrow.matches ? 50 : 70, r: 15, t: 15, b: 55 }, legend, showlegend: true,
+    margin: { l: narrow.matches ? 50 : 70, r: 15, t: 30, b: 55 }, legend, showlegend: true,
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--quiet"), activecolor: css("--accent") },
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--text") }, align: "left" }, ...more,
   };
 }
