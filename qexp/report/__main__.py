@@ -63,7 +63,7 @@ def report(given: dict[str, str]) -> None:
     folder = Path(given["to"]) if given["to"] else outputs / "reports" / name
     written = write_report(kept, folder, "all sweeps" if name == "all" else f"sweep {name}", style, given["where"])
     show(kept, written.verdicts, group)
-    print("\nWritten: " + ", ".join(str(file) for file in written.files))
+    print(f"\nWritten to {folder}: {', '.join(file.name for file in written.files)}")
 
 
 def listed(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from qexp.report.varied import told, varied
 from qexp.types import Record
 
 SIGNIFICANT = 0.05  # p-value from which on no difference is claimed
-GAINS = {"speedup": "eager PyTorch", "speedup_vs_best_fp32": "the fastest engine"}
+GAINS = {"speedup": "fp32 on eager PyTorch", "speedup_vs_best_fp32": "the best fp32 engine"}
 LATENCY, SIZE = AXES["latency_ms"], AXES["size_mb"]
 NO_ACCURACY = "No accuracy was measured: these are pretend images, or random weights."
 SETTING = {"data": "", "image_size": "{} pixels", "batch_size": "batch {}", "threads": "{} threads", "machine": "on {}"}
@@ -135,7 +135,8 @@ class Names:
         if best is None:
             return ""
         metrics = best.record.metrics
-        faster = [f"{times(metrics[name])} as fast as fp32 on {engine}" for name, engine in GAINS.items() if axis.timed and name in metrics]
+        gains = {metrics[name]: f"{times(metrics[name])} as fast as {other}" for name, other in GAINS.items() if name in metrics}
+        faster = [*gains.values()] if axis.timed else []  # one, where both are the same engine
         rivals = [run for run in rows if run is not best and axis.metric in run.record.metrics]
         ties = [self.short(run) for run in rivals if tied(run.record, best.record, axis)]
         text = f"{title}: {', '.join([self.of(best, axis, *others), *faster])}."

@@ -13,7 +13,7 @@ function drawLayers(plot, layers) {
     line: { color: COLOURS[part], width: 1.5 }, marker: { size: 6, symbol: SHAPES[part] }, yaxis: "y2", hovertemplate: `%{x}<br>${title}: %{y:.1f} dB<extra></extra>`,
   })).filter(line => line.y.some(value => value != null));
   const bits = ["weights", "input"].map((title, part) => ({
-    type: "bar", name: `bits: ${title}`, x: names, y: layers.map(layer => layer.bits[part]), marker: { color: COLOURS[3 + part] },
+    type: "bar", name: `bits: ${title}`, x: names, y: layers.map(layer => layer.bits[part]), marker: { color: COLOURS[part] },
     text: layers.map(layer => `${layer.kind}, ${layer.formats[part]}, ${layer.parameters.toLocaleString("en")} parameters, ${significant(layer.macs / 1e6)} million MACs`),
     textposition: "none", hovertemplate: `<b>%{x}</b><br>${title}: %{y} bits<br>%{text}<extra></extra>`,
   }));

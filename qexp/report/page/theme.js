@@ -23,8 +23,12 @@ function layout(more) {
 function scaleOf(values, log, title) { // a logarithmic axis with ticks that people can read
   const shown = values.filter(value => value > 0);
   if (!log || shown.length < values.length) return axisLayout({ title: { text: title } });
-  const decades = Math.log10(Math.max(...shown) / Math.min(...shown));
-  return axisLayout({ title: { text: title }, type: "log", dtick: decades > 1.5 ? 1 : "D2", exponentformat: "none", minor: { showgrid: decades > 1.5, gridcolor: css("--grid"), griddash: "dot" } });
+  const [least, most] = [Math.min(...shown), Math.max(...shown)].map(Math.log10);
+  const steps = most - least < 2.5 ? [1, 2, 5] : [1];
+  const tickvals = [];
+  for (let decade = Math.floor(least) - 2; decade <= most + 2; decade++) tickvals.push(...steps.map(step => step * 10 ** decade));
+  const ticktext = tickvals.map(value => String(Number(value.toPrecision(1))));
+  return axisLayout({ title: { text: title }, type: "log", tickvals, ticktext });
 }
 
 function style(values, value, among) {
