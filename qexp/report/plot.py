@@ -45,6 +45,7 @@ def _saved(figure: Figure, file: Path, formats: Sequence[str]) -> list[Path]:
     files = [file.with_name(f"{file.stem}.{ending}") for ending in formats]
     for each in files:
         figure.savefig(each, dpi=150)
+        figure.set_layout_engine("none")  # what was found for the first fits the others
     return files
 
 
@@ -87,23 +88,21 @@ def _scatter(axes: Axes, rows: list[Record], cost: Axis, worth: Axis) -> None:
     """A colour per model, a shape per method and options that differ; of one model, a colour per method, a shape per options."""
     options = varied(rows)
     several = len({row.params["model"] for row in rows}) > 1
-    names: dict[str, tuple[str, str]] = {}
+    styles: dict[str, tuple[str, str]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         model, label, apart = row.params["model"], row.params["label"], told(row, options)
-        names[f"{model} · {label}{apart}"] = (model, label + apart) if several else (label, apart if options else label)
-    hues, shapes = (list(dict.fromkeys(style[i] for style in names.values())) for i in (0, 1))
-    seen = set()
-    for row in rows:
-        name = f"{row.params['model']} · {row.params['label']}{told(row, options)}"
-        hue, shape = names[name]
+        name = f"{model} · {label}{apart}"
+        styles[name] = (model, label + apart) if several else (label, apart if options else label)
+        points.setdefault(name, []).append((cost.factor * row.metrics[cost.metric], worth.factor * row.metrics[worth.metric]))
+    hues, shapes = (list(dict.fromkeys(style[i] for style in styles.values())) for i in (0, 1))
+    for name, (hue, shape) in styles.items():
         hollow = shapes.index(shape) // len(MARKERS) % 2  # once all shapes are taken
         colour = f"C{hues.index(hue) % 10}"
         axes.scatter(
-            cost.factor * row.metrics[cost.metric], worth.factor * row.metrics[worth.metric], s=60,
-            facecolors="none" if hollow else colour, edgecolors=colour,
-            marker=MARKERS[shapes.index(shape) % len(MARKERS)], label=None if name in seen else name, alpha=0.85,
+            *zip(*points[name], strict=True), s=60, facecolors="none" if hollow else colour, edgecolors=colour,
+            marker=MARKERS[shapes.index(shape) % len(MARKERS)], label=name, alpha=0.85,
         )  # fmt: skip
-        seen.add(name)
 
 
 def bits_plots(records: list[Record], folder: Path, formats: Sequence[str] = ("png",)) -> list[Path]:

@@ -10,6 +10,8 @@ import yaml
 
 from qexp.report.runs import Run
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML has it
+
 
 def command_of(run: Run) -> str:
     """As a line for a shell: what Hydra wrote beside the record of this job's own overrides, and the threads of the machine.
@@ -32,4 +34,4 @@ def command_of(run: Run) -> str:
 
 
 def _read(file: Path) -> Any:
-    return yaml.safe_load(file.read_text())
+    return yaml.load(file.read_text(), LOADER)

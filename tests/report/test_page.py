@@ -24,10 +24,20 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium: apt-get install chromium chromium-driver"),
 ]
-METHODS = {"none": ("fp32", 1.0, 1.0), "static": ("static int8", 0.25, 0.3), "dynamic": ("dynamic int8", 0.25, 0.6), "half": ("bf16", 0.5, 0.7)}
+METHODS = {  # labels, sizes and times
+    "none": ("fp32", 1.0, 1.0), "static": ("static int8", 0.25, 0.3), "dynamic": ("dynamic int8", 0.25, 0.6), "half": ("bf16", 0.5, 0.7),
+}  # fmt: skip
 EVIL = "</script><script>window.broken = true</script><img src=x onerror='window.broken = true'>"
-LAYERS = "layer,kind,parameters,macs,weight,activation,weight_sqnr_db,input_sqnr_db,output_sqnr_db\nstem,conv2d,432,9,int8,uint8,40,inf,\nhead,linear,650,9,int4,uint8,20,30,15\n"
-SENSITIVITY = "layer,weight_bits,activation_bits,loss_change_nats,sqnr_db\nstem,8,8,0.001,40\nstem,4,4,0.1,20\nhead,8,8,-0.001,41\nhead,4,4,0.2,inf\n"
+LAYERS = """layer,kind,parameters,macs,weight,activation,weight_sqnr_db,input_sqnr_db,output_sqnr_db
+stem,conv2d,432,9,int8,uint8,40,inf,
+head,linear,650,9,int4,uint8,20,30,15
+"""
+SENSITIVITY = """layer,weight_bits,activation_bits,loss_change_nats,sqnr_db
+stem,8,8,0.001,40
+stem,4,4,0.1,20
+head,8,8,-0.001,41
+head,4,4,0.2,inf
+"""
 
 
 def synthetic(count: int, folder: Path) -> list[Run]:
@@ -41,17 +51,21 @@ def synthetic(count: int, folder: Path) -> list[Run]:
         top1 = 0.9 - 0.05 * rng.random()
         ms = float(np.exp(rng.normal()) * batch * speed)
         known = {
-            "top1": top1, "top1_low": top1 - 0.01, "top1_high": top1 + 0.01, "top1_drop": 0.9 - top1, "size_mb": size * (1 + rng.random()),
-            "latency_ms": ms, "latency_low_ms": 0.9 * ms, "latency_high_ms": 1.2 * ms, "memory_mb": 20 * rng.random(), "mcnemar_p": rng.random(),
+            "top1": top1, "top1_low": top1 - 0.01, "top1_high": top1 + 0.01, "top1_drop": 0.9 - top1,
+            "size_mb": size * (1 + rng.random()), "latency_ms": ms, "latency_low_ms": 0.9 * ms, "latency_high_ms": 1.2 * ms,
+            "memory_mb": 20 * rng.random(), "mcnemar_p": rng.random(),
         }  # fmt: skip
         failed = index % 17 == 3
-        made = record(label, int(batch), model, status="failed" if failed else "finished", reason=EVIL * failed, **({} if failed else known))
+        ended = {"status": "failed", "reason": EVIL} if failed else known
+        made = record(label, int(batch), model, **ended)  # type: ignore[arg-type]
         made.params.update(engine=str(engine), method=method)
         name = f"{model} · {label} · {engine} · batch {batch}"
         place = folder / "sweeps" / "monday" / str(index)
-        runs.append(Run(replace(made, label=name, environment={"host": str(host), "cores": 2}, command=f"python compress.py seed={index}"), place))
+        made = replace(made, label=name, environment={"host": str(host), "cores": 2}, command=f"python compress.py seed={index}")
+        runs.append(Run(made, place))
     first = runs[0].record
-    operators = [{"name": f"op{i}", "calls": i, "self_cpu_time_us": i, "cpu_time_us": i, "self_cpu_memory_bytes": 0, "cpu_memory_bytes": 0} for i in range(30)]
+    numbers = ("calls", "self_cpu_time_us", "cpu_time_us", "self_cpu_memory_bytes", "cpu_memory_bytes")
+    operators = [{"name": f"op{i}"} | dict.fromkeys(numbers, i) for i in range(30)]
     texts = {"layers.csv": LAYERS, "sensitivity.csv": SENSITIVITY, "operators.json": json.dumps(operators)}
     runs[0] = replace(runs[0], record=replace(first, texts=texts, notes={"energy_mj_per_image": "no counter"}))
     runs[0].folder.mkdir(parents=True)
@@ -94,7 +108,10 @@ class Page:
         return self.driver.execute_script(f"return {code}", *values)
 
     def choose(self, name: str, value: str) -> None:
-        self.js("(e => { e.value = arguments[1]; e.dispatchEvent(new Event('change')); })(document.getElementById(arguments[0]))", name, value)
+        script = (
+            "const chosen = document.getElementById(arguments[0]); chosen.value = arguments[1]; chosen.dispatchEvent(new Event('change'))"
+        )
+        self.driver.execute_script(script, name, value)
 
     def tick(self, facet: str, value: str) -> None:
         self.find(f".facet[data-name={facet}] summary").click()
@@ -121,7 +138,8 @@ class Page:
 
 
 def finished(runs: list[Run], **names: Any) -> list[int]:
-    return [i for i, run in enumerate(runs) if run.record.status == "finished" and all(run.names[name] == value for name, value in names.items())]
+    wanted = names | {"status": "finished"}
+    return [i for i, run in enumerate(runs) if all(run.names[name] == value for name, value in wanted.items())]
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +218,9 @@ def test_axes_and_their_fronts_are_those_of_python(page: Page, x: str, y: str) -
         front = pareto_front([run.record.metrics[x] for run in members], [run.record.metrics[y] for run in members])
         expected.add(tuple(page.runs.index(members[i]) for i in front))
     assert {tuple(front) for front in page.js("qexp.fronts().map(front => front.map(point => point.row.id))")} == expected
-    drawn = page.js("document.getElementById('pareto-plot').data.filter(t => t.customdata).flatMap(t => t.x.map((x, i) => [t.customdata[i], x]))")
-    assert {i: pytest.approx(rows_x, rel=1e-6) for i, rows_x in drawn} == {i: page.runs[i].record.metrics[x] for i in finished(page.runs)}
+    points = "data.filter(trace => trace.customdata).flatMap(trace => trace.x.map((x, i) => [trace.customdata[i], x]))"
+    drawn = page.js(f"document.getElementById('pareto-plot').{points}")
+    assert {i: pytest.approx(value, rel=1e-6) for i, value in drawn} == {i: page.runs[i].record.metrics[x] for i in finished(page.runs)}
 
 
 def test_a_click_on_a_row_shows_the_run_with_its_command(page: Page) -> None:
@@ -224,7 +243,8 @@ def test_it_follows_the_theme_and_fits_narrow_windows(page: Page) -> None:
     for theme in ("light", "dark"):
         page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]})
         page.wait(f"matchMedia('(prefers-color-scheme: {theme})').matches")
-        page.wait("document.getElementById('pareto-plot').layout.font.color === getComputedStyle(document.documentElement).getPropertyValue('--text').trim()")
+        text = "getComputedStyle(document.documentElement).getPropertyValue('--text').trim()"
+        page.wait(f"document.getElementById('pareto-plot').layout.font.color === {text}")
         colours.append(page.js("getComputedStyle(document.body).backgroundColor"))
     assert colours[0] != colours[1]
     try:

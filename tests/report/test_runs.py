@@ -68,7 +68,8 @@ def test_groups_keep_their_order() -> None:
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
-    for sweep, made in (("1_monday", FP32), ("2_tuesday", INT8), ("2_tuesday", replace(FP32, reused="sweeps/1_monday/0")), ("3_empty", None)):
+    again = replace(FP32, reused="sweeps/1_monday/0")
+    for sweep, made in (("1_monday", FP32), ("2_tuesday", INT8), ("2_tuesday", again), ("3_empty", None)):
         folder = tmp_path / "sweeps" / sweep
         folder.mkdir(parents=True, exist_ok=True)
         if made:
