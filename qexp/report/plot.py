@@ -99,8 +99,9 @@ def _scatter(axes: Axes, rows: list[Record], cost: Axis, worth: Axis) -> None:
     for name, (hue, shape) in styles.items():
         hollow = shapes.index(shape) // len(MARKERS) % 2  # once all shapes are taken
         colour = f"C{hues.index(hue) % 10}"
+        x, y = zip(*points[name], strict=True)
         axes.scatter(
-            *zip(*points[name], strict=True), s=60, facecolors="none" if hollow else colour, edgecolors=colour,
+            x, y, s=60, facecolors="none" if hollow else colour, edgecolors=colour,
             marker=MARKERS[shapes.index(shape) % len(MARKERS)], label=name, alpha=0.85,
         )  # fmt: skip
 

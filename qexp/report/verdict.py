@@ -135,8 +135,8 @@ class Names:
         if best is None:
             return ""
         metrics = best.record.metrics
-        gains = {metrics[name]: f"{times(metrics[name])} as fast as {other}" for name, other in GAINS.items() if name in metrics}
-        faster = [*gains.values()] if axis.timed else []  # one, where both are the same engine
+        gains = {metrics[name]: other for name, other in reversed(GAINS.items()) if name in metrics}  # one, where both are the same engine
+        faster = [f"{times(gain)} as fast as {other}" for gain, other in reversed(gains.items())] if axis.timed else []
         rivals = [run for run in rows if run is not best and axis.metric in run.record.metrics]
         ties = [self.short(run) for run in rivals if tied(run.record, best.record, axis)]
         text = f"{title}: {', '.join([self.of(best, axis, *others), *faster])}."

@@ -28,7 +28,7 @@ function drawCurves() {
   const xaxis = axisLayout({ type: "log", title: { text: ACROSS[across] }, tickvals: ticks, ticktext: ticks.map(String) });
   const yaxis = scaleOf(lines.flatMap(line => line.y), true, UP[up]);
   const plot = element("curves-plot");
-  Plotly.react(plot, lines, layout({ xaxis, yaxis }), SETTINGS);
+  Plotly.react(plot, lines, layout({ xaxis, yaxis }), settings());
   if (!plot.listening) plot.on("plotly_click", event => choose(event.points[0].customdata, true));
   plot.listening = true;
 }

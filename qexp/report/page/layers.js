@@ -19,7 +19,7 @@ function drawLayers(plot, layers) {
   }));
   const axes = { xaxis: layerAxis(names), yaxis: axisLayout({ title: { text: "bits" }, domain: lines.length ? [0, 0.38] : [0, 1] }) };
   if (lines.length) axes.yaxis2 = axisLayout({ title: { text: "signal to noise, dB" }, domain: [0.46, 1], anchor: "x", rangemode: "tozero" });
-  Plotly.newPlot(plot, [...lines, ...bits], layout({ ...axes, barmode: "group", ...below(names) }), SETTINGS);
+  Plotly.newPlot(plot, [...lines, ...bits], layout({ ...axes, barmode: "group", ...below(names) }), settings());
 }
 
 function drawSensitivity(plot, table) {
@@ -35,7 +35,7 @@ function drawSensitivity(plot, table) {
     };
   });
   const up = axisLayout({ type: "log", title: { text: "change of the loss, nats" }, exponentformat: "power", dtick: 1 });
-  Plotly.newPlot(plot, lines, layout({ xaxis: layerAxis(names), yaxis: up, barmode: "group", ...below(names) }), SETTINGS);
+  Plotly.newPlot(plot, lines, layout({ xaxis: layerAxis(names), yaxis: up, barmode: "group", ...below(names) }), settings());
 }
 
 function below(names) { // a legend above, since the names of layers stand below

@@ -36,7 +36,8 @@ document.addEventListener("click", event => {
 setUpFilters();
 setUpPareto();
 await setUpTable();
-fill(element("chosen"), DATA.rows.map(row => [String(row.id), `${row.place.split("/").at(-1)}: ${row.name}${row.status === "finished" ? "" : ` (${row.status})`}`]));
+const several = distinct(DATA.rows.map(row => row.place.split("/")[0])).length > 1;
+fill(element("chosen"), DATA.rows.map(row => [String(row.id), `${several ? row.place : row.place.split("/").at(-1)}: ${row.name}${row.status === "finished" ? "" : ` (${row.status})`}`]));
 element("chosen").addEventListener("change", () => choose(Number(element("chosen").value)));
 drawMachines();
 setUpCurves();

@@ -31,7 +31,7 @@ function drawPareto() {
   }));
   const across = scaleOf(rows.map(row => row.metrics[x.metric]), element("log").checked, x.title);
   const plot = element("pareto-plot");
-  Plotly.react(plot, [...lines, ...traces], layout({ xaxis: across, yaxis: axisLayout({ title: { text: y.title } }) }), SETTINGS);
+  Plotly.react(plot, [...lines, ...traces], layout({ xaxis: across, yaxis: axisLayout({ title: { text: y.title } }) }), settings());
   if (!plot.listening) plot.on("plotly_click", event => event.points[0].customdata != null && choose(event.points[0].customdata, true));
   plot.listening = true;
   note(x, y, rows);
@@ -44,8 +44,8 @@ function note(x, y, rows) {
   const missing = finished.length - rows.length;
   element("pareto-note").textContent = [
     "Bars are 95 % intervals where they were measured. Click a point for its run.",
-    apart.length ? `A front for each ${apart.map(name => same[name]).join(" and ")}: others are not compared.` : "",
-    missing ? `${missing} finished run${missing > 1 ? "s have" : " has"} no ${rows.length || !x ? "such values" : "values on these axes"} and cannot be drawn.` : "",
+    apart.length ? `Each ${apart.map(name => same[name]).join(" and ")} has a front of its own, since others cannot be compared with it.` : "",
+    missing ? `${missing} finished run${missing > 1 ? "s have" : " has"} no values on these axes: the run's notes say why.` : "",
   ].filter(Boolean).join(" ");
 }
 

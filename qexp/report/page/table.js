@@ -57,7 +57,7 @@ function keeps(row, except) {
 
 function setUpFilters() {
   const facets = DATA.facets.map(facet => `<details class="facet" data-name="${escaped(facet.name)}"><summary>${escaped(facet.title)}</summary><div></div></details>`);
-  element("filters").innerHTML = `<input type="search" id="words" placeholder="search" aria-label="search">${facets.join("")}<button type="button" id="reset">All</button><span id="count" role="status"></span>`;
+  element("filters").innerHTML = `<input type="search" id="words" placeholder="search" aria-label="search">${facets.join("")}<button type="button" id="reset">show all</button><span id="count" role="status"></span>`;
   for (const facet of document.querySelectorAll(".facet")) {
     const name = facet.dataset.name;
     used[name] = new Set();

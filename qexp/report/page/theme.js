@@ -1,7 +1,7 @@
 // Plots in the page's colours, light or dark, wide or narrow.
 const COLOURS = ["#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#06b6d4", "#ec4899", "#84cc16", "#a16207", "#94a3b8"];
 const SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon", "hexagon", "triangle-down"];
-const SETTINGS = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const settings = () => ({ responsive: true, displaylogo: false, displayModeBar: !narrow.matches, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const narrow = matchMedia("(max-width: 700px)");
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
