@@ -56,7 +56,7 @@ def columns_of(records: list[Record]) -> list[dict[str, Any]]:
     for place, (key, title) in enumerate(zip(keys, titles, strict=True)):
         metric = any(key in record.metrics for record in records)
         columns.append({
-            "key": key, "title": title, "metric": metric, "cells": [row[place] for row in cells],
+            "key": "machine" if key == "host" else key, "title": title, "metric": metric, "cells": [row[place] for row in cells],
             "best": [index for index, marks in enumerate(best) if marks[place]],
         })  # fmt: skip
     others = dict.fromkeys(name for record in records for name in record.metrics if name not in keys)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from qexp.report.axes import AXES, Axis
 from qexp.report.pareto import pareto_front
@@ -33,7 +34,7 @@ def accuracy_plot(
         _intervals(axes, rows, cost, up)
         _fronts(axes, rows, cost, up)
         _scatter(axes, [run.record for run in rows], cost, up)
-        axes.set_xscale("log")
+        _logarithmic(axes)
         axes.set_xlabel(cost.title)
         axes.grid(True, which="both", alpha=0.2)
     figure.axes[0].set_ylabel(up.title)
@@ -47,6 +48,15 @@ def _saved(figure: Figure, file: Path, formats: Sequence[str]) -> list[Path]:
         figure.savefig(each, dpi=150)
         figure.set_layout_engine("none")  # what was found for the first fits the others
     return files
+
+
+def _logarithmic(axes: Axes) -> None:
+    """With ticks at 1, 2 and 5 where few decades are shown, written as plain numbers."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _intervals(axes: Axes, rows: list[Run], cost: Axis, worth: Axis) -> None:

@@ -12,6 +12,7 @@ function drawMachines() {
 }
 
 function refresh() {
+  words.splice(0, words.length, ...element("words").value.toLowerCase().split(/\s+/).filter(Boolean));
   state.visible = DATA.rows.filter(row => keeps(row));
   table.draw();
   drawFilters();

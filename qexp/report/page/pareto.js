@@ -5,10 +5,10 @@ function hover(row) {
   return [`<b>${escaped(row.name)}</b>`, ...lines, row.noisy ? "noisy" : ""].filter(Boolean).join("<br>");
 }
 
-function bars(rows, axis) {
+function bars(rows, axis, colour) {
   if (!rows.some(row => has(row, axis.metric, axis.low || axis.metric, axis.high || axis.metric)) || !axis.low) return undefined;
   const away = bound => rows.map(row => has(row, bound) ? axis.factor * Math.abs(row.metrics[bound] - row.metrics[axis.metric]) : 0);
-  return { type: "data", symmetric: false, array: away(axis.high), arrayminus: away(axis.low), thickness: 1, width: 3 };
+  return { type: "data", symmetric: false, array: away(axis.high), arrayminus: away(axis.low), thickness: 1, width: 3, color: colour && colour + "80" };
 }
 
 function drawPareto() {
@@ -18,11 +18,11 @@ function drawPareto() {
   const rows = state.visible.filter(row => has(row, x.metric, y.metric));
   const [colours, shapes] = [state.colour, state.shape].map(name => distinct(DATA.rows.map(row => nameOf(row, name))).sort(byNumberOrName));
   const both = distinct([state.colour, state.shape].filter(Boolean));
-  const traces = comparable(rows, both).map(group => ({
+  const traces = comparable(rows, both).map(group => [group, style(colours, nameOf(group[0], state.colour), COLOURS)]).map(([group, colour]) => ({
     mode: "markers", type: "scatter", name: both.map(name => nameOf(group[0], name)).join(" · ") || "runs",
     x: group.map(row => x.factor * row.metrics[x.metric]), y: group.map(row => y.factor * row.metrics[y.metric]),
-    error_x: bars(group, x), error_y: bars(group, y), text: group.map(hover), customdata: group.map(row => row.id), hovertemplate: "%{text}<extra></extra>",
-    marker: { color: style(colours, nameOf(group[0], state.colour), COLOURS), symbol: style(shapes, nameOf(group[0], state.shape), SHAPES), size: 10, opacity: 0.85, line: { width: 1, color: css("--card") } },
+    error_x: bars(group, x, colour), error_y: bars(group, y, colour), text: group.map(hover), customdata: group.map(row => row.id), hovertemplate: "%{text}<extra></extra>",
+    marker: { color: colour, symbol: style(shapes, nameOf(group[0], state.shape), SHAPES), size: 10, opacity: 0.85, line: { width: 1, color: css("--card") } },
   })).sort((one, other) => one.name.localeCompare(other.name));
   const lines = fronts().filter(front => distinct(front.map(point => point.cost)).length > 1).map((front, index) => ({
     mode: "lines", type: "scatter", name: "Pareto front", legendgroup: "front", showlegend: index === 0, hoverinfo: "skip",

@@ -13,7 +13,7 @@ function columnOf(column) {
   const best = new Set(column.best);
   const number = row => row.metrics[column.key];
   const shown = row => place.has(row.id) && column.cells ? column.cells[place.get(row.id)] : column.metric ? significant(number(row)) : nameOf(row, column.key);
-  const isNumber = column.metric || DATA.rows.every(row => row.names[column.key] == null || !isNaN(row.names[column.key]));
+  const isNumber = column.metric || DATA.rows.every(row => row.names[column.key] != null && !isNaN(row.names[column.key]));
   return {
     title: escaped(column.title), name: column.key, visible: !column.hidden, className: isNumber ? "number" : column.key === "label" ? "choice" : "", type: isNumber ? "num" : "string",
     data: null, defaultContent: "",
@@ -49,10 +49,11 @@ function markChosen() {
   for (const line of document.querySelectorAll("#table tbody tr")) line.classList.toggle("chosen", line.dataset.id === String(state.chosen));
 }
 
+const words = []; // each of which a row's text holds
+for (const row of DATA.rows) row.text = `${row.name} ${row.status} ${row.reason} ${Object.values(row.names).join(" ")}`.toLowerCase();
+
 function keeps(row, except) {
-  const words = element("words").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const text = `${row.name} ${row.status} ${row.reason} ${Object.values(row.names).join(" ")}`.toLowerCase();
-  return words.every(word => text.includes(word)) && Object.entries(used).every(([name, values]) => name === except || !values.size || values.has(nameOf(row, name)));
+  return words.every(word => row.text.includes(word)) && Object.entries(used).every(([name, values]) => name === except || !values.size || values.has(nameOf(row, name)));
 }
 
 function setUpFilters() {
