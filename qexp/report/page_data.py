@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import math
 import os
@@ -162,8 +163,6 @@ def operators_of(text: str) -> dict[str, Any]:
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
-    import csv
-
     return list(csv.DictReader(text.splitlines()))
 
 
