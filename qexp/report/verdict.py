@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qexp.report.axes import AXES, Axis, default_cost, default_worth
+from qexp.report.axes import AXES, Axis, default_worth
 from qexp.report.pareto import knee
 from qexp.report.runs import SAME_CALL, SAME_IMAGES, Run, differing, grouped
 from qexp.report.table import percent, significant, times
@@ -45,9 +45,8 @@ def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
         for (model,), rows in models.items():
             if len(rows) > 1:
                 found.append(Verdict(", ".join([model, *place]), tuple(of_model(rows, worth, points))))
-        several = [knee_sentence(members, worth)] if len(models) > 1 else []
-        if any(several):
-            found.append(Verdict(", ".join(["all models", *place]), tuple(filter(None, several))))
+        if len(models) > 1 and (said := knees(members, worth)):
+            found.append(Verdict(", ".join(["all models", *place]), tuple(said)))
     return found
 
 
@@ -70,7 +69,7 @@ def of_model(rows: list[Run], worth: Axis | None, points: float) -> list[str]:
     smallest = least(compared, SIZE)
     if smallest and smallest not in accepted:
         said.append(f"Smallest of all: {names.of(smallest, SIZE, worth)}, {percent(_value(smallest, drop))} points lower than fp32.")
-    return [*filter(None, said), *filter(None, [knee_sentence(rows, worth)]), *difference(compared, names, worth)]
+    return [*filter(None, said), *knees(rows, worth), *difference(compared, names, worth)]
 
 
 def least(rows: list[Run], axis: Axis) -> Run | None:
@@ -81,17 +80,17 @@ def _value(run: Run, metric: str) -> float:
     return run.record.metrics[metric]
 
 
-def knee_sentence(rows: list[Run], worth: Axis | None) -> str:
-    """Of accuracy against latency, or against size where nothing was timed; empty where the front has no knee."""
-    cost = default_cost(rows)
-    if worth is None or cost is None:
-        return ""
-    drawn = [run for run in rows if {worth.metric, cost.metric} <= run.record.metrics.keys() and run.record.metrics[cost.metric] > 0]
-    best = knee(*([run.record.metrics[axis.metric] for run in drawn] for axis in (cost, worth)))
-    if best is None:
-        return ""
-    title = cost.title.partition(",")[0]
-    return f"Knee of the front of accuracy against {title}: {Names(rows).of(drawn[best], cost, worth)}."
+def knees(rows: list[Run], worth: Axis | None) -> list[str]:
+    """Of the fronts of accuracy against latency and against size, where these have one."""
+    said = []
+    for cost in (LATENCY, SIZE) if worth else ():
+        assert worth
+        drawn = [run for run in rows if {worth.metric, cost.metric} <= run.record.metrics.keys()]
+        best = knee(*([run.record.metrics[axis.metric] for run in drawn] for axis in (cost, worth)))
+        if best is not None:
+            title = cost.title.partition(",")[0]
+            said.append(f"Knee of the front of accuracy against {title}: {Names(rows).of(drawn[best], cost, worth)}.")
+    return said
 
 
 def difference(compared: list[Run], names: Names, worth: Axis) -> list[str]:

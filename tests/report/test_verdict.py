@@ -54,8 +54,9 @@ def test_the_points_decide() -> None:
 
 def test_the_knee_is_that_of_the_front() -> None:
     rows = [row("tiny", 0.1, 1, 1), row("good", 0.89, 2, 10), row("best", 0.9, 3, 100), row("bad", 0.2, 2, 20)]
-    (knee,) = (text for text in only(verdicts(rows, 1)) if text.startswith("Knee"))
-    assert knee.startswith("Knee of the front of accuracy against latency of one call: good on eager, 10.0 ms")
+    of_latency, of_size = (text for text in only(verdicts(rows, 1)) if text.startswith("Knee"))
+    assert of_latency.startswith("Knee of the front of accuracy against latency of one call: good on eager, 10.0 ms")
+    assert of_size == "Knee of the front of accuracy against size on disk: good on eager, 2.00 MB, 89.00 %."
 
 
 def test_times_are_never_compared_across_machines_nor_shapes() -> None:
@@ -75,7 +76,7 @@ def test_models_have_their_own_baseline_and_share_a_knee() -> None:
     small = [of("lenet", row("none", 0.1, 1, 1)), of("lenet", row("static", 0.1, 1, 1.1)), of("lenet", row("qat", 0.89, 1, 10))]
     found = verdicts([*small, row("none", 0.9, 10, 100), row("static", 0.8, 10, 200)], 1)
     assert [verdict.title for verdict in found] == ["lenet, pets", "vgg, pets", "all models, pets"]
-    assert "lenet qat on eager" in only(found[2:])[0]
+    assert "lenet qat on eager" in found[2].sentences[0]
 
 
 def test_without_accuracy_there_is_no_baseline() -> None:
