@@ -39,20 +39,46 @@ class Accuracy(Measure):
             drop = top_k(reference, labels, 1) - top_k(logits, labels, 1)
             agreement = float((reference.argmax(1) == logits.argmax(1)).mean())
             found += [Measurement("top1_drop", drop, "fraction"), Measurement("agreement", agreement, "fraction")]
+            found.append(Measurement("mcnemar_p", mcnemar(*(top_k_hits(each, labels, 1) for each in (reference, logits))), "probability"))
         return [replace(measurement, name=prefix + measurement.name) for measurement in found]
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> list[Measurement]:
-    """top1, top5 (of more than five classes) and the mean cross entropy of logits[N,K] against labels[N]."""
+    """top1 with its 95 % interval, top5 (of more than five classes) and the mean cross entropy of logits[N,K] against labels[N].
+
+    The interval is that of another draw of as many images (Wilson, "Probable inference, the law of succession, and statistical
+    inference", 1927).
+    """
+    from scipy.stats import binomtest  # takes a second to import
+
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     log_probability = shifted[np.arange(len(labels)), labels] - np.log(np.exp(shifted).sum(1))
-    found = [Measurement("top1", top_k(logits, labels, 1), "fraction"), Measurement("loss", float(-log_probability.mean()), "nats")]
+    hits = top_k_hits(logits, labels, 1)
+    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(0.95, "wilson")
+    top1 = {"top1": hits.mean(), "top1_low": interval.low, "top1_high": interval.high}
+    found = [Measurement(name, float(value), "fraction") for name, value in top1.items()]
+    found.append(Measurement("loss", float(-log_probability.mean()), "nats"))
     if logits.shape[1] > 5:
         found.append(Measurement("top5", top_k(logits, labels, 5), "fraction"))
     return found
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of rows whose label is among the k largest of logits[N,K]; among equal logits the lower class comes first."""
+    """Share of rows whose label is among the k largest of logits[N,K]."""
+    return float(top_k_hits(logits, labels, k).mean())
+
+
+def top_k_hits(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """[N] Whether the label is among the k largest of logits[N,K]; among equal logits the lower class comes first."""
     order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    return float((order == labels[:, None]).any(1).mean())
+    return (order == labels[:, None]).any(1)
+
+
+def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
+    """Probability that two networks which are right equally often differ by as much as here, or more: one[N], other[N], right or wrong
+    on the same images. Exact, two-sided (McNemar, "Note on the sampling error of the difference between correlated proportions", 1947).
+    """
+    from scipy.stats import binomtest
+
+    only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
+    return float(binomtest(only_one, only_one + only_other).pvalue) if only_one + only_other else 1.0

@@ -3,35 +3,82 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
+from qexp.report.axes import AXES, Axis
+from qexp.report.pareto import pareto_front
+from qexp.report.runs import Run, grouped
 from qexp.report.varied import told, varied
 from qexp.types import Record
 
 MARKERS = "osD^vPX*<>"
 
 
-def accuracy_plot(records: list[Record], file: Path) -> bool:
-    """Write top-1 against size and latency of all runs that have them. False if none has."""
-    axes_of = {"size_mb": "size on disk, MB", "latency_ms": "latency of one call, ms"}
-    top1, name = _accuracy(records)
-    rows = [r for r in records if r.status == "finished" and {top1, *axes_of} <= r.metrics.keys()]
-    if not rows:
-        return False
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, (metric, title) in zip(figure.subplots(1, 2, sharey=True), axes_of.items(), strict=True):
-        _scatter(axes, rows, metric, top1)
-        axes.set_xscale("log")
-        axes.set_xlabel(title)
+def accuracy_plot(
+    records: list[Record], file: Path, costs: Sequence[str] = ("size_mb", "latency_ms"), worth: str = "", formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """Write how good the runs are, by `worth` (top-1), against each of the costs: all runs that have both, their 95 % intervals and the
+    Pareto fronts. The files written: `file` in each of the formats, none where no run has both."""
+    finished = [Run(r, Path()) for r in records if r.status == "finished"]
+    up = AXES[worth or _accuracy(records)[0]]
+    panels = {AXES[c]: rows for c in costs if (rows := [run for run in finished if {c, up.metric} <= run.record.metrics.keys()])}
+    if not panels:
+        return []
+    figure = Figure(figsize=(6.5 * len(panels) - 2 * (len(panels) > 1), 4.5), layout="constrained")
+    for axes, (cost, rows) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True):
+        _intervals(axes, rows, cost, up)
+        _fronts(axes, rows, cost, up)
+        _scatter(axes, [run.record for run in rows], cost, up)
+        _logarithmic(axes)
+        axes.set_xlabel(cost.title)
         axes.grid(True, which="both", alpha=0.2)
-    left, right = figure.axes
-    left.set_ylabel(name)
-    _legend(right, figure)
-    figure.savefig(file, dpi=150)
-    return True
+    figure.axes[0].set_ylabel(up.title)
+    _legend(figure.axes[-1], figure)
+    return _saved(figure, file, formats)
+
+
+def _saved(figure: Figure, file: Path, formats: Sequence[str]) -> list[Path]:
+    files = [file.with_name(f"{file.stem}.{ending}") for ending in formats]
+    for each in files:
+        figure.savefig(each, dpi=150)
+        figure.set_layout_engine("none")  # what was found for the first fits the others
+    return files
+
+
+def _logarithmic(axes: Axes) -> None:
+    """With ticks at 1, 2 and 5 where few decades are shown, written as plain numbers."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _intervals(axes: Axes, rows: list[Run], cost: Axis, worth: Axis) -> None:
+    if not any(axis.low in run.record.metrics for run in rows for axis in (cost, worth)):
+        return
+    bars = []
+    for axis in (cost, worth):
+        metrics = [run.record.metrics for run in rows]
+        below = [axis.factor * (m[axis.metric] - m.get(axis.low, m[axis.metric])) for m in metrics]
+        above = [axis.factor * (m.get(axis.high, m[axis.metric]) - m[axis.metric]) for m in metrics]
+        bars.append(([axis.factor * m[axis.metric] for m in metrics], [below, above]))
+    (x, x_bars), (y, y_bars) = bars
+    axes.errorbar(x, y, xerr=x_bars, yerr=y_bars, fmt="none", ecolor="0.6", elinewidth=0.8, zorder=0)
+
+
+def _fronts(axes: Axes, rows: list[Run], cost: Axis, worth: Axis) -> None:
+    """A line of steps for each group of runs that may be compared: between two points no run is cheaper and as good."""
+    for members in grouped(rows, dict.fromkeys((*cost.same, *worth.same))).values():
+        x, y = ([axis.factor * run.record.metrics[axis.metric] for run in members] for axis in (cost, worth))
+        front = pareto_front(x, y)
+        if len({x[i] for i in front}) > 1:
+            axes.step([x[i] for i in front], [y[i] for i in front], where="post", color="0.5", linewidth=1, linestyle=":", zorder=0)
 
 
 def _accuracy(records: list[Record]) -> tuple[str, str]:
@@ -41,34 +88,35 @@ def _accuracy(records: list[Record]) -> tuple[str, str]:
 
 
 def _legend(axes: Axes, figure: Figure) -> None:
-    """To the right of the axes, all of it: a long one makes the figure higher."""
-    names = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False).get_texts()
-    figure.set_figheight(max(figure.get_figheight(), 0.3 + 0.22 * len(names)))
+    """To the right of the axes, of all panels, and all of it: a long one makes the figure higher."""
+    handles = {label: handle for each in figure.axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)}
+    axes.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.set_figheight(max(figure.get_figheight(), 0.3 + 0.22 * len(handles)))
 
 
-def _scatter(axes: Axes, rows: list[Record], metric: str, top1: str) -> None:
+def _scatter(axes: Axes, rows: list[Record], cost: Axis, worth: Axis) -> None:
     """A colour per model, a shape per method and options that differ; of one model, a colour per method, a shape per options."""
     options = varied(rows)
     several = len({row.params["model"] for row in rows}) > 1
-    names: dict[str, tuple[str, str]] = {}
+    styles: dict[str, tuple[str, str]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         model, label, apart = row.params["model"], row.params["label"], told(row, options)
-        names[f"{model} · {label}{apart}"] = (model, label + apart) if several else (label, apart if options else label)
-    hues, shapes = (list(dict.fromkeys(style[i] for style in names.values())) for i in (0, 1))
-    seen = set()
-    for row in rows:
-        name = f"{row.params['model']} · {row.params['label']}{told(row, options)}"
-        hue, shape = names[name]
+        name = f"{model} · {label}{apart}"
+        styles[name] = (model, label + apart) if several else (label, apart if options else label)
+        points.setdefault(name, []).append((cost.factor * row.metrics[cost.metric], worth.factor * row.metrics[worth.metric]))
+    hues, shapes = (list(dict.fromkeys(style[i] for style in styles.values())) for i in (0, 1))
+    for name, (hue, shape) in styles.items():
         hollow = shapes.index(shape) // len(MARKERS) % 2  # once all shapes are taken
         colour = f"C{hues.index(hue) % 10}"
+        x, y = zip(*points[name], strict=True)
         axes.scatter(
-            row.metrics[metric], 100 * row.metrics[top1], s=60, facecolors="none" if hollow else colour, edgecolors=colour,
-            marker=MARKERS[shapes.index(shape) % len(MARKERS)], label=None if name in seen else name, alpha=0.85,
+            x, y, s=60, facecolors="none" if hollow else colour, edgecolors=colour,
+            marker=MARKERS[shapes.index(shape) % len(MARKERS)], label=name, alpha=0.85,
         )  # fmt: skip
-        seen.add(name)
 
 
-def bits_plots(records: list[Record], folder: Path) -> list[Path]:
+def bits_plots(records: list[Record], folder: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
     """For each model (and data, and image size, as far as the runs go through several): top-1 against bits, if there are several.
     The files written."""
     top1, _ = _accuracy(records)
@@ -81,8 +129,7 @@ def bits_plots(records: list[Record], folder: Path) -> list[Path]:
     for name, members in groups.items():
         if len({_widths(row) for row in members} - {None}) > 1:
             file = folder / f"accuracy-by-bits-{name.replace(' · ', '-').replace('/', '_')}.png"
-            _accuracy_by_bits(members, name).savefig(file, dpi=150)
-            written.append(file)
+            written += _saved(_accuracy_by_bits(members, name), file, formats)
     return written
 
 
@@ -126,7 +173,7 @@ def _fp32(rows: list[Record], metric: str) -> list[float]:
     return list(dict.fromkeys(round(100 * top1, 2) for top1 in own or compared))
 
 
-def latency_plots(records: list[Record], folder: Path) -> list[Path]:
+def latency_plots(records: list[Record], folder: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
     """For each model: mean latency and its standard deviation against batch size and against image size, as far as the runs go
     through several of them. The files written."""
     written = []
@@ -135,8 +182,7 @@ def latency_plots(records: list[Record], folder: Path) -> list[Path]:
             rows = [r for r in records if r.params["model"] == model and "latency_mean_ms" in r.metrics and key in r.params]
             if len({row.params[key] for row in rows}) > 1:
                 file = folder / f"latency-by-{key}-{model.replace('/', '_')}.png"
-                _curves(rows, key, title).savefig(file, dpi=150)
-                written.append(file)
+                written += _saved(_curves(rows, key, title), file, formats)
     return written
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from rich.console import Console
 
 from qexp.errors import LEFT_OPEN
 from qexp.report.best import LEGEND, Search
-from qexp.report.plot import accuracy_plot, bits_plots, latency_plots
-from qexp.report.table import csv_table, markdown_table, rich_table, unfinished
-from qexp.tracking.store import read_records
+from qexp.report.runs import Run, runs_of
+from qexp.report.screen import show
+from qexp.report.write import Style, write_report
 from qexp.tracking.sync import sync
-from qexp.types import Record, first_line
+from qexp.types import UserError, first_line
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -32,10 +33,10 @@ class Summary(Callback):
     # Hydra turns an error in here into a warning.
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        check_tracking(config)
+        check_end(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        check_tracking(config)
+        check_end(config)
         if config.hydra.sweeper._target_ == BASIC:  # a search tells itself what it will do
             print(plan(config), flush=True)
         try:
@@ -59,22 +60,27 @@ class Summary(Callback):
 
     def finish(self, config: DictConfig, sweep: Path, log: bool) -> None:
         """Write and show the table of all records below `sweep`; `log`: as the sweep's summary run too."""
-        records, search = read_records(sweep), Search.read(sweep)
-        if not records:
+        runs, search = runs_of(sweep), Search.read(sweep)
+        if not runs:
             return
-        markdown = search.markdown() + markdown_table(search.marked(records)) if search else markdown_table(records)
-        files = [sweep / "results.md", sweep / "results.csv"]
-        files[0].write_text(markdown)
-        files[1].write_text(csv_table(records))
-        if accuracy_plot(records, sweep / "accuracy.png"):
-            files.append(sweep / "accuracy.png")
-        files += [*([] if search else bits_plots(records, sweep)), *latency_plots(records, sweep)]
-        show(config, records, sweep, search)
+        records, style = [run.record for run in runs], style_of(config)
+        if search:
+            runs = [Run(record, run.folder) for run, record in zip(runs, search.marked(records), strict=True)]
+            style = replace(style, lines=False)
+        written = write_report(runs, sweep, f"sweep {sweep.name}", style, preface=search.markdown() if search else "")
+        show(runs, written.verdicts)
+        if search:
+            print(f"{LEGEND}\n")
+            Console(width=None if sys.stdout.isatty() else 170).print(search.rich_table())
+        print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")
+        for file in written.files:
+            if file.suffix == ".html":
+                print(f"All of it in a browser: {file}")
         if all(record.status == "compressed" for record in records):
             return  # nothing to compare yet
         tracking = instantiate(config.tracking)
         try:
-            page = tracking.log_sweep(sweep.name, records, markdown, files) if log else ""
+            page = tracking.log_sweep(sweep.name, records, written.markdown, written.files) if log else ""
             if address := tracking.address(page):
                 print(f"Compare the runs in a browser: {address}")
         except Exception as error:
@@ -83,10 +89,20 @@ class Summary(Callback):
             sys.exit(1)
 
 
-def check_tracking(config: DictConfig) -> None:
-    """End the program before it computes what it could not log."""
+def check_end(config: DictConfig) -> None:
+    """End the program before it computes what it could not log or report."""
     for key in OmegaConf.missing_keys(config.tracking):
         sys.exit(f"error: {key} is not set. Give {key}=VALUE.")
+    try:
+        style_of(config)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def style_of(config: DictConfig) -> Style:
+    """Errors: UserError for options of `report` that mean nothing."""
+    formats = config.report.formats
+    return Style(tuple([formats] if isinstance(formats, str) else formats), config.report.points)
 
 
 def log_what_waits(outputs: Path) -> None:
@@ -104,18 +120,3 @@ def plan(config: DictConfig) -> str:
     runs = math.prod(len(values) for values in axes.values())
     swept_through = " × ".join(f"{key} {', '.join(values)}" for key, values in axes.items())
     return f"{runs} runs: {swept_through}" if axes else "1 run"
-
-
-def show(config: DictConfig, records: list[Record], sweep: Path, search: Search | None) -> None:
-    """Print the table, the runs that did not finish, what a search found, and where everything lies."""
-    console = Console(width=None if sys.stdout.isatty() else 170)
-    console.print()
-    if any(record.status == "finished" for record in records):
-        rows = search.marked(records) if search else records
-        console.print(rich_table(rows, f"{len(records)} run{'s' * (len(records) > 1)}"))
-    for line in unfinished(records):
-        console.print(line, highlight=False, markup=False)
-    if search:
-        console.print(f"{LEGEND}\n")
-        console.print(search.rich_table())
-    print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")

@@ -77,6 +77,11 @@ def compare_page(experiment: str, runs: list[str]) -> str:
     return f"/#/compare-runs?{urlencode(chosen, quote_via=quote)}"
 
 
+def file_page(experiment: str, run: str, file: str) -> str:
+    """Where MLflow shows a file of a run, after the server's address."""
+    return f"/#/experiments/{experiment}/runs/{run}/artifacts/{file}"
+
+
 def described(markdown: str, links: dict[str, str]) -> str:
     """A run's description: links to pages by their titles as far as they have room, and the table, cut between its lines where
     MLflow would not take all of it."""

@@ -186,11 +186,10 @@ class MlflowView:
         page = pages.view_page(self.experiment_id, key)
         links = {"Charts of these runs": page, "Compare them side by side": pages.compare_page(self.experiment_id, runs)}
         status = "failed" if any(record.status == "failed" for record in records) else "finished"
-        tags = {
-            "qexp.kind": "sweep", "qexp.sweep": sweep, "qexp.status": status, "qexp.reused": " ".join(reused),
-            "mlflow.note.content": pages.described(markdown, links),
-        }  # fmt: skip
+        tags = {"qexp.kind": "sweep", "qexp.sweep": sweep, "qexp.status": status, "qexp.reused": " ".join(reused)}
         run = self._create_run(f"sweep {sweep}", tags).info.run_id
+        links |= {f"Page {f.name}": pages.file_page(self.experiment_id, run, f.name) for f in files if f.suffix == ".html"}
+        self.client.set_tag(run, "mlflow.note.content", pages.described(markdown, links))
         for file in files:
             self.client.log_artifact(run, str(file))
         self.client.set_terminated(run)

@@ -40,5 +40,10 @@ def read_record(file: Path) -> Record:
 
 def read_records(sweep: Path) -> list[Record]:
     """All records of a sweep's folder in the order of its jobs."""
+    return list(read_folders(sweep).values())
+
+
+def read_folders(sweep: Path) -> dict[Path, Record]:
+    """The same by the folders that they lie in."""
     files = sorted(sweep.glob("**/record.json"), key=lambda file: (len(file.parent.name), file.parent.name))
-    return [read_record(file) for file in files]
+    return {file.parent: read_record(file) for file in files}

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from math import comb
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.special import softmax
+from scipy.stats import binom
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from qexp.engine.base import Engine
 from qexp.launch import ChildFailed
 from qexp.measure import base
-from qexp.measure.accuracy import Accuracy, score
+from qexp.measure.accuracy import Accuracy, mcnemar, score
 from qexp.measure.base import Bench, Subject
 from qexp.types import Artifact, Measurement, UserError
 from tests.measure.conftest import IMAGES, SPEC
@@ -42,7 +44,27 @@ def test_scores_are_scikit_learns(classes: int, scale: float) -> None:
         assert values["loss"] == pytest.approx(log_loss(labels, softmax(wide, 1), labels=known), rel=1e-9)
     else:
         assert values["loss"] == pytest.approx(np.mean(wide.max(1) - wide[np.arange(200), labels]), rel=1e-3)
-    assert {m.name: m.unit for m in found} == {"top1": "fraction", "top5": "fraction", "loss": "nats"}
+    assert {m.name: m.unit for m in found} == {**dict.fromkeys(("top1", "top1_low", "top1_high", "top5"), "fraction"), "loss": "nats"}
+
+
+def test_the_interval_of_top1_is_wilsons() -> None:
+    """The two shares p with |share - p| = z sqrt(p (1 - p) / n) (Wilson 1927, equation 4)."""
+    labels = np.arange(100) % 4
+    logits = np.eye(4)[labels]
+    logits[:13] = np.eye(4)[(labels[:13] + 1) % 4]
+    values = by_name(score(logits, labels))
+    for bound in (values["top1_low"], values["top1_high"]):
+        assert abs(0.87 - bound) == pytest.approx(1.959964 * np.sqrt(bound * (1 - bound) / 100), rel=1e-5)
+    assert values["top1_low"] < 0.87 == values["top1"] < values["top1_high"]
+
+
+@pytest.mark.parametrize(("only_one", "only_other"), [(0, 0), (1, 1), (7, 0), (3, 9), (12, 2)])
+def test_mcnemar_counts_the_ways_to_toss_coins(only_one: int, only_other: int) -> None:
+    one = np.array([True] * only_one + [False] * only_other + [True] * 5 + [False] * 4)
+    other = np.array([False] * only_one + [True] * only_other + [True] * 5 + [False] * 4)
+    coins, most = only_one + only_other, max(only_one, only_other)
+    as_far = sum(comb(coins, heads) for heads in range(coins + 1) if max(heads, coins - heads) >= most)
+    assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(as_far / 2**coins)
 
 
 def test_equal_logits_go_to_the_lower_class() -> None:
@@ -51,7 +73,7 @@ def test_equal_logits_go_to_the_lower_class() -> None:
 
 
 def test_top5_of_five_classes_says_nothing_and_is_left_out() -> None:
-    assert set(by_name(score(np.eye(5), np.arange(5)))) == {"top1", "loss"}
+    assert set(by_name(score(np.eye(5), np.arange(5)))) == {"top1", "top1_low", "top1_high", "loss"}
 
 
 def test_accuracy_is_that_of_the_whole_test_set_and_its_difference_from_the_baselines(
@@ -70,6 +92,10 @@ def test_accuracy_is_that_of_the_whole_test_set_and_its_difference_from_the_base
     assert found["agreement"] == same / IMAGES
     assert found["loss"] == pytest.approx(log_loss(np.arange(IMAGES) % CLASSES, softmax(colours @ weights[1], 1)), rel=1e-5)
     assert found["test_seconds"] > 0
+    right = [guess == np.arange(IMAGES) % CLASSES for guess in guesses]
+    only = [int((right[i] & ~right[1 - i]).sum()) for i in (0, 1)]
+    assert sum(only) > 1
+    assert found["mcnemar_p"] == pytest.approx(min(1, 2 * binom.cdf(min(only), sum(only), 0.5)))
 
 
 @pytest.mark.parametrize("changes", [{"data": replace(SPEC, pretend=True)}, {"random_weights": True}], ids=["pretend", "random"])

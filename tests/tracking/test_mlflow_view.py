@@ -159,21 +159,25 @@ def test_a_sweeps_summary_holds_the_table_and_compares_its_runs(view: MlflowView
     runs = {log(record(key=f"s{i}", sweep="tuesday", texts={})).info.run_id for i in range(3)}
     earlier = log(record(key="s9", sweep="monday", texts={})).info.run_id
     table = "| model | ms |\n| --- | ---: |\n| vgg | 2.5 |"
-    files = [tmp_path / "results.md", tmp_path / "results.csv"]
+    files = [tmp_path / "results.md", tmp_path / "results.csv", tmp_path / "report.html"]
     files[0].write_text(table)
     files[1].write_bytes(b"model,ms\r\n")
+    files[2].write_text("<h1>sweep</h1>")
     for _ in range(2):  # a second summary is not among the runs that it compares
         page = view.log_sweep("tuesday", [record(), record(status="unsupported")], table, files)
-    summary, _ = view.client.search_runs([view.experiment_id], "tags.`qexp.sweep` = 'tuesday' and tags.`qexp.kind` = 'sweep'")
+    summaries = view.client.search_runs([view.experiment_id], "tags.`qexp.sweep` = 'tuesday' and tags.`qexp.kind` = 'sweep'")
+    summary, shown = summaries[0], summaries[0].info.run_id
+    assert len(summaries) == 2
     assert (summary.info.run_name, summary.info.status) == ("sweep tuesday", "FINISHED")
     assert summary.data.tags["qexp.status"] == "finished"
     note = summary.data.tags["mlflow.note.content"]
-    charts, side_by_side = re.findall(r"\]\(([^)]+)\)", note)
+    charts, side_by_side, report = re.findall(r"\]\(([^)]+)\)", note)
     assert charts == page and note.endswith(table) and found_by_view(view, page) == runs
     query = parse_qs(urlsplit(side_by_side.removeprefix("/#")).query)
     assert side_by_side.startswith("/#/compare-runs?")
     assert set(json.loads(query["runs"][0])) == runs and json.loads(query["experiments"][0]) == [view.experiment_id]
-    assert texts(view, summary) == {"results.md": table, "results.csv": "model,ms\r\n"}
+    assert texts(view, summary) == {"results.md": table, "results.csv": "model,ms\r\n", "report.html": "<h1>sweep</h1>"}
+    assert report.startswith("/#/experiments/") and report.endswith("/artifacts/report.html") and report.split("/")[5] == shown
     again = view.log_sweep("thursday", [record(key="s9", reused="sweeps/monday/0")], table, [])
     assert found_by_view(view, again) == {earlier}, "of the earlier sweep"
 

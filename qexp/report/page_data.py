@@ -1,0 +1,173 @@
+"""What report.html shows, as plain values: every text, layer table and machine once, however many runs have it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qexp.report.axes import AXES, COSTS, WORTHS, drawable
+from qexp.report.layers import bits_of
+from qexp.report.reproduce import command_of
+from qexp.report.runs import Run, differing
+from qexp.report.table import COLUMNS, NAMES, legend, names_of, noisy, table
+from qexp.report.varied import told, varied
+from qexp.types import Record, digest
+
+TEXTS = ("layers.csv", "sensitivity.csv", "plan.yaml", "operators.json")
+OPERATORS = 20  # rows of each run's table, those that take longest
+PICTURES_MB = 10.0  # of histograms within the page; the others are linked, beside it
+MOMENTARY = ("load", "affinity")  # what a machine says differently each time
+FACETS = ("model", "label", "bits", "engine", "batch_size", "data", "image_size", "threads", "seed", "machine", "status", "sweep", "kind")
+TITLES = NAMES | {"data": "data", "image_size": "image size", "machine": "machine", "threads": "threads"}
+
+
+def page_data(runs: Sequence[Run], page: Path) -> dict[str, Any]:
+    """page: the folder of report.html."""
+    known = Known(page)
+    records = [run.record for run in runs]
+    options = varied(records)
+    units = {m.name: m.unit for record in records for m in record.measurements}
+    facets = [name for name in dict.fromkeys((*FACETS, *options)) if name in differing([*runs], [name])]
+    return {
+        "rows": [row_of(run, index, options, known) for index, run in enumerate(runs)],
+        "columns": columns_of(records), "legend": legend(records), "units": units,
+        "facets": [{"name": name, "title": TITLES.get(name, options.get(name, name))} for name in facets],
+        "costs": [axis_of(axis.metric) for axis in drawable(COSTS, [*runs])],
+        "worths": [axis_of(axis.metric) for axis in drawable(WORTHS, [*runs])],
+        "texts": known.texts, "machines": known.machines,
+    }  # fmt: skip
+
+
+def axis_of(metric: str) -> dict[str, Any]:
+    return asdict(AXES[metric]) | {"same": AXES[metric].same}
+
+
+def columns_of(records: list[Record]) -> list[dict[str, Any]]:
+    """As in the other tables, with the shown cell and whether it is the best for each finished row; then all other metrics, hidden."""
+    titles, cells, best = table(records)
+    keys = [*names_of(records), *(column.metric for column in COLUMNS if column.title in titles)]
+    columns: list[dict[str, Any]] = []
+    for place, (key, title) in enumerate(zip(keys, titles, strict=True)):
+        metric = any(key in record.metrics for record in records)
+        columns.append({
+            "key": "machine" if key == "host" else key, "title": title, "metric": metric, "cells": [row[place] for row in cells],
+            "best": [index for index, marks in enumerate(best) if marks[place]],
+        })  # fmt: skip
+    others = dict.fromkeys(name for record in records for name in record.metrics if name not in keys)
+    return columns + [{"key": name, "title": name, "metric": True, "hidden": True} for name in others]
+
+
+class Known:
+    """Texts and machines that were seen, each once; pictures within the page as long as they have room."""
+
+    def __init__(self, page: Path):
+        self.page, self.texts, self.machines = page, [], []  # type: Path, list[Any], list[dict[str, Any]]
+        self.places: dict[str, int] = {}
+        self.room = PICTURES_MB * 1e6
+
+    def text(self, value: Any) -> int:
+        return self._place(value, self.texts)
+
+    def machine(self, environment: dict[str, Any]) -> int:
+        return self._place({name: value for name, value in environment.items() if name not in MOMENTARY}, self.machines)
+
+    def _place(self, value: Any, among: list[Any]) -> int:
+        key = digest([id(among), value])
+        if key not in self.places:
+            self.places[key] = len(among)
+            among.append(value)
+        return self.places[key]
+
+    def picture(self, file: Path) -> dict[str, str]:
+        self.room -= file.stat().st_size
+        if self.room < 0:
+            return {"name": file.stem, "link": os.path.relpath(file, self.page)}
+        return {"name": file.stem, "source": f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"}
+
+
+def row_of(run: Run, index: int, options: dict[str, str], known: Known) -> dict[str, Any]:
+    record = run.record
+    names = {name: value for name, value in run.names.items() if name not in record.metrics}
+    texts = {Path(name).stem: known.text(read(text)) for name, text in texts_of(run).items() if (read := READERS.get(name, str))}
+    return {
+        "id": index, "name": record.label + told(record, options), "status": record.status, "reason": record.reason,
+        "names": {name: names[name] for name in (*FACETS, *options) if name in names},
+        "metrics": {name: shortened(value) for name, value in record.metrics.items()},
+        "other_kinds": {m.name: m.kind for m in record.measurements if m.kind != "measured"}, "noisy": noisy(record),
+        "command": command_of(run), "sweep_command": record.command, "notes": record.notes, "reused": record.reused,
+        "place": f"{record.sweep}/{run.folder.name}", "artifact": Path(record.artifact).name, "created": record.created,
+        "texts": texts, "machine": known.machine(record.environment), "pictures": [known.picture(file) for file in pictures_of(run)],
+    }  # fmt: skip
+
+
+def shortened(value: float) -> float | None:
+    """To seven digits, which is more than any metric has; JSON knows no infinity."""
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+def texts_of(run: Run) -> dict[str, str]:
+    """Tables that the record holds, that lie beside it, or in its artifact's folder."""
+    found = {}
+    for name in TEXTS:
+        places = [run.folder, *artifacts_of(run)] if run.record.status == "finished" else []
+        file = next((place / name for place in places if (place / name).is_file()), None)
+        text = run.record.texts.get(name) or (file.read_text() if file else "")
+        if text:
+            found[name] = text
+    return found
+
+
+def artifacts_of(run: Run) -> list[Path]:
+    """Where the artifact may lie: its path is as seen from where the run was started."""
+    artifact = run.record.artifact
+    return [Path(artifact), run.folder.parents[2] / "artifacts" / Path(artifact).name] if artifact and len(run.folder.parents) > 2 else []
+
+
+def pictures_of(run: Run) -> list[Path]:
+    """Histograms of layers, in the run's folder or in that of the run which it was taken from."""
+    earlier = [run.folder.parents[2] / run.record.reused] if run.record.reused and len(run.folder.parents) > 2 else []
+    return next((files for folder in [run.folder, *earlier] if (files := sorted(folder.glob("layer-*.png")))), [])
+
+
+def layers_of(text: str) -> list[dict[str, Any]]:
+    """What the bars and lines of layers.csv need."""
+    return [
+        {
+            "layer": row["layer"], "kind": row["kind"], "parameters": int(row["parameters"]), "macs": int(row["macs"]),
+            "formats": [row["weight"], row["activation"]], "bits": [bits_of(row["weight"]), bits_of(row["activation"])],
+            "sqnr_db": [number(row.get(f"{part}_sqnr_db")) for part in ("weight", "input", "output")],
+        }
+        for row in rows_of(text)
+    ]  # fmt: skip
+
+
+def sensitivity_of(text: str) -> list[dict[str, Any]]:
+    return [
+        {"layer": row["layer"], "bits": [int(row["weight_bits"]), int(row["activation_bits"])]}
+        | {name: number(row[name]) for name in ("loss_change_nats", "sqnr_db")}
+        for row in rows_of(text)
+    ]
+
+
+def operators_of(text: str) -> dict[str, Any]:
+    rows = sorted(json.loads(text), key=lambda row: -row["self_cpu_time_us"])
+    shown = [{name: shortened(value) if isinstance(value, float) else value for name, value in row.items()} for row in rows[:OPERATORS]]
+    return {"rows": shown, "all": len(rows)}
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+def number(text: str | None) -> float | None:
+    return shortened(float(text)) if text else None
+
+
+READERS: dict[str, Any] = {"layers.csv": layers_of, "sensitivity.csv": sensitivity_of, "operators.json": operators_of}

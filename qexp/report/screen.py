@@ -1,0 +1,38 @@
+"""A report on the screen."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+from qexp.report.runs import Run
+from qexp.report.table import rich_table, unfinished
+from qexp.report.verdict import Verdict, caution
+from qexp.report.write import parts
+
+ON_SCREEN = 6  # verdicts; the files have them all
+
+
+def show(runs: list[Run], verdicts: list[Verdict], group: tuple[str, ...] = ()) -> None:
+    """The tables, what did not finish, and the verdicts."""
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    for title, records in parts(runs, group).items():
+        count = f"{len(records)} run{'s' * (len(records) > 1)}"
+        console.print()
+        if any(record.status == "finished" for record in records):
+            console.print(rich_table(records, f"{title}: {count}" if title else count))
+        for line in unfinished(records):
+            console.print(line, highlight=False, markup=False)
+    show_verdicts(console, verdicts)
+
+
+def show_verdicts(console: Console, verdicts: list[Verdict]) -> None:
+    for verdict in verdicts[:ON_SCREEN]:
+        console.print(f"\n{verdict.title}", style="bold", highlight=False, markup=False)
+        for sentence in verdict.sentences:
+            console.print(f"  {sentence}", highlight=False, markup=False)
+    if len(verdicts) > ON_SCREEN:
+        console.print(f"\n{len(verdicts) - ON_SCREEN} more verdicts are in results.md and report.html.", highlight=False)
+    if caution(verdicts):
+        console.print(f"\n{caution(verdicts)}", style="dim", highlight=False)

@@ -1,0 +1,160 @@
+"""What the rows say, in words. It describes them: whoever chooses between many variants does so on the validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qexp.report.axes import AXES, Axis, default_worth
+from qexp.report.pareto import knee
+from qexp.report.runs import SAME_CALL, SAME_IMAGES, Run, differing, grouped
+from qexp.report.table import percent, significant, times
+from qexp.report.varied import told, varied
+from qexp.types import Record
+
+SIGNIFICANT = 0.05  # p-value from which on no difference is claimed
+GAINS = {"speedup": "fp32 on eager PyTorch", "speedup_vs_best_fp32": "the best fp32 engine"}
+LATENCY, SIZE = AXES["latency_ms"], AXES["size_mb"]
+NO_ACCURACY = "No accuracy was measured: these are pretend images, or random weights."
+SETTING = {"data": "", "image_size": "{} pixels", "batch_size": "batch {}", "threads": "{} threads", "machine": "on {}"}
+CAUTION = "The verdict describes these rows. To choose between many variants, sweep with measure.accuracy.part=validation."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """title: which runs were compared; sentences: what they show."""
+
+    title: str
+    sentences: tuple[str, ...]
+
+
+def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
+    """A verdict for each model on the same images, with calls of the same shape on the same machine, where several runs finished; and
+    on the knee of the front of all models.
+
+    points: percentage points of top-1 below fp32 that are accepted.
+    """
+    finished = [run for run in runs if run.record.status == "finished"]
+    worth = default_worth(finished)
+    apart = differing(finished, SETTING)
+    found: list[Verdict] = []
+    for setting, members in grouped(finished, SAME_IMAGES + SAME_CALL).items():
+        texts = zip(SAME_IMAGES + SAME_CALL, setting, strict=True)
+        place = [(SETTING[name] or "{}").format(value) for name, value in texts if name in (*apart, "data") and value]
+        models = grouped(members, ["model"])
+        for (model,), rows in models.items():
+            if len(rows) > 1:
+                found.append(Verdict(", ".join([model, *place]), tuple(of_model(rows, worth, points))))
+        if len(models) > 1 and (said := knees(members, worth)):
+            found.append(Verdict(", ".join(["all models", *place]), tuple(said)))
+    return found
+
+
+def of_model(rows: list[Run], worth: Axis | None, points: float) -> list[str]:
+    names = Names(rows)
+    if worth is None:
+        return list(filter(None, [NO_ACCURACY, names.leader("Fastest", rows, LATENCY), names.leader("Smallest", rows, SIZE)]))
+    drop = f"{worth.metric}_drop"
+    compared = [run for run in rows if {worth.metric, drop} <= run.record.metrics.keys()]
+    if not compared:
+        return ["No run was compared with fp32."]
+    accepted = [run for run in compared if 100 * _value(run, drop) <= points]
+    fp32 = percent(max(_value(run, worth.metric) + _value(run, drop) for run in compared))
+    within = f"within {points:g} point{'s' * (points != 1)} of fp32 ({fp32} %)"
+    said = []
+    if not accepted:
+        nearest = min(compared, key=lambda run: _value(run, drop))
+        said.append(f"No run is {within}; the nearest is {names.of(nearest, worth)}, {percent(_value(nearest, drop))} points lower.")
+    said += [names.leader(f"Fastest {within}", accepted, LATENCY, worth), names.leader(f"Smallest {within}", accepted, SIZE, worth)]
+    smallest = least(compared, SIZE)
+    if smallest and smallest not in accepted:
+        said.append(f"Smallest of all: {names.of(smallest, SIZE, worth)}, {percent(_value(smallest, drop))} points lower than fp32.")
+    return [*filter(None, said), *knees(rows, worth), *difference(compared, names, worth)]
+
+
+def least(rows: list[Run], axis: Axis) -> Run | None:
+    return min((run for run in rows if axis.metric in run.record.metrics), key=lambda run: run.record.metrics[axis.metric], default=None)
+
+
+def _value(run: Run, metric: str) -> float:
+    return run.record.metrics[metric]
+
+
+def knees(rows: list[Run], worth: Axis | None) -> list[str]:
+    """Of the fronts of accuracy against latency and against size, where these have one."""
+    said = []
+    for cost in (LATENCY, SIZE) if worth else ():
+        assert worth
+        drawn = [run for run in rows if {worth.metric, cost.metric} <= run.record.metrics.keys()]
+        best = knee(*([run.record.metrics[axis.metric] for run in drawn] for axis in (cost, worth)))
+        if best is not None:
+            title = cost.title.partition(",")[0]
+            said.append(f"Knee of the front of accuracy against {title}: {Names(rows).of(drawn[best], cost, worth)}.")
+    return said
+
+
+def difference(compared: list[Run], names: Names, worth: Axis) -> list[str]:
+    """Which runs differ from fp32 by more than chance, where that was tested."""
+    metric = "val_mcnemar_p" if worth.metric.startswith("val_") else "mcnemar_p"
+    tested = [run for run in compared if metric in run.record.metrics and run.record.params.get("method") != "none"]
+    same = {names.short(run): None for run in tested if _value(run, metric) >= SIGNIFICANT}
+    other = {names.short(run): None for run in tested if _value(run, metric) < SIGNIFICANT}
+    said = [f"No difference from fp32 in accuracy was shown (McNemar's test, p ≥ {SIGNIFICANT}): {', '.join(same)}."] * bool(same)
+    return said + [f"A difference was shown (p < {SIGNIFICANT}): {', '.join(other)}."] * bool(other)
+
+
+class Names:
+    """How runs are called beside each other, without what they have in common."""
+
+    def __init__(self, rows: list[Run]):
+        self.options = varied([run.record for run in rows])
+        self.with_model = len({run.record.params["model"] for run in rows}) > 1
+
+    def short(self, run: Run) -> str:
+        params = run.record.params
+        model = f"{params['model']} " * self.with_model
+        return f"{model}{params.get('label', params['method'])} on {params['engine']}{told(run.record, self.options)}"
+
+    def of(self, run: Run, *axes: Axis) -> str:
+        """With its values on these axes, and the interval of the first, where it has one."""
+        shown = [self.value(run, axis) for axis in axes if axis.metric in run.record.metrics]
+        return f"{self.short(run)}, {', '.join(shown)}"
+
+    def value(self, run: Run, axis: Axis) -> str:
+        value, unit = run.record.metrics[axis.metric], axis.title.rpartition(", ")[2]
+        if axis.factor == 100:
+            return f"{percent(value)} %"
+        metrics = run.record.metrics
+        interval = f" ({significant(metrics[axis.low])} to {significant(metrics[axis.high])})" if axis.low in metrics else ""
+        return f"{significant(value)} {unit}{interval}"
+
+    def leader(self, title: str, rows: list[Run], axis: Axis, *others: Axis) -> str:
+        """The run that costs least, and those that cost as much as far as digits or intervals tell; empty where none has that cost."""
+        best = least(rows, axis)
+        if best is None:
+            return ""
+        metrics = best.record.metrics
+        gains = {metrics[name]: other for name, other in reversed(GAINS.items()) if name in metrics}  # one, where both are the same engine
+        faster = [f"{times(gain)} as fast as {other}" for gain, other in reversed(gains.items())] if axis.timed else []
+        rivals = [run for run in rows if run is not best and axis.metric in run.record.metrics]
+        ties = [self.short(run) for run in rivals if tied(run.record, best.record, axis)]
+        text = f"{title}: {', '.join([self.of(best, axis, *others), *faster])}."
+        return text + (f" Not told apart from it: {', '.join(dict.fromkeys(ties))}." if ties else "")
+
+
+def tied(record: Record, leader: Record, axis: Axis) -> bool:
+    """As in the table: the same digits, or intervals that overlap."""
+    ours, theirs = record.metrics, leader.metrics
+    if significant(ours[axis.metric]) == significant(theirs[axis.metric]):
+        return True
+    return bool(axis.low) and {axis.low, axis.high} <= ours.keys() & theirs.keys() and ours[axis.low] <= theirs[axis.high]
+
+
+def caution(found: Sequence[Verdict]) -> str:
+    return CAUTION if any(NO_ACCURACY not in verdict.sentences for verdict in found) else ""
+
+
+def as_text(found: Sequence[Verdict]) -> str:
+    """As Markdown."""
+    blocks = [f"**{verdict.title}**\n\n" + "\n".join(f"- {sentence}" for sentence in verdict.sentences) for verdict in found]
+    return "\n\n".join(filter(None, [*blocks, caution(found)]))
