@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class Eager(Engine):
     file = "model.pt2"
     packages = ("torch",)
     runs_simulated = True
+    thread_safe = True
 
     def __init__(self, device: str = "cpu"):
         self.device = known_device(device)
@@ -41,15 +43,23 @@ class Eager(Engine):
         torch.export.load(archive).module()(torch.zeros(1))
 
     def load(self, file: Path, threads: int) -> Run:
-        import torch
-        from torch.export.passes import move_to_device_pass
+        return load_graph(file, threads, self.device)
 
-        set_threads(threads)
-        program = torch.export.load(file)
-        return numpy_call((move_to_device_pass(program, self.device) if self.device != "cpu" else program).module(), self.device)
+    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
+        return (set_threads, numpy_call, load_graph), {"device": self.device}
 
     def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
         return operator_table(run, x)
 
     def device_memory_mb(self) -> float | None:
         return device_memory_mb(self.device)
+
+
+def load_graph(file: Path, threads: int, device: str) -> Run:
+    import torch
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
+    from torch.export.passes import move_to_device_pass
+
+    set_threads(threads)
+    program = torch.export.load(file)
+    return numpy_call((move_to_device_pass(program, device) if device != "cpu" else program).module(), device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ class OpenVino(Engine):
     wants = Wants(half=("bfloat16",))
     file = "model.onnx"
     packages = ("openvino",)
+    carries_code = False
 
     def check(self, artifact: Artifact) -> None:
         super().check(artifact)
@@ -34,15 +36,22 @@ class OpenVino(Engine):
         import openvino  # noqa: F401
 
     def load(self, file: Path, threads: int) -> Run:
-        import openvino
+        return load_model(file, threads)
 
-        # Left to itself it computes fp32 networks in bfloat16 where the processor can; told f32, it keeps to the graph's own types.
-        options: dict[str, Any] = {
-            "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
-        }  # fmt: skip
-        request = openvino.Core().compile_model(str(file), "CPU", options).create_infer_request()
+    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
+        return (load_model,), {}
 
-        def run(x: np.ndarray) -> np.ndarray:
-            return np.array(next(iter(request.infer([x], share_inputs=True).values())))
 
-        return run
+def load_model(file: Path, threads: int) -> Run:
+    import openvino
+
+    # Left to itself it computes fp32 networks in bfloat16 where the processor can; told f32, it keeps to the graph's own types.
+    options: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+    }  # fmt: skip
+    request = openvino.Core().compile_model(str(file), "CPU", options).create_infer_request()
+
+    def run(x: np.ndarray) -> np.ndarray:
+        return np.array(next(iter(request.infer([x], share_inputs=True).values())))
+
+    return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,18 @@ class TorchAo(Engine):
         import torch.jit  # noqa: F401
 
     def load(self, file: Path, threads: int) -> Run:
-        import torch
+        return load_script(file, threads, self.kernels)
 
-        set_threads(threads)
-        torch.backends.quantized.engine = self.kernels
-        return numpy_call(torch.jit.load(str(file)))
+    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
+        return (set_threads, numpy_call, load_script), {"kernels": self.kernels}
 
     def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
         return operator_table(run, x)
+
+
+def load_script(file: Path, threads: int, kernels: str) -> Run:
+    import torch.jit
+
+    set_threads(threads)
+    torch.backends.quantized.engine = kernels
+    return numpy_call(torch.jit.load(str(file)))
