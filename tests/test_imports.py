@@ -25,7 +25,7 @@ ALLOWED = {
     "engine": BASIC | {"qexp.onnx_file"},
     "tracking": BASIC,
     "method": BASIC | {"qexp.data.base", "qexp.model.base", "qexp.model.trainer", "qexp.onnx_file"},
-    "measure": BASIC | {"qexp.launch", "qexp.engine.base"},
+    "measure": BASIC | {"qexp.launch", "qexp.engine.base", "qexp.data.pixels"},
     "report": BASIC | {"qexp.errors", "qexp.tracking.store", "qexp.tracking.sync"},
     "jobs": BASIC
     | {"qexp.cli", "qexp.errors", "qexp.launch", "qexp.data.base", "qexp.engine.base", "qexp.method.base"}
