@@ -55,3 +55,9 @@ def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     scale = (1 / (255 * np.array(std))).astype(np.float32)
     shift = (-np.array(mean) / np.array(std)).astype(np.float32)
     return np.ascontiguousarray((images.astype(np.float32) * scale + shift).transpose(0, 3, 1, 2))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities [N,K] float64 of logits[N,K]."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
