@@ -29,6 +29,7 @@ ALLOWED = {
     "report": BASIC | {"qexp.errors", "qexp.tracking.store", "qexp.tracking.sync"},
     "": {"qexp.loading"},  # qexp/__init__.py, for type checkers
     "loading": BASIC | {"qexp.engine.base", "qexp.data.pixels"},
+    "serving": {"qexp.types", "qexp.loading"},
     "jobs": BASIC
     | {"qexp.cli", "qexp.errors", "qexp.launch", "qexp.data.base", "qexp.engine.base", "qexp.method.base"}
     | {"qexp.model.base", "qexp.model.baseline", "qexp.model.trainer", "qexp.measure.base", "qexp.measure.machine"}
