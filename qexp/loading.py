@@ -173,15 +173,16 @@ def local_folder(source: str | os.PathLike[str], tracking_uri: str | None, opene
     if URI.match(str(source)):
         import mlflow.artifacts
 
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        uri = re.sub(r"^runs:/([^/]+)/?$", r"runs:/\1/artifact", str(source))  # where a run has it
         place = opened.enter_context(tempfile.TemporaryDirectory(prefix="qexp-"))
         try:
-            folder = Path(mlflow.artifacts.download_artifacts(str(source), dst_path=place, tracking_uri=tracking_uri))
+            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=place, tracking_uri=tracking_uri))
         except Exception as error:
             asked = tracking_uri or mlflow.get_tracking_uri()
             hint = "Give tracking_uri= or set MLFLOW_TRACKING_URI, for instance to sqlite:///outputs/mlflow.db"
             raise UserError(f"MLflow at {asked} does not give {source}: {error}. {hint}.") from error
-    run = folder / "artifact"  # where a run in MLflow has it
-    return run if not (folder / "artifact.json").exists() and (run / "artifact.json").exists() else folder
+    return folder
 
 
 def choose(artifact: Artifact, engine: str | None) -> Executable:

@@ -30,6 +30,8 @@ ALLOWED = {
     "": {"qexp.loading"},  # qexp/__init__.py, for type checkers
     "loading": BASIC | {"qexp.engine.base", "qexp.data.pixels"},
     "serving": {"qexp.types", "qexp.loading"},
+    "deploy": BASIC
+    | {"qexp.loading", "qexp.engine.base", "qexp.data.pixels", "qexp.measure.timing", "qexp.measure.machine", "qexp.tracking.store"},
     "jobs": BASIC
     | {"qexp.cli", "qexp.errors", "qexp.launch", "qexp.data.base", "qexp.engine.base", "qexp.method.base"}
     | {"qexp.model.base", "qexp.model.baseline", "qexp.model.trainer", "qexp.measure.base", "qexp.measure.machine"}

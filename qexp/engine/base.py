@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 from abc import ABC, abstractmethod
@@ -20,10 +21,10 @@ Run = Callable[[np.ndarray], np.ndarray]  # x[B,C,H,W] float32 -> logits[B,K] fl
 
 
 class Engine(ABC):
-    """name: as in conf/engine; wants: what it executes; packages: the libraries that compute; file: name of its own file in
-    the artifact's folder, in which `{batch}` and `{threads}` stand for those it is made for; runs_simulated: whether it runs
-    formats that no kernel has, as a reference; carries_code: whether loading or running a file of that format can run code that
-    somebody put into it; thread_safe: whether a loaded network may be called by several threads at once.
+    """name: as in conf/engine; wants: what it executes; packages: the libraries that compute; modules: what `load` imports of them;
+    file: name of its own file in the artifact's folder, in which `{batch}` and `{threads}` stand for those it is made for;
+    runs_simulated: whether it runs formats that no kernel has, as a reference; carries_code: whether loading or running a file of
+    that format can run code that somebody put into it; thread_safe: whether a loaded network may be called by several threads at once.
 
     Constructor arguments are plain values, kept as attributes of the same names.
     """
@@ -32,6 +33,7 @@ class Engine(ABC):
     wants: Wants
     file: str
     packages: tuple[str, ...]
+    modules: tuple[str, ...] = ()
     runs_simulated = False
     carries_code = True
     thread_safe = False
@@ -100,9 +102,10 @@ class Engine(ABC):
         """Translate the artifact's graph into `file`; engines that load the graph itself never come here."""
         raise Unsupported(f"{self.name} runs {self.file}, which {artifact.folder} does not hold")
 
-    @abstractmethod
     def import_libraries(self) -> None:
         """Import what `load` needs, so that its cost in time and memory is told apart from the network's."""
+        for module in self.modules:
+            importlib.import_module(module)
 
     @abstractmethod
     def load(self, file: Path, threads: int) -> Run:

@@ -20,6 +20,7 @@ class Eager(Engine):
     wants = Wants(half=("bfloat16", "float16"))
     file = "model.pt2"
     packages = ("torch",)
+    modules = ("torch", "torch.ao.quantization.fx._decomposed")  # which registers the quantize/dequantize operators
     runs_simulated = True
     thread_safe = True
 
@@ -34,8 +35,8 @@ class Eager(Engine):
         import io
 
         import torch
-        from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
 
+        super().import_libraries()
         # The first torch.export.load imports 200 MB of modules: that is the library's cost, not the network's.
         archive = io.BytesIO()
         torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(1),)), archive)

@@ -19,6 +19,7 @@ class ExecuTorch(Engine):
     wants = Wants(activation="int8", half=("float16",))
     file = "model-batch{batch}.pte"
     packages = ("executorch",)
+    modules = ("executorch.runtime",)
     carries_code = False
 
     def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
@@ -35,9 +36,6 @@ class ExecuTorch(Engine):
         except Exception as error:
             raise UserError(f"executorch cannot lower {artifact.model}: {str(error)[:600]}") from error
         file.write_bytes(lowered.buffer)
-
-    def import_libraries(self) -> None:
-        import executorch.runtime  # noqa: F401
 
     def load(self, file: Path, threads: int) -> Run:
         return load_program(file, threads)

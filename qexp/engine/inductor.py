@@ -29,6 +29,7 @@ class Inductor(Engine):
     name = "inductor"
     file = "model-batch{batch}-threads{threads}.aoti.pt2"
     packages = ("torch",)
+    modules = ("torch._inductor.package",)
 
     def __init__(self, device: str = "cpu", packaged: bool = True):
         self.device, self.packaged = known_device(device), packaged
@@ -83,8 +84,7 @@ class Inductor(Engine):
             package_aoti(stream, [part for part in made if not str(part).endswith(".cpp")])
 
     def import_libraries(self) -> None:
-        import torch._inductor.package  # noqa: F401
-
+        super().import_libraries()
         if not self.packaged:
             import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401  (as in `write`)
             from torch.ao.quantization.fx import _decomposed  # noqa: F401

@@ -24,7 +24,7 @@ class OnnxRuntime(Engine):
     """provider: `cpu`, or `cuda` or `tensorrt` where onnxruntime-gpu is installed."""
 
     file = "model.onnx"
-    packages = ("onnxruntime",)
+    packages = modules = ("onnxruntime",)
     carries_code = False
     thread_safe = True
 
@@ -44,9 +44,6 @@ class OnnxRuntime(Engine):
 
     def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
         write_onnx(artifact.folder / artifact.graph, artifact.data.input_shape, file)
-
-    def import_libraries(self) -> None:
-        import onnxruntime  # noqa: F401
 
     def load(self, file: Path, threads: int) -> Run:
         return load_session(file, threads, PROVIDERS[self.provider])

@@ -17,7 +17,7 @@ class OpenVino(Engine):
     name = "openvino"
     wants = Wants(half=("bfloat16",))
     file = "model.onnx"
-    packages = ("openvino",)
+    packages = modules = ("openvino",)
     carries_code = False
 
     def check(self, artifact: Artifact) -> None:
@@ -31,9 +31,6 @@ class OpenVino(Engine):
     def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
         opset = BFLOAT16_OPSET if artifact.form.half else None
         write_onnx(artifact.folder / artifact.graph, artifact.data.input_shape, file, opset)
-
-    def import_libraries(self) -> None:
-        import openvino  # noqa: F401
 
     def load(self, file: Path, threads: int) -> Run:
         return load_model(file, threads)

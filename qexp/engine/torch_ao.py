@@ -21,15 +21,13 @@ class TorchAo(Engine):
     name = "torch_ao"
     file = "model.ts"
     packages = ("torch",)
+    modules = ("torch.jit",)
 
     def __init__(self, kernels: str = "x86"):
         if kernels not in KERNELS:
             raise UserError(f"There are no kernels {kernels!r}. {nearest(kernels, KERNELS)}")
         self.kernels = kernels
         self.wants = Wants(("torchscript",), kernels=kernels)
-
-    def import_libraries(self) -> None:
-        import torch.jit  # noqa: F401
 
     def load(self, file: Path, threads: int) -> Run:
         return load_script(file, threads, self.kernels)
