@@ -203,11 +203,11 @@ def choose(artifact: Artifact, engine: str | None) -> Executable:
 
 
 def measured(artifact: Artifact) -> Iterator[tuple[tuple[bool, float], Executable]]:
-    """Every executable that was timed, with how good that is: whether it was on another machine, milliseconds per image."""
+    """Every executable that was measured, with how good that is: whether it was on another machine, milliseconds per image."""
     for file in sorted((artifact.folder / RECORDS).glob("*.json")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it only helps to choose
             record = json.loads(file.read_text())
-            ms = next(m["value"] for m in record["measurements"] if m["name"] == "latency_ms_per_image")
+            ms = next((m["value"] for m in record["measurements"] if m["name"] == "latency_ms_per_image"), float("inf"))
             asked = [record["params"][name] for name in ("engine", "batch_size", "threads")]
             same = [e for e in artifact.executables if e.engine == asked[0]]
             found = next((e for e in same if [e.batch, e.threads] == asked[1:]), same[0] if same else None)

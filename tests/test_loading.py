@@ -27,72 +27,26 @@ from qexp.measure.base import Limits, Subject, TestSet
 from qexp.method.base import make_artifact
 from qexp.method.none import NoCompression
 from qexp.method.torch_ao import Traced
-from qexp.model.resnet import ResNet
 from qexp.types import Artifact, UserError
+from tests.engine.support import ANIMAL_ENGINES as ENGINES
 from tests.engine.support import engine_named
 
-FORMS = (("RGB", "jpg"), ("RGBA", "png"), ("L", "png"), ("P", "png"), ("I;16", "png"), ("RGB", "webp"))
-ENGINES = ("onnxruntime", "openvino", "executorch", "eager")
 
-
-def write_pictures(root: Path) -> None:
-    """Three classes of pictures in many sizes and modes."""
-    rng = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for label, name in enumerate(("ant", "bee", "cow")):
-            (root / part / name).mkdir(parents=True)
-            for index, (mode, suffix) in enumerate(FORMS):
-                pixels = rng.integers(80 * label, 80 * label + 90, (19 + index, 23 - index, 3), np.uint8)
-                colour = Image.fromarray(pixels)
-                made = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else colour.convert(mode)
-                made.save(root / part / name / f"{index}.{suffix}")
+@pytest.fixture(scope="module")
+def classifier(animal_artifact: Artifact) -> Classifier:
+    return qexp.load(animal_artifact.folder, engine="onnxruntime")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> FolderData:
-    root = tmp_path_factory.mktemp("pictures")
-    write_pictures(root)
-    made = FolderData(str(root), name="animals", image_size=16, channels=3, cache_dir=str(root / "cache"), calibration_images=8)
-    made.open()
-    return made
-
-
-@pytest.fixture(scope="module")
-def network(data: FolderData) -> torch.nn.Module:
-    torch.manual_seed(0)
-    made = ResNet([1, 1], [8, 16], num_classes=3).train()
-    with torch.no_grad():
-        for _ in range(3):
-            made(data.calibration() * 2)
-    return made.eval()
-
-
-@pytest.fixture(scope="module")
-def artifact(data: FolderData, network: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """fp32, lowered for ENGINES."""
-    engines = [engine_named(name) for name in ENGINES]
-    source = {"model": "small", "weights": "0123"}
-    made = make_artifact(NoCompression(), network, data, engines[0].wants, source, tmp_path_factory.mktemp("out") / "artifacts")
-    for engine in engines:
-        made = engine.lower(made, 4 if engine.name == "executorch" else 1, 1)
-    return made
-
-
-@pytest.fixture(scope="module")
-def classifier(artifact: Artifact) -> Classifier:
-    return qexp.load(artifact.folder, engine="onnxruntime")
-
-
-@pytest.fixture(scope="module")
-def files(data: FolderData) -> list[Path]:
+def files(animals: FolderData) -> list[Path]:
     """The test images in the order of the decoded ones."""
-    return [file for file, _ in data._files("test")]
+    return [file for file, _ in animals._files("test")]
 
 
 @pytest.fixture
-def copied(artifact: Artifact, tmp_path: Path) -> Artifact:
+def copied(animal_artifact: Artifact, tmp_path: Path) -> Artifact:
     """The artifact in a folder that may be spoilt."""
-    return Artifact.read(Path(shutil.copytree(artifact.folder, tmp_path / "copy")))
+    return Artifact.read(Path(shutil.copytree(animal_artifact.folder, tmp_path / "copy")))
 
 
 def probabilities(found: list[Prediction]) -> np.ndarray:
@@ -101,16 +55,16 @@ def probabilities(found: list[Prediction]) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_predictions_are_those_of_the_evaluation(
-    name: str, artifact: Artifact, data: FolderData, files: list[Path], tmp_path: Path
+    name: str, animal_artifact: Artifact, animals: FolderData, files: list[Path], tmp_path: Path
 ) -> None:
     """The evaluation: a measuring child on the decoded images."""
-    engine, cache = engine_named(name), data.cache_dir
-    tests = TestSet.of(artifact, cache)
+    engine, cache = engine_named(name), animals.cache_dir
+    tests = TestSet.of(animal_artifact, cache)
     assert tests
-    subject = Subject(artifact, engine, 4 if name == "executorch" else 1, 1, Limits(120, None))
+    subject = Subject(animal_artifact, engine, 4 if name == "executorch" else 1, 1, Limits(120, None))
     logits, _ = subject.logits(tests, 6, tmp_path)
     subject.close()
-    loaded = qexp.load(artifact.folder, engine=name, threads=1, trust=name == "eager")
+    loaded = qexp.load(animal_artifact.folder, engine=name, threads=1, trust=name == "eager")
     assert (loaded.engine, loaded.threads) == (name, 1)
     np.testing.assert_allclose(loaded.logits(files), logits, atol=1e-6, rtol=1e-6)
     exponentials = np.exp(logits.astype(np.float64))
@@ -138,11 +92,11 @@ def test_every_mode_is_read_as_pillow_shows_it(classifier: Classifier, files: li
     assert grey.ndim == 2 and classifier.predict(grey) == classifier.predict(grey[..., None]) == classifier.predict(files[2])
 
 
-def test_the_arithmetic_against_numpy_and_onnxruntime_alone(classifier: Classifier, artifact: Artifact) -> None:
+def test_the_arithmetic_against_numpy_and_onnxruntime_alone(classifier: Classifier, animal_artifact: Artifact) -> None:
     pixels = np.random.default_rng(1).integers(256, size=(70, 16, 16, 3), dtype=np.uint8)  # more than one call
-    spec = artifact.data
+    spec = animal_artifact.data
     x = ((pixels / 255 - np.array(spec.mean)) / np.array(spec.std)).transpose(0, 3, 1, 2).astype(np.float32)
-    session = onnxruntime.InferenceSession(artifact.folder / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(animal_artifact.folder / "model.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"x": x})
     shares = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum(1, keepdims=True)
     found = classifier.predict(pixels)
@@ -154,8 +108,8 @@ def test_the_arithmetic_against_numpy_and_onnxruntime_alone(classifier: Classifi
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_threads_get_their_own_answers(name: str, artifact: Artifact) -> None:
-    loaded = qexp.load(artifact.folder, engine=name, trust=True)
+def test_threads_get_their_own_answers(name: str, animal_artifact: Artifact) -> None:
+    loaded = qexp.load(animal_artifact.folder, engine=name, trust=True)
     images = np.random.default_rng(2).integers(256, size=(8, 16, 16, 3), dtype=np.uint8)
     expected = [loaded.logits(image) for image in images]
     wrong: list[int] = []
@@ -173,7 +127,9 @@ def test_threads_get_their_own_answers(name: str, artifact: Artifact) -> None:
     assert wrong == []
 
 
-def test_what_is_no_thread_safe_engine_is_called_by_one_thread_at_a_time(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_thread_safe_engine_is_called_by_one_thread_at_a_time(
+    animal_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inside, most = 0, 0
     entered = threading.Barrier(2, timeout=1)
 
@@ -186,7 +142,7 @@ def test_what_is_no_thread_safe_engine_is_called_by_one_thread_at_a_time(artifac
         inside -= 1
         return np.zeros((len(x), 3), np.float32)
 
-    loaded = qexp.load(artifact.folder, engine="openvino")
+    loaded = qexp.load(animal_artifact.folder, engine="openvino")
     monkeypatch.setattr(loaded, "_run", run)
     workers = [threading.Thread(target=loaded.predict, args=(np.zeros((16, 16, 3), np.uint8),)) for _ in range(2)]
     for worker in workers:
@@ -243,17 +199,21 @@ def test_what_is_no_engine_is_not_called(target: str, copied: Artifact) -> None:
         qexp.load(copied.folder)
 
 
-def test_formats_that_can_carry_code_need_trust(artifact: Artifact, data: FolderData, network: torch.nn.Module, tmp_path: Path) -> None:
+def test_formats_that_can_carry_code_need_trust(
+    animal_artifact: Artifact, animals: FolderData, animal_network: torch.nn.Module, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="trust=True"):
-        qexp.load(artifact.folder, engine="eager")
+        qexp.load(animal_artifact.folder, engine="eager")
     engine = engine_named("torch_ao")
-    made = make_artifact(NoCompression(torchscript=Traced()), network, data, engine.wants, {"model": "small", "weights": "1"}, tmp_path)
+    made = make_artifact(
+        NoCompression(torchscript=Traced()), animal_network, animals, engine.wants, {"model": "small", "weights": "1"}, tmp_path
+    )
     engine.lower(made, 1, 1)
     with pytest.raises(UserError, match=r"model\.ts.*trust=True"):
         qexp.load(made.folder)
     image = np.zeros((16, 16, 3), np.uint8)
     trusted = qexp.load(made.folder, trust=True).logits(image)
-    np.testing.assert_allclose(trusted, qexp.load(artifact.folder).logits(image), atol=1e-5)
+    np.testing.assert_allclose(trusted, qexp.load(animal_artifact.folder).logits(image), atol=1e-5)
 
 
 def test_pickles_are_refused_even_if_trusted(copied: Artifact) -> None:
@@ -293,9 +253,9 @@ def test_the_engine_is_the_fastest_that_was_measured_here(copied: Artifact, monk
     assert qexp.load(copied.folder, engine="onnxruntime").engine == "onnxruntime"
 
 
-def test_an_engine_it_was_not_lowered_for_is_named_with_those_it_was(artifact: Artifact) -> None:
+def test_an_engine_it_was_not_lowered_for_is_named_with_those_it_was(animal_artifact: Artifact) -> None:
     with pytest.raises(UserError, match="engine=onxruntime.*did you mean 'onnxruntime'"):
-        qexp.load(artifact.folder, engine="onxruntime")
+        qexp.load(animal_artifact.folder, engine="onxruntime")
 
 
 def test_artifacts_of_earlier_versions_are_read_and_told_apart(copied: Artifact) -> None:
@@ -314,7 +274,7 @@ def test_no_artifact_no_network(tmp_path: Path) -> None:
         qexp.load(tmp_path)
 
 
-def test_costs_are_those_of_the_import_and_of_the_network(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_are_those_of_the_import_and_of_the_network(animal_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """By an engine that takes 60 and 30 MB, and a known time by a clock of its own."""
     clock, taken = [0.0], []
     engine = type(engine_named("onnxruntime"))
@@ -330,6 +290,6 @@ def test_costs_are_those_of_the_import_and_of_the_network(artifact: Artifact, mo
 
     monkeypatch.setattr(engine, "import_libraries", takes(2, 60))
     monkeypatch.setattr(engine, "load", takes(0.5, 30))
-    loaded = qexp.load(artifact.folder, engine="onnxruntime")
+    loaded = qexp.load(animal_artifact.folder, engine="onnxruntime")
     assert (loaded.import_ms, loaded.load_ms) == (2000, 500)
     assert loaded.import_memory_mb == pytest.approx(60, abs=5) and loaded.memory_mb == pytest.approx(30, abs=5)

@@ -18,7 +18,8 @@ from qexp.types import Artifact, Record, UserError, digest
 
 # What does not depend on the machine, as long as the file is the same.
 CARRIED = re.compile(
-    r"(val_)?(top1|top5|loss|top1_drop|agreement)|((packed_|zstd_)?size_mb|size_ratio|params_m|macs_m|quantized_\w+|sparsity)"
+    r"(val_)?(top1|top5|loss|top1_drop|agreement)"
+    r"|(packed_|zstd_)?size_mb|size_ratio|params_m|macs_m|quantized_params_share|quantized_macs_share|sparsity"
 )
 MEASURED = re.compile(r"(latency|load|first_call|throughput|memory)_\w+")
 PARAMS = ("model", "data", "image_size", "method", "bits", "label")
@@ -38,7 +39,7 @@ def import_record(file: Path, outputs: Path) -> tuple[Record, Path]:
     if own:
         carried = [replace(m, samples=()) for m in own.measurements if CARRIED.fullmatch(m.name)]
         where = own.environment.get("host")
-        notes = {m.name: f"of the same file on the same engine, measured on {where}" for m in carried}
+        notes = {"carried": f"accuracy, size and coverage are those of the same file on the same engine, measured on {where}"}
         params, config = own.params, {**own.config, **device.config, **{k: device.params[k] for k in ("batch_size", "threads")}}
     else:
         reason = "not those of this file" if artifact else "not there"
@@ -49,7 +50,7 @@ def import_record(file: Path, outputs: Path) -> tuple[Record, Path]:
     sweep = own.sweep if own and (outputs / "sweeps" / own.sweep).is_dir() else f"device-{folder_name(host)}"
     record = replace(
         device, sweep=sweep, label=label, params=params, config=config, measurements=(*device.measurements, *carried),
-        artifact=str(artifact.folder) if artifact else "", notes={**device.notes, **notes}, texts={}, reused="",
+        artifact=str(artifact.folder) if artifact else "", notes={"speedup": device.notes.get("speedup", ""), **notes}, texts={}, reused="",
     )  # fmt: skip
     folder = outputs / "sweeps" / sweep / f"{folder_name(host)}-{digest([device.key, device.created])[:8]}"
     write_record(record, folder)
@@ -64,6 +65,7 @@ def checked(file: Path) -> Record:
         record = read_record(file)
         deployment: dict[str, Any] = record.config["deployment"]
         texts = [record.environment["host"], record.params["engine"], record.created, record.key]
+        texts += [record.params[name] for name in ("model", "label")]
         texts += [deployment[name] for name in ("artifact", "file", "sha256")]
         whole = (record.params["batch_size"], record.params["threads"])
         figures = [m for m in record.measurements if MEASURED.fullmatch(m.name) and math.isfinite(m.value)]
