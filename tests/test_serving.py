@@ -116,9 +116,8 @@ def test_mlflow_serves_it(server: int, animal_artifact: Artifact, picture: Path)
     expected = {"label": one.label, "probability": one.probability, "top": dict(one.top())}
     text, pixels = base64.b64encode(picture.read_bytes()).decode(), np.asarray(Image.open(picture))
     table = {"columns": ["image"], "data": [[text], [text]]}
-    for request, count in (
-        ({"inputs": [text]}, 1), ({"inputs": [pixels.tolist()]}, 1), ({"instances": [(pixels / 255).tolist()]}, 1), ({"dataframe_split": table}, 2),
-    ):  # fmt: skip
+    requests = ({"inputs": [text]}, {"inputs": [pixels.tolist()]}, {"instances": [(pixels / 255).tolist()]}, {"dataframe_split": table})
+    for request, count in zip(requests, (1, 1, 1, 2), strict=True):
         status, answer = ask(server, request)
         assert status == 200 and len(answer["predictions"]) == count
         for found in answer["predictions"]:

@@ -27,11 +27,14 @@ from tests.tracking.conftest import make_record
 
 ALONE = """
 import runpy, sys
-class Nothing:
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked!r}:
-            raise ImportError(f"{{name}} is not there")
-sys.meta_path.insert(0, Nothing())
+        return None if name.partition(".")[0] in {blocked!r} else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 sys.argv[:] = {argv!r}
 runpy.run_path({argv!r}[0], run_name="__main__")
 """
