@@ -16,6 +16,8 @@ from typing import Any
 
 from qexp.types import UserError
 
+RECORDS = "records"  # folder in that of an artifact, with the records of its runs by key
+
 
 @contextmanager
 def building(target: Path) -> Iterator[Path]:
@@ -72,6 +74,13 @@ def link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def link_instead(source: Path, target: Path) -> None:
+    """`link` that takes the place of what `target` was, which may have other names still."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    link(source, partial)
+    os.replace(partial, target)
 
 
 def file_digest(file: Path) -> str:

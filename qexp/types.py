@@ -146,13 +146,26 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Executable:
+    """A file of an artifact, and the engine that loads it: its name, its class by dotted name (`target`) and the arguments of that;
+    batch, threads: those that the file was asked for; engines that take others read them off the file."""
+
+    engine: str
+    target: str
+    options: dict[str, Any]
+    file: str
+    batch: int
+    threads: int
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A compressed network in a folder that is complete on its own.
 
-    graph: the file that holds it; form: what engines it was made for; files: SHA-256 of each file by name; parameters, macs: of
-    the whole uncompressed network; packed_bytes: its size at exactly the bits of every tensor; reference: folder name of the
-    fp32 artifact of the same baseline, beside this one; simulated: True where no kernel computes in this format, so latency
-    means nothing.
+    graph: the file that holds it; form: what engines it was made for; files: SHA-256 of each file by name; executables: what engines
+    load of these, one entry per engine, its options and file; parameters, macs: of the whole uncompressed network; packed_bytes: its
+    size at exactly the bits of every tensor; reference: folder name of the fp32 artifact of the same baseline, beside this one;
+    simulated: True where no kernel computes in this format, so latency means nothing.
     """
 
     folder: Path
@@ -174,6 +187,7 @@ class Artifact:
     versions: dict[str, str]
     simulated: bool = False
     random_weights: bool = False
+    executables: tuple[Executable, ...] = ()  # which artifacts of earlier versions do not tell
 
     @classmethod
     def read(cls, folder: Path) -> Artifact:
@@ -183,6 +197,7 @@ class Artifact:
             values["data"] = DataSpec.from_json(values["data"])
             values["form"] = Wants.from_json(values["form"])
             values["layers"] = tuple(Layer(**layer) for layer in values["layers"])
+            values["executables"] = tuple(Executable(**executable) for executable in values.get("executables", ()))
             return cls(folder=folder, **values)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder} holds no artifact: {error}. Give one that compress.py wrote, below outputs/artifacts.") from error

@@ -4,15 +4,67 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import compress
+from qexp.data.folder import FolderData
 from qexp.data.random import RandomData
 from qexp.measure import base
+from qexp.method.base import make_artifact
+from qexp.method.none import NoCompression
 from qexp.model.resnet import ResNet
+from qexp.types import Artifact
 from tests.commands import Run, write_images
+from tests.engine.support import ANIMAL_ENGINES, engine_named
+
+FORMS = (("RGB", "jpg"), ("RGBA", "png"), ("L", "png"), ("P", "png"), ("I;16", "png"), ("RGB", "webp"))
+
+
+def write_pictures(root: Path) -> None:
+    """Three classes of pictures in many sizes and modes."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for label, name in enumerate(("ant", "bee", "cow")):
+            (root / part / name).mkdir(parents=True)
+            for index, (mode, suffix) in enumerate(FORMS):
+                pixels = rng.integers(80 * label, 80 * label + 90, (19 + index, 23 - index, 3), np.uint8)
+                colour = Image.fromarray(pixels)
+                made = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else colour.convert(mode)
+                made.save(root / part / name / f"{index}.{suffix}")
+
+
+@pytest.fixture(scope="session")
+def animals(tmp_path_factory: pytest.TempPathFactory) -> FolderData:
+    root = tmp_path_factory.mktemp("pictures")
+    write_pictures(root)
+    made = FolderData(str(root), name="animals", image_size=16, channels=3, cache_dir=str(root / "cache"), calibration_images=8)
+    made.open()
+    return made
+
+
+@pytest.fixture(scope="session")
+def animal_network(animals: FolderData) -> nn.Module:
+    torch.manual_seed(0)
+    made = ResNet([1, 1], [8, 16], num_classes=3).train()
+    with torch.no_grad():
+        for _ in range(3):
+            made(animals.calibration() * 2)
+    return made.eval()
+
+
+@pytest.fixture(scope="session")
+def animal_artifact(animals: FolderData, animal_network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A small fp32 network, trained on nothing, lowered for ANIMAL_ENGINES."""
+    engines = [engine_named(name) for name in ANIMAL_ENGINES]
+    source = {"model": "small", "weights": "0123"}
+    made = make_artifact(NoCompression(), animal_network, animals, engines[0].wants, source, tmp_path_factory.mktemp("out") / "artifacts")
+    for engine in engines:
+        made = engine.lower(made, 4 if engine.name == "executorch" else 1, 1)
+    return made
 
 
 @pytest.fixture

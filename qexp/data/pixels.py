@@ -1,9 +1,14 @@
-"""Images of any size and mode as uint8 arrays of one shape."""
+"""Images of any size and mode as uint8 arrays of one shape, and these as what networks take; qexp.deploy copies this file to devices."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
-from PIL import Image
+
+if TYPE_CHECKING:  # measuring children, and devices that are given arrays, need no Pillow
+    from PIL import Image
 
 
 def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
@@ -12,6 +17,8 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
     Transparency is dropped, 16-bit grey becomes 8-bit. Errors: ValueError for pixels whose range is unknown, and what
     Pillow raises for a damaged file.
     """
+    from PIL import Image
+
     image = _eight_bits(image)
     if "transparency" in image.info:  # Pillow wants this detour for palettes, and warns without it
         image = image.convert("RGBA")
@@ -23,6 +30,8 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """`image` with 8 bits per channel. Pillow itself would clip: all that is brighter than 255 of 65535 turns white."""
+    from PIL import Image
+
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if sixteen:
         return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
@@ -35,5 +44,20 @@ def to_arrays(images: np.ndarray, size: int, channels: int) -> np.ndarray:
     """images[N,H,W,1 or 3] uint8 -> [N,size,size,channels] uint8, each as `to_array` does."""
     if images.shape[1:] == (size, size, channels):
         return images
+    from PIL import Image
+
     grey = images.shape[-1] == 1
     return np.stack([to_array(Image.fromarray(image[..., 0] if grey else image), size, channels) for image in images])
+
+
+def normalise(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """images[N,H,W,C] uint8 -> x[N,C,H,W] float32, (value / 255 - mean) / std per channel."""
+    scale = (1 / (255 * np.array(std))).astype(np.float32)
+    shift = (-np.array(mean) / np.array(std)).astype(np.float32)
+    return np.ascontiguousarray((images.astype(np.float32) * scale + shift).transpose(0, 3, 1, 2))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities [N,K] float64 of logits[N,K]."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,15 +15,16 @@ from typing import Any
 import numpy as np
 
 from qexp.files import file_digest, write_json
-from qexp.types import Artifact, Unsupported, Wants
+from qexp.types import Artifact, Executable, Unsupported, Wants
 
 Run = Callable[[np.ndarray], np.ndarray]  # x[B,C,H,W] float32 -> logits[B,K] float32
 
 
 class Engine(ABC):
-    """name: as in conf/engine; wants: what it executes; packages: the libraries that compute; file: name of its own file in
-    the artifact's folder, in which `{batch}` and `{threads}` stand for those it is made for; runs_simulated: whether it runs
-    formats that no kernel has, as a reference.
+    """name: as in conf/engine; wants: what it executes; packages: the libraries that compute; modules: what `load` imports of them;
+    file: name of its own file in the artifact's folder, in which `{batch}` and `{threads}` stand for those it is made for;
+    runs_simulated: whether it runs formats that no kernel has, as a reference; carries_code: whether loading or running a file of
+    that format can run code that somebody put into it; thread_safe: whether a loaded network may be called by several threads at once.
 
     Constructor arguments are plain values, kept as attributes of the same names.
     """
@@ -30,7 +33,20 @@ class Engine(ABC):
     wants: Wants
     file: str
     packages: tuple[str, ...]
+    modules: tuple[str, ...] = ()
     runs_simulated = False
+    carries_code = True
+    thread_safe = False
+
+    @property
+    def target(self) -> str:
+        """Its class by dotted name, as conf/engine has it."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def check_machine(self) -> None:
         """Errors: Unsupported where this engine does not run here: its library or the device it needs is missing."""
@@ -48,7 +64,8 @@ class Engine(ABC):
         return self.file.format(batch=batch, threads=threads)
 
     def lower(self, artifact: Artifact, batch: int, threads: int) -> Artifact:
-        """Write this engine's file into the artifact's folder, if it is not there, once for all jobs of a sweep. May import torch.
+        """Write this engine's file into the artifact's folder, if it is not there, once for all jobs of a sweep, and into
+        `artifact.json` that this engine loads it. May import torch.
 
         Errors: Unsupported as of `check` and `write`, UserError where the graph cannot be translated.
         """
@@ -56,20 +73,28 @@ class Engine(ABC):
 
         self.check(artifact)
         name = self.file_name(batch, threads)
-        if name in artifact.files:
+
+        def there(artifact: Artifact) -> bool:
+            known = ((e.target, e.options, e.file) for e in artifact.executables)
+            return name in artifact.files and (self.target, self.options, name) in known
+
+        if there(artifact):
             return artifact
         folder = artifact.folder
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             artifact = Artifact.read(folder)
-            if name in artifact.files:
+            if there(artifact):
                 return artifact
-            partial = folder / f".{os.getpid()}-{name}"
-            try:
-                self.write(artifact, partial, batch, threads)
-                os.replace(partial, folder / name)
-            finally:
-                partial.unlink(missing_ok=True)
-            artifact = replace(artifact, files={**artifact.files, name: file_digest(folder / name)})
+            if name not in artifact.files:
+                partial = folder / f".{os.getpid()}-{name}"
+                try:
+                    self.write(artifact, partial, batch, threads)
+                    os.replace(partial, folder / name)
+                finally:
+                    partial.unlink(missing_ok=True)
+                artifact = replace(artifact, files={**artifact.files, name: file_digest(folder / name)})
+            executable = Executable(self.name, self.target, self.options, name, batch, threads)
+            artifact = replace(artifact, executables=(*artifact.executables, executable))
             write_json(folder / "artifact.json", artifact.to_json())
             return artifact
 
@@ -77,13 +102,19 @@ class Engine(ABC):
         """Translate the artifact's graph into `file`; engines that load the graph itself never come here."""
         raise Unsupported(f"{self.name} runs {self.file}, which {artifact.folder} does not hold")
 
-    @abstractmethod
     def import_libraries(self) -> None:
         """Import what `load` needs, so that its cost in time and memory is told apart from the network's."""
+        for module in self.modules:
+            importlib.import_module(module)
 
     @abstractmethod
     def load(self, file: Path, threads: int) -> Run:
         """The network in `file`, ready to be called with float32 images on `threads` threads."""
+
+    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]] | None:
+        """How to load its file where there is only NumPy and `packages`: functions that refer to nothing but these and each other, and
+        the arguments with which the last is called after (file, threads). qexp.deploy copies their sources. None where it cannot."""
+        return None
 
     def operators(self, run: Run, x: np.ndarray) -> dict[str, Any] | None:
         """A profile of one call by operator: `text` (a table), `rows` (the same as data) and `allocated_mib`; None where the

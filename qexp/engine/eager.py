@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ class Eager(Engine):
     wants = Wants(half=("bfloat16", "float16"))
     file = "model.pt2"
     packages = ("torch",)
+    modules = ("torch", "torch.ao.quantization.fx._decomposed")  # which registers the quantize/dequantize operators
     runs_simulated = True
+    thread_safe = True
 
     def __init__(self, device: str = "cpu"):
         self.device = known_device(device)
@@ -32,8 +35,8 @@ class Eager(Engine):
         import io
 
         import torch
-        from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
 
+        super().import_libraries()
         # The first torch.export.load imports 200 MB of modules: that is the library's cost, not the network's.
         archive = io.BytesIO()
         torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(1),)), archive)
@@ -41,15 +44,23 @@ class Eager(Engine):
         torch.export.load(archive).module()(torch.zeros(1))
 
     def load(self, file: Path, threads: int) -> Run:
-        import torch
-        from torch.export.passes import move_to_device_pass
+        return load_graph(file, threads, self.device)
 
-        set_threads(threads)
-        program = torch.export.load(file)
-        return numpy_call((move_to_device_pass(program, self.device) if self.device != "cpu" else program).module(), self.device)
+    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
+        return (set_threads, numpy_call, load_graph), {"device": self.device}
 
     def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
         return operator_table(run, x)
 
     def device_memory_mb(self) -> float | None:
         return device_memory_mb(self.device)
+
+
+def load_graph(file: Path, threads: int, device: str) -> Run:
+    import torch
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
+    from torch.export.passes import move_to_device_pass
+
+    set_threads(threads)
+    program = torch.export.load(file)
+    return numpy_call((move_to_device_pass(program, device) if device != "cpu" else program).module(), device)

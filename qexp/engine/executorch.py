@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,8 @@ class ExecuTorch(Engine):
     wants = Wants(activation="int8", half=("float16",))
     file = "model-batch{batch}.pte"
     packages = ("executorch",)
+    modules = ("executorch.runtime",)
+    carries_code = False
 
     def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
         import torch
@@ -33,21 +37,25 @@ class ExecuTorch(Engine):
             raise UserError(f"executorch cannot lower {artifact.model}: {str(error)[:600]}") from error
         file.write_bytes(lowered.buffer)
 
-    def import_libraries(self) -> None:
-        import executorch.runtime  # noqa: F401
-
     def load(self, file: Path, threads: int) -> Run:
-        import torch
-        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
-        from executorch.runtime import Runtime
+        return load_program(file, threads)
 
-        _unsafe_reset_threadpool(threads)
-        program = Runtime.get().load_program(file)
-        forward = program.load_method("forward")
-        assert forward is not None
-        batch = forward.metadata.input_tensor_meta(0).sizes()[0]
+    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
+        return (in_batches_of, load_program), {}
 
-        def run(x: np.ndarray) -> np.ndarray:
-            return forward.execute([torch.from_numpy(x)])[0].numpy().copy()
 
-        return in_batches_of(batch, run)
+def load_program(file: Path, threads: int) -> Run:
+    import torch
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+    from executorch.runtime import Runtime
+
+    _unsafe_reset_threadpool(threads)
+    program = Runtime.get().load_program(file)
+    forward = program.load_method("forward")
+    assert forward is not None
+    batch = forward.metadata.input_tensor_meta(0).sizes()[0]
+
+    def run(x: np.ndarray) -> np.ndarray:
+        return forward.execute([torch.from_numpy(x)])[0].numpy().copy()
+
+    return in_batches_of(batch, run)

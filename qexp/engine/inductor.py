@@ -6,6 +6,7 @@ import logging
 import platform
 import shlex
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Inductor(Engine):
     name = "inductor"
     file = "model-batch{batch}-threads{threads}.aoti.pt2"
     packages = ("torch",)
+    modules = ("torch._inductor.package",)
 
     def __init__(self, device: str = "cpu", packaged: bool = True):
         self.device, self.packaged = known_device(device), packaged
@@ -82,20 +84,19 @@ class Inductor(Engine):
             package_aoti(stream, [part for part in made if not str(part).endswith(".cpp")])
 
     def import_libraries(self) -> None:
-        import torch._inductor.package  # noqa: F401
-
+        super().import_libraries()
         if not self.packaged:
             import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401  (as in `write`)
             from torch.ao.quantization.fx import _decomposed  # noqa: F401
 
     def load(self, file: Path, threads: int) -> Run:
-        import torch
-
-        set_threads(threads)
         if not self.packaged:
+            set_threads(threads)
             return self._compiled_when_called(file)
-        package = torch._inductor.aoti_load_package(str(file))
-        return in_batches_of(int(package.get_metadata()["batch"]), numpy_call(package, self.device))
+        return load_package(file, threads, self.device)
+
+    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]] | None:
+        return ((set_threads, numpy_call, in_batches_of, load_package), {"device": self.device}) if self.packaged else None
 
     def _compiled_when_called(self, file: Path) -> Run:
         """For the batch size of the first call; calls with other sizes are made up of such."""
@@ -122,6 +123,14 @@ class Inductor(Engine):
 
     def device_memory_mb(self) -> float | None:
         return device_memory_mb(self.device)
+
+
+def load_package(file: Path, threads: int, device: str) -> Run:
+    import torch._inductor.package
+
+    set_threads(threads)
+    package = torch._inductor.aoti_load_package(str(file))
+    return in_batches_of(int(package.get_metadata()["batch"]), numpy_call(package, device))
 
 
 def compiler_without_paths() -> str:

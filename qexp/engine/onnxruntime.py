@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,9 @@ class OnnxRuntime(Engine):
     """provider: `cpu`, or `cuda` or `tensorrt` where onnxruntime-gpu is installed."""
 
     file = "model.onnx"
-    packages = ("onnxruntime",)
+    packages = modules = ("onnxruntime",)
+    carries_code = False
+    thread_safe = True
 
     def __init__(self, provider: str = "cpu"):
         if provider not in PROVIDERS:
@@ -41,19 +45,23 @@ class OnnxRuntime(Engine):
     def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
         write_onnx(artifact.folder / artifact.graph, artifact.data.input_shape, file)
 
-    def import_libraries(self) -> None:
-        import onnxruntime  # noqa: F401
-
     def load(self, file: Path, threads: int) -> Run:
-        import onnxruntime
+        return load_session(file, threads, PROVIDERS[self.provider])
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(file), options, providers=[PROVIDERS[self.provider]])
-        name = session.get_inputs()[0].name
+    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
+        return (load_session,), {"provider": PROVIDERS[self.provider]}
 
-        def run(x: np.ndarray) -> np.ndarray:
-            return session.run(None, {name: x})[0]
 
-        return run
+def load_session(file: Path, threads: int, provider: str) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
+    name = session.get_inputs()[0].name
+
+    def run(x: np.ndarray) -> np.ndarray:
+        return session.run(None, {name: x})[0]
+
+    return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ class OpenVino(Engine):
     name = "openvino"
     wants = Wants(half=("bfloat16",))
     file = "model.onnx"
-    packages = ("openvino",)
+    packages = modules = ("openvino",)
+    carries_code = False
 
     def check(self, artifact: Artifact) -> None:
         super().check(artifact)
@@ -30,19 +32,23 @@ class OpenVino(Engine):
         opset = BFLOAT16_OPSET if artifact.form.half else None
         write_onnx(artifact.folder / artifact.graph, artifact.data.input_shape, file, opset)
 
-    def import_libraries(self) -> None:
-        import openvino  # noqa: F401
-
     def load(self, file: Path, threads: int) -> Run:
-        import openvino
+        return load_model(file, threads)
 
-        # Left to itself it computes fp32 networks in bfloat16 where the processor can; told f32, it keeps to the graph's own types.
-        options: dict[str, Any] = {
-            "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
-        }  # fmt: skip
-        request = openvino.Core().compile_model(str(file), "CPU", options).create_infer_request()
+    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
+        return (load_model,), {}
 
-        def run(x: np.ndarray) -> np.ndarray:
-            return np.array(next(iter(request.infer([x], share_inputs=True).values())))
 
-        return run
+def load_model(file: Path, threads: int) -> Run:
+    import openvino
+
+    # Left to itself it computes fp32 networks in bfloat16 where the processor can; told f32, it keeps to the graph's own types.
+    options: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+    }  # fmt: skip
+    request = openvino.Core().compile_model(str(file), "CPU", options).create_infer_request()
+
+    def run(x: np.ndarray) -> np.ndarray:
+        return np.array(next(iter(request.infer([x], share_inputs=True).values())))
+
+    return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class TorchAo(Engine):
     name = "torch_ao"
     file = "model.ts"
     packages = ("torch",)
+    modules = ("torch.jit",)
 
     def __init__(self, kernels: str = "x86"):
         if kernels not in KERNELS:
@@ -27,15 +29,19 @@ class TorchAo(Engine):
         self.kernels = kernels
         self.wants = Wants(("torchscript",), kernels=kernels)
 
-    def import_libraries(self) -> None:
-        import torch.jit  # noqa: F401
-
     def load(self, file: Path, threads: int) -> Run:
-        import torch
+        return load_script(file, threads, self.kernels)
 
-        set_threads(threads)
-        torch.backends.quantized.engine = self.kernels
-        return numpy_call(torch.jit.load(str(file)))
+    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
+        return (set_threads, numpy_call, load_script), {"kernels": self.kernels}
 
     def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
         return operator_table(run, x)
+
+
+def load_script(file: Path, threads: int, kernels: str) -> Run:
+    import torch.jit
+
+    set_threads(threads)
+    torch.backends.quantized.engine = kernels
+    return numpy_call(torch.jit.load(str(file)))

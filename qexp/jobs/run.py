@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from qexp.errors import explain
-from qexp.files import code_digest
+from qexp.files import RECORDS, code_digest, link_instead
 from qexp.jobs.comparison import Outcome, check_picture, limits_of
 from qexp.jobs.reuse import EndedRuns
 from qexp.launch import ChildFailed
@@ -89,6 +89,8 @@ class Run:
             except Exception as error:
                 record = self.broken(key, error)
             write_record(record, self.folder)
+            if record.status == "finished":
+                link_instead(self.folder / "record.json", Path(record.artifact) / RECORDS / f"{key}.json")
             if not record.reused and record.status in ("finished", "failed"):
                 ended.remember(record, self.folder / "record.json")
         return record

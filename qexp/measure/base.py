@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import os
 import statistics
@@ -151,7 +150,7 @@ class Subject:
 
 
 def new_child(engine: Engine, threads: int, limits: Limits) -> Child:
-    target = {"target": f"{type(engine).__module__}.{type(engine).__qualname__}", "options": engine_options(engine)}
+    target = {"target": engine.target, "options": engine.options}
     return Child("qexp.measure.child", target, threads, limits.timeout_s, limits.memory_mb)
 
 
@@ -164,7 +163,7 @@ class StandingChildren:
 
     def get(self, engine: Engine, threads: int, limits: Limits) -> Child:
         """One with this engine, if it lives, or a new one in the place of the one not asked for the longest."""
-        key = repr((type(engine), engine_options(engine), threads, limits))
+        key = repr((engine.target, engine.options, threads, limits))
         child = self.kept.pop(key, None)
         self.kept[key] = child if child and child.alive else new_child(engine, threads, limits)
         while len(self.kept) > self.most:
@@ -229,14 +228,9 @@ class Measure(ABC):
         """Errors: ChildFailed where the measuring child did not survive."""
 
 
-def engine_options(engine: Engine) -> dict[str, Any]:
-    """The engine's constructor arguments, which it keeps as attributes of the same names; JSON takes them to the child."""
-    return {name: getattr(engine, name) for name in inspect.signature(type(engine)).parameters}
-
-
 def engine_identity(engine: Engine) -> dict[str, Any]:
     """What decides its results, and what these cost."""
-    return {"engine": engine.name, "options": engine_options(engine), "versions": versions(*engine.packages)}
+    return {"engine": engine.name, "options": engine.options, "versions": versions(*engine.packages)}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-STATUS = Path("/proc/self/status")
+from qexp.data.pixels import normalise
+from qexp.measure import timing
 
 
 class Session:
@@ -37,24 +38,12 @@ class Session:
         """Load, call once and a few times more: milliseconds of each, and the memory peak above the import, in MB."""
         self.run = None
         self.x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        before = _reset_peak()
-        load_ms, self.run = _timed(self.engine.load, Path(file), threads)
-        first_call_ms, _ = _timed(self.run, self.x)
-        for _ in range(3):  # some engines take their buffers at the second call
-            self.run(self.x)
-        memory_mb = None if before is None else (_status("VmHWM") - before) / 1e6
-        device_mb = self.engine.device_memory_mb()
-        return {"load_ms": load_ms, "first_call_ms": first_call_ms, "memory_mb": memory_mb, "device_memory_mb": device_mb}
+        self.run, figures = timing.start(lambda: self.engine.load(Path(file), threads), self.x)
+        return {**figures, "device_memory_mb": self.engine.device_memory_mb()}
 
     def window(self, calls: int, seconds: float) -> dict[str, Any]:
         """Milliseconds of at least `calls` calls that together take at least `seconds`."""
-        samples: list[float] = []
-        began = time.perf_counter()
-        while len(samples) < calls or time.perf_counter() - began < seconds:
-            start = time.perf_counter_ns()
-            self.run(self.x)
-            samples.append((time.perf_counter_ns() - start) / 1e6)
-        return {"samples": samples}
+        return {"samples": timing.window(self.run, self.x, calls, seconds)}
 
     def unload(self) -> dict[str, Any]:
         """Give the network's memory back."""
@@ -73,37 +62,13 @@ class Session:
         indices = np.array(json.loads(Path(chosen).read_text())) if chosen else np.arange(len(pixels))
         if count is not None:
             indices = indices[np.unique(np.linspace(0, len(indices) - 1, count).round().astype(int))]
-        scale = (1 / (255 * np.array(std))).astype(np.float32)
-        shift = (-np.array(mean) / np.array(std)).astype(np.float32)
         logits = []
         began = time.perf_counter()
         for start in range(0, len(indices), batch):
-            x = pixels[indices[start : start + batch]].astype(np.float32) * scale + shift
-            logits.append(np.asarray(self.run(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))))
+            logits.append(np.asarray(self.run(normalise(pixels[indices[start : start + batch]], mean, std))))
         seconds = time.perf_counter() - began
         np.save(out, np.concatenate(logits))
         return {"seconds": seconds}
-
-
-def _timed(function: Any, *arguments: Any) -> tuple[float, Any]:
-    start = time.perf_counter_ns()
-    result = function(*arguments)
-    return (time.perf_counter_ns() - start) / 1e6, result
-
-
-def _status(key: str) -> int:
-    """A memory figure of this process in bytes (Linux)."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
-def _reset_peak() -> int | None:
-    """Set the high-water mark back to what is resident now, and return that; None where the system has no such mark."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        return _status("VmRSS")
-    except OSError:
-        return None
 
 
 def main() -> None:

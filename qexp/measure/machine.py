@@ -1,4 +1,4 @@
-"""The machine a measurement was taken on."""
+"""The machine a measurement was taken on; qexp.deploy copies this file to devices, which may have no psutil."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import psutil
+try:
+    import psutil
+except ImportError:
+    psutil = None  # type: ignore[assignment]
 
 PACKAGES = ("torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "numpy")
 CPUINFO = Path("/proc/cpuinfo")
+TOPOLOGY = Path("/sys/devices/system/cpu")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 # The instruction sets that decide which integer and bf16 kernels a library picks.
 FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
@@ -24,27 +28,40 @@ FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8"
 def physical_cores() -> int:
     """Cores this process may use, hyper-threads not counted."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+    return max(1, min(usable, _cores() or usable))
 
 
-def environment(root: Path) -> dict[str, Any]:
-    """CPU, memory, load, versions and commit; what a system does not tell is None."""
+def environment(root: Path | None) -> dict[str, Any]:
+    """CPU, memory, load, versions, and the commit of the repository `root`; what a system does not tell is None."""
     info = _cpuinfo()
     found = info.get("flags", info.get("Features", "")).split()
     return {
         "host": socket.gethostname(),
         "cpu": info.get("model name") or platform.processor() or platform.machine(),
         "cpu_flags": [flag for flag in FLAGS if flag in found],
-        "cores": psutil.cpu_count(logical=False),
+        "cores": _cores(),
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "governor": GOVERNOR.read_text().strip() if GOVERNOR.exists() else None,
-        "load": psutil.getloadavg()[0],
-        "memory_gb": psutil.virtual_memory().total / 1e9,
+        "load": psutil.getloadavg()[0] if psutil else os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "memory_gb": _memory_gb(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {package: metadata.version(package) for package in PACKAGES if find_spec(package)},
-        "commit": _commit(root),
+        "commit": _commit(root) if root else None,
     }
+
+
+def _cores() -> int | None:
+    if psutil:
+        return psutil.cpu_count(logical=False)
+    siblings = {file.read_text() for file in TOPOLOGY.glob("cpu[0-9]*/topology/thread_siblings_list")}
+    return len(siblings) or None
+
+
+def _memory_gb() -> float | None:
+    if psutil:
+        return psutil.virtual_memory().total / 1e9
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9 if hasattr(os, "sysconf") else None
 
 
 def _cpuinfo() -> dict[str, str]:

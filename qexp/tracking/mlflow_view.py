@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,8 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
-from qexp.files import link, write_json
+from qexp.files import RECORDS, link, write_json
 from qexp.tracking import mlflow_pages as pages
+from qexp.tracking.mlflow_model import mlmodel
 from qexp.tracking.mlflow_pages import flatten
 from qexp.tracking.store import NOTE, noted
 from qexp.types import Artifact, DataSpec, Record, UserError
@@ -138,7 +140,7 @@ class MlflowView:
                 data = record.config.get("data", {})
                 self._log_data(run, artifact.data, str(data.get("root") or artifact.data.name), "test")
                 if self.log_artifacts:
-                    self._log_network(made, artifact)
+                    self._log_network(made, artifact, record, folder)
             self.client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED", created)
             write_json(note, {"uri": self.uri, "run": run})
 
@@ -150,15 +152,19 @@ class MlflowView:
         shown = Dataset(data.name, data.digest[:SHOWN_DIGEST], "local", json.dumps({"uri": source}), profile=json.dumps(profile))
         self.client.log_inputs(run, [DatasetInput(shown, [InputTag("mlflow.data.context", context)])])
 
-    def _log_network(self, run: Any, artifact: Artifact) -> None:
-        """The compressed network as it is on disk, in the run's folder `artifact`; it takes no space where MLflow's files are on
-        the same disk."""
-        place = urlsplit(run.info.artifact_uri)
-        for name in ("artifact.json", *artifact.files):
-            if place.scheme == "file":
-                link(artifact.folder / name, Path(unquote(place.path)) / "artifact" / name)
-            else:
-                self.client.log_artifact(run.info.run_id, str(artifact.folder / name), "artifact")
+    def _log_network(self, run: Any, artifact: Artifact, record: Record, folder: Path) -> None:
+        """The compressed network as it is on disk, in the run's folder `artifact`, with the run's record, and a model of MLflow's; it
+        takes no space where MLflow's files are on the same disk."""
+        place, known = urlsplit(run.info.artifact_uri), {name: artifact.folder / name for name in ("artifact.json", *artifact.files)}
+        with tempfile.TemporaryDirectory() as temporary:
+            known["MLmodel"] = Path(temporary) / "MLmodel"
+            known["MLmodel"].write_text(mlmodel(artifact, run.info.run_id, record.params["engine"]))
+            known[f"{RECORDS}/record.json"] = folder / "record.json"
+            for name, file in known.items():
+                if place.scheme == "file":
+                    link(file, Path(unquote(place.path)) / "artifact" / name)
+                else:
+                    self.client.log_artifact(run.info.run_id, str(file), str(Path("artifact", name).parent))
 
     def _logged_whole(self, place: str) -> str:
         """The id of the run of the record in that place, if it was ended; one that was not is deleted."""

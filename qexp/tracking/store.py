@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
-from qexp.files import not_writable, write_json
-from qexp.types import Record, UserError
+from qexp.files import RECORDS, not_writable, write_json
+from qexp.types import Artifact, Record, UserError
 
 NOTE = ".mlflow.json"  # beside a record
 
@@ -47,3 +48,12 @@ def read_folders(sweep: Path) -> dict[Path, Record]:
     """The same by the folders that they lie in."""
     files = sorted(sweep.glob("**/record.json"), key=lambda file: (len(file.parent.name), file.parent.name))
     return {file.parent: read_record(file) for file in files}
+
+
+def records_of(artifact: Artifact) -> list[Record]:
+    """The records of all runs of an artifact, which lie in its folder, the oldest first; what cannot be read is left out."""
+    found = []
+    for file in (artifact.folder / RECORDS).glob("*.json"):
+        with contextlib.suppress(UserError):
+            found.append(read_record(file))
+    return sorted(found, key=lambda record: record.created)

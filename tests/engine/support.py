@@ -17,6 +17,7 @@ from qexp.types import Artifact
 
 CONF = Path(__file__).parents[2] / "conf" / "engine"
 BATCH = 2  # images per call of the files that are made for one number
+ANIMAL_ENGINES = ("onnxruntime", "openvino", "executorch", "eager")  # of the fixture animal_artifact
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml") if file.stem not in ("auto", "tensorrt"))  # tensorrt needs its hardware
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qexp.measure import latency
+from qexp.measure import timing
 from qexp.measure.base import Bench, Subject
-from qexp.measure.latency import Latency, median_interval, speedup
+from qexp.measure.latency import Latency, speedup
+from qexp.measure.timing import median_interval
 from qexp.types import Artifact, Measurement, UserError
 from tests.measure.fake_engines import Fails, SlowStart, Takes, TakesToo
 
@@ -158,7 +159,7 @@ def test_turns_end_when_their_time_is_over_but_seven_are_taken(
 ) -> None:
     """Each window takes a second, by a clock that only windows move."""
     asked: list[str] = []
-    monkeypatch.setattr(latency, "time", SimpleNamespace(monotonic=lambda: float(len(asked))))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: float(len(asked))))
     found = Latency(windows, 1, 0, 1, 0, budget_s).take_turns([steady(str(i), 1, asked) for i in range(subjects)])
     assert [len(windows) for windows in found] == [taken] * subjects
 
@@ -252,7 +253,7 @@ def test_warm_up_goes_on_until_two_windows_agree() -> None:
 
 def test_warm_up_ends_on_a_machine_that_never_settles() -> None:
     subject = scripted(*([float(t)] for t in 2.0 ** np.arange(50)))
-    Latency(2, 1, 0, 1, 0, 60).warm_up(subject)
+    Latency(2, 1, 0, 1, 0, 60).rules.warm_up(subject.window)
     assert len(subject.asked) == 10
 
 

@@ -1,0 +1,81 @@
+"""`python -m qexp.deploy artifact=FOLDER engine=NAME to=FOLDER [batch_size=N] [threads=N]`: the minimal folder for a device.
+
+artifact: a folder below outputs/artifacts, or `runs:/ID/artifact` of MLflow; engine: onnxruntime, openvino, executorch, inductor, eager or
+torch_ao; the artifact is made ready for it where it was not. batch_size, threads: of a call (default: as it was measured).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from qexp.deploy.write import deploy
+from qexp.engine.base import Engine
+from qexp.loading import choose, engine_of, local_folder
+from qexp.measure.machine import physical_cores
+from qexp.measure.timing import Rules
+from qexp.types import Artifact, Executable, Unsupported, UserError, nearest
+
+CONF = Path(__file__).parents[2] / "conf"
+ENGINES = CONF / "engine"
+
+
+def main(words: list[str]) -> int:
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    known = {"artifact", "engine", "to", "batch_size", "threads"}
+    if len(given) != len(words) or not {"artifact", "engine", "to"} <= {*given} <= known:
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        with contextlib.ExitStack() as opened:
+            artifact = Artifact.read(local_folder(given["artifact"], None, opened))
+            numbers = {name: whole(name, given[name]) for name in ("batch_size", "threads") if name in given}
+            artifact, engine, executable = ready(artifact, given["engine"], **numbers)
+            deploy(artifact, engine, executable, rules(), Path(given["to"]))
+    except (UserError, Unsupported) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    size = sum(file.stat().st_size for file in Path(given["to"]).iterdir() if file.is_file())
+    print(f"{given['to']}: {artifact.model}, {artifact.label}, for {engine.name}, {size / 1e6:.3g} MB. Its README.md says how to run it.")
+    return 0
+
+
+def whole(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{name}={text} is out of range; give a whole number of at least 1.")
+    return int(text)
+
+
+def ready(artifact: Artifact, name: str, batch_size: int | None = None, threads: int | None = None) -> tuple[Artifact, Engine, Executable]:
+    """The artifact with a file for that engine, which is made where there is none for these numbers.
+
+    Errors: UserError for an unknown engine, Unsupported for one that cannot run this artifact.
+    """
+    found = [executable for executable in artifact.executables if executable.engine == name]
+    if found and batch_size is None and threads is None:
+        best = choose(artifact, name)
+        return artifact, engine_of(best, trust=True), best
+    file = ENGINES / f"{name}.yaml"
+    if not found and not (file.exists() and name != "auto"):
+        raise UserError(f"engine={name} is unknown. {nearest(name, (f.stem for f in ENGINES.glob('*.yaml') if f.stem != 'auto'))}")
+    engine: Engine = engine_of(found[0], trust=True) if found else instantiate(OmegaConf.load(file))
+    if not (engine.wants.reads(artifact.form) or engine.runs_simulated and artifact.form.formats == ("pt2",)):
+        raise Unsupported(f"{engine.name} does not run {artifact.folder.name}, which was made for other kernels; compress for it")
+    engine.check_machine()
+    batch, cores = batch_size or 1, threads or physical_cores()
+    artifact = engine.lower(artifact, batch, cores)
+    return artifact, engine, Executable(engine.name, engine.target, engine.options, engine.file_name(batch, cores), batch, cores)
+
+
+def rules() -> Rules:
+    """Those by which every run is timed."""
+    options = OmegaConf.load(CONF / "measure" / "latency.yaml").latency
+    return Rules(**{str(name): value for name, value in options.items() if name != "_target_"})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""Times the network on this machine: `python benchmark.py [threads=N] [batch_size=N] [to=record.json]`. Nothing else should run.
+
+By the rules of qexp: loading, the first call and the steady state apart; warm-up until two windows agree, then windows of calls;
+median of windows with a 95 % interval, percentiles, spread. `python -m qexp.tracking import record.json` adds the result to others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+def measure(threads: int, batch: int) -> dict[str, Any]:
+    """The record of this machine."""
+    import infer
+    import numpy as np
+    import timing
+    from machine import environment
+
+    about, file = infer.ABOUT, infer.HERE / infer.ABOUT["file"]
+    for module in about["modules"]:  # which is not the network's cost
+        importlib.import_module(module)
+    side = infer.INPUT["image_size"]
+    x = np.random.default_rng(0).standard_normal((batch, infer.INPUT["channels"], side, side), dtype=np.float32)
+    run, started = timing.start(lambda: infer.network(threads), x)
+    rules = timing.Rules(**about["rules"])
+    (windows,) = rules.take_turns([lambda calls, seconds: timing.window(run, x, calls, seconds)])
+    units = {"memory_mb": "MB"}
+    figures = {name: (value, units.get(name, "ms")) for name, value in started.items() if value is not None}
+    samples = {"latency_ms": [sample for window in windows for sample in window]}
+    deployment = {"artifact": about["artifact"], "file": about["file"], "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    machine = environment(None)
+    identity = [deployment, about["engine"], machine["host"], machine["versions"], threads, batch, about["rules"]]
+    return {
+        "kind": "benchmark", "key": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(), "sweep": machine["host"],
+        "status": "finished", "reason": "", "label": f"{about['params']['model']} · {about['params']['label']} · {about['engine']}",
+        "params": {**about["params"], "engine": about["engine"], "batch_size": batch, "threads": threads, "seed": 0},
+        "config": {"deployment": deployment, "latency": about["rules"]},
+        "measurements": [
+            {"name": name, "value": value, "unit": unit, "kind": "measured", "samples": samples.get(name, [])}
+            for name, (value, unit) in {**rules.describe(windows, batch), **figures}.items()
+        ],
+        "environment": {**machine, "commit": about["commit"]}, "command": " ".join(["python", *sys.argv]),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"), "artifact": about["artifact"], "texts": {},
+        "notes": {"top1": "not measured on this machine", "speedup": "no fp32 network was timed on this machine"}, "reused": "",
+    }  # fmt: skip
+
+
+def main() -> int:
+    about = json.loads((Path(__file__).parent / "deployment.json").read_text())
+    given = {"threads": about["threads"], "batch_size": about["batch"], "to": "record.json"}
+    words = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+    if len(words) < len(sys.argv) - 1 or not {*words} <= {*given}:
+        print(__doc__, file=sys.stderr)
+        return 2
+    given |= words
+    threads = str(given["threads"])
+    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)  # before the first library looks
+    record = measure(int(threads), int(given["batch_size"]))
+    Path(given["to"]).write_text(json.dumps(record, indent=2))
+    values = {m["name"]: m["value"] for m in record["measurements"]}
+    noisy = " (noisy: half of the calls differ by more than 10 %)" if values["latency_spread"] > 0.1 else ""
+    interval = f", 95 % interval {values['latency_low_ms']:.4g} to {values['latency_high_ms']:.4g}" if "latency_low_ms" in values else ""
+    print(f"{record['environment']['host']}: {values['latency_ms']:.4g} ms per call{interval}, p99 {values['latency_p99_ms']:.4g}{noisy}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""The minimal folder for a device: one model file, and scripts that need its engine and NumPy only."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from qexp.data import pixels
+from qexp.deploy.readme import readme
+from qexp.engine.base import Engine
+from qexp.files import check_digests, not_writable
+from qexp.measure import machine, timing
+from qexp.types import Artifact, Executable, UserError
+
+MARK = "deployment.json"  # in every deployment
+DEVICE = Path(__file__).parent / "device"
+ENGINE_HEADER = '''"""Loads the network as qexp did when it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Run = Callable[[np.ndarray], np.ndarray]  # x[N,C,H,W] float32 -> logits[N,K] float32
+'''
+
+
+def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: timing.Rules, to: Path) -> None:
+    """Write the folder `to` for that file of the artifact and the engine that loads it; an older deployment there is replaced.
+
+    rules: by which its benchmark.py measures. Errors: UserError where `to` holds anything else, where the artifact's files were changed,
+    and for an engine that needs more than its library and NumPy.
+    """
+    check_digests(artifact.folder, artifact.files)
+    alone = engine.standalone()
+    if alone is None:
+        raise UserError(f"{engine.name} compiles when it loads, which takes more than its library. Choose another engine.")
+    functions, arguments = alone
+    old = previous(to)
+    packages = {package: metadata.version(package).partition("+")[0] for package in (*engine.packages, "numpy", "pillow")}
+    data = artifact.data
+    about = {
+        "artifact": artifact.key, "file": executable.file, "sha256": artifact.files[executable.file], "engine": engine.name,
+        "arguments": arguments, "modules": engine.modules, "batch": executable.batch, "threads": executable.threads,
+        "rules": asdict(rules), "params": artifact.params, "commit": machine.environment(Path(__file__).parents[2])["commit"],
+    }  # fmt: skip
+    preprocessing = {
+        "image_size": data.image_size, "channels": data.channels, "mean": data.mean, "std": data.std,
+        "steps": "grey or RGB, resized to image_size x image_size (bilinear), (value / 255 - mean) / std per channel, NCHW float32",
+    }  # fmt: skip
+    texts = {
+        "labels.json": _json(data.class_names), "preprocessing.json": _json(preprocessing), "engine.py": engine_source(functions),
+        "requirements.txt": requirements(engine, packages), "README.md": readme(artifact, engine, executable, packages),
+        **{file.name: file.read_text() for file in DEVICE.glob("*.py")},
+        **{Path(str(module.__file__)).name: inspect.getsource(module) for module in (pixels, timing, machine)},
+    }  # fmt: skip
+    texts[MARK] = _json({**about, "files": sorted([*texts, executable.file, MARK])})
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as partial:
+            for name, text in texts.items():
+                (Path(partial) / name).write_text(text)
+            shutil.copyfile(artifact.folder / executable.file, Path(partial) / executable.file)  # its own, as it goes elsewhere
+            to.mkdir(exist_ok=True)
+            for name in old:
+                (to / name).unlink(missing_ok=True)
+            for name in sorted([*texts, executable.file], key=lambda name: name == MARK):  # the mark last
+                os.replace(Path(partial) / name, to / name)
+    except OSError as error:
+        raise not_writable(to, error) from error
+
+
+def previous(to: Path) -> list[str]:
+    """The files of an older deployment there. Errors: UserError where there is anything that is none."""
+    if not to.exists() or (to.is_dir() and not any(to.iterdir())):
+        return []
+    try:
+        names = json.loads((to / MARK).read_text())["files"]
+        return [name for name in names if Path(name).name == name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{to} holds something that is no deployment of qexp. Give to= an empty or a new folder.") from error
+
+
+def engine_source(functions: tuple[Callable[..., Any], ...]) -> str:
+    """A module whose `load` is the last of `functions`."""
+    sources = "\n\n".join(inspect.getsource(function) for function in functions)
+    return f"{ENGINE_HEADER}\n\n{sources}\n\nload = {functions[-1].__name__}\n"
+
+
+def requirements(engine: Engine, packages: dict[str, str]) -> str:
+    pinned = [f"{package}=={packages[package]}" for package in engine.packages]  # the measured figures are those of this version
+    return "\n".join([*pinned, f"numpy  # tested with {packages['numpy']}", f"pillow  # for image files; {packages['pillow']}"]) + "\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

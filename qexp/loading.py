@@ -1,0 +1,272 @@
+"""A compressed network in use: images in, class names and probabilities out, as the evaluation computed them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union, overload
+
+import numpy as np
+import psutil
+
+from qexp.data.pixels import normalise, softmax, to_array
+from qexp.engine.base import Engine
+from qexp.files import RECORDS, check_digests
+from qexp.types import Artifact, Executable, Unsupported, UserError, nearest
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OneImage = Union[np.ndarray, str, bytes, "os.PathLike[str]", "Image.Image"]
+CALL = 64  # images per call of the engine at most
+URI = re.compile(r"(runs|models|mlflow-artifacts):/|[a-z][a-z0-9+.-]+://")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """label: the most probable class; probability: of it; probabilities: of all classes in the order of class_names."""
+
+    label: str
+    probability: float
+    probabilities: tuple[float, ...] = field(repr=False)
+    class_names: tuple[str, ...] = field(repr=False)
+
+    def top(self, k: int = 5) -> list[tuple[str, float]]:
+        """The k most probable classes with their probabilities, the most probable first."""
+        order = np.argsort(-np.array(self.probabilities), kind="stable")[:k]
+        return [(self.class_names[i], self.probabilities[i]) for i in order]
+
+
+def load(
+    source: str | os.PathLike[str], engine: str | None = None, *, threads: int | None = None, trust: bool = False,
+    tracking_uri: str | None = None,
+) -> Classifier:  # fmt: skip
+    """The network in the folder of an artifact, or in MLflow at `runs:/ID/artifact` or `models:/NAME/VERSION`.
+
+    engine: one that the artifact was lowered for; None: the one that was fastest when it was measured, here if it was, or else
+    the first that needs no trust. threads: None for as many as it was measured with, at most the cores that are there. trust: whether
+    to load formats that can run code which somebody put into them. tracking_uri: MLflow's, instead of $MLFLOW_TRACKING_URI.
+
+    Errors: UserError where there is no artifact, where its files were changed, where trust is needed, for an engine that it was not
+    lowered for or that is not installed.
+    """
+    with contextlib.ExitStack() as opened:
+        folder = local_folder(source, tracking_uri, opened)
+        artifact = Artifact.read(folder)
+        check_digests(folder, artifact.files)
+        executable = choose(artifact, engine)
+        made = Classifier(artifact, executable, engine_of(executable, trust), threads or min(executable.threads, _cores()))
+        made._kept = opened.pop_all()  # a download, until the network is gone
+    return made
+
+
+class Classifier:
+    """A loaded network, which several threads may ask at once.
+
+    artifact: what it was loaded from; engine: the name of who computes; threads: that each call takes; import_ms, import_memory_mb:
+    what importing the engine's library took, near 0 where it was imported already; load_ms, memory_mb: what loading the network took
+    on top of that (MB = 10⁶ bytes of resident memory).
+    """
+
+    def __init__(self, artifact: Artifact, executable: Executable, engine: Engine, threads: int):
+        self.artifact, self.engine, self.threads = artifact, engine.name, threads
+        file = artifact.folder / executable.file
+        refuse_pickles(file)
+        self.import_ms, self.import_memory_mb, _ = _cost(lambda: _import(engine))
+        self.load_ms, self.memory_mb, self._run = _cost(lambda: engine.load(file, threads))
+        self._turn = contextlib.nullcontext() if engine.thread_safe else threading.Lock()
+        self._kept = contextlib.ExitStack()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.artifact.data.class_names
+
+    def __repr__(self) -> str:
+        return f"<{self.artifact.model}, {self.artifact.label}, on {self.engine}: {len(self.class_names)} classes>"
+
+    @overload
+    def predict(self, images: str | bytes | os.PathLike[str] | Image.Image) -> Prediction: ...
+
+    @overload
+    def predict(self, images: list[OneImage] | tuple[OneImage, ...]) -> list[Prediction]: ...
+
+    @overload
+    def predict(self, images: np.ndarray) -> Prediction | list[Prediction]: ...
+
+    def predict(self, images: Any) -> Prediction | list[Prediction]:
+        """What an image shows; a list for a list of images and for an array [N,H,W,C].
+
+        An image is the path of a file, its bytes, a PIL image, or an array [H,W] or [H,W,C] of uint8 or of floats in 0..1; of any size
+        and mode, since it goes through the preprocessing of the training and test images.
+        Errors: UserError for what is none of these, and for files that cannot be read.
+        """
+        found = [
+            Prediction(self.class_names[row.argmax()], float(row.max()), tuple(row.tolist()), self.class_names)
+            for row in softmax(self.logits(images))
+        ]
+        return found if is_many(images) else found[0]
+
+    def logits(self, images: OneImage | Sequence[OneImage]) -> np.ndarray:
+        """The network's own answer [N,K] float32; N is 1 for a single image."""
+        data = self.artifact.data
+        several: Sequence[OneImage] = images if is_many(images) else [images]  # type: ignore[assignment, list-item]
+        answers = [np.empty((0, data.num_classes), np.float32)]
+        for start in range(0, len(several), CALL):
+            pixels = np.stack([pixels_of(image, data.image_size, data.channels) for image in several[start : start + CALL]])
+            x = normalise(pixels, data.mean, data.std)
+            with self._turn:
+                answers.append(np.asarray(self._run(x)))
+        return np.concatenate(answers)
+
+
+def is_many(images: Any) -> bool:
+    return isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
+
+
+def pixels_of(image: OneImage, size: int, channels: int) -> np.ndarray:
+    """[size,size,channels] uint8 of an image in any form that `Classifier.predict` takes."""
+    from PIL import Image
+
+    if isinstance(image, np.ndarray):
+        array = _eight_bits(image)
+        if array.shape == (size, size, channels):
+            return array
+        return to_array(Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array), size, channels)
+    if isinstance(image, Image.Image):
+        return to_array(image, size, channels)
+    if not isinstance(image, str | bytes | os.PathLike):
+        raise UserError(f"An image is a path, bytes, a PIL image or a NumPy array, not a {type(image).__module__}.{type(image).__name__}.")
+    try:
+        with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return to_array(opened, size, channels)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        what = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
+        raise UserError(f"Cannot read the image {what}: {error}. Replace or remove it.") from error
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (2,), (3,), (4,)) or not array.size:
+        raise UserError(f"An image is [H,W] or [H,W,C] with 1 to 4 channels, several are [N,H,W,C]; this array is {list(array.shape)}.")
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise UserError(f"Pixels are uint8 in 0..255 or floats in 0..1, not {array.dtype}; convert them with astype(np.uint8).")
+    if not (array.min() >= 0 and array.max() <= 1):
+        raise UserError(f"Floats must lie in 0..1; these lie in {array.min():g}..{array.max():g}. Divide by 255, and do not normalise.")
+    return np.rint(255 * array).astype(np.uint8)
+
+
+def local_folder(source: str | os.PathLike[str], tracking_uri: str | None, opened: contextlib.ExitStack) -> Path:
+    """The folder of an artifact on this disk, downloaded from MLflow until `opened` ends. Errors: UserError where there is none."""
+    folder = Path(source)
+    if URI.match(str(source)):
+        import mlflow.artifacts
+
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        uri = re.sub(r"^runs:/([^/]+)/?$", r"runs:/\1/artifact", str(source))  # where a run has it
+        place = opened.enter_context(tempfile.TemporaryDirectory(prefix="qexp-"))
+        try:
+            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=place, tracking_uri=tracking_uri))
+        except Exception as error:
+            asked = tracking_uri or mlflow.get_tracking_uri()
+            hint = "Give tracking_uri= or set MLFLOW_TRACKING_URI, for instance to sqlite:///outputs/mlflow.db"
+            raise UserError(f"MLflow at {asked} does not give {source}: {error}. {hint}.") from error
+    return folder
+
+
+def choose(artifact: Artifact, engine: str | None) -> Executable:
+    """The file to load, and who loads it, as of `load`. Errors: UserError where there is none."""
+    if not artifact.executables:
+        command = f"python benchmark.py artifact={artifact.folder} engine=onnxruntime"
+        raise UserError(f"{artifact.folder} does not tell which engines it was made ready for. Measure it again: {command}")
+    known = {executable.engine: executable for executable in reversed(artifact.executables)}
+    if engine is not None and engine not in known:
+        raise UserError(f"{artifact.folder.name} was not made ready for engine={engine}. {nearest(engine, known)}")
+    for _, executable in sorted(measured(artifact), key=lambda found: found[0]):
+        if engine in (None, executable.engine):
+            return executable
+    if engine is not None:
+        return known[engine]
+    safe = (e for e in artifact.executables if e.target.startswith("qexp.engine.") and not engine_of(e, trust=True).carries_code)
+    return next(safe, artifact.executables[0])
+
+
+def measured(artifact: Artifact) -> Iterator[tuple[tuple[bool, float], Executable]]:
+    """Every executable that was measured, with how good that is: whether it was on another machine, milliseconds per image."""
+    for file in sorted((artifact.folder / RECORDS).glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it only helps to choose
+            record = json.loads(file.read_text())
+            ms = next((m["value"] for m in record["measurements"] if m["name"] == "latency_ms_per_image"), float("inf"))
+            asked = [record["params"][name] for name in ("engine", "batch_size", "threads")]
+            same = [e for e in artifact.executables if e.engine == asked[0]]
+            found = next((e for e in same if [e.batch, e.threads] == asked[1:]), same[0] if same else None)
+            if found:
+                yield (record["environment"]["host"] != socket.gethostname(), float(ms)), found
+
+
+def engine_of(executable: Executable, trust: bool) -> Engine:
+    """The engine that an artifact names. Errors: UserError where it is none of qexp's, or loads what can carry code, and nobody said
+    that this is to be trusted."""
+    module, _, name = executable.target.rpartition(".")
+    if not (trust or module.startswith("qexp.engine.")):
+        raise UserError(f"{executable.engine} is {executable.target}, which is no part of qexp. Give trust=True to run that code.")
+    try:
+        made = getattr(importlib.import_module(module), name)
+        if not issubclass(made, Engine):
+            raise TypeError("it is none")
+        engine = made(**executable.options)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(f"This version of qexp cannot make the engine {executable.target}: {error}.") from error
+    if engine.carries_code and not trust:
+        raise UserError(
+            f"{executable.file}, which {engine.name} loads, is of a format that can carry code. Give trust=True if you know who made it, "
+            "or choose another engine."
+        )
+    return engine
+
+
+def refuse_pickles(file: Path) -> None:
+    """torch.export.load unpickles weights and constants of a `.pt2` whose tables ask for that; qexp writes none such.
+
+    Errors: UserError where they do.
+    """
+    import zipfile
+
+    if not file.name.endswith(".pt2") or file.name.endswith(".aoti.pt2"):
+        return
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            legacy = re.search(r"(data/(weights|constants)/[^/]+\.pt|\.pkl|(custom_obj|opaque_obj)_\d+)$", name)
+            if legacy or (name.endswith("_config.json") and re.search(rb'"use_pickle":\s*true', archive.read(name))):
+                raise UserError(f"{file} holds pickled objects ({name}), which could run any code. It was not written by qexp.")
+
+
+def _import(engine: Engine) -> None:
+    try:
+        engine.check_machine()
+        engine.import_libraries()
+    except (Unsupported, ImportError) as error:
+        raise UserError(f"{engine.name} does not run here: {error}") from error
+
+
+def _cost(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Milliseconds and MB of resident memory that `work` took, and what it returned."""
+    process = psutil.Process()
+    before, began = process.memory_info().rss, time.perf_counter()
+    result = work()
+    return 1000 * (time.perf_counter() - began), (process.memory_info().rss - before) / 1e6, result
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
