@@ -126,5 +126,5 @@ def grouped(runs: list[Run], names: Iterable[str]) -> dict[tuple[str, ...], list
 
 
 def differing(runs: list[Run], names: Iterable[str]) -> list[str]:
-    """Those of the names that do not have the same value in all runs."""
-    return [name for name in names if len({str(run.names.get(name)) for run in runs}) > 1]
+    """Those of the names that do not have the same value in all runs that have them: one that failed may not know its image size."""
+    return [name for name in names if len({str(run.names[name]) for run in runs if name in run.names}) > 1]

@@ -87,7 +87,7 @@ def table(records: list[Record]) -> tuple[list[str], list[list[str]], list[list[
 
 def names_of(records: list[Record]) -> dict[str, str]:
     """Parameters, and options of the methods, that tell the rows apart, and their titles."""
-    several = {key: title for key, title in IF_SEVERAL.items() if len({_value(key, r) for r in records}) > 1}
+    several = {key: title for key, title in IF_SEVERAL.items() if len({_value(key, r) for r in records} - {None}) > 1}
     return NAMES | several | varied(records, TITLES)
 
 
