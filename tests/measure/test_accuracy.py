@@ -94,7 +94,7 @@ def test_accuracy_is_that_of_the_whole_test_set_and_its_difference_from_the_base
     assert found["test_seconds"] > 0
     right = [guess == np.arange(IMAGES) % CLASSES for guess in guesses]
     only = [int((right[i] & ~right[1 - i]).sum()) for i in (0, 1)]
-    assert sum(only) > 1
+    assert sum(only) >= 1
     assert found["mcnemar_p"] == pytest.approx(min(1, 2 * binom.cdf(min(only), sum(only), 0.5)))
 
 
