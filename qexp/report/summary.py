@@ -18,13 +18,14 @@ from rich.console import Console
 
 from qexp.errors import LEFT_OPEN
 from qexp.report.best import LEGEND, Search
+from qexp.report.reference import Reference
 from qexp.report.runs import Run, runs_of
 from qexp.report.screen import show
 from qexp.report.write import Style, write_report
 from qexp.tracking.sync import sync
 from qexp.types import UserError, first_line
 
-BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+SEARCH = "hydra_plugins.qexp_search.OptunaSweeper"
 
 
 class Summary(Callback):
@@ -37,7 +38,7 @@ class Summary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         check_end(config)
-        if config.hydra.sweeper._target_ == BASIC:  # a search tells itself what it will do
+        if config.hydra.sweeper._target_ != SEARCH:  # which tells itself what it will do
             print(plan(config), flush=True)
         try:
             instantiate(config.tracking).prepare()
@@ -67,11 +68,17 @@ class Summary(Callback):
         if search:
             runs = [Run(record, run.folder) for run, record in zip(runs, search.marked(records), strict=True)]
             style = replace(style, lines=False)
-        written = write_report(runs, sweep, f"sweep {sweep.name}", style, preface=search.markdown() if search else "")
+        reference = Reference.read(sweep, runs)
+        preface = "".join(part.markdown() for part in (search, reference) if part)
+        written = write_report(runs, sweep, f"sweep {sweep.name}", style, preface=preface)
         show(runs, written.verdicts)
+        screen = Console(width=None if sys.stdout.isatty() else 170)
         if search:
             print(f"{LEGEND}\n")
-            Console(width=None if sys.stdout.isatty() else 170).print(search.rich_table())
+            screen.print(search.rich_table())
+        if reference:
+            print()
+            screen.print(reference.rich_table())
         print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")
         for file in written.files:
             if file.suffix == ".html":
@@ -119,4 +126,7 @@ def plan(config: DictConfig) -> str:
     axes = {o.key_or_group: list(o.sweep_string_iterator()) for o in overrides if o.is_sweep_override()}
     runs = math.prod(len(values) for values in axes.values())
     swept_through = " × ".join(f"{key} {', '.join(values)}" for key, values in axes.items())
+    if rows := config.hydra.sweeper.get("rows"):
+        names = ", ".join(row.name for row in rows)
+        return f"{runs * len(rows)} runs: {names}{' × ' * bool(axes)}{swept_through}"
     return f"{runs} runs: {swept_through}" if axes else "1 run"

@@ -1,0 +1,149 @@
+"""A sweep beside the table that it reproduces: which of the two is better, in what does not depend on the machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from qexp.report.runs import Run
+from qexp.report.table import NONE, percent, significant, times
+from qexp.types import Record
+
+BETTER, WORSE = " ▲", " ▼"
+LEGEND = (
+    "▲ better and ▼ worse than the reference (in brackets), in what machines have in common: accuracy lost, size, and times as ratios to "
+    "the first row of the same table"
+)
+
+
+Figures = Mapping[str, float]  # by the names of metrics
+Figure = Callable[[Figures, Figures | None], float | None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of ours beside theirs. figure: of a row's metrics and those of the row that it is compared with, if there is one; None
+    where it is missing; sign: 1 where more is better, -1 where less is, 0 where ours and theirs are not compared."""
+
+    title: str
+    figure: Figure
+    format: Callable[[float], str]
+    sign: int = 0
+
+
+def own(metric: str) -> Figure:
+    return lambda row, base: row.get(metric)
+
+
+def lost(metric: str) -> Figure:
+    return lambda row, base: base[metric] - row[metric] if base and metric in row and metric in base else None
+
+
+def times_less(metric: str) -> Figure:
+    return lambda row, base: base[metric] / row[metric] if base and metric in row and metric in base else None
+
+
+COLUMNS = (
+    Column("top-1 %", own("top1"), percent),
+    Column("top-1 lost", lost("top1"), percent, -1),
+    Column("top-5 %", own("top5"), percent),
+    Column("top-5 lost", lost("top5"), percent, -1),
+    Column("loss", own("loss"), significant),
+    Column("size MB", own("size_mb"), significant, -1),
+    Column("smaller", times_less("size_mb"), times, 1),
+    Column("ms", own("latency_ms"), significant),
+    Column("faster", times_less("latency_ms"), times, 1),
+    Column("ms per image", own("latency_ms_per_image"), significant),
+    Column("faster ", times_less("latency_ms_per_image"), times, 1),
+    Column("test set s", own("test_seconds"), significant),
+    Column("faster  ", times_less("test_seconds"), times, 1),
+    Column("allocated MiB", own("allocated_mib"), significant),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """name: as the reference calls it; theirs: its figures; ours: the record of the same, if it ran; base, our_base: the same of the
+    row that it is compared with, None of the first."""
+
+    name: str
+    theirs: Figures
+    ours: Record | None
+    base: Figures | None
+    our_base: Record | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """title: of the table that is reproduced."""
+
+    title: str
+    rows: list[Row]
+
+    @classmethod
+    def read(cls, sweep: Path, runs: list[Run]) -> Reference | None:
+        """That of the sweep in this folder; None where it reproduces none. Its jobs are the listed rows, over and over again."""
+        try:
+            values = json.loads((sweep / "rows.json").read_text())
+        except FileNotFoundError:
+            return None
+        listed: list[dict[str, Any]] = values["rows"]
+        jobs = {int(run.folder.name): run.record for run in runs}
+        places = {row["name"]: place for place, row in enumerate(listed)}
+        rows = []
+        for job in range(-(-(max(jobs) + 1) // len(listed)) * len(listed)):
+            place = job % len(listed)
+            base = places[listed[place].get("against", listed[0]["name"])]
+            compared = {"base": None, "our_base": None}
+            if base != place:
+                compared = {"base": _figures(listed[base]), "our_base": jobs.get(job - place + base)}  # type: ignore[dict-item]
+            rows.append(Row(listed[place]["name"], _figures(listed[place]), jobs.get(job), **compared))
+        return cls(values["title"], rows)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Titles and cells: ours, and theirs in brackets."""
+        shown = [column for column in COLUMNS if any(column.figure(row.theirs, row.base) is not None for row in self.rows)]
+        batches = {row.ours.params.get("batch_size") for row in self.rows if row.ours}
+        titles = ["row", *(["batch"] if len(batches) > 1 else []), *(column.title for column in shown)]
+        cells = []
+        for row in self.rows:
+            batch = [str(row.ours.params.get("batch_size")) if row.ours else NONE] if len(batches) > 1 else []
+            name = row.name if row.ours is None or row.ours.status == "finished" else f"{row.name} ({row.ours.status})"
+            cells.append([name, *batch, *(_cell(column, row) for column in shown)])
+        return titles, cells
+
+    def rich_table(self) -> Table:
+        titles, cells = self.table()
+        shown = Table(title=self.title, title_justify="left", caption=LEGEND, caption_justify="left")
+        for title in titles:
+            shown.add_column(title.strip(), justify="left" if title == "row" else "right", overflow="fold")
+        for row in cells:
+            shown.add_row(*map(escape, row))
+        return shown
+
+    def markdown(self) -> str:
+        titles, cells = self.table()
+        lines = [f"| {' | '.join(title.strip() for title in titles)} |", "| --- |" + " ---: |" * (len(titles) - 1)]
+        return "\n".join([f"### {self.title}\n", *lines, *(f"| {' | '.join(row)} |" for row in cells), f"\n{LEGEND}\n"])
+
+
+def _figures(row: Mapping[str, Any]) -> Figures:
+    return {name: value for name, value in row.items() if name not in ("name", "run", "against")}
+
+
+def _cell(column: Column, row: Row) -> str:
+    ours = column.figure(row.ours.metrics, row.our_base.metrics if row.our_base else None) if row.ours else None
+    theirs = column.figure(row.theirs, row.base)
+    if ours is None and theirs is None:
+        return NONE
+    left, right = (NONE if value is None else column.format(value) for value in (ours, theirs))
+    mark = ""
+    if ours is not None and theirs is not None and left != right and column.sign:
+        mark = BETTER if column.sign * (ours - theirs) > 0 else WORSE
+    return f"{left}{mark} ({right})"

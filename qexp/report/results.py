@@ -1,0 +1,54 @@
+"""`python -m qexp.report.results outputs=FOLDER to=docs/results.md`: every table that was reproduced, with its command, machine and versions.
+
+Of each table the newest sweep counts. Several folders are joined by commas.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from qexp.report.reference import Reference
+from qexp.report.runs import Run, runs_of, sweeps_with_records
+from qexp.report.table import markdown_table
+
+HEAD = """# The reference tables, run with qexp
+
+Written by `python -m qexp.report.results`, not by hand. Each table is one file of `conf/experiment/`; ours stands first, the reference's
+figure in brackets.
+"""
+
+
+def results(outputs: list[Path]) -> str:
+    """Markdown of the newest sweep of each table."""
+    newest: dict[str, tuple[Path, list[Run], Reference]] = {}
+    for folder in sorted((sweep for place in outputs for sweep in sweeps_with_records(place)), key=lambda sweep: sweep.name):
+        runs = runs_of(folder)
+        if reference := Reference.read(folder, runs):
+            newest[reference.title] = (folder, runs, reference)
+    return "\n".join([HEAD, *(section(*newest[title]) for title in sorted(newest))])
+
+
+def section(folder: Path, runs: list[Run], reference: Reference) -> str:
+    record = runs[0].record
+    versions = ", ".join(f"{name} {version}" for name, version in record.environment.get("versions", {}).items())
+    about = [f"{record.environment.get(key)}" for key in ("cpu", "system") if record.environment.get(key)]
+    return "\n".join([
+        f"## {reference.title}\n", f"```\n{record.command}\n```\n",
+        f"{record.created[:10]}, {record.environment.get('cores', '?')} cores of {', '.join(about)}; {record.params.get('threads')} threads; {versions}.\n",
+        reference.markdown(), "All that was measured:\n", markdown_table([run.record for run in runs]), "",
+    ])  # fmt: skip
+
+
+def main(words: list[str]) -> int:
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    if len(given) != len(words) or not given.keys() <= {"outputs", "to"}:
+        print(__doc__, file=sys.stderr)
+        return 2
+    text = results([Path(place) for place in given.get("outputs", "outputs").split(",")])
+    Path(given.get("to", "docs/results.md")).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
