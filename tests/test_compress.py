@@ -80,6 +80,8 @@ def test_benchmark_measures_an_artifact_again(run: Run, images: Path, tmp_path: 
             assert {"speedup", "speedup_vs_best_fp32"} <= metrics(record).keys()
         else:
             assert record["reason"] == f"torch_ao does not run {artifact.name}, which was made for other kernels; compress for it"
+    kept = {file.stem: json.loads(file.read_text()) for file in (artifact / "records").iterdir()}
+    assert kept == {r["key"]: r for r in records(tmp_path) if r["status"] == "finished"}
 
 
 def test_benchmark_compresses_a_network_once_for_all_batch_sizes(run: Run, tmp_path: Path) -> None:

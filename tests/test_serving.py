@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import qexp
-from qexp.serving import images_of
+from qexp.serving import _load_pyfunc, images_of
 from qexp.tracking.mlflow_view import MlflowView
 from qexp.tracking.store import write_record
 from qexp.types import Artifact, UserError
@@ -131,3 +131,13 @@ def test_a_text_is_never_a_path(picture: Path) -> None:
     with pytest.raises(UserError, match="base64"):
         images_of([str(picture)])
     assert images_of([base64.b64encode(b"abc").decode()]) == [b"abc"]
+
+
+def test_the_servers_environment_says_whom_it_trusts(animal_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, config = str(animal_artifact.folder), {"engine": "eager", "threads": 1}
+    with pytest.raises(UserError, match="trust=True"):
+        _load_pyfunc(folder, config)
+    monkeypatch.setenv("QEXP_TRUST", "1")
+    served = _load_pyfunc(folder, config)
+    assert (served.network.engine, served.network.threads) == ("eager", 1)
+    assert served.predict(np.zeros((2, 16, 16, 3), np.int64))[0]["label"] in ("ant", "bee", "cow")

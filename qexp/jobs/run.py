@@ -89,8 +89,6 @@ class Run:
             except Exception as error:
                 record = self.broken(key, error)
             write_record(record, self.folder)
-            if record.status == "finished":
-                link_instead(self.folder / "record.json", Path(record.artifact) / RECORDS / f"{key}.json")
             if not record.reused and record.status in ("finished", "failed"):
                 ended.remember(record, self.folder / "record.json")
         return record
@@ -137,14 +135,17 @@ class Run:
         )  # fmt: skip
 
     def show(self, record: Record) -> None:
-        """Pictures and tracking. The record on disk is the result; views of it must not cost the other jobs theirs."""
+        """In the artifact's folder, in pictures and in tracking. The record on disk is the result; what shows it must not cost the other
+        jobs theirs."""
         try:
+            if record.status == "finished":  # so that who loads or deploys the artifact knows how it was measured
+                link_instead(self.folder / "record.json", Path(record.artifact) / RECORDS / f"{record.key}.json")
             if record.artifact and (self.config.picture or not record.reused):  # the run that it was taken from has the others
                 draw_layers(Path(record.artifact), self.folder, self.config.picture)
             if not record.reused and record.status != "compressed":
                 instantiate(self.config.tracking).log(record, self.folder)
         except Exception as error:
-            missing = f"its pictures or its run in MLflow are missing ({error}); its record is in {self.folder}"
+            missing = f"its pictures, its run in MLflow or its place in the artifact are missing ({error}); its record is in {self.folder}"
             print(f"  {missing}", file=sys.stderr, flush=True)
 
 

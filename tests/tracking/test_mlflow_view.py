@@ -93,7 +93,7 @@ def test_the_data_and_the_compressed_network_of_a_run(view: MlflowView, log: Any
     assert json.loads(used.dataset.profile) == {"classes": 2, "channels": 3, "image_size": 32}
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "test")]
     files = {entry.path for entry in view.client.list_artifacts(run.info.run_id, "artifact")}
-    assert files == {"artifact/artifact.json", "artifact/model.pt2"}
+    assert files == {"artifact/artifact.json", "artifact/model.pt2", "artifact/MLmodel", "artifact/records"}
     assert Path(view.client.download_artifacts(run.info.run_id, "artifact/model.pt2")).read_bytes() == b"a graph"
     assert (artifact / "model.pt2").stat().st_nlink == 2, "takes no space"
 
