@@ -89,7 +89,8 @@ def test_macs_of_a_pruned_vgg_are_those_counted_by_hand(tmp_path: Path) -> None:
 
 
 def test_macs_of_a_pruned_resnet_are_those_counted_by_hand(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    sides = {"stem.0": 16, "blocks.0.body.0": 16, "blocks.0.body.3": 16, "blocks.1.body.0": 8, "blocks.1.body.3": 8, "blocks.1.shortcut.0": 8}
+    sides = {"stem.0": 16, "blocks.0.body.0": 16, "blocks.0.body.3": 16}
+    sides |= {"blocks.1.body.0": 8, "blocks.1.body.3": 8, "blocks.1.shortcut.0": 8}
 
     def by_hand(resnet: nn.Module) -> int:
         classifier = resnet.get_submodule("classifier").weight
@@ -104,13 +105,13 @@ def test_macs_of_a_pruned_resnet_are_those_counted_by_hand(pretend_data: RandomD
     assert all(m.weight.shape[0] % 2 == 0 for m in pruned.modules() if isinstance(m, nn.Conv2d))
 
 
-def test_the_least_important_channels_go() -> None:
+def test_the_least_important_channels_go(tmp_path: Path) -> None:
     """Of one convolution with known norms, and a linear layer after it: squares of both, the mean of the two layers."""
     network = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2, bias=False))
     with torch.no_grad():
         network[0].weight.copy_(torch.tensor([1.0, 4.0, 3.0, 2.0]).reshape(4, 1, 1, 1))
         network[4].weight.copy_(torch.tensor([[5.0, 1.0, 1.0, 2.0], [0.0, 0.0, 1.0, -1.0]]))
-    data = RandomData(images=8, num_classes=2, name="random", image_size=4, channels=1, cache_dir="unused", calibration_images=8)
+    data = data_of(8, tmp_path, channels=1)
     l2, l1 = (groups_of(network, data, importance)[0] for importance in ("l2", "l1"))
     for group, both in ((l2, [1 + 25, 16 + 1, 9 + 2, 4 + 5]), (l1, [1 + 5, 4 + 1, 3 + 2, 2 + 3])):
         expected = np.array(both) / np.mean(both)
@@ -179,7 +180,9 @@ def test_latency_is_searched_until_the_timer_says_so(pretend_data: RandomData, n
     assert not list(tmp_path.glob(".timed-*"))
 
 
-def test_a_killed_fine_tuning_goes_on(pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_fine_tuning_goes_on(
+    pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options: dict[str, Any] = {"recipe": {"epochs": 2}, "steps": 2, "distillation": 0.5}
     undisturbed = make_artifact(pruning(**options), network, pretend_data, Wants(), SOURCE, tmp_path / "undisturbed")
     begin, epochs = Student.on_train_epoch_start, []
@@ -214,8 +217,8 @@ def test_every_family_is_pruned_exported_and_run(name: str, tmp_path: Path) -> N
     config.data.num_classes = 10
     torch.manual_seed(0)
     network = build_network(config.model).eval()
-    # Of large ones few candidates are tried: only those that a target far from the ends of the search needs.
-    artifact = make_artifact(pruning(round_to=64 if name in ("resnet34", "resnet50", "vgg11") else 8), network, data, Wants(), SOURCE, tmp_path)
+    method = pruning(round_to=128 if name in ("resnet34", "resnet50", "vgg11", "mobilenet_v2") else 8)  # fewer candidates of large ones
+    artifact = make_artifact(method, network, data, Wants(), SOURCE, tmp_path)
     assert artifact.macs <= count_macs(network, data)[""] / 2
     x = data.calibration()[:4].numpy()
     with torch.no_grad():
