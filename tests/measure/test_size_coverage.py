@@ -98,3 +98,10 @@ def test_shares_without_any_quantised_layer_are_zero(
 ) -> None:
     values = coverage(make_bench(Fake(), artifact=make_artifact(layers=layers, macs=sum(layer.macs for layer in layers))))
     assert values["quantized_params_share"] == values["quantized_macs_share"] == 0
+
+
+def test_operations_are_compared_with_the_baselines(make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(Fake(), baseline=Fake(), artifact=make_artifact("pruned", macs=4000))
+    values = coverage(bench)
+    assert values["macs_m"] == 0.004 and values["macs_ratio"] == 10000 / 4000
+    assert "macs_ratio" not in coverage(make_bench(Fake(), artifact=make_artifact("alone")))
