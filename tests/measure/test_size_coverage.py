@@ -65,6 +65,7 @@ def coverage(bench: Bench) -> dict[str, float]:
     found = Coverage().measure(bench)
     assert {m.name: m.unit for m in found} == {
         "params_m": "M", "macs_m": "M", "quantized_params_share": "fraction", "quantized_macs_share": "fraction",
+        **({"macs_ratio": "x"} if bench.baseline else {}),
     }  # fmt: skip
     return by_name(found)
 
