@@ -163,9 +163,9 @@ class Artifact:
     """A compressed network in a folder that is complete on its own.
 
     graph: the file that holds it; form: what engines it was made for; files: SHA-256 of each file by name; executables: what engines
-    load of these, one entry per engine, its options and file; parameters, macs: of the whole uncompressed network; packed_bytes: its
-    size at exactly the bits of every tensor; reference: folder name of the fp32 artifact of the same baseline, beside this one;
-    simulated: True where no kernel computes in this format, so latency means nothing.
+    load of these, one entry per engine, its options and file; parameters, macs: of the whole network, in which pruned channels are no
+    more; packed_bytes: its size at exactly the bits of every tensor; reference: folder name of the fp32 artifact of the same baseline,
+    beside this one; simulated: True where no kernel computes in this format, so latency means nothing.
     """
 
     folder: Path

@@ -34,8 +34,8 @@ class Uncalibrated(Quantization):
             each.scale, each.zero_point = torch.ones_like(each.scale), torch.zeros_like(each.zero_point)
         shares = [right(model, data, self.calibration_batch) for model in (prepared, network)]
         raise UserError(
-            f"Not calibrated: {len(blind)} activations have scale 1 and zero point 0. Such a network gets {shares[0]:.4f} of "
-            f"{len(data.validation_indices)} validation images right, instead of {shares[1]:.4f} in fp32. Give method=static: it calibrates."
+            f"Not calibrated: {len(blind)} activations have scale 1 and zero point 0. Such a network gets {shares[0]:.4f} of the "
+            f"{len(data.validation_indices)} validation images right, and {shares[1]:.4f} in fp32. Give method=static: it calibrates."
         )
 
 

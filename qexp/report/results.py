@@ -1,4 +1,4 @@
-"""`python -m qexp.report.results outputs=FOLDER to=docs/results.md`: every table that was reproduced, with its command, machine and versions.
+"""`python -m qexp.report.results outputs=FOLDER to=docs/results.md`: tables that were reproduced, with command, machine and versions.
 
 Of each table the newest sweep counts. Several folders are joined by commas.
 """
@@ -35,7 +35,7 @@ def section(folder: Path, runs: list[Run], reference: Reference) -> str:
     about = [f"{record.environment.get(key)}" for key in ("cpu", "system") if record.environment.get(key)]
     return "\n".join([
         f"## {reference.title}\n", f"```\n{record.command}\n```\n",
-        f"{record.created[:10]}, {record.environment.get('cores', '?')} cores of {', '.join(about)}; {record.params.get('threads')} threads; {versions}.\n",
+        f"{record.created[:10]}; {record.params.get('threads')} threads on {', '.join(about)}; {versions}.\n",
         reference.markdown(), "All that was measured:\n", markdown_table([run.record for run in runs]), "",
     ])  # fmt: skip
 

@@ -65,6 +65,7 @@ def coverage(bench: Bench) -> dict[str, float]:
     found = Coverage().measure(bench)
     assert {m.name: m.unit for m in found} == {
         "params_m": "M", "macs_m": "M", "quantized_params_share": "fraction", "quantized_macs_share": "fraction",
+        **({"macs_ratio": "x"} if bench.baseline else {}),
     }  # fmt: skip
     return by_name(found)
 
@@ -98,3 +99,10 @@ def test_shares_without_any_quantised_layer_are_zero(
 ) -> None:
     values = coverage(make_bench(Fake(), artifact=make_artifact(layers=layers, macs=sum(layer.macs for layer in layers))))
     assert values["quantized_params_share"] == values["quantized_macs_share"] == 0
+
+
+def test_operations_are_compared_with_the_baselines(make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(Fake(), baseline=Fake(), artifact=make_artifact("pruned", macs=4000))
+    values = coverage(bench)
+    assert values["macs_m"] == 0.004 and values["macs_ratio"] == 10000 / 4000
+    assert "macs_ratio" not in coverage(make_bench(Fake(), artifact=make_artifact("alone")))

@@ -42,5 +42,5 @@ def test_the_accuracy_it_would_have_had(pretend_data: RandomData, tmp_path: Path
     logits = (uint8 @ rounded.T + network.classifier.bias.detach()).round().clamp(0, 255)
     labels = torch.from_numpy(data.splits["train"].labels[chosen])
     right = [float((scores.argmax(1) == labels).double().mean()) for scores in (logits, network(x))]
-    assert f"gets {right[0]:.4f} of {len(chosen)} validation images right, instead of {right[1]:.4f} in fp32" in str(refused.value)
+    assert f"gets {right[0]:.4f} of the {len(chosen)} validation images right, and {right[1]:.4f} in fp32" in str(refused.value)
     assert "have scale 1 and zero point 0" in str(refused.value)
