@@ -152,7 +152,7 @@ class Artifact:
     graph: the file that holds it; form: what engines it was made for; files: SHA-256 of each file by name; parameters, macs: of
     the whole uncompressed network; packed_bytes: its size at exactly the bits of every tensor; reference: folder name of the
     fp32 artifact of the same baseline, beside this one; simulated: True where no kernel computes in this format, so latency
-    means nothing.
+    means nothing; coded: True where the graph's weights are stored as of qexp.coding, and decoded when loaded.
     """
 
     folder: Path
@@ -174,6 +174,7 @@ class Artifact:
     versions: dict[str, str]
     simulated: bool = False
     random_weights: bool = False
+    coded: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Artifact:

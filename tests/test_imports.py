@@ -16,16 +16,19 @@ ALLOWED = {
     "types": set(),
     "files": {"qexp.types"},
     "launch": set(),
+    "coding": {"qexp.types"},
+    "coded_file": {"qexp.coding", "qexp.types"},
     "errors": {"qexp.types"},
     "cli": {"qexp.errors", "qexp.types", "qexp.worker"},
     "worker": {"qexp.types"},
     "data": BASIC,
     "model": BASIC,
-    "onnx_file": {"qexp.types"},
-    "engine": BASIC | {"qexp.onnx_file"},
+    "onnx_file": {"qexp.coded_file", "qexp.types"},
+    "engine": BASIC | {"qexp.coded_file", "qexp.onnx_file"},
     "tracking": BASIC,
-    "method": BASIC | {"qexp.data.base", "qexp.model.base", "qexp.model.trainer", "qexp.onnx_file"},
-    "measure": BASIC | {"qexp.launch", "qexp.engine.base"},
+    "method": BASIC | {"qexp.data.base", "qexp.model.base", "qexp.model.trainer"}
+    | {"qexp.coded_file", "qexp.coding", "qexp.onnx_file"},
+    "measure": BASIC | {"qexp.coded_file", "qexp.launch", "qexp.engine.base"},
     "report": BASIC | {"qexp.errors", "qexp.tracking.store", "qexp.tracking.sync"},
     "jobs": BASIC
     | {"qexp.cli", "qexp.errors", "qexp.launch", "qexp.data.base", "qexp.engine.base", "qexp.method.base"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qexp.coded_file import plain
 from qexp.engine.base import Engine, Run
 from qexp.engine.torch_common import check_device, device_memory_mb, known_device, numpy_call, operator_table, set_threads
 from qexp.types import Wants
@@ -45,7 +46,7 @@ class Eager(Engine):
         from torch.export.passes import move_to_device_pass
 
         set_threads(threads)
-        program = torch.export.load(file)
+        program = torch.export.load(plain(file))
         return numpy_call((move_to_device_pass(program, self.device) if self.device != "cpu" else program).module(), self.device)
 
     def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:

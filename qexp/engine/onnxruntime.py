@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 
+from qexp.coded_file import plain
 from qexp.engine.base import Engine, Run
 from qexp.onnx_file import write_onnx
 from qexp.types import Artifact, Unsupported, UserError, Wants, nearest
@@ -50,7 +52,9 @@ class OnnxRuntime(Engine):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(file), options, providers=[PROVIDERS[self.provider]])
+        stored = plain(file)
+        model = stored.getvalue() if isinstance(stored, io.BytesIO) else str(stored)
+        session = onnxruntime.InferenceSession(model, options, providers=[PROVIDERS[self.provider]])
         name = session.get_inputs()[0].name
 
         def run(x: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qexp.coded_file import plain
 from qexp.engine.base import Engine, Run
 from qexp.onnx_file import BFLOAT16_OPSET, write_onnx
 from qexp.types import Artifact, Unsupported, Wants
@@ -40,7 +41,9 @@ class OpenVino(Engine):
         options: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
         }  # fmt: skip
-        request = openvino.Core().compile_model(str(file), "CPU", options).create_infer_request()
+        core, stored = openvino.Core(), plain(file)
+        model = str(stored) if isinstance(stored, Path) else core.read_model(stored)
+        request = core.compile_model(model, "CPU", options).create_infer_request()
 
         def run(x: np.ndarray) -> np.ndarray:
             return np.array(next(iter(request.infer([x], share_inputs=True).values())))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from qexp.coded_file import graph_weights
 from qexp.measure.base import Bench, Measure
-from qexp.types import Measurement
+from qexp.types import Artifact, Measurement
 
 
 class Coverage(Measure):
@@ -14,8 +17,19 @@ class Coverage(Measure):
             if name.endswith((".csv", ".yaml")):  # what its method wrote for people
                 bench.texts[name] = (artifact.folder / name).read_text()
         return [
+            *sparsity(artifact),
             Measurement("params_m", artifact.parameters / 1e6, "M"),
             Measurement("macs_m", artifact.macs / 1e6, "M"),
             Measurement("quantized_params_share", sum(la.parameters for la in quantized) / max(1, artifact.parameters), "fraction"),
             Measurement("quantized_macs_share", sum(la.macs for la in quantized) / max(1, artifact.macs), "fraction"),
         ]
+
+
+def sparsity(artifact: Artifact) -> list[Measurement]:
+    """Share of zeros among all layers' weights in the artifact's graph; nothing of integers, of which some are zero anyway."""
+    if artifact.form.formats != ("pt2",):
+        return []
+    zeros, values = 0, 0
+    for weight in graph_weights(artifact.folder / artifact.graph):
+        zeros, values = zeros + int(np.count_nonzero(weight == 0)), values + weight.size
+    return [Measurement("sparsity", zeros / values, "fraction")] if values else []
