@@ -150,9 +150,9 @@ class Artifact:
     """A compressed network in a folder that is complete on its own.
 
     graph: the file that holds it; form: what engines it was made for; files: SHA-256 of each file by name; parameters, macs: of
-    the whole uncompressed network; packed_bytes: its size at exactly the bits of every tensor; reference: folder name of the
-    fp32 artifact of the same baseline, beside this one; simulated: True where no kernel computes in this format, so latency
-    means nothing; coded: True where the graph's weights are stored as of qexp.coding, and decoded when loaded.
+    the whole network, in which pruned channels are no more; packed_bytes: its size at exactly the bits of every tensor; reference:
+    folder name of the fp32 artifact of the same baseline, beside this one; simulated: True where no kernel computes in this format,
+    so latency means nothing; coded: True where the graph's weights are stored as of qexp.coding, and decoded when loaded.
     """
 
     folder: Path

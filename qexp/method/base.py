@@ -39,8 +39,8 @@ BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 class Compressed:
     """What a method wrote into the artifact's folder: the graph's file name and each layer's number formats.
 
-    files: names of what lies beside the graph for people to read; label: where it is not the method's, known only now; facts: what
-    layers.csv says of each layer, by column.
+    files: names of what lies beside the graph; label: where it is not the method's, known only now; facts: what layers.csv says of
+    each layer, by column; network: the fp32 one that the graph was made from, where it is not the one that was given.
     """
 
     graph: str
@@ -49,16 +49,19 @@ class Compressed:
     files: tuple[str, ...] = ()
     label: str = ""
     facts: Mapping[str, Facts] = field(default_factory=dict)
+    network: nn.Module | None = None
 
 
 class Method(ABC):
     """name: as in conf/method; format: of the graph it writes; bits: `auto` or a number that `supported_bits` holds (the
-    first is auto's); torchscript: its classic torch.ao counterpart, for engines that read TorchScript only.
+    first is auto's); torchscript: its classic torch.ao counterpart, for engines that read TorchScript only; teacher: the uncompressed
+    network to distil from, where it is not the one that `apply` is given.
     """
 
     name: str
     format = "pt2"
     supported_bits: tuple[int, ...] = (8,)
+    teacher: nn.Module | None = None
 
     def __init__(self, bits: int | str = "auto", torchscript: Method | None = None):
         self.bits: int | str = self._check_bits(bits)
@@ -93,6 +96,10 @@ class Method(ABC):
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
         """Compress the network (in eval mode, not changed) into `folder` for settled `wants`. Never times, never logs."""
 
+    def compress(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path, source: dict[str, Any]) -> Compressed:
+        """`apply`, for methods that must know where the weights come from, as of `make_artifact`."""
+        return self.apply(network, data, wants, folder)
+
 
 def counterpart(method: Method, wants: Wants) -> Method:
     """`method` itself or its TorchScript counterpart, whichever writes what the engine reads. Errors: Unsupported for neither."""
@@ -107,16 +114,18 @@ def counterpart(method: Method, wants: Wants) -> Method:
 def make_artifact(method: Method, network: nn.Module, data: ImageData, wants: Wants, source: dict[str, Any], root: Path) -> Artifact:
     """The artifact of `method` on `network` for engines that want `wants`, found below `root` or made there.
 
-    source: identity of the weights (`model`, `weights` digest or "random", ...). Its key is the digest of all that
-    determines the result, this package's code included. Errors: Unsupported as of `counterpart` and `settle`.
+    source: identity of the weights (`model`, `weights` digest or "random", ...), and, where they are what another artifact holds,
+    its key as `after`. Its key is the digest of all that determines the result, this package's code included.
+    Errors: Unsupported as of `counterpart` and `settle`.
     """
     chosen = counterpart(method, wants)
     settled = chosen.settle(wants)
-    name, reference = artifact_name(method, data, wants, source), _folder_name("none", 32, ANY, source, data, {})
+    name = artifact_name(method, data, wants, source)
+    reference = _folder_name("none", 32, ANY, {key: value for key, value in source.items() if key != "after"}, data, {})
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
         if not (root / name).exists():
-            _write(chosen, network.eval(), data, settled, source, root / name, reference)
+            write_artifact(chosen, network.eval(), data, settled, source, root / name, reference)
         else:
             check_digests(root / name, Artifact.read(root / name).files)
     return Artifact.read(root / name)
@@ -140,22 +149,26 @@ def _folder_name(method: str, bits: int | str, wants: Wants, source: dict[str, A
     return f"{source['model']}-{method}-{width}-{wants.formats[0]}-{key[:10]}".replace("/", "_")
 
 
-def _write(method: Method, network: nn.Module, data: ImageData, wants: Wants, source: dict[str, Any], target: Path, reference: str) -> None:
+def write_artifact(
+    method: Method, network: nn.Module, data: ImageData, wants: Wants, source: dict[str, Any], target: Path, reference: str
+) -> None:
+    """Make the folder `target`, whole or not at all; the rest as of `make_artifact`."""
     with building(target) as folder:
-        compressed = method.apply(network, data, wants, folder)
-        parameters = sum(p.numel() for p in network.parameters())
-        modules = dict(network.named_modules())
+        compressed = method.compress(network, data, wants, folder, source)
+        result = network if compressed.network is None else compressed.network
+        parameters = sum(p.numel() for p in result.parameters())
+        modules = dict(result.named_modules())
         known = {
             la.name: {**weight_range(modules[la.name].weight.detach()), **compressed.facts.get(la.name, {})} for la in compressed.layers
         }
         (folder / FACTS_FILE).write_text(layers_csv(compressed.layers, known))
         names = (compressed.graph, FACTS_FILE, *compressed.files)
         graph = folder / compressed.graph
-        coded, packed = is_coded(graph), packed_bytes(network, compressed.layers)
+        coded, packed = is_coded(graph), packed_bytes(result, compressed.layers)
         artifact = Artifact(
             folder=folder, key=target.name, form=wants, graph=compressed.graph, model=source["model"], method=method.name,
             bits=method.bits, label=compressed.label or method.label(wants), data=data.spec, layers=compressed.layers,
-            parameters=parameters, macs=count_macs(network, data)[""], packed_bytes=coded_bytes(graph) if coded else packed,
+            parameters=parameters, macs=count_macs(result, data)[""], packed_bytes=coded_bytes(graph) if coded else packed,
             reference=reference, files={name: file_digest(folder / name) for name in names}, source=source,
             versions=versions(*PACKAGES), simulated=compressed.simulated, random_weights=source["weights"] == "random", coded=coded,
         )  # fmt: skip

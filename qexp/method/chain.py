@@ -1,0 +1,65 @@
+"""Methods one after the other: each goes on from the network that the one before has made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qexp.data.base import ImageData
+from qexp.method.base import ANY, Compressed, Method, make_artifact
+from qexp.method.stage import WEIGHTS_FILE, NetworkMethod, restore
+from qexp.types import UserError, Wants
+
+
+class Chain(Method):
+    """stages: methods by name, in their order; all but the last give a network again, and the last decides what engines read.
+
+    The artifact of each stage before the last is kept and found again by its key, as is that of the stage used alone. Stages that
+    distil do so from the uncompressed network.
+    """
+
+    def __init__(self, stages: Mapping[str, Method]):
+        if len(stages) < 2:
+            raise UserError(f"A chain has at least two stages, not {len(stages)}. Name them in the defaults of the method's file.")
+        *self.before, self.last = stages.values()
+        fixed = [name for name, stage in list(stages.items())[:-1] if not isinstance(stage, NetworkMethod)]
+        if fixed:
+            raise UserError(f"The stage {fixed[0]!r} gives no network that another could go on from: it can only be the last of a chain.")
+        self.name = "+".join(stage.name for stage in stages.values())
+        self.format, self.supported_bits, self.bits = self.last.format, self.last.supported_bits, self.last.bits
+        self.torchscript = Chain({**stages, [*stages][-1]: self.last.torchscript}) if self.last.torchscript else None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"stages": [[stage.name, stage.bits, stage.options] for stage in (*self.before, self.last)]}
+
+    def label(self, wants: Wants) -> str:
+        return " + ".join([*(stage.label(form(stage)) for stage in self.before), self.last.label(wants)])
+
+    def settle(self, wants: Wants) -> Wants:
+        return self.last.settle(wants)
+
+    def compress(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path, source: dict[str, Any]) -> Compressed:
+        changed, labels = network, []
+        for stage in (*self.before, self.last):
+            stage.teacher = network
+        for stage in self.before:
+            artifact = make_artifact(stage, changed, data, form(stage), source, folder.parent)
+            changed, source = restore(changed, artifact.folder / WEIGHTS_FILE), {**source, "after": artifact.key}
+            labels.append(artifact.label)
+        made = self.apply(changed, data, wants, folder)
+        result = changed if made.network is None else made.network
+        return replace(made, network=result, label=" + ".join([*labels, made.label or self.last.label(wants)]))
+
+    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
+        """The last stage, on the network that the others gave."""
+        return self.last.apply(network, data, wants, folder)
+
+
+def form(stage: Method) -> Wants:
+    """In which a stage that is not the last is kept: its own."""
+    return replace(ANY, formats=(stage.format,))

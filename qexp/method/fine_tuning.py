@@ -1,0 +1,134 @@
+"""Fine-tuning of a compressed network, which methods share: own recipe, distillation, going on after a kill, best epoch by validation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import seed_everything
+from torch import Tensor, nn
+
+from qexp.data.base import ImageData
+from qexp.model.base import Classifier, load_weights, read_weights
+from qexp.model.trainer import best_and_last, keeping_freed_memory, make_trainer
+from qexp.types import UserError, digest
+
+
+class Student(Classifier):
+    """The network being trained, with an uncompressed one as its teacher. Methods add to `parameter_groups`, and to `after_step`.
+
+    distillation: share of the loss that asks for the teacher's logits instead of the labels (Hinton et al., 2015), at `temperature`.
+    """
+
+    def __init__(
+        self, trained: nn.Module, teacher: nn.Module, num_classes: int, recipe: Any, distillation: float, temperature: float, seed: int
+    ):
+        super().__init__(
+            trained, num_classes, recipe["optimizer"], recipe["scheduler"], recipe["scheduler_per_step"], recipe["label_smoothing"],
+            recipe["channels_last"], seed,
+        )  # fmt: skip
+        self.distillation, self.temperature = distillation, temperature
+        # Not a submodule: it is neither trained nor written into checkpoints.
+        self.teacher = [copy.deepcopy(teacher).eval().requires_grad_(False)] if distillation else []
+
+    def after_step(self) -> None:
+        """Called after each step of the optimizer, for what must hold of the weights whatever it did to them."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        self.after_step()
+
+    def loss(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        wanted = super().loss(x, logits, labels)
+        if not self.teacher:
+            return wanted
+        with torch.no_grad():
+            taught = self.teacher[0].to(x.device)(x).float()
+        given, asked = (nn.functional.log_softmax(scores / self.temperature, 1) for scores in (logits, taught))
+        distance = nn.functional.kl_div(given, asked, reduction="batchmean", log_target=True) * self.temperature**2
+        return (1 - self.distillation) * wanted + self.distillation * distance
+
+
+class FineTuning:
+    """recipe: epochs (0: none), batch_size, optimizer and scheduler; trainer: options of Lightning's Trainer, precision `auto` being
+    fp32 here, since bf16 moves weights away from what was found for them; distillation, temperature: as of `Student`.
+
+    Errors: UserError for shares beyond 0 to 1 and a temperature that is not above 0.
+    """
+
+    def __init__(self, recipe: DictConfig, trainer: DictConfig, distillation: float = 0.0, temperature: float = 4.0, seed: int = 0):
+        if not 0 <= distillation <= 1 or temperature <= 0:
+            raise UserError(
+                f"distillation={distillation}, temperature={temperature}: a share lies between 0 and 1, and a temperature above 0."
+            )
+        self.recipe: dict[str, Any] = OmegaConf.to_container(recipe, resolve=True)  # type: ignore[assignment]
+        epochs = self.recipe.get("epochs")
+        if not isinstance(epochs, int) or epochs < 0:
+            raise UserError(f"The recipe's epochs are {epochs}; give a whole number, 0 for no fine-tuning.")
+        self.trainer = trainer  # where it is trained, which does not belong to what is trained
+        self.precision = "32-true" if trainer["precision"] == "auto" else trainer["precision"]
+        self.distillation, self.temperature, self.seed = distillation, temperature, seed
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What decides the result."""
+        return {name: value for name, value in vars(self).items() if name != "trainer"}
+
+    def train(
+        self, trained: nn.Module, teacher: nn.Module, data: ImageData, checkpoints: Path, student: Callable[..., Student] = Student
+    ) -> None:
+        """Fine-tune `trained`, going on from the last whole epoch in the folder `checkpoints`, and keep the best epoch by validation.
+
+        student: what trains it, a subclass of `Student` or a partial of one. Where memory runs out, steps are split into halves, and
+        the effective batch stays. Afterwards `trained` is on the CPU in eval mode; the caller deletes `checkpoints`.
+        """
+        if self.recipe["epochs"]:
+            with keeping_freed_memory():
+                self._train(trained, teacher, data, checkpoints, student)
+        trained.cpu().eval()
+
+    def _train(self, trained: nn.Module, teacher: nn.Module, data: ImageData, checkpoints: Path, student: Callable[..., Student]) -> None:
+        recipe: Any = instantiate(self.recipe)
+        trained.train()
+        start = copy.deepcopy(trained.state_dict())
+        whole, parts = data.batch_size, 1
+        while True:
+            seed_everything(self.seed, verbose=False)
+            module = student(
+                trained, teacher, num_classes=data.spec.num_classes, recipe=recipe, distillation=self.distillation,
+                temperature=self.temperature, seed=self.seed,
+            )  # fmt: skip
+            best, newest = best_and_last(checkpoints)
+            options: dict[str, Any] = {**self.trainer, "max_epochs": recipe["epochs"], "precision": self.precision}  # type: ignore[dict-item]
+            trainer = make_trainer(**options, callbacks=[best, newest], logger=False, accumulate_grad_batches=parts)
+            data.batch_size = -(-recipe["batch_size"] // parts)
+            try:
+                last = checkpoints / "last.ckpt"
+                trainer.fit(module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or data.batch_size == 1:
+                    raise
+                parts *= 2
+                trained.load_state_dict(start)
+                print(f"  out of memory: going on with {parts} steps of {-(-recipe['batch_size'] // parts)} images each", flush=True)
+            finally:
+                data.batch_size = whole
+        trained.cpu()
+        load_weights(trained, read_weights(Path(best.best_model_path)), best.best_model_path)
+
+
+def training_folder(folder: Path, network: nn.Module, *decisive: Any) -> Path:
+    """Where checkpoints of a training lie: beside the artifact's `folder`, since they outlive a kill, by the network's weights and all
+    else that is `decisive`, as JSON."""
+    sums = {name: tensor.double().sum().item() for name, tensor in network.state_dict().items()}
+    return folder.parent / f".training-{digest([*decisive, sums])[:16]}"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch could not allocate a tensor, on a GPU or on the CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
