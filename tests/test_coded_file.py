@@ -122,8 +122,8 @@ def test_a_damaged_file_is_refused(damage: str, files: tuple[Path, Path], tmp_pa
         data = data[:-10]
     elif damage == "swapped":  # every part is whole, but two belong elsewhere
         values = np.random.default_rng(0).standard_normal(1000).round().astype(np.float32)
-        file, codes = tmp_path / "two", [encode(array.reshape(1, -1)) for array in (values, values + 100)]
-        file.write_bytes(values.tobytes() + (values + 100).tobytes())
+        file, codes = tmp_path / "two", [encode(array.reshape(1, -1)) for array in (values, np.roll(values, 500))]
+        file.write_bytes(values.tobytes() + np.roll(values, 500).tobytes())
         write_coded(file, [Piece(0, 4000, 1), Piece(4000, 4000, 1)])
         data = bytearray(file.read_bytes().replace(b"".join(codes), codes[1] + codes[0]))
         assert len(codes[0]) == len(codes[1]) and data != file.read_bytes()
