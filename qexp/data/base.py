@@ -203,10 +203,18 @@ class ImageData(LightningDataModule):
 
     def calibration(self) -> Tensor:
         """Normalised x[N,C,H,W] float32 of a fixed subset of the training part, without augmentation."""
+        chosen = self._calibration_indices()
+        return self.normalise(torch.from_numpy(self.splits["train"].images[chosen]))
+
+    def calibration_labels(self) -> Tensor:
+        """Labels[N] int64 of the same images."""
+        chosen = self._calibration_indices()
+        return torch.from_numpy(self.splits["train"].labels[chosen])
+
+    def _calibration_indices(self) -> np.ndarray:
         self.open()
         count = min(self.calibration_images, len(self.train_indices))
-        chosen = np.random.default_rng(self.split_seed).choice(self.train_indices, count, replace=False)
-        return self.normalise(torch.from_numpy(self.splits["train"].images[np.sort(chosen)]))
+        return np.sort(np.random.default_rng(self.split_seed).choice(self.train_indices, count, replace=False))
 
     def normalise(self, images: Tensor) -> Tensor:
         """images[B,H,W,C] uint8 -> x[B,C,H,W] float32, (value / 255 - mean) / std, in channels_last memory order."""
