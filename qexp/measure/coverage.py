@@ -13,6 +13,7 @@ class Coverage(Measure):
     def measure(self, bench: Bench) -> list[Measurement]:
         artifact = bench.subject.artifact
         quantized = [layer for layer in artifact.layers if layer.quantized]
+        bench.notes.update(artifact.notes)
         for name in artifact.files:
             if name.endswith((".csv", ".yaml")):  # what its method wrote for people
                 bench.texts[name] = (artifact.folder / name).read_text()

@@ -40,7 +40,8 @@ class Compressed:
     """What a method wrote into the artifact's folder: the graph's file name and each layer's number formats.
 
     files: names of what lies beside the graph; label: where it is not the method's, known only now; facts: what layers.csv says of
-    each layer, by column; network: the fp32 one that the graph was made from, where it is not the one that was given.
+    each layer, by column; notes: what records say of it, by name; network: the fp32 one that the graph was made from, where it is not
+    the one that was given.
     """
 
     graph: str
@@ -49,6 +50,7 @@ class Compressed:
     files: tuple[str, ...] = ()
     label: str = ""
     facts: Mapping[str, Facts] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
     network: nn.Module | None = None
 
 
@@ -171,6 +173,7 @@ def write_artifact(
             parameters=parameters, macs=count_macs(result, data)[""], packed_bytes=coded_bytes(graph) if coded else packed,
             reference=reference, files={name: file_digest(folder / name) for name in names}, source=source,
             versions=versions(*PACKAGES), simulated=compressed.simulated, random_weights=source["weights"] == "random", coded=coded,
+            notes=dict(compressed.notes),
         )  # fmt: skip
         write_json(folder / "artifact.json", artifact.to_json())
 

@@ -20,7 +20,8 @@ from qexp.types import UserError, digest
 
 
 class Student(Classifier):
-    """The network being trained, with an uncompressed one as its teacher. Methods add to `parameter_groups`, and to `after_step`.
+    """The network being trained, with an uncompressed one as its teacher. Methods add to `parameter_groups`, and to `after_step`; those
+    that compress it on the way say by `complete` whether it is what it shall become, and may be kept.
 
     distillation: share of the loss that asks for the teacher's logits instead of the labels (Hinton et al., 2015), at `temperature`.
     """
