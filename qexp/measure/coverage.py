@@ -1,4 +1,5 @@
-"""How much of the whole network really is quantised, read off the artifact's layers: what is in no such layer counts as not."""
+"""How much of the whole network is left, and how much of that really is quantised, read off the artifact: what is in no layer that is
+quantised counts as not."""
 
 from __future__ import annotations
 
@@ -17,13 +18,16 @@ class Coverage(Measure):
         for name in artifact.files:
             if name.endswith((".csv", ".yaml")):  # what its method wrote for people
                 bench.texts[name] = (artifact.folder / name).read_text()
-        return [
+        found = [
             *sparsity(artifact),
             Measurement("params_m", artifact.parameters / 1e6, "M"),
             Measurement("macs_m", artifact.macs / 1e6, "M"),
             Measurement("quantized_params_share", sum(la.parameters for la in quantized) / max(1, artifact.parameters), "fraction"),
             Measurement("quantized_macs_share", sum(la.macs for la in quantized) / max(1, artifact.macs), "fraction"),
         ]
+        if bench.baseline and artifact.macs:
+            found.append(Measurement("macs_ratio", bench.baseline.artifact.macs / artifact.macs, "x"))
+        return found
 
 
 def sparsity(artifact: Artifact) -> list[Measurement]:

@@ -77,7 +77,7 @@ class FineTuning:
     @property
     def options(self) -> dict[str, Any]:
         """What decides the result."""
-        return {name: value for name, value in vars(self).items() if name != "trainer"}
+        return {name: getattr(self, name) for name in ("recipe", "precision", "distillation", "temperature", "seed")}
 
     def train(
         self, trained: nn.Module, teacher: nn.Module, data: ImageData, checkpoints: Path, student: Callable[..., Student] = Student

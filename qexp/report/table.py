@@ -21,13 +21,16 @@ NOISY = 0.1  # interquartile range over the median above which a latency is flag
 @dataclass(frozen=True)
 class Column:
     """title: over the column; metric: a record's metric; format: of its value; best: `min`, `max` or none; interval: metrics
-    that bound it, so that rows whose intervals overlap are not ranked."""
+    that bound it, so that rows whose intervals overlap are not ranked; if_changed: a metric that
+    must not be `unchanged` in all rows."""
 
     title: str
     metric: str
     format: Callable[[float], str]
     best: Callable[..., Record] | None = None
     interval: tuple[str, str] | None = None
+    if_changed: str = ""
+    unchanged: float = 1
 
 
 def percent(value: float) -> str:
@@ -38,6 +41,10 @@ def significant(value: float) -> str:
     """Three significant digits, without an exponent; all digits before the point."""
     exponent = int(f"{value:.2e}".partition("e")[2])
     return f"{value:.{max(0, 2 - exponent)}f}"
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def times(value: float) -> str:
@@ -52,11 +59,14 @@ COLUMNS = (
     Column("val drop", "val_top1_drop", percent, min),
     Column("size MB", "size_mb", significant, min),
     Column("smaller", "size_ratio", times, max),
+    Column("MACs M", "macs_m", significant, min, if_changed="macs_ratio"),
+    Column("fewer", "macs_ratio", times, max, if_changed="macs_ratio"),
     Column("ms", "latency_ms", significant, min, ("latency_low_ms", "latency_high_ms")),
     Column("faster", "speedup", times, max, ("speedup_low", "speedup_high")),
     Column("vs fp32", "speedup_vs_best_fp32", times, max, ("speedup_vs_best_fp32_low", "speedup_vs_best_fp32_high")),
     Column("memory MB", "memory_mb", significant, min),
-    Column("low-bit", "quantized_macs_share", lambda v: f"{100 * v:.0f} %"),
+    Column("low-bit", "quantized_macs_share", share),
+    Column("zeros", "sparsity", share, if_changed="sparsity", unchanged=0),
 )
 NAMES = {"model": "model", "label": "method", "engine": "engine", "batch_size": "batch"}
 # Columns of their own where a sweep goes through them, or its jobs ran on several machines.
@@ -74,7 +84,7 @@ def table(records: list[Record]) -> tuple[list[str], list[list[str]], list[list[
     times, the same machine."""
     rows = [record for record in records if record.status == "finished"]
     names = names_of(records)
-    columns = [column for column in COLUMNS if any(column.metric in row.metrics for row in rows)]
+    columns = [column for column in COLUMNS if any(_shows(column, row) for row in rows)]
     rivals: dict[tuple[Column, object], list[Record]] = {}
     for row in rows:
         for column in columns:
@@ -83,6 +93,10 @@ def table(records: list[Record]) -> tuple[list[str], list[list[str]], list[list[
     cells = [[*(_name(key, row) for key in names), *(_cell(column, row) for column in columns)] for row in rows]
     best = [[False] * len(names) + [id(row) in winners[column, _group(row, column)] for column in columns] for row in rows]
     return [*names.values(), *(column.title for column in columns)], cells, best
+
+
+def _shows(column: Column, record: Record) -> bool:
+    return column.metric in record.metrics and (not column.if_changed or record.metrics.get(column.if_changed, column.unchanged) != column.unchanged)
 
 
 def names_of(records: list[Record]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from qexp.types import Record
 
 NONE = "–"  # of a method that does not have the option
-NOT_OPTIONS = ("bits", "torchscript", "trainer")  # bits are in the label, the others say how and not what
+NOT_OPTIONS = ("bits", "torchscript", "trainer", "timer")  # also of stages; bits are in the label, the others say how and not what
 WHOLE = ("layer_bits",)  # one value each: their keys are names of layers, not of options
 
 
@@ -34,9 +34,8 @@ def option_texts(record: Record) -> dict[str, str]:
     method = record.config.get("method")
     if not method:
         return {}
-    options = {key: value for key, value in method.items() if key not in NOT_OPTIONS}
     seed = {key: value for key, value in record.config.items() if key == "seed"}
-    return {name: _text(value) for name, value in (seed | _flat(options, "method.")).items()}
+    return {name: _text(value) for name, value in (seed | _flat(method, "method.")).items()}
 
 
 def told(record: Record, titles: Mapping[str, str]) -> str:
@@ -46,13 +45,15 @@ def told(record: Record, titles: Mapping[str, str]) -> str:
 
 
 def _method(record: Record) -> object:
-    return (record.config.get("method") or {}).get("_target_")
+    """What runs; of a chain, all of its stages."""
+    method = record.config.get("method") or {}
+    return method.get("_target_"), tuple(stage.get("_target_") for stage in method.get("stages", {}).values())
 
 
 def _flat(options: dict[str, Any], prefix: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in options.items():
-        if key in ("_target_", "_recursive_", "_partial_"):
+        if key in ("_target_", "_recursive_", "_partial_", *NOT_OPTIONS):
             continue
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and key not in WHOLE else {f"{prefix}{key}": value}
     return found
