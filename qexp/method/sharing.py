@@ -29,9 +29,9 @@ def k_means(values: np.ndarray, clusters: int, start: str, seed: int = 0) -> tup
 
 
 def lloyd(line: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Centroids[K] of line[N], ascending, that are the means of what is nearest to them. One without values takes the place of the value
-    that is furthest from its own."""
-    sums = np.concatenate([[0.0], np.cumsum(line)])
+    """Centroids[K] of line[N], ascending, that are the means of what is nearest to them. One that is nearest to nothing goes where the
+    squared distances of a cluster are largest in sum, one deviation from its mean."""
+    sums, squares = (np.concatenate([[0.0], np.cumsum(terms)]) for terms in (line, line**2))
     centroids = np.sort(centroids)
     ends = None
     for _ in range(ITERATIONS):
@@ -40,9 +40,11 @@ def lloyd(line: np.ndarray, centroids: np.ndarray) -> np.ndarray:
             break
         counts = np.diff(ends)
         means = np.diff(sums[ends]) / np.maximum(1, counts)
-        if (counts == 0).any():
-            distance = np.abs(line - np.repeat(means, counts))
-            means[counts == 0] = line[np.argsort(distance)[-int((counts == 0).sum()) :]]
+        empty = np.flatnonzero(counts == 0)
+        if len(empty):
+            scatter = np.maximum(0, np.diff(squares[ends]) - counts * means**2)
+            widest = np.argsort(scatter)[-len(empty) :]
+            means[empty] = means[widest] + np.sqrt(scatter[widest] / np.maximum(1, counts[widest]))
             ends = None
         centroids = np.sort(means)
     return centroids

@@ -96,7 +96,8 @@ def table(records: list[Record]) -> tuple[list[str], list[list[str]], list[list[
 
 
 def _shows(column: Column, record: Record) -> bool:
-    return column.metric in record.metrics and (not column.if_changed or record.metrics.get(column.if_changed, column.unchanged) != column.unchanged)
+    changed = not column.if_changed or record.metrics.get(column.if_changed, column.unchanged) != column.unchanged
+    return changed and column.metric in record.metrics
 
 
 def names_of(records: list[Record]) -> dict[str, str]:
