@@ -39,9 +39,10 @@ class Timer(Protocol):
 class PruneChannels(NetworkMethod):
     """ratio: how many times fewer or less the target shall be, one of TARGETS; importance: of channels, one of IMPORTANCES; scope:
     `global` removes those of least importance wherever they are, `layer` the same share everywhere; round_to: what is left of a layer
-    is a multiple of it, or, where it is smaller, of a quarter of the layer; least_share: of each layer's channels is left; steps: pruning is done in so many, with `epochs_between` of
-    fine-tuning after each but the last, and `recipe` after that; timer: a config of the Timer that the target `latency` is measured
-    by; the rest as of `FineTuning`. The logits are never pruned. Writes channels.csv beside the graph.
+    is a multiple of it, or of an eighth of the layer where that is less; least_share: of each layer's channels is left; steps:
+    pruning is done in so many, with `epochs_between` of fine-tuning after each but the last, and `recipe` after that; timer: a config
+    of the Timer that the target `latency` is measured by; the rest as of `FineTuning`. The logits are never pruned. Writes
+    channels.csv beside the graph.
     """
 
     name = "prune_channels"
@@ -122,7 +123,7 @@ class PruneChannels(NetworkMethod):
         steps = []
         for index, group in enumerate(groups):
             width, scores = widths[group.layer], group.scores.sort().values
-            unit = math.lcm(min(self.round_to, max(1, width // 4)), group.sets)
+            unit = math.lcm(min(self.round_to, max(1, width // 8)), group.sets)
             least = max(unit, self.least_share * width)
             left = group.channels
             while (after := (left - 1) // unit * unit) >= least:
