@@ -11,7 +11,7 @@ import lzma
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,13 +126,18 @@ def graph_pieces(file: Path | io.BytesIO) -> list[Piece]:
     return [Piece(entry.offset, entry.size, entry.shape[0] if entry.shape else 1) for entry in _entries(file) if entry.is_float]
 
 
-def graph_weights(file: Path) -> Iterator[np.ndarray]:
-    """The weights of all layers (at least two dimensions, float32) in a plain or coded `.pt2`, as values[N] in the order of memory."""
+def zeros_share(file: Path) -> float | None:
+    """Share of zeros among the weights of all layers (at least two dimensions) in a plain or coded `.pt2`; None where none is float32:
+    of integers some are zero anyway."""
     opened = plain(file)
     data = opened.getbuffer() if isinstance(opened, io.BytesIO) else np.memmap(opened, np.uint8, "r")
-    for entry in _entries(opened):
-        if entry.is_float and len(entry.shape) > 1:
-            yield np.frombuffer(data, np.float32, entry.size // 4, entry.offset)
+    weights = [
+        np.frombuffer(data, np.float32, entry.size // 4, entry.offset)
+        for entry in _entries(opened)
+        if entry.is_float and len(entry.shape) > 1
+    ]
+    values = sum(weight.size for weight in weights)
+    return sum(int(np.count_nonzero(weight == 0)) for weight in weights) / values if values else None
 
 
 def _entries(file: Path | io.BytesIO) -> list[Entry]:

@@ -28,7 +28,7 @@ ALLOWED = {
     "tracking": BASIC,
     "method": BASIC | {"qexp.data.base", "qexp.model.base", "qexp.model.trainer"}
     | {"qexp.coded_file", "qexp.coding", "qexp.onnx_file"},
-    "measure": BASIC | {"qexp.coded_file", "qexp.launch", "qexp.engine.base"},
+    "measure": BASIC | {"qexp.launch", "qexp.engine.base"},
     "report": BASIC | {"qexp.errors", "qexp.tracking.store", "qexp.tracking.sync"},
     "jobs": BASIC
     | {"qexp.cli", "qexp.errors", "qexp.launch", "qexp.data.base", "qexp.engine.base", "qexp.method.base"}

@@ -3,11 +3,8 @@ quantised counts as not."""
 
 from __future__ import annotations
 
-import numpy as np
-
-from qexp.coded_file import graph_weights
 from qexp.measure.base import Bench, Measure
-from qexp.types import Artifact, Measurement
+from qexp.types import Measurement
 
 
 class Coverage(Measure):
@@ -19,7 +16,6 @@ class Coverage(Measure):
             if name.endswith((".csv", ".yaml")):  # what its method wrote for people
                 bench.texts[name] = (artifact.folder / name).read_text()
         found = [
-            *sparsity(artifact),
             Measurement("params_m", artifact.parameters / 1e6, "M"),
             Measurement("macs_m", artifact.macs / 1e6, "M"),
             Measurement("quantized_params_share", sum(la.parameters for la in quantized) / max(1, artifact.parameters), "fraction"),
@@ -27,14 +23,6 @@ class Coverage(Measure):
         ]
         if bench.baseline and artifact.macs:
             found.append(Measurement("macs_ratio", bench.baseline.artifact.macs / artifact.macs, "x"))
+        if artifact.sparsity is not None:
+            found.append(Measurement("sparsity", artifact.sparsity, "fraction"))
         return found
-
-
-def sparsity(artifact: Artifact) -> list[Measurement]:
-    """Share of zeros among all layers' weights in the artifact's graph; nothing of integers, of which some are zero anyway."""
-    if artifact.form.formats != ("pt2",):
-        return []
-    zeros, values = 0, 0
-    for weight in graph_weights(artifact.folder / artifact.graph):
-        zeros, values = zeros + int(np.count_nonzero(weight == 0)), values + weight.size
-    return [Measurement("sparsity", zeros / values, "fraction")] if values else []

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from qexp import coded_file, coding, onnx_file
-from qexp.coded_file import coded_bytes, graph_pieces, is_coded, write_coded
+from qexp.coded_file import coded_bytes, graph_pieces, is_coded, write_coded, zeros_share
 from qexp.data.base import ImageData
 from qexp.files import building, check_digests, code_digest, file_digest, write_json
 from qexp.method.bits import BitWidths
@@ -173,7 +173,7 @@ def write_artifact(
             parameters=parameters, macs=count_macs(result, data)[""], packed_bytes=coded_bytes(graph) if coded else packed,
             reference=reference, files={name: file_digest(folder / name) for name in names}, source=source,
             versions=versions(*PACKAGES), simulated=compressed.simulated, random_weights=source["weights"] == "random", coded=coded,
-            notes=dict(compressed.notes),
+            sparsity=zeros_share(graph) if compressed.graph.endswith(".pt2") else None, notes=dict(compressed.notes),
         )  # fmt: skip
         write_json(folder / "artifact.json", artifact.to_json())
 

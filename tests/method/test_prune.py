@@ -16,7 +16,6 @@ from torch.nn.utils import prune as torch_prune
 
 from qexp.data.random import RandomData
 from qexp.engine.eager import Eager
-from qexp.measure.coverage import sparsity
 from qexp.method import prune as module
 from qexp.method.base import make_artifact
 from qexp.method.masks import apply_masks, global_masks, gradual_sparsity, local_masks, two_of_four_mask
@@ -129,8 +128,7 @@ def test_the_artifact_computes_what_the_masked_network_does(
 def test_sparsity_is_counted_in_the_file(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     for share in (0.3, 0.9):
         artifact = make_artifact(pruning(sparsity=share), network, pretend_data, Wants(), SOURCE, tmp_path)
-        (measured,) = sparsity(artifact)
-        assert measured.value == pytest.approx(round(share * count(network)) / count(network), abs=1e-12)
+        assert artifact.sparsity == pytest.approx(round(share * count(network)) / count(network), abs=1e-12)
         assert (artifact.folder / "sparsity.csv").read_text().startswith("layer,weights,zeros,share\nstem.0,216,")
 
 
