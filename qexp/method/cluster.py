@@ -29,6 +29,7 @@ class Cluster(NetworkMethod):
     """
 
     name = "cluster"
+    fine_tuning: FineTuning
 
     def __init__(
         self, recipe: DictConfig, trainer: DictConfig, clusters: int = 16, per_channel: bool = False, start: str = "linear",

@@ -30,6 +30,7 @@ class Prune(NetworkMethod):
     """
 
     name = "prune"
+    fine_tuning: FineTuning
 
     def __init__(
         self, recipe: DictConfig, trainer: DictConfig, sparsity: float = 0.6, scope: str = "global", pattern: str | None = None,

@@ -46,6 +46,7 @@ class PruneChannels(NetworkMethod):
     """
 
     name = "prune_channels"
+    fine_tuning: FineTuning
 
     def __init__(
         self, recipe: DictConfig, trainer: DictConfig, ratio: float = 2.0, target: str = "macs", importance: str = "l2",
@@ -60,9 +61,9 @@ class PruneChannels(NetworkMethod):
             raise UserError(f"{self.name}: ratio={ratio} leaves nothing to prune; give a number above 1, 2 for half of the {target}.")
         if not 0 <= least_share < 1:
             raise UserError(f"{self.name}: least_share={least_share} is out of range; give a share from 0 to less than 1.")
-        for name, value in (("round_to", round_to), ("steps", steps), ("epochs_between", epochs_between)):
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{self.name}: {name}={value} is out of range; give a whole number of at least 1.")
+        for name, value, least in (("round_to", round_to, 1), ("steps", steps, 1), ("epochs_between", epochs_between, 0)):
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"{self.name}: {name}={value} is out of range; give a whole number of at least {least}.")
         self.ratio, self.target, self.importance, self.scope = float(ratio), target, importance, scope
         self.round_to, self.least_share, self.steps, self.epochs_between = round_to, least_share, steps, epochs_between
         # The same recipe cut short: a schedule over all epochs keeps its rate near the highest.
@@ -137,9 +138,8 @@ class PruneChannels(NetworkMethod):
     def reached(self, network: nn.Module, original: nn.Module, data: ImageData, scratch: Path) -> float:
         """How many times less of the target `network` has than `original`."""
         if self.timer is not None:
-            place = Path(tempfile.mkdtemp(dir=scratch))
-            candidate, reference = (to_time(n, data, place / name) for n, name in ((network, "candidate"), (original, "reference")))
-            return self.timer.speedup(candidate, reference)
+            candidate = to_time(network, data, Path(tempfile.mkdtemp(dir=scratch)) / "candidate")
+            return self.timer.speedup(candidate, to_time(original, data, scratch / "reference"))
         measured = [size_of(n, data, self.target) for n in (original, network)]
         return measured[0] / measured[1]
 
@@ -190,7 +190,8 @@ class _AsItIs(Method):
 
 
 def to_time(network: nn.Module, data: ImageData, folder: Path) -> Artifact:
-    write_artifact(_AsItIs(), network, data, ANY, {"model": "candidate", "weights": "random"}, folder, "")
+    if not folder.exists():
+        write_artifact(_AsItIs(), network, data, ANY, {"model": folder.name, "weights": "random"}, folder, "")
     return Artifact.read(folder)
 
 

@@ -27,13 +27,13 @@ class NetworkMethod(Method):
 
     supported_bits = (32,)
 
-    def __init__(self, fine_tuning: FineTuning, coded: bool = False, **common: Any):
+    def __init__(self, fine_tuning: FineTuning | None = None, coded: bool = False, **common: Any):
         super().__init__(**common)
         self.fine_tuning, self.coded = fine_tuning, coded
 
     @property
     def options(self) -> dict[str, Any]:
-        return {**super().options, "fine_tuning": self.fine_tuning.options}
+        return {**super().options, **({"fine_tuning": self.fine_tuning.options} if self.fine_tuning else {})}
 
     def label(self, wants: Wants) -> str:
         return self.name

@@ -65,6 +65,7 @@ def coverage(bench: Bench) -> dict[str, float]:
     found = Coverage().measure(bench)
     assert {m.name: m.unit for m in found} == {
         "params_m": "M", "macs_m": "M", "quantized_params_share": "fraction", "quantized_macs_share": "fraction",
+        **({"macs_ratio": "x"} if bench.baseline else {}),
     }  # fmt: skip
     return by_name(found)
 
@@ -113,3 +114,10 @@ def test_the_size_of_coded_weights_was_measured(make_artifact: Callable[..., Art
         found = Size(1).measure(make_bench(Fake(), artifact=make_artifact(f"coded {coded}", coded=coded, packed_bytes=2000)))
         kinds += [(m.value, m.kind) for m in found if m.name == "packed_size_mb"]
     assert kinds == [(0.002, "estimated"), (0.002, "measured")]
+
+
+def test_operations_are_compared_with_the_baselines(make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(Fake(), baseline=Fake(), artifact=make_artifact("pruned", macs=4000))
+    values = coverage(bench)
+    assert values["macs_m"] == 0.004 and values["macs_ratio"] == 10000 / 4000
+    assert "macs_ratio" not in coverage(make_bench(Fake(), artifact=make_artifact("alone")))

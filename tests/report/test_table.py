@@ -57,6 +57,17 @@ def test_the_best_of_each_column_is_marked() -> None:
     assert best["model"] == best["method"] == set()
 
 
+def test_operations_stand_beside_times_where_rows_differ_in_them() -> None:
+    whole = replace(INT8, measurements=(*INT8.measurements, Measurement("macs_m", 40.8, "M"), Measurement("macs_ratio", 1.0, "x")))
+    pruned = record("prune_channels 2x MACs", latency_ms=2.0, speedup=2.0, macs_m=20.1, macs_ratio=2.03)
+    assert not {"MACs M", "fewer"} & {*table([whole])[0]}, "all rows have the same"
+    titles, cells, _ = table([whole, pruned])
+    first = titles.index("MACs M")
+    assert titles[first : first + 4] == ["MACs M", "fewer", "ms", "faster"]
+    assert [row[first : first + 4] for row in cells] == [["40.8", "1.00x", "1.00", "4.00x"], ["20.1", "2.03x", "2.00", "2.00x"]]
+    assert marked([whole, pruned])["fewer"] == {"prune_channels 2x MACs"}
+
+
 def test_rivals_have_the_same_model_data_and_batch_size() -> None:
     slower = record("fp32", batch=8, latency_ms=9.0), record("static int8", batch=8, latency_ms=7.0)
     others = record("a", model="lenet", latency_ms=0.1), record("b", data="birds", latency_ms=0.1)

@@ -130,3 +130,15 @@ def test_failed_rows_keep_their_lines() -> None:
 def test_a_name_tells_what_differs() -> None:
     rows = [made("static int8", observer=o, lr=lr) for o, lr in (("minmax", 1), ("mse", 1))]
     assert [told(row, varied(rows)) for row in [*rows, made("none")]] == [" · observer minmax", " · observer mse", ""]
+
+
+def test_stages_of_chains_have_options_of_their_own() -> None:
+    def chain(ratio: int, last: str, bits: int) -> Record:
+        stages = {"prune": {"_target_": "a.Prune", "ratio": ratio, "trainer": {"devices": 1}, "timer": {"threads": bits}}}
+        stages["last"] = {"_target_": last, "bits": bits}
+        row = made("chain")
+        row.config["method"] = {"_target_": "a.Chain", "stages": stages}
+        return row
+
+    assert varied([chain(2, "a.Static", 8), chain(3, "a.Static", 4)]) == {"method.stages.prune.ratio": "ratio"}
+    assert varied([chain(2, "a.Static", 8), chain(3, "a.QAT", 8)]) == {}, "they are different methods"
