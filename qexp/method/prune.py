@@ -93,9 +93,11 @@ class Pruned(Student):
         # A weight that was pruned is zero, also in the checkpoint that an interrupted training goes on from.
         self.weights = weights_of(self.network, self.method.first_last)
         self.masks = {name: weight != 0 for name, weight in self.weights.items()}
+        self.settled = self.complete
 
     def after_step(self) -> None:
-        if self.method.schedule == "gradual" and (self.complete or self.global_step % self.method.interval == 0):
+        if not self.settled and (self.complete or self.global_step % self.method.interval == 0):
+            self.settled = self.complete
             self.masks = self.method.masks(self.weights, gradual_sparsity(self.method.sparsity, self.progress))
         apply_masks(self.weights, self.masks)
 

@@ -195,7 +195,7 @@ def test_a_training_goes_on_with_its_zeros(
 ) -> None:
     def run(place: str, stop_after: int | None) -> nn.Module:
         (tmp_path / place).mkdir(exist_ok=True)
-        method = pruning(epochs=3, schedule="gradual", interval=1, ramp=0.5)
+        method = pruning(epochs=3, schedule="gradual", interval=2, ramp=0.5)
         begin = Trainer.fit
 
         def stopping(trainer: Trainer, model: Any, *arguments: Any, **options: Any) -> None:
