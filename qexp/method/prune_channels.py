@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from qexp.data.base import ImageData
@@ -53,7 +53,8 @@ class PruneChannels(NetworkMethod):
         scope: str = "global", round_to: int = 8, least_share: float = 0.1, steps: int = 1, epochs_between: int = 1,
         timer: DictConfig | None = None, distillation: float = 0.0, temperature: float = 4.0, seed: int = 0, **common: Any,
     ):  # fmt: skip
-        super().__init__(FineTuning(recipe, trainer, distillation, temperature, seed), **common)
+        self.final = FineTuning(recipe, trainer, distillation, temperature, seed)
+        super().__init__(self.final, **common)
         for what, name, known in (("target", target, TARGETS), ("importance", importance, IMPORTANCES), ("scope", scope, SCOPES)):
             if name not in known:
                 raise UserError(f"{self.name}: there is no {what} {name!r}. {nearest(str(name), known)}")
@@ -67,7 +68,9 @@ class PruneChannels(NetworkMethod):
         self.ratio, self.target, self.importance, self.scope = float(ratio), target, importance, scope
         self.round_to, self.least_share, self.steps, self.epochs_between = round_to, least_share, steps, epochs_between
         # The same recipe cut short: a schedule over all epochs keeps its rate near the highest.
-        self.between = FineTuning(OmegaConf.merge(recipe, {"epochs": epochs_between}), trainer, distillation, temperature, seed)
+        shorter = recipe.copy()
+        shorter.epochs = epochs_between
+        self.between = FineTuning(shorter, trainer, distillation, temperature, seed)
         self.timer: Timer | None = instantiate(timer) if timer and target == "latency" else None
         if target == "latency" and self.timer is None:
             raise UserError(f"{self.name}: target=latency needs a timer, as in conf/method/prune_channels.yaml.")
@@ -85,7 +88,7 @@ class PruneChannels(NetworkMethod):
         for step in range(1, self.steps + 1):
             pruned = partial(self.pruned, result, network, data, self.ratio ** (step / self.steps), folder)
             result = made_once(kept / f"{step}-pruned.safetensors", network, pruned)
-            tuning = self.fine_tuning if step == self.steps else self.between
+            tuning = self.final if step == self.steps else self.between
             tuned = partial(fine_tuned, tuning, result, teacher, data, kept / str(step))
             result = made_once(kept / f"{step}-tuned.safetensors", network, tuned)
         shutil.rmtree(kept)
