@@ -175,6 +175,13 @@ def test_fine_tuning_keeps_zeros_and_changes_the_rest(
     assert not list(tmp_path.glob(".training-*"))
 
 
+def test_trained_weights_are_stored_in_the_usual_order(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    recipe = OmegaConf.create({**RECIPE, "epochs": 1, "channels_last": True})
+    (tmp_path / "artifact").mkdir()
+    result = Prune(recipe, OmegaConf.create(TRAINER)).transform(network, pretend_data, tmp_path / "artifact")
+    assert all(weight.is_contiguous() for weight in weights_of(result).values())
+
+
 def test_an_epoch_that_is_not_pruned_enough_is_not_kept(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
