@@ -91,7 +91,7 @@ class FineTuning:
             with keeping_freed_memory():
                 self._train(trained, teacher, data, checkpoints, student)
         # Training may have changed the order of memory, which torch.export warns of when it saves.
-        trained.to("cpu", memory_format=torch.contiguous_format).eval()
+        trained.cpu().to(memory_format=torch.contiguous_format).eval()
 
     def _train(self, trained: nn.Module, teacher: nn.Module, data: ImageData, checkpoints: Path, student: Callable[..., Student]) -> None:
         recipe: Any = instantiate(self.recipe)
