@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Union, overload
 import numpy as np
 import psutil
 
+from qexp.coded_file import plain
 from qexp.data.pixels import normalise, softmax, to_array
 from qexp.engine.base import Engine
 from qexp.files import RECORDS, check_digests
@@ -245,7 +246,7 @@ def refuse_pickles(file: Path) -> None:
 
     if not file.name.endswith(".pt2") or file.name.endswith(".aoti.pt2"):
         return
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(plain(file)) as archive:
         for name in archive.namelist():
             legacy = re.search(r"(data/(weights|constants)/[^/]+\.pt|\.pkl|(custom_obj|opaque_obj)_\d+)$", name)
             if legacy or (name.endswith("_config.json") and re.search(rb'"use_pickle":\s*true', archive.read(name))):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qexp.coded_file import Piece, is_coded, plain, write_coded
 from qexp.types import UserError
 
 BFLOAT16_OPSET = 22  # the first in which convolutions take bfloat16
 
 
 def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset: int | None = None) -> None:
-    """Translate a `.pt2` with the input x[B,C,H,W] into ONNX with a free batch size, input `x`, output `logits`.
+    """Translate a `.pt2` with the input x[B,C,H,W] into ONNX with a free batch size, input `x`, output `logits`; coded, if it is.
 
     Errors: UserError where torch.onnx cannot.
     """
     import torch
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
 
-    program = torch.export.load(graph)
+    program = torch.export.load(plain(graph))
     try:
         exported = torch.onnx.export(
             program, (torch.zeros(2, *input_shape),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), input_names=["x"],
@@ -30,3 +31,19 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
         node.metadata_props.clear()
         node.doc_string = None
     exported.save(file)
+    if is_coded(graph):
+        write_coded(file, pieces(file))
+
+
+def pieces(file: Path) -> list[Piece]:
+    """The float32 weights in an ONNX file."""
+    import onnx
+
+    data, position, found = file.read_bytes(), 0, []
+    for constant in onnx.load_from_string(data).graph.initializer:  # their order is that of the file
+        values = constant.raw_data
+        if constant.data_type == onnx.TensorProto.FLOAT and values:
+            position = data.index(values, position)
+            found.append(Piece(position, len(values), constant.dims[0] if constant.dims else 1))
+            position += len(values)
+    return found

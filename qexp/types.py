@@ -165,7 +165,9 @@ class Artifact:
     graph: the file that holds it; form: what engines it was made for; files: SHA-256 of each file by name; executables: what engines
     load of these, one entry per engine, its options and file; parameters, macs: of the whole network, in which pruned channels are no
     more; packed_bytes: its size at exactly the bits of every tensor; reference: folder name of the fp32 artifact of the same baseline,
-    beside this one; simulated: True where no kernel computes in this format, so latency means nothing.
+    beside this one; simulated: True where no kernel computes in this format, so latency means nothing; coded: True where the graph's
+    weights are stored as of qexp.coding, and decoded when loaded; sparsity: share of zeros among the graph's fp32 weights, None where
+    there are none; notes: what records say of it, by name.
     """
 
     folder: Path
@@ -188,6 +190,9 @@ class Artifact:
     simulated: bool = False
     random_weights: bool = False
     executables: tuple[Executable, ...] = ()  # which artifacts of earlier versions do not tell
+    coded: bool = False
+    sparsity: float | None = None
+    notes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Artifact:

@@ -16,24 +16,28 @@ ALLOWED = {
     "types": set(),
     "files": {"qexp.types"},
     "launch": set(),
+    "coding": {"qexp.types"},
+    "coded_file": {"qexp.coding", "qexp.types"},
     "errors": {"qexp.types"},
     "cli": {"qexp.errors", "qexp.types", "qexp.worker"},
     "worker": {"qexp.types"},
     "data": BASIC,
     "model": BASIC,
-    "onnx_file": {"qexp.types"},
-    "engine": BASIC | {"qexp.onnx_file"},
+    "onnx_file": {"qexp.coded_file", "qexp.types"},
+    "engine": BASIC | {"qexp.coded_file", "qexp.onnx_file"},
     "tracking": BASIC,
     "method": BASIC
-    | {"qexp.data.base", "qexp.data.loaders", "qexp.model.base", "qexp.model.classifier", "qexp.model.trainer", "qexp.onnx_file"},
+    | {"qexp.data.base", "qexp.data.loaders", "qexp.model.base", "qexp.model.classifier", "qexp.model.trainer"}
+    | {"qexp.coded_file", "qexp.coding", "qexp.onnx_file"},
     "measure": BASIC | {"qexp.launch", "qexp.engine.base", "qexp.data.pixels"},
     "report": BASIC | {"qexp.errors", "qexp.tracking.store", "qexp.tracking.sync"},
     "search": BASIC | {"qexp.tracking.store", "qexp.report.best", "qexp.report.table", "qexp.jobs.reuse"},
     "": {"qexp.loading"},  # qexp/__init__.py, for type checkers
-    "loading": BASIC | {"qexp.engine.base", "qexp.data.pixels"},
+    "loading": BASIC | {"qexp.coded_file", "qexp.engine.base", "qexp.data.pixels"},
     "serving": {"qexp.types", "qexp.loading"},
     "deploy": BASIC
-    | {"qexp.loading", "qexp.engine.base", "qexp.data.pixels", "qexp.measure.timing", "qexp.measure.machine", "qexp.tracking.store"},
+    | {"qexp.coded_file", "qexp.loading", "qexp.engine.base", "qexp.data.pixels"}
+    | {"qexp.measure.timing", "qexp.measure.machine", "qexp.tracking.store"},
     "jobs": BASIC
     | {"qexp.cli", "qexp.errors", "qexp.launch", "qexp.data.base", "qexp.data.loaders", "qexp.engine.base", "qexp.method.base"}
     | {"qexp.model.base", "qexp.model.baseline", "qexp.model.classifier", "qexp.model.trainer", "qexp.measure.base", "qexp.measure.machine"}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qexp.coded_file import plain
 from qexp.data import pixels
 from qexp.deploy.readme import readme
 from qexp.engine.base import Engine
@@ -26,6 +27,7 @@ ENGINE_HEADER = '''"""Loads the network as qexp did when it was measured."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,11 +49,12 @@ def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: ti
     if alone is None:
         raise UserError(f"{engine.name} compiles when it loads, which takes more than its library. Choose another engine.")
     functions, arguments = alone
-    old = previous(to)
+    old, file = previous(to), plain(artifact.folder / executable.file)
+    stored = file.read_bytes() if isinstance(file, Path) else file.getvalue()  # decoded, for a device without the decoder
     packages = {package: metadata.version(package).partition("+")[0] for package in (*engine.packages, "numpy", "pillow")}
     data = artifact.data
     about = {
-        "artifact": artifact.key, "file": executable.file, "sha256": artifact.files[executable.file], "engine": engine.name,
+        "artifact": artifact.key, "file": executable.file, "sha256": hashlib.sha256(stored).hexdigest(), "engine": engine.name,
         "arguments": arguments, "modules": engine.modules, "batch": executable.batch, "threads": executable.threads,
         "rules": asdict(rules), "params": artifact.params, "commit": machine.environment(Path(__file__).parents[2])["commit"],
     }  # fmt: skip
@@ -71,7 +74,7 @@ def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: ti
         with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as partial:
             for name, text in texts.items():
                 (Path(partial) / name).write_text(text)
-            shutil.copyfile(artifact.folder / executable.file, Path(partial) / executable.file)  # its own, as it goes elsewhere
+            (Path(partial) / executable.file).write_bytes(stored)
             to.mkdir(exist_ok=True)
             for name in old:
                 (to / name).unlink(missing_ok=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qexp.coded_file import plain
 from qexp.engine.base import Engine, Run
 from qexp.engine.torch_common import check_device, device_memory_mb, known_device, numpy_call, operator_table, set_threads
 from qexp.types import Wants
@@ -44,7 +46,7 @@ class Eager(Engine):
         torch.export.load(archive).module()(torch.zeros(1))
 
     def load(self, file: Path, threads: int) -> Run:
-        return load_graph(file, threads, self.device)
+        return load_graph(plain(file), threads, self.device)
 
     def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
         return (set_threads, numpy_call, load_graph), {"device": self.device}
@@ -56,7 +58,7 @@ class Eager(Engine):
         return device_memory_mb(self.device)
 
 
-def load_graph(file: Path, threads: int, device: str) -> Run:
+def load_graph(file: Path | io.BytesIO, threads: int, device: str) -> Run:
     import torch
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
     from torch.export.passes import move_to_device_pass

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qexp.coded_file import plain
 from qexp.engine.base import Engine, Run, in_batches_of
 from qexp.types import Artifact, UserError, Wants
 
@@ -28,7 +29,7 @@ class ExecuTorch(Engine):
         from executorch.exir import to_edge_transform_and_lower
         from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
 
-        graph = torch.export.load(artifact.folder / artifact.graph).module()
+        graph = torch.export.load(plain(artifact.folder / artifact.graph)).module()
         try:
             with torch.no_grad():
                 program = torch.export.export(graph, (torch.zeros(batch, *artifact.data.input_shape),))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qexp.coded_file import plain
 from qexp.engine.base import Engine, Run, in_batches_of
 from qexp.engine.torch_common import check_device, device_memory_mb, known_device, numpy_call, operator_table, set_threads
 from qexp.types import Artifact, Unsupported, UserError, Wants
@@ -71,7 +72,7 @@ class Inductor(Engine):
         }  # fmt: skip
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", COPY_WARNING)
-            program = torch.export.export(torch.export.load(artifact.folder / artifact.graph).module(), (x,))
+            program = torch.export.export(torch.export.load(plain(artifact.folder / artifact.graph)).module(), (x,))
             if self.device != "cpu":
                 program = move_to_device_pass(program, self.device)
             assert program.example_inputs is not None
@@ -103,7 +104,7 @@ class Inductor(Engine):
         import torch
         from torch.export.passes import move_to_device_pass
 
-        program = torch.export.load(file)
+        program = torch.export.load(plain(file))
         if self.device != "cpu":
             program = move_to_device_pass(program, self.device)
         graph = program.module(check_guards=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qexp.coded_file import plain
 from qexp.engine.base import Engine, Run
 from qexp.onnx_file import write_onnx
 from qexp.types import Artifact, Unsupported, UserError, Wants, nearest
@@ -46,19 +48,20 @@ class OnnxRuntime(Engine):
         write_onnx(artifact.folder / artifact.graph, artifact.data.input_shape, file)
 
     def load(self, file: Path, threads: int) -> Run:
-        return load_session(file, threads, PROVIDERS[self.provider])
+        return load_session(plain(file), threads, PROVIDERS[self.provider])
 
     def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
         return (load_session,), {"provider": PROVIDERS[self.provider]}
 
 
-def load_session(file: Path, threads: int, provider: str) -> Run:
+def load_session(file: Path | io.BytesIO, threads: int, provider: str) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
+    model = file.getvalue() if isinstance(file, io.BytesIO) else str(file)
+    session = onnxruntime.InferenceSession(model, options, providers=[provider])
     name = session.get_inputs()[0].name
 
     def run(x: np.ndarray) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qexp.coded_file import plain
 from qexp.engine.base import Engine, Run
 from qexp.onnx_file import BFLOAT16_OPSET, write_onnx
 from qexp.types import Artifact, Unsupported, Wants
@@ -33,20 +35,22 @@ class OpenVino(Engine):
         write_onnx(artifact.folder / artifact.graph, artifact.data.input_shape, file, opset)
 
     def load(self, file: Path, threads: int) -> Run:
-        return load_model(file, threads)
+        return load_model(plain(file), threads)
 
     def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
         return (load_model,), {}
 
 
-def load_model(file: Path, threads: int) -> Run:
+def load_model(file: Path | io.BytesIO, threads: int) -> Run:
     import openvino
 
     # Left to itself it computes fp32 networks in bfloat16 where the processor can; told f32, it keeps to the graph's own types.
     options: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
     }  # fmt: skip
-    request = openvino.Core().compile_model(str(file), "CPU", options).create_infer_request()
+    core = openvino.Core()
+    model = core.read_model(file) if isinstance(file, io.BytesIO) else str(file)
+    request = core.compile_model(model, "CPU", options).create_infer_request()
 
     def run(x: np.ndarray) -> np.ndarray:
         return np.array(next(iter(request.infer([x], share_inputs=True).values())))

@@ -11,6 +11,7 @@ class Coverage(Measure):
     def measure(self, bench: Bench) -> list[Measurement]:
         artifact = bench.subject.artifact
         quantized = [layer for layer in artifact.layers if layer.quantized]
+        bench.notes.update(artifact.notes)
         for name in artifact.files:
             if name.endswith((".csv", ".yaml")):  # what its method wrote for people
                 bench.texts[name] = (artifact.folder / name).read_text()
@@ -22,4 +23,6 @@ class Coverage(Measure):
         ]
         if bench.baseline and artifact.macs:
             found.append(Measurement("macs_ratio", bench.baseline.artifact.macs / artifact.macs, "x"))
+        if artifact.sparsity is not None:
+            found.append(Measurement("sparsity", artifact.sparsity, "fraction"))
         return found

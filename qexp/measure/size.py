@@ -10,6 +10,8 @@ import zstandard
 from qexp.measure.base import Bench, Measure
 from qexp.types import Measurement
 
+WHENCE = {False: "estimated", True: "measured"}
+
 
 class Size(Measure):
     """zstd_level: 1 (fast) to 22 (small)."""
@@ -22,8 +24,8 @@ class Size(Measure):
         size = file.stat().st_size
         compressed = len(zstandard.ZstdCompressor(level=self.zstd_level, threads=-1).compress(file.read_bytes()))
         artifact = bench.subject.artifact
-        # At less than 8 bits weights lie packed in the file; at 8, engines add to them what their kernels need.
-        packed = (tensor_bytes(file), "measured") if artifact.simulated else (artifact.packed_bytes, "estimated")
+        # At less than 8 bits weights lie packed in the file; at 8, engines add to them what their kernels need. Coded ones were counted.
+        packed = (tensor_bytes(file), "measured") if artifact.simulated else (artifact.packed_bytes, WHENCE[artifact.coded])
         found = [
             Measurement("size_mb", size / 1e6, "MB"),
             Measurement("packed_size_mb", packed[0] / 1e6, "MB", packed[1]),

@@ -17,7 +17,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.utils.flop_counter import FlopCounterMode
 
-from qexp import onnx_file
+from qexp import coded_file, coding, onnx_file
+from qexp.coded_file import coded_bytes, graph_pieces, is_coded, write_coded, zeros_share
 from qexp.data.base import ImageData
 from qexp.files import building, check_digests, code_digest, file_digest, write_json
 from qexp.method.bits import BitWidths
@@ -39,7 +40,8 @@ class Compressed:
     """What a method wrote into the artifact's folder: the graph's file name and each layer's number formats.
 
     files: names of what lies beside the graph; label: where it is not the method's, known only now; facts: what layers.csv says of
-    each layer, by column; network: the fp32 one that the graph was made from, where it is not the one that was given.
+    each layer, by column; notes: what records say of it, by name; network: the fp32 one that the graph was made from, where it is not
+    the one that was given.
     """
 
     graph: str
@@ -48,6 +50,7 @@ class Compressed:
     files: tuple[str, ...] = ()
     label: str = ""
     facts: Mapping[str, Facts] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
     network: nn.Module | None = None
 
 
@@ -142,7 +145,7 @@ def artifact_name(method: Method, data: ImageData, wants: Wants, source: dict[st
 def _folder_name(method: str, bits: int | str, wants: Wants, source: dict[str, Any], data: ImageData, options: dict[str, Any]) -> str:
     key = digest([
         method, bits, repr(wants), options, source, data.spec.to_json(), data.calibration_images,
-        code_digest(Path(__file__).parent, Path(onnx_file.__file__)), torch.__version__,
+        code_digest(Path(__file__).parent, *(Path(str(module.__file__)) for module in (onnx_file, coded_file, coding))), torch.__version__,
     ])  # fmt: skip
     width = f"{bits}bit" if isinstance(bits, int) else bits
     return f"{source['model']}-{method}-{width}-{wants.formats[0]}-{key[:10]}".replace("/", "_")
@@ -162,12 +165,15 @@ def write_artifact(
         }
         (folder / FACTS_FILE).write_text(layers_csv(compressed.layers, known))
         names = (compressed.graph, FACTS_FILE, *compressed.files)
+        graph = folder / compressed.graph
+        coded, packed = is_coded(graph), packed_bytes(result, compressed.layers)
         artifact = Artifact(
             folder=folder, key=target.name, form=wants, graph=compressed.graph, model=source["model"], method=method.name,
             bits=method.bits, label=compressed.label or method.label(wants), data=data.spec, layers=compressed.layers,
-            parameters=parameters, macs=count_macs(result, data)[""], packed_bytes=packed_bytes(result, compressed.layers),
+            parameters=parameters, macs=count_macs(result, data)[""], packed_bytes=coded_bytes(graph) if coded else packed,
             reference=reference, files={name: file_digest(folder / name) for name in names}, source=source,
-            versions=versions(*PACKAGES), simulated=compressed.simulated, random_weights=source["weights"] == "random",
+            versions=versions(*PACKAGES), simulated=compressed.simulated, random_weights=source["weights"] == "random", coded=coded,
+            sparsity=zeros_share(graph) if compressed.graph.endswith(".pt2") else None, notes=dict(compressed.notes),
         )  # fmt: skip
         write_json(folder / "artifact.json", artifact.to_json())
 
@@ -244,8 +250,11 @@ def fold_batch_norms(graph: Any) -> GraphModule:
     return convert_pt2e(prepare_pt2e(graph, Nothing()))
 
 
-def save_graph(program: ExportedProgram, file: Path) -> None:
-    """Write a `.pt2` without the debug information (source lines and module paths) that would dwarf a small network."""
+def save_graph(program: ExportedProgram, file: Path, coded: bool = False) -> None:
+    """Write a `.pt2` without the debug information (source lines and module paths) that would dwarf a small network.
+
+    coded: in the form of qexp.coded_file, small where weights are zero or shared.
+    """
     for module in program.graph_module.modules():
         if isinstance(module, GraphModule):
             for node in module.graph.nodes:
@@ -256,9 +265,11 @@ def save_graph(program: ExportedProgram, file: Path) -> None:
     torch.export.save(program, whole)
     with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(file, "w") as compressed:
         for entry in archive.infolist():  # the text of the graph, which would be larger than a small network's weights
-            text = entry.filename.endswith(".json")
+            text = entry.filename.endswith(".json") and not coded
             compressed.writestr(entry, archive.read(entry), zipfile.ZIP_DEFLATED if text else zipfile.ZIP_STORED)
     whole.unlink()
+    if coded:
+        write_coded(file, graph_pieces(file))
 
 
 def with_formats(layers: tuple[Layer, ...], formats: dict[str, tuple[str, str]]) -> tuple[Layer, ...]:

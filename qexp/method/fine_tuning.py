@@ -22,7 +22,8 @@ from qexp.types import UserError, digest
 
 
 class Student(Classifier):
-    """The network being trained, with an uncompressed one as its teacher. Methods add to `parameter_groups`, and to `after_step`.
+    """The network being trained, with an uncompressed one as its teacher. Methods add to `parameter_groups`, and to `after_step`; those
+    that compress it on the way say by `complete` whether it is what it shall become, and may be kept.
 
     distillation: share of the loss that asks for the teacher's logits instead of the labels (Hinton et al., 2015), at `temperature`.
     """
@@ -91,7 +92,8 @@ class FineTuning:
         if self.recipe["epochs"]:
             with keeping_freed_memory():
                 self._train(trained, teacher, data, checkpoints, student)
-        trained.cpu().eval()
+        # Training may have changed the order of memory, which torch.export warns of when it saves.
+        trained.cpu().to(memory_format=torch.contiguous_format).eval()
 
     def _train(self, trained: nn.Module, teacher: nn.Module, data: ImageData, checkpoints: Path, student: Callable[..., Student]) -> None:
         recipe: Any = instantiate(self.recipe)

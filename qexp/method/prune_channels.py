@@ -46,6 +46,7 @@ class PruneChannels(NetworkMethod):
     """
 
     name = "prune_channels"
+    fine_tuning: FineTuning
 
     def __init__(
         self, recipe: DictConfig, trainer: DictConfig, ratio: float = 2.0, target: str = "macs", importance: str = "l2",

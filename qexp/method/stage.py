@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qexp.data.base import ImageData
-from qexp.method.base import Compressed, Method, export, layer_table, save_graph
+from qexp.method.base import WEIGHTED, Compressed, Method, export, layer_table, save_graph
 from qexp.method.fine_tuning import FineTuning
 from qexp.model.base import load_weights, read_weights
 from qexp.types import UserError, Wants
@@ -22,13 +22,14 @@ WEIGHTS_FILE = "weights.safetensors"
 
 
 class NetworkMethod(Method):
-    """fine_tuning: how the network is trained after what the method does to it, or between its steps."""
+    """fine_tuning: how the network is trained after what the method does to it, or between its steps; coded: whether its weights are
+    stored as of qexp.coding."""
 
     supported_bits = (32,)
 
-    def __init__(self, fine_tuning: FineTuning | None = None, **common: Any):
+    def __init__(self, fine_tuning: FineTuning | None = None, coded: bool = False, **common: Any):
         super().__init__(**common)
-        self.fine_tuning = fine_tuning
+        self.fine_tuning, self.coded = fine_tuning, coded
 
     @property
     def options(self) -> dict[str, Any]:
@@ -36,6 +37,13 @@ class NetworkMethod(Method):
 
     def label(self, wants: Wants) -> str:
         return self.name
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What its records say of it, by name."""
+        if not self.coded:
+            return {}
+        return {"coded": "zeros and shared values make the file small, not the network fast: it is decoded when loaded, and computed dense"}
 
     @abstractmethod
     def transform(self, network: nn.Module, data: ImageData, folder: Path) -> nn.Module:
@@ -47,11 +55,23 @@ class NetworkMethod(Method):
     def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
         result = self.transform(network, data, folder)
         files = tuple(sorted(file.name for file in folder.iterdir()))
-        saved = save_network(result, network, data, folder)
-        return replace(saved, files=(*saved.files, *files))
+        saved = save_network(result, network, data, folder, self.coded)
+        return replace(saved, files=(*saved.files, *files), notes=self.notes)
 
 
-def save_network(result: nn.Module, network: nn.Module, data: ImageData, folder: Path) -> Compressed:
+def weights_of(network: nn.Module, first_last: bool = True) -> dict[str, Tensor]:
+    """The weight of each convolution and linear layer by its name; first_last: those of the first and the last layer too.
+
+    Errors: UserError where the network has none.
+    """
+    found = {name: module.weight for name, module in network.named_modules() if isinstance(module, WEIGHTED)}
+    chosen = found if first_last else dict(list(found.items())[1:-1])
+    if not chosen:
+        raise UserError(f"{type(network).__name__} has no convolution or linear layer whose weights could be changed.")
+    return chosen
+
+
+def save_network(result: nn.Module, network: nn.Module, data: ImageData, folder: Path, coded: bool = False) -> Compressed:
     """Write the graph of `result`, which was made from `network`, and the weights from which `restore` makes it again.
 
     Errors: UserError where these do not tell what it computes.
@@ -61,7 +81,7 @@ def save_network(result: nn.Module, network: nn.Module, data: ImageData, folder:
     with torch.no_grad():
         if not torch.equal(restore(network, folder / WEIGHTS_FILE)(images), result(images)):
             raise UserError(f"{type(network).__name__} computes something else with the shapes of these weights: it cannot be pruned.")
-    save_graph(export(result, data), folder / "model.pt2")
+    save_graph(export(result, data), folder / "model.pt2", coded)
     return Compressed("model.pt2", layer_table(result, data), files=(WEIGHTS_FILE,), network=result)
 
 

@@ -118,7 +118,15 @@ def best_and_last(folder: Path) -> list[ModelCheckpoint]:
     Two of them, in this order: `save_last` of Lightning's saves only those epochs that were the best.
     """
     options: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    return [ModelCheckpoint(folder, "best", monitor="val_top1", mode="max", **options), ModelCheckpoint(folder, "last", **options)]
+    return [_Best(folder, "best", monitor="val_top1", mode="max", **options), ModelCheckpoint(folder, "last", **options)]
+
+
+class _Best(ModelCheckpoint):
+    """Of the epochs after which the network is what it shall become: one half pruned is better, and not what was asked for."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if getattr(pl_module, "complete", True):
+            super().on_train_epoch_end(trainer, pl_module)
 
 
 class _AtomicCheckpoints(TorchCheckpointIO):

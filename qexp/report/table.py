@@ -21,7 +21,8 @@ NOISY = 0.1  # interquartile range over the median above which a latency is flag
 @dataclass(frozen=True)
 class Column:
     """title: over the column; metric: a record's metric; format: of its value; best: `min`, `max` or none; interval: metrics
-    that bound it, so that rows whose intervals overlap are not ranked; if_changed: a ratio that must not be 1 in all rows."""
+    that bound it, so that rows whose intervals overlap are not ranked; if_changed: a metric that
+    must not be `unchanged` in all rows."""
 
     title: str
     metric: str
@@ -29,6 +30,7 @@ class Column:
     best: Callable[..., Record] | None = None
     interval: tuple[str, str] | None = None
     if_changed: str = ""
+    unchanged: float = 1
 
 
 def percent(value: float) -> str:
@@ -39,6 +41,10 @@ def significant(value: float) -> str:
     """Three significant digits, without an exponent; all digits before the point."""
     exponent = int(f"{value:.2e}".partition("e")[2])
     return f"{value:.{max(0, 2 - exponent)}f}"
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def times(value: float) -> str:
@@ -59,7 +65,8 @@ COLUMNS = (
     Column("faster", "speedup", times, max, ("speedup_low", "speedup_high")),
     Column("vs fp32", "speedup_vs_best_fp32", times, max, ("speedup_vs_best_fp32_low", "speedup_vs_best_fp32_high")),
     Column("memory MB", "memory_mb", significant, min),
-    Column("low-bit", "quantized_macs_share", lambda v: f"{100 * v:.0f} %"),
+    Column("low-bit", "quantized_macs_share", share),
+    Column("zeros", "sparsity", share, if_changed="sparsity", unchanged=0),
 )
 NAMES = {"model": "model", "label": "method", "engine": "engine", "batch_size": "batch"}
 # Columns of their own where a sweep goes through them, or its jobs ran on several machines.
@@ -89,7 +96,8 @@ def table(records: list[Record]) -> tuple[list[str], list[list[str]], list[list[
 
 
 def _shows(column: Column, record: Record) -> bool:
-    return column.metric in record.metrics and (not column.if_changed or record.metrics.get(column.if_changed, 1) != 1)
+    changed = not column.if_changed or record.metrics.get(column.if_changed, column.unchanged) != column.unchanged
+    return changed and column.metric in record.metrics
 
 
 def names_of(records: list[Record]) -> dict[str, str]:

@@ -101,6 +101,21 @@ def test_shares_without_any_quantised_layer_are_zero(
     assert values["quantized_params_share"] == values["quantized_macs_share"] == 0
 
 
+def test_zeros_and_notes_of_the_artifact_are_in_the_record(
+    make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]
+) -> None:
+    bench = make_bench(Fake(), artifact=make_artifact(sparsity=0.25, notes={"coded": "computed dense"}))
+    assert by_name(Coverage().measure(bench))["sparsity"] == 0.25 and bench.notes["coded"] == "computed dense"
+
+
+def test_the_size_of_coded_weights_was_measured(make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]) -> None:
+    kinds = []
+    for coded in (False, True):
+        found = Size(1).measure(make_bench(Fake(), artifact=make_artifact(f"coded {coded}", coded=coded, packed_bytes=2000)))
+        kinds += [(m.value, m.kind) for m in found if m.name == "packed_size_mb"]
+    assert kinds == [(0.002, "estimated"), (0.002, "measured")]
+
+
 def test_operations_are_compared_with_the_baselines(make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(Fake(), baseline=Fake(), artifact=make_artifact("pruned", macs=4000))
     values = coverage(bench)

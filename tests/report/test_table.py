@@ -155,6 +155,13 @@ def test_markdown_reads_back() -> None:
     assert after.split("\n\n") == ["unsupported: vgg · ternary: no 2 bits", "failed: vgg · bad: crashed"]
 
 
+def test_zeros_have_a_column_where_weights_were_pruned() -> None:
+    dense, pruned = record("fp32", sparsity=0.0), record("prune", sparsity=0.6)
+    assert "zeros" not in table([dense, dense])[0]
+    titles, cells, _ = table([dense, pruned])
+    assert [row[titles.index("zeros")] for row in cells] == ["0 %", "60 %"]
+
+
 def test_csv_reads_back_unrounded() -> None:
     third = record("third", latency_ms=1 / 3, top1=0.1 + 0.2)
     bad = record("bad", status="failed", reason='said "no", twice\nand left')

@@ -1,0 +1,138 @@
+"""Coded files give back the plain ones byte for byte, whatever engine reads them."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from qexp.coded_file import Piece, coded_bytes, graph_pieces, is_coded, plain, write_coded, zeros_share
+from qexp.coding import encode
+from qexp.engine.eager import Eager
+from qexp.engine.onnxruntime import OnnxRuntime
+from qexp.engine.openvino import OpenVino
+from qexp.method.base import save_graph
+from qexp.onnx_file import pieces, write_onnx
+from qexp.types import UserError
+
+
+class Net(nn.Module):
+    """Weights of several sizes, one that is used twice, and whole numbers among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.second = nn.Conv2d(16, 32, 3, padding=1)
+        self.linear = nn.Linear(32, 10)
+        with torch.no_grad():
+            self.second.weight.mul_(self.second.weight > 0.02)
+            self.first.weight.copy_((self.first.weight * 20).round() / 20)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.second(self.norm(self.first(x)).relu()).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture(scope="module")
+def files(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The network plain and coded."""
+    folder = tmp_path_factory.mktemp("files")
+    shapes = ({0: torch.export.Dim("batch")},)
+    for name, coded in (("plain.pt2", False), ("coded.pt2", True)):
+        save_graph(torch.export.export(network, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=shapes), folder / name, coded)
+    return folder / "plain.pt2", folder / "coded.pt2"
+
+
+def images(count: int = 5) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, 3, 8, 8), dtype=np.float32)
+
+
+def test_bytes_come_back(tmp_path: Path, files: tuple[Path, Path]) -> None:
+    original = files[0].read_bytes()
+    copy = tmp_path / "copy"
+    copy.write_bytes(original)
+    write_coded(copy, graph_pieces(files[0]))
+    stored = plain(copy)
+    assert is_coded(copy) and isinstance(stored, io.BytesIO) and stored.getvalue() == original
+    assert len(copy.read_bytes()) < 0.8 * len(original)
+
+
+def test_a_plain_file_is_read_as_it_is(files: tuple[Path, Path]) -> None:
+    assert not is_coded(files[0]) and plain(files[0]) == files[0]
+
+
+def test_arrays_lie_where_pieces_say(network: nn.Module, files: tuple[Path, Path]) -> None:
+    data = files[0].read_bytes()
+    held = {data[piece.offset : piece.offset + piece.size] for piece in graph_pieces(files[0])}
+    floats = [value for value in network.state_dict().values() if value.dtype == torch.float32]
+    assert held == {value.numpy().tobytes() for value in floats}
+
+
+def test_zeros_are_those_of_the_layers(network: nn.Module, files: tuple[Path, Path]) -> None:
+    layers = np.concatenate([value.numpy().reshape(-1) for value in network.state_dict().values() if value.ndim > 1])
+    assert [zeros_share(file) for file in files] == [float((layers == 0).mean())] * 2 and (layers == 0).mean() > 0.1
+
+
+def test_the_function_is_the_same_in_every_bit(network: nn.Module, files: tuple[Path, Path]) -> None:
+    x = images()
+    with torch.inference_mode():
+        expected = torch.export.load(files[0]).module()(torch.from_numpy(x)).numpy()
+    assert (Eager().load(files[1], 1)(x) == expected).all()
+    assert np.allclose(expected, network(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", [OnnxRuntime(), OpenVino()], ids=lambda engine: engine.name)
+def test_onnx_of_a_coded_graph_is_coded(engine: OnnxRuntime | OpenVino, files: tuple[Path, Path], tmp_path: Path) -> None:
+    for file, name in zip(files, ("plain.onnx", "coded.onnx"), strict=True):
+        write_onnx(file, (3, 8, 8), tmp_path / name)
+    small, whole = tmp_path / "coded.onnx", tmp_path / "plain.onnx"
+    assert is_coded(small) and not is_coded(whole) and small.stat().st_size < 0.7 * whole.stat().st_size
+    stored = plain(small)
+    assert isinstance(stored, io.BytesIO) and stored.getvalue() == whole.read_bytes()
+    assert (engine.load(small, 1)(images()) == engine.load(whole, 1)(images())).all()
+
+
+def test_pieces_of_onnx_are_its_initializers(files: tuple[Path, Path], tmp_path: Path) -> None:
+    write_onnx(files[0], (3, 8, 8), tmp_path / "m.onnx")
+    data = (tmp_path / "m.onnx").read_bytes()
+    expected = [onnx.numpy_helper.to_array(c) for c in onnx.load(tmp_path / "m.onnx").graph.initializer if c.data_type == 1]
+    found = [np.frombuffer(data, np.float32, p.size // 4, p.offset) for p in pieces(tmp_path / "m.onnx")]
+    assert len(found) == len(expected) > 3 and all((a == b.reshape(-1)).all() for a, b in zip(found, expected, strict=True))
+
+
+def test_weights_are_counted_as_they_are_stored(files: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(files[0]) as archive:
+        whole = sum(entry.file_size for entry in archive.infolist() if "/weight_" in entry.filename)
+    assert whole / 4 < coded_bytes(files[1]) < 0.6 * whole
+
+
+@pytest.mark.parametrize("damage", ["cut", "index", "graph", "array", "swapped"])
+def test_a_damaged_file_is_refused(damage: str, files: tuple[Path, Path], tmp_path: Path) -> None:
+    data = bytearray(files[1].read_bytes())
+    if damage == "cut":
+        data = data[:-10]
+    elif damage == "swapped":  # every part is whole, but two belong elsewhere
+        values = np.random.default_rng(0).standard_normal(1000).round().astype(np.float32)
+        file, codes = tmp_path / "two", [encode(array.reshape(1, -1)) for array in (values, np.roll(values, 500))]
+        file.write_bytes(values.tobytes() + np.roll(values, 500).tobytes())
+        write_coded(file, [Piece(0, 4000, 1), Piece(4000, 4000, 1)])
+        data = bytearray(file.read_bytes().replace(b"".join(codes), codes[1] + codes[0]))
+        assert len(codes[0]) == len(codes[1]) and data != file.read_bytes()
+    else:
+        data[{"index": 30, "graph": len(data) // 2, "array": -20}[damage]] ^= 1
+    broken = tmp_path / "broken.pt2"
+    broken.write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        plain(broken)
