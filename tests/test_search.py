@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -265,7 +266,9 @@ def started(folder: Path, *more: str) -> Any:
 def ended(folder: Path, *more: str) -> str:
     process = started(folder, *more)
     process.join(600)
-    log = (folder / "log.txt").read_text()
+    lines = (folder / "log.txt").read_text().splitlines(keepends=True)
+    # joblib's folders would go when the interpreter ends, which a process of multiprocessing skips.
+    log = "".join(line for line in lines if "resource_tracker" not in line)
     assert process.exitcode == 0 and "Traceback" not in log and "Warning" not in log and "[I " not in log, log
     return log
 
@@ -354,3 +357,11 @@ def test_trials_run_side_by_side(whole: Path, tmp_path: Path) -> None:
     assert sum(result["ended"].values()) == len(records) == 4 and "#0 " in log and "#3 " in log
     everything = {(r.label, r.status, r.metrics.get("val_top1"), r.metrics.get("size_mb")) for r in found(whole)[1]}
     assert {(r.label, r.status, r.metrics.get("val_top1"), r.metrics.get("size_mb")) for r in records} <= everything
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--cfg", "hydra", "experiment=search", "model=resnet8"]])
+def test_what_runs_nothing_imports_no_optuna(words: list[str]) -> None:
+    line = [sys.executable, "-X", "importtime", str(Path(compress.__file__)), *words]
+    imported = subprocess.run(line, capture_output=True, text=True, check=True).stderr
+    modules = {row.rpartition("|")[2].strip() for row in imported.splitlines()}
+    assert "qexp.cli" in modules and not modules & {"optuna", "sqlalchemy", "torch", "qexp.search.search"}
