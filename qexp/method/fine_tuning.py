@@ -57,13 +57,16 @@ class Student(Classifier):
 
 
 class FineTuning:
-    """recipe: epochs (0: none), batch_size, optimizer and scheduler; trainer: options of Lightning's Trainer, precision `auto` being
-    fp32 here, since bf16 moves weights away from what was found for them; distillation, temperature: as of `Student`.
+    """recipe: epochs (0: none), batch_size, optimizer and scheduler; trainer: options of Lightning's Trainer; distillation, temperature:
+    as of `Student`; exact: whether precision `auto` is fp32, for networks that are deployed in the very numbers that they are trained in.
 
     Errors: UserError for shares beyond 0 to 1 and a temperature that is not above 0.
     """
 
-    def __init__(self, recipe: DictConfig, trainer: DictConfig, distillation: float = 0.0, temperature: float = 4.0, seed: int = 0):
+    def __init__(
+        self, recipe: DictConfig, trainer: DictConfig, distillation: float = 0.0, temperature: float = 4.0, seed: int = 0,
+        exact: bool = False,
+    ):  # fmt: skip
         if not 0 <= distillation <= 1 or temperature <= 0:
             raise UserError(
                 f"distillation={distillation}, temperature={temperature}: a share lies between 0 and 1, and a temperature above 0."
@@ -73,7 +76,7 @@ class FineTuning:
         if not isinstance(epochs, int) or epochs < 0:
             raise UserError(f"The recipe's epochs are {epochs}; give a whole number, 0 for no fine-tuning.")
         self.trainer = trainer  # where it is trained, which does not belong to what is trained
-        self.precision = "32-true" if trainer["precision"] == "auto" else trainer["precision"]
+        self.precision = "32-true" if exact and trainer["precision"] == "auto" else trainer["precision"]
         self.distillation, self.temperature, self.seed = distillation, temperature, seed
 
     @property

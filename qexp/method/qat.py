@@ -45,7 +45,7 @@ class QAT(Quantization):
             raise UserError("method.weights=pact: PACT learns where activations are clipped. Give lsq or moving_average for weights.")
         if not 0 <= freeze_norms <= 1:
             raise UserError(f"freeze_norms={freeze_norms} is out of range; give a share of the epochs between 0 and 1.")
-        self.fine_tuning = FineTuning(recipe, trainer, distillation, temperature, seed)
+        self.fine_tuning = FineTuning(recipe, trainer, distillation, temperature, seed, exact=True)
         self.activations, self.weights, self.freeze_norms = activations, weights, freeze_norms
 
     @property
