@@ -94,10 +94,10 @@ class Reference:
         except FileNotFoundError:
             return None
         listed: list[dict[str, Any]] = values["rows"]
-        jobs = {int(run.folder.name): run.record for run in runs}
+        jobs = {int(run.folder.name): run.record for run in runs if run.folder.name.isdigit()}  # others are devices'
         places = {row["name"]: place for place, row in enumerate(listed)}
         rows = []
-        for job in range(-(-(max(jobs) + 1) // len(listed)) * len(listed)):
+        for job in range(-(-(max(jobs, default=0) + 1) // len(listed)) * len(listed)):
             place = job % len(listed)
             base = places[listed[place].get("against", listed[0]["name"])]
             compared = {"base": None, "our_base": None}
