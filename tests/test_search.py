@@ -359,8 +359,12 @@ def test_trials_run_side_by_side(whole: Path, tmp_path: Path) -> None:
     assert process.returncode == 0 and "Traceback" not in log and "Warning" not in log, log
     result, records = found(tmp_path)
     assert sum(result["ended"].values()) == len(records) == 4 and "#0 " in log and "#3 " in log
-    everything = {(r.label, r.status, r.metrics.get("val_top1"), r.metrics.get("size_mb")) for r in found(whole)[1]}
-    assert {(r.label, r.status, r.metrics.get("val_top1"), r.metrics.get("size_mb")) for r in records} <= everything
+
+    def told(record: Record) -> tuple[Any, ...]:
+        size = record.metrics.get("size_mb")  # the compressed text of a graph differs by some bytes from process to process
+        return record.label, record.status, record.metrics.get("val_top1"), size and round(size, 4)
+
+    assert {told(each) for each in records} <= {told(each) for each in found(whole)[1]}
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "hydra", "experiment=search", "model=resnet8"]])

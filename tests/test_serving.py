@@ -61,6 +61,7 @@ def test_a_run_and_a_registered_version_are_loaded_from_mlflow(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     import mlflow
 
+    mlflow.set_tracking_uri(database)  # Lightning's logger of an earlier test may have set another, which goes before the environment
     mlflow.register_model(uri, "animals")
     assert qexp.load("models:/animals/1").predict(picture) == expected
     with pytest.raises(UserError, match="does not give models:/animals/2.*MLFLOW_TRACKING_URI"):
