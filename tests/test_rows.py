@@ -37,7 +37,7 @@ def test_every_row_is_a_job_for_each_value_of_the_command_line(run: Run, tmp_pat
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
     made = [(r.params["batch_size"], r.params["method"], r.params["bits"]) for r in read_records(sweep)]
     assert made == [(batch, *what) for batch in (1, 2) for what in (("none", 32), ("static", 8), ("static", 4))]
-    assert "### A table" in (sweep / "results.md").read_text()
+    assert "## A table" in (sweep / "results.md").read_text()
 
 
 def found(*records: Record) -> list[Found]:

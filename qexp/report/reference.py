@@ -130,7 +130,7 @@ class Reference:
     def markdown(self) -> str:
         titles, cells = self.table()
         lines = [f"| {' | '.join(title.strip() for title in titles)} |", "| --- |" + " ---: |" * (len(titles) - 1)]
-        return "\n".join([f"### {self.title}\n", *lines, *(f"| {' | '.join(row)} |" for row in cells), f"\n{LEGEND}\n"])
+        return "\n".join([f"## {self.title}\n", *lines, *(f"| {' | '.join(row)} |" for row in cells), f"\n{LEGEND}\n"])
 
 
 def _figures(row: Mapping[str, Any]) -> Figures:

@@ -34,9 +34,9 @@ def section(folder: Path, runs: list[Run], reference: Reference) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record.environment.get("versions", {}).items())
     about = [f"{record.environment.get(key)}" for key in ("cpu", "system") if record.environment.get(key)]
     return "\n".join([
-        f"## {reference.title}\n", f"```\n{record.command}\n```\n",
-        f"{record.created[:10]}; {record.params.get('threads')} threads on {', '.join(about)}; {versions}.\n",
-        reference.markdown(), "All that was measured:\n", markdown_table([run.record for run in runs]), "",
+        reference.markdown(), f"```\n{record.command}\n```\n",
+        f"{record.created[:10]}; {record.params.get('threads')} threads on {', '.join(about)}; {versions}. All that was measured:\n",
+        markdown_table([run.record for run in runs]), "",
     ])  # fmt: skip
 
 
