@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import compress
 from qexp.measure import base
-from qexp.search.objectives import values_of
+from qexp.search.objectives import ON_VALIDATION, values_of
 from qexp.search.space import Axis, Settings, Space
 from qexp.search.study import Study, opened
 from qexp.tracking.store import read_records
@@ -222,6 +222,12 @@ def test_without_optuna_the_extra_is_named(run: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "optuna", None)
     code, printed = run("-m", *PRETEND, "tracking=none", *COMMON, "bits=8,4")
     assert code == 1 and "Optuna is not installed: pip install qexp[search]" in printed
+
+
+def test_nothing_that_is_taken_on_test_images_can_be_searched_for(whole: Path) -> None:
+    """All that accuracy gives of the validation images it gives of the test images too."""
+    names = {name.removeprefix("val_") for each in found(whole)[1] for name in each.metrics if name.startswith("val_")}
+    assert {"top1", "top1_low", "mcnemar_p"} <= names <= set(ON_VALIDATION)
 
 
 def record(status: str = "finished", **more: Any) -> Record:

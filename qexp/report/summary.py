@@ -64,14 +64,14 @@ class Summary(Callback):
         runs, search = runs_of(sweep), Search.read(sweep)
         if not runs:
             return
-        records, style = [run.record for run in runs], style_of(config)
+        records, style, named = [run.record for run in runs], style_of(config), runs
         if search:
-            runs = [Run(record, run.folder) for run, record in zip(runs, search.marked(records), strict=True)]
+            named = [Run(record, run.folder) for run, record in zip(runs, search.marked(records), strict=True)]
             style = replace(style, lines=False)
         reference = Reference.read(sweep, runs)
         preface = "".join(part.markdown() for part in (search, reference) if part)
-        written = write_report(runs, sweep, f"sweep {sweep.name}", style, preface=preface)
-        show(runs, written.verdicts)
+        written = write_report(runs, sweep, f"sweep {sweep.name}", style, preface=preface, named=named)
+        show(named, written.verdicts)
         screen = Console(width=None if sys.stdout.isatty() else 170)
         if search:
             print(f"{LEGEND}\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,18 +149,18 @@ def _best(column: Column, rivals: list[Record]) -> set[int]:
     if column.best is None or not compared:
         return set()
     leader = column.best(compared, key=lambda r: r.metrics[column.metric])
-    tied = {id(r) for r in compared if _tied(column, r, leader)}
-    return tied if len(tied) < len(compared) else set()
+    best = {id(r) for r in compared if tied(r.metrics, leader.metrics, column.metric, column.format, column.interval or ())}
+    return best if len(best) < len(compared) else set()
 
 
-def _tied(column: Column, record: Record, leader: Record) -> bool:
-    """Whether the two show the same (a winner in digits that nobody sees would confuse), or their intervals overlap."""
-    ours, theirs = record.metrics, leader.metrics
-    if column.format(ours[column.metric]) == column.format(theirs[column.metric]):
+def tied(ours: Mapping[str, float], theirs: Mapping[str, float], metric: str, shown: Callable[[float], str], bounds: Sequence[str]) -> bool:
+    """Whether two runs' metrics show the same (a winner in digits that nobody sees would confuse), or the intervals that `bounds` name
+    overlap."""
+    if shown(ours[metric]) == shown(theirs[metric]):
         return True
-    if column.interval is None or not {*column.interval} <= ours.keys() & theirs.keys():
+    if not bounds or not {*bounds} <= ours.keys() & theirs.keys():
         return False
-    low, high = column.interval
+    low, high = bounds
     return ours[low] <= theirs[high] and theirs[low] <= ours[high]
 
 

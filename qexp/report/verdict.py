@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from qexp.report.axes import AXES, Axis, default_worth
 from qexp.report.pareto import knee
 from qexp.report.runs import SAME_CALL, SAME_IMAGES, Run, differing, grouped
-from qexp.report.table import percent, significant, times
+from qexp.report.table import percent, significant, tied, times
 from qexp.report.varied import told, varied
-from qexp.types import Record
 
 SIGNIFICANT = 0.05  # p-value from which on no difference is claimed
 GAINS = {"speedup": "fp32 on eager PyTorch", "speedup_vs_best_fp32": "the best fp32 engine"}
@@ -137,17 +136,10 @@ class Names:
         gains = {metrics[name]: other for name, other in reversed(GAINS.items()) if name in metrics}  # one, where both are the same engine
         faster = [f"{times(gain)} as fast as {other}" for gain, other in reversed(gains.items())] if axis.timed else []
         rivals = [run for run in rows if run is not best and axis.metric in run.record.metrics]
-        ties = [self.short(run) for run in rivals if tied(run.record, best.record, axis)]
+        bounds = (axis.low, axis.high) if axis.low else ()
+        ties = [self.short(run) for run in rivals if tied(run.record.metrics, metrics, axis.metric, significant, bounds)]
         text = f"{title}: {', '.join([self.of(best, axis, *others), *faster])}."
         return text + (f" Not told apart from it: {', '.join(dict.fromkeys(ties))}." if ties else "")
-
-
-def tied(record: Record, leader: Record, axis: Axis) -> bool:
-    """As in the table: the same digits, or intervals that overlap."""
-    ours, theirs = record.metrics, leader.metrics
-    if significant(ours[axis.metric]) == significant(theirs[axis.metric]):
-        return True
-    return bool(axis.low) and {axis.low, axis.high} <= ours.keys() & theirs.keys() and ours[axis.low] <= theirs[axis.high]
 
 
 def caution(found: Sequence[Verdict]) -> str:

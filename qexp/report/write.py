@@ -50,10 +50,12 @@ class Report:
     files: list[Path]
 
 
-def write_report(runs: Sequence[Run], folder: Path, title: str, style: Style, chosen: str = "", preface: str = "") -> Report:
-    """chosen: the conditions that the runs were filtered by; preface: Markdown before the tables. Errors: UserError where the folder
-    cannot be written to."""
-    groups = parts(runs, style.group)
+def write_report(
+    runs: Sequence[Run], folder: Path, title: str, style: Style, chosen: str = "", preface: str = "", named: Sequence[Run] = ()
+) -> Report:
+    """chosen: the conditions that the runs were filtered by; preface: Markdown before the tables; named: the runs as tables for people call
+    them, where that is not as they are. Errors: UserError where the folder cannot be written to."""
+    groups = parts(named or runs, style.group)
     found = verdicts(runs, style.points)
     tables, words = by_group(groups, markdown_table, "## {}\n\n"), [f"## Verdict\n\n{as_text(found)}"] if found else []
     markdown = preface + "\n\n".join([*tables, *words])

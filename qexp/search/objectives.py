@@ -12,7 +12,8 @@ from qexp.types import Record, UserError, nearest
 
 DIRECTIONS = ("minimize", "maximize")
 BETTER = {column.metric: "maximize" if column.best is max else "minimize" for column in COLUMNS if column.best}
-ON_VALIDATION = {name: f"val_{name}" for name in ("top1", "top5", "loss", "top1_drop", "agreement")}
+ACCURACY = ("top1", "top1_low", "top1_high", "top5", "loss", "top1_drop", "agreement", "mcnemar_p")
+ON_VALIDATION = {name: f"val_{name}" for name in ACCURACY}
 ON_TEST = (*ON_VALIDATION, "test_seconds", "parity_agreement", "parity_max_error")
 
 

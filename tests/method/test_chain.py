@@ -25,7 +25,8 @@ from qexp.method.torch_ao import ClassicStatic
 from qexp.types import Unsupported, UserError, Wants
 from tests.method.test_base import SOURCE, TORCHSCRIPT
 from tests.method.test_prune_channels import pruning
-from tests.method.test_qat import RECIPE, TRAINER, qat
+from tests.method.test_qat import qat
+from tests.method.training import RECIPE, TRAINER
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -23,11 +23,12 @@ from qexp.method.sharing import inertia, k_means
 from qexp.method.stage import weights_of
 from qexp.model.resnet import ResNet
 from qexp.types import UserError, Wants
-from tests.method.test_prune import RECIPE, SOURCE, TRAINER, pruning
+from tests.method.test_prune import QUICK, SOURCE, pruning
+from tests.method.training import TRAINER
 
 
 def sharing(epochs: int = 0, **options: Any) -> Cluster:
-    return Cluster(OmegaConf.create({**RECIPE, "epochs": epochs}), OmegaConf.create(TRAINER), coded=True, **options)
+    return Cluster(OmegaConf.create({**QUICK, "epochs": epochs}), OmegaConf.create(TRAINER), coded=True, **options)
 
 
 def samples(kind: str) -> np.ndarray:

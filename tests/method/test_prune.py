@@ -23,17 +23,14 @@ from qexp.method.prune import Prune
 from qexp.method.stage import weights_of
 from qexp.model.resnet import ResNet
 from qexp.types import UserError, Wants
+from tests.method.training import RECIPE, TRAINER
 
 SOURCE = {"model": "small", "weights": "random"}
-RECIPE = {
-    "epochs": 0, "batch_size": 16, "label_smoothing": 0.0, "channels_last": False, "scheduler": None, "scheduler_per_step": False,
-    "optimizer": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.05, "momentum": 0.9},
-}  # fmt: skip
-TRAINER = {"accelerator": "cpu", "devices": 1, "precision": "32-true", "enable_progress_bar": False}
+QUICK = {**RECIPE, "optimizer": {**RECIPE["optimizer"], "lr": 0.05}}  # learns something in an epoch
 
 
 def pruning(epochs: int = 0, **options: Any) -> Prune:
-    return Prune(OmegaConf.create({**RECIPE, "epochs": epochs}), OmegaConf.create(TRAINER), coded=True, **options)
+    return Prune(OmegaConf.create({**QUICK, "epochs": epochs}), OmegaConf.create(TRAINER), coded=True, **options)
 
 
 def zeros(network: nn.Module, first_last: bool = True) -> int:
@@ -176,7 +173,7 @@ def test_fine_tuning_keeps_zeros_and_changes_the_rest(
 
 
 def test_trained_weights_are_stored_in_the_usual_order(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    recipe = OmegaConf.create({**RECIPE, "epochs": 1, "channels_last": True})
+    recipe = OmegaConf.create({**QUICK, "epochs": 1, "channels_last": True})
     (tmp_path / "artifact").mkdir()
     result = Prune(recipe, OmegaConf.create(TRAINER)).transform(network, pretend_data, tmp_path / "artifact")
     assert all(weight.is_contiguous() for weight in weights_of(result).values())

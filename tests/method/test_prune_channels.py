@@ -26,7 +26,8 @@ from qexp.model.resnet import ResNet
 from qexp.model.vgg import VGG
 from qexp.types import Artifact, UserError, Wants
 from tests.method.pruning import distinct, masked
-from tests.method.test_qat import RECIPE, SOURCE, TRAINER
+from tests.method.test_qat import SOURCE
+from tests.method.training import RECIPE, TRAINER
 
 CONF = Path(__file__).parents[2] / "conf"
 NO_TRAINING = {"epochs": 0}

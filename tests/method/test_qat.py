@@ -21,13 +21,9 @@ from qexp.method.fake_quantize import WeightFakeQuantize, quantizers
 from qexp.method.qat import QAT, Student
 from qexp.method.qat_graph import ConvNorm, learn_ranges, sizes, trainable
 from qexp.types import UserError, Wants
+from tests.method.training import RECIPE, TRAINER
 
 SOURCE = {"model": "small", "weights": "random"}
-RECIPE = {
-    "epochs": 2, "batch_size": 16, "label_smoothing": 0.0, "channels_last": False, "scheduler": None, "scheduler_per_step": False,
-    "optimizer": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01, "momentum": 0.9},
-}  # fmt: skip
-TRAINER = {"accelerator": "cpu", "devices": 1, "precision": "32-true", "enable_progress_bar": False}
 
 
 def qat(recipe: dict[str, Any] | None = None, **options: Any) -> QAT:
