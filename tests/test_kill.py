@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
-import sys
 import time
-from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-import pytest
 from mlflow.tracking import MlflowClient
 
-import compress
-from qexp.measure import base
 from qexp.tracking.store import read_records
-from tests.commands import FEW_WINDOWS, fake, write_images
+from tests.commands import FEW_WINDOWS, fake
+from tests.processes import started
 
 SWEEP = [
     "-m", "data=folder", "data.root=pictures", "data.image_size=16", "data.channels=1", "data.calibration_images=16", "model=resnet8",
@@ -25,31 +19,6 @@ SWEEP = [
     "method=none,static", "batch_size=1,2", "outputs=outputs", "measure.parity=null",
 ]  # fmt: skip
 KILLS = 5
-
-
-def sweep(folder: Path) -> None:
-    os.chdir(folder)
-    base.HOST_LOCK = folder / "measure.lock"  # no time is checked here
-    sys.argv = ["compress.py", *SWEEP]
-    with (folder / "log.txt").open("a") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    compress.main()
-
-
-@pytest.fixture(scope="module")
-def context() -> ForkServerContext:
-    """Of processes that need not import everything anew."""
-    made = multiprocessing.get_context("forkserver")
-    methods = ["qexp.method.static", "qexp.method.none"]
-    made.set_forkserver_preload(["compress", "qexp.jobs.compress", *methods, "mlflow.tracking", "pytorch_lightning"])
-    return made
-
-
-def started(context: ForkServerContext, folder: Path) -> ForkServerProcess:
-    process = context.Process(target=sweep, args=(folder,))
-    process.start()
-    return process
 
 
 def last_rows(folder: Path) -> dict[str, tuple[Any, ...]]:
@@ -61,11 +30,9 @@ def last_rows(folder: Path) -> dict[str, tuple[Any, ...]]:
     return {r.key: (r.label, r.status, r.artifact, *(r.metrics.get(name) for name in names)) for r in records}
 
 
-def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(context: ForkServerContext, tmp_path: Path) -> None:
+def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(tmp_path: Path) -> None:
     folders = [tmp_path / "undisturbed" / "here", tmp_path / "killed" / "here"]
-    for folder in folders:
-        write_images(folder / "pictures")
-    undisturbed = started(context, folders[0])
+    undisturbed = started(folders[0], SWEEP)
     began = time.monotonic()
     undisturbed.join(300)
     whole = time.monotonic() - began
@@ -73,11 +40,11 @@ def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(context: Fork
 
     moments = random.Random(0)
     for _ in range(KILLS):
-        victim = started(context, folders[1])
+        victim = started(folders[1], SWEEP)
         victim.join(moments.uniform(0.1, 0.6 * whole))
         victim.kill()
         victim.join()
-    last = started(context, folders[1])
+    last = started(folders[1], SWEEP)
     last.join(300)
     log = (folders[1] / "log.txt").read_text()
     assert last.exitcode == 0 and "damaged" not in log and "Traceback" not in log, log
@@ -91,9 +58,8 @@ def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(context: Fork
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
-def test_two_sweeps_at_once_compute_each_cell_once(context: ForkServerContext, tmp_path: Path) -> None:
-    write_images(tmp_path / "pictures")
-    both = [started(context, tmp_path) for _ in range(2)]
+def test_two_sweeps_at_once_compute_each_cell_once(tmp_path: Path) -> None:
+    both = [started(tmp_path, SWEEP) for _ in range(2)]
     for process in both:
         process.join(300)
     assert [process.exitcode for process in both] == [0, 0], (tmp_path / "log.txt").read_text()

@@ -142,9 +142,7 @@ def test_zeros_stay_zero_and_take_no_cluster(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_training_moves_the_values_not_the_indices(
-    per_channel: bool, pretend_data: RandomData, network: nn.Module, tmp_path: Path
-) -> None:
+def test_training_moves_the_values_not_the_indices(per_channel: bool, pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "artifact").mkdir()
     before = sharing(per_channel=per_channel, clusters=4).transform(network, pretend_data, tmp_path)
     after = sharing(2, per_channel=per_channel, clusters=4).transform(network, pretend_data, tmp_path / "artifact")
