@@ -3,9 +3,10 @@
 The sequence of its steps stands in qexp/jobs/train.py.
 """
 
-from qexp.cli import program
+from qexp.cli import end_at_once, program
 
 main = program("train")
 
 if __name__ == "__main__":
     main()
+    end_at_once()

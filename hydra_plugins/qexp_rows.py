@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra_plugins.qexp_product import ProductSweeper
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 
-class RowsSweeper(BasicSweeper):
+class RowsSweeper(ProductSweeper):
     """Every combination of the command line's values and `params`, with every row in turn: conf/hydra/sweeper/rows.yaml explains both."""
 
     def __init__(self, rows: ListConfig, title: str, params: DictConfig | None, max_batch_size: int | None = None):

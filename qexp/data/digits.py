@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import numpy as np
@@ -13,6 +14,7 @@ from qexp.data.pixels import to_arrays
 TEST_SHARE, TEST_SEED = 0.2, 0  # fixed for ever: no option may move an image between training and test
 
 
+@functools.cache  # every job of a sweep asks
 def _load() -> tuple[np.ndarray, np.ndarray]:
     """images[1797,8,8,1] uint8, labels[1797]."""
     from sklearn.datasets import load_digits  # importing it takes a second
