@@ -84,9 +84,9 @@ def numbered(record: Record, number: int) -> Record:
 
 
 def memory(outputs: Path, jobs: int = 200) -> None:
-    """Resident memory of the sweeping process after each job, and a line through it without the first fifth."""
+    """Resident memory of the sweeping process after each job, and a line through it without the first fifth: both methods are there."""
     batches = "batch_size=" + ",".join(map(str, range(1, jobs // 2 + 1)))
-    command = [sys.executable, str(ROOT / "compress.py"), *LENET, *UNMEASURED, "method=none,static", batches, "force=true"]
+    command = [sys.executable, str(ROOT / "compress.py"), *LENET, *UNMEASURED, batches, "method=none,static", "force=true"]
     sweep = subprocess.Popen([*command, f"outputs={outputs / 'memory'}"], stdout=subprocess.PIPE, text=True, env=SURROUNDINGS)
     process, seen = psutil.Process(sweep.pid), []
     assert sweep.stdout
