@@ -46,6 +46,7 @@ def program(name: str) -> Callable[[], None]:
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
         sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes it at the front only
         LEFT_OPEN.clear()
+        gc.disable()  # until the libraries are imported: the collector would go through all that they make, again and again
         try:
             run_hydra()
         except KeyboardInterrupt:
@@ -55,16 +56,19 @@ def program(name: str) -> Callable[[], None]:
             do_what_is_left()
             end_if_explained(error)
             raise
+        finally:
+            gc.enable()
 
     return main
 
 
 def job_module(name: str) -> ModuleType:
-    """The module, with torch and all the rest that it imports left out of the garbage collector's rounds, which take a second with it."""
+    """The module. What it imports, torch above all, is left out of the garbage collector's rounds, which would take a second each."""
     if name not in sys.modules:
         importlib.import_module(name)
         gc.freeze()
         atexit.register(gc.unfreeze)  # some of the libraries' C++ parts print all that they find still there at the very end
+    gc.enable()
     return sys.modules[name]
 
 
