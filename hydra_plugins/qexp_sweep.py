@@ -1,16 +1,20 @@
-"""Hydra's own sweep of every combination, which checks its jobs in less time."""
+"""Hydra's sweep of every combination, checked in less time, and one of jobs that are listed one by one."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 
 class ProductSweeper(BasicSweeper):
-    """Every combination of the command line's values.
+    """Every combination of the command line's values, under Hydra's name for it, `basic`.
 
     Before the first job Hydra composes all of them, a tenth of a second each, to see whether it can. Only what is chosen of config
     groups (`method=static`) and which keys are given decides that: jobs that differ in the keys' values alone are checked once.
@@ -34,3 +38,21 @@ class ProductSweeper(BasicSweeper):
 ConfigStore.instance().store(
     group="hydra/sweeper", name="basic", node=BasicSweeperConf(_target_=f"{__name__}.ProductSweeper"), provider="qexp"
 )
+
+
+class RowsSweeper(ProductSweeper):
+    """Every combination of the command line's values and `params`, with every row in turn: conf/hydra/sweeper/rows.yaml explains both."""
+
+    def __init__(self, rows: ListConfig, title: str, params: DictConfig | None, max_batch_size: int | None = None):
+        super().__init__(max_batch_size, params or OmegaConf.create())  # type: ignore[arg-type]  # Hydra gives its own the same
+        self.rows, self.title = rows, title
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.config is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "rows.json").write_text(json.dumps({"title": self.title, "rows": OmegaConf.to_container(self.rows)}))
+        return super().sweep(arguments)
+
+    def get_job_batch(self) -> Sequence[Sequence[str]]:
+        return [[*job, *row.run.split()] for job in super().get_job_batch() for row in self.rows]

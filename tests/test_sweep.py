@@ -1,0 +1,56 @@
+"""A sweep of every combination is checked before its first job, with no more work than that takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+from tests.commands import FEW_WINDOWS, PRETEND, Run, fake
+
+SWEEP = ["-m", *PRETEND, *fake("Fake"), *FEW_WINDOWS, "tracking=none"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method=none,static", "method.observer=mse"], "Could not override 'method.observer'"),  # which only one of them has
+        (["batch_size=1,2", "model=resnet8,resnet9"], "There is no model=resnet9"),
+        (["batch_sise=1,2"], "Could not override 'batch_sise'"),
+    ],
+)
+def test_a_combination_that_cannot_be_is_told_before_anything_runs(run: Run, tmp_path: Path, words: list[str], message: str) -> None:
+    code, printed = run(*SWEEP, *words)
+    assert code == 1 and message in printed and "finished in" not in printed
+    assert not list((tmp_path / "outputs").glob("sweeps/*/*/record.json"))
+
+
+def test_jobs_that_differ_in_values_alone_are_checked_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed, compose = [], ConfigLoaderImpl.load_sweep_config
+
+    def counted(loader: ConfigLoaderImpl, master_config: Any, sweep_overrides: list[str]) -> Any:
+        composed.append([word for word in sweep_overrides if word.split("=")[0] in ("method", "batch_size", "seed")])
+        return compose(loader, master_config, sweep_overrides)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
+    code, printed = run(*SWEEP, "method=none,static", "batch_size=1,2", "seed=0,1", "phase=compress")
+    assert code == 0, printed
+    jobs = [[f"method={m}", f"batch_size={b}", f"seed={s}"] for m in ("none", "static") for b in (1, 2) for s in (0, 1)]
+    assert composed == [jobs[0], jobs[4], *jobs]
+
+
+def test_a_program_that_ends_at_once_lets_threads_and_exit_handlers_finish() -> None:
+    program = """
+import atexit, threading, time
+from qexp.cli import end_at_once
+atexit.register(print, "handler")
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread", end=" "))).start()
+end_at_once()
+print("never")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "thread handler\n", "")
