@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Union, overload
 
 import numpy as np
 import psutil
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 OneImage = Union[np.ndarray, str, bytes, "os.PathLike[str]", "Image.Image"]
+Given = TypeVar("Given", bound=OneImage)  # so that a list of paths is a list of images to a type checker
 CALL = 64  # images per call of the engine at most
 URI = re.compile(r"(runs|models|mlflow-artifacts):/|[a-z][a-z0-9+.-]+://")
 
@@ -100,7 +101,7 @@ class Classifier:
     def predict(self, images: str | bytes | os.PathLike[str] | Image.Image) -> Prediction: ...
 
     @overload
-    def predict(self, images: list[OneImage] | tuple[OneImage, ...]) -> list[Prediction]: ...
+    def predict(self, images: list[Given] | tuple[Given, ...]) -> list[Prediction]: ...
 
     @overload
     def predict(self, images: np.ndarray) -> Prediction | list[Prediction]: ...

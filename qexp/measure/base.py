@@ -163,7 +163,7 @@ class StandingChildren:
 
     def get(self, engine: Engine, threads: int, limits: Limits) -> Child:
         """One with this engine, if it lives, or a new one in the place of the one not asked for the longest."""
-        key = repr((engine.target, engine.options, threads, limits))
+        key = repr((engine.target, engine.options, threads, limits, os.getcwd()))  # in which it finds what it is told to load
         child = self.kept.pop(key, None)
         self.kept[key] = child if child and child.alive else new_child(engine, threads, limits)
         while len(self.kept) > self.most:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,17 +19,6 @@ from tests.data.publisher import Server
 @pytest.fixture
 def cache_dir(tmp_path: Path) -> str:
     return str(tmp_path / "cache")
-
-
-@pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> FolderData:
-    """The 60,000 real images of $QEXP_DATA/cifar10-jpeg, opened."""
-    if "QEXP_DATA" not in os.environ:
-        pytest.skip("QEXP_DATA is not set")
-    root = Path(os.environ["QEXP_DATA"]) / "cifar10-jpeg"
-    data = FolderData(str(root), image_size=32, channels=3, cache_dir=str(tmp_path_factory.mktemp("cache")))
-    data.open()
-    return data
 
 
 def write_images(root: Path, classes: tuple[str, ...] = ("cat", "dog"), train: int = 10, test: int = 4, size: int = 8) -> Path:

@@ -214,16 +214,3 @@ def test_unreadable_file_or_folder(make_folder: Make, images_root: Path, name: s
             make_folder().open()
     finally:
         path.chmod(mode)
-
-
-@pytest.mark.real_images
-def test_real_photographs(photographs: FolderData) -> None:
-    data, spec, root = photographs, photographs.spec, photographs.root
-    assert spec.num_classes == 10
-    for part, count in (("train", 50_000), ("test", 10_000)):
-        images, labels = data.splits[part].images, data.splits[part].labels
-        assert images.shape == (count, 32, 32, 3) and np.bincount(labels).tolist() == [count // 10] * 10
-        files = [file for name in spec.class_names for file in sorted((root / part / name).iterdir())]
-        for index in (0, count // 3, count - 1):
-            assert np.array_equal(images[index], pixels(files[index]))
-            assert spec.class_names[labels[index]] == files[index].parent.name

@@ -88,14 +88,3 @@ def test_statistics_of_more_images_than_one_chunk() -> None:
 def test_constant_channel_can_be_divided_by() -> None:
     mean, std = channel_statistics(np.full((5, 2, 2, 1), 51, np.uint8), np.arange(5))
     assert mean == pytest.approx((0.2,)) and std == pytest.approx((1 / 255,))
-
-
-@pytest.mark.real_images
-def test_real_photographs(photographs: FolderData) -> None:
-    """4,500 images of each class to train on, 500 to validate on; the statistics against NumPy's."""
-    data, spec = photographs, photographs.spec
-    counts = [np.bincount(data.splits["train"].labels[part]).tolist() for part in (data.train_indices, data.validation_indices)]
-    assert counts == [[4500] * 10, [500] * 10]
-    values = data.splits["train"].images[data.train_indices].reshape(-1, 3)
-    assert spec.mean == pytest.approx(values.mean(0, np.float64) / 255, abs=1e-9)
-    assert spec.std == pytest.approx(values.std(0, np.float64) / 255, abs=1e-9)

@@ -83,3 +83,11 @@ def test_a_child_whose_question_was_interrupted_is_gone(monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         child.ask("ready")
     assert not child.alive
+
+
+def test_a_standing_child_belongs_to_the_folder_that_its_paths_start_from(
+    make_subject: MakeSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = make_subject(Fake(), standing=True).child.process.pid
+    monkeypatch.chdir(tmp_path)
+    assert make_subject(Fake(), standing=True).child.process.pid != here

@@ -124,20 +124,11 @@ def test_what_is_unsupported_is_left_behind(whole: Path) -> None:
 
 
 def test_bits_are_chosen_between_accuracy_and_size(tmp_path: Path, run: Run) -> None:
-    network = [
-        "model=lenet5",
-        "data=digits",
-        "recipe.epochs=4",
-        "recipe.batch_size=64",
-        "recipe.optimizer.lr=0.05",
-        "trainer=cpu",
-        "threads=1",
-    ]
-    words = ["bits=8,2", "method.observer=minmax,mse", "method.first_last_bits=null", *CHEAP, *COMMON, "hydra.sweeper.trials=4"]
+    network = ["model=lenet5", "data=digits", "recipe.epochs=4", "recipe.batch_size=64", "recipe.optimizer.lr=0.05", "trainer=cpu"]
+    words = ["bits=8,2", "method.first_last_bits=null", *CHEAP, *COMMON, "hydra.sweeper.trials=2", "threads=1"]
     code, printed = run("-m", *network, *words, "engine=eager", "engine@rivals=eager", "tracking=none")
-    assert code == 0 and "Pareto set of 4 trials (4 finished)" in printed, printed
-    front = check_front(tmp_path)
-    assert len(front) >= 2, "8 bits are more accurate, 2 bits are smaller"
+    assert code == 0 and "Pareto set of 2 trials (2 finished)" in printed, printed
+    assert len(check_front(tmp_path)) == 2, "8 bits are more accurate, 2 bits are smaller"
 
 
 def test_a_finished_search_does_nothing_but_tell(whole: Path) -> None:
