@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from qexp.report.table import percent, significant, tied, times
 from qexp.report.varied import told, varied
 
 SIGNIFICANT = 0.05  # p-value from which on no difference is claimed
-GAINS = {"speedup": "fp32 on eager PyTorch", "speedup_vs_best_fp32": "the best fp32 engine"}
+BEST_FP32 = "speedup_vs_best_fp32"
+GAINS = {"speedup": "fp32 on eager PyTorch", BEST_FP32: "the best fp32 engine"}
 LATENCY, SIZE = AXES["latency_ms"], AXES["size_mb"]
 NO_ACCURACY = "No accuracy was measured: these are pretend images, or random weights."
 SETTING = {"data": "", "image_size": "{} pixels", "batch_size": "batch {}", "threads": "{} threads", "machine": "on {}"}
@@ -139,6 +141,8 @@ class Names:
         bounds = (axis.low, axis.high) if axis.low else ()
         ties = [self.short(run) for run in rivals if tied(run.record.metrics, metrics, axis.metric, significant, bounds)]
         text = f"{title}: {', '.join([self.of(best, axis, *others), *faster])}."
+        if axis.timed and metrics.get(f"{BEST_FP32}_high", math.inf) < 1:
+            text += f" fp32 is faster than it: {best.record.notes.get(BEST_FP32, 'on another engine')}."
         return text + (f" Not told apart from it: {', '.join(dict.fromkeys(ties))}." if ties else "")
 
 

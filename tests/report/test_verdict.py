@@ -45,6 +45,14 @@ def test_fastest_and_smallest_within_the_points() -> None:
     )
 
 
+def test_a_fastest_run_that_fp32_beats_is_told_so() -> None:
+    slow = row("static int8", 0.9, 2.5, 2, speedup_vs_best_fp32=0.6, speedup_vs_best_fp32_low=0.5, speedup_vs_best_fp32_high=0.8)
+    noted = replace(slow, record=replace(slow.record, notes={"speedup_vs_best_fp32": "the fastest fp32 engine here was openvino"}))
+    assert only(verdicts([FP32, noted], 1))[0].endswith(" fp32 is faster than it: the fastest fp32 engine here was openvino.")
+    maybe = row("static int8", 0.9, 2.5, 2, speedup_vs_best_fp32=0.9, speedup_vs_best_fp32_low=0.8, speedup_vs_best_fp32_high=1.1)
+    assert "fp32 is faster" not in only(verdicts([FP32, maybe], 1))[0], "the interval does not tell"
+
+
 def test_the_points_decide() -> None:
     assert "static int4 on eager, 0.900 ms" in only(verdicts([FP32, INT8, INT4], points=3.01))[0]
     assert "none on eager, 4.00 ms" in only(verdicts([FP32, INT8, INT4], points=0))[0]
