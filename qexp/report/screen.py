@@ -11,17 +11,23 @@ from qexp.report.table import rich_table, unfinished
 from qexp.report.verdict import Verdict, caution
 from qexp.report.write import parts
 
+WIDE = 1000  # characters
 ON_SCREEN = 6  # verdicts; the files have them all
+
+
+def screen() -> Console:
+    """What is printed to a file may be as wide as it is."""
+    return Console(width=None if sys.stdout.isatty() else WIDE)
 
 
 def show(runs: list[Run], verdicts: list[Verdict], group: tuple[str, ...] = ()) -> None:
     """The tables, what did not finish, and the verdicts."""
-    console = Console(width=None if sys.stdout.isatty() else 170)
+    console = screen()
     for title, records in parts(runs, group).items():
         count = f"{len(records)} run{'s' * (len(records) > 1)}"
         console.print()
         if any(record.status == "finished" for record in records):
-            console.print(rich_table(records, f"{title}: {count}" if title else count))
+            console.print(rich_table(records, f"{title}: {count}" if title else count, console.width))
         for line in unfinished(records):
             console.print(line, highlight=False, markup=False)
     show_verdicts(console, verdicts)

@@ -14,13 +14,12 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from qexp.errors import LEFT_OPEN
 from qexp.report.best import LEGEND, Search
 from qexp.report.reference import Reference
 from qexp.report.runs import Run, runs_of
-from qexp.report.screen import show
+from qexp.report.screen import screen, show
 from qexp.report.write import Style, write_report
 from qexp.tracking.sync import sync
 from qexp.types import UserError, first_line
@@ -72,13 +71,12 @@ class Summary(Callback):
         preface = "".join(part.markdown() for part in (search, reference) if part)
         written = write_report(runs, sweep, f"sweep {sweep.name}", style, preface=preface, named=named)
         show(named, written.verdicts)
-        screen = Console(width=None if sys.stdout.isatty() else 170)
         if search:
             print(f"{LEGEND}\n")
-            screen.print(search.rich_table())
+            screen().print(search.rich_table())
         if reference:
             print()
-            screen.print(reference.rich_table())
+            screen().print(reference.rich_table())
         print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")
         for file in written.files:
             if file.suffix == ".html":

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
@@ -73,6 +75,9 @@ NAMES = {"model": "model", "label": "method", "engine": "engine", "batch_size": 
 IF_SEVERAL = {"data": "data", "image_size": "image", "threads": "threads", "host": "machine"}
 TEXT = ("model", "method", "engine", "data", "machine")  # titles of columns aligned to the left
 TITLES = (*NAMES.values(), *IF_SEVERAL.values(), *(column.title for column in COLUMNS))  # of no option
+# What a narrow screen leaves out, in this order: the files have it all. Names are folded to so many characters first.
+SPARED = ("low-bit", "zeros", "top-5 %", "memory MB", "MACs M", "smaller", "fewer", "faster", "drop", "val drop", "vs fp32", "size MB")
+FOLDED = 20
 LEGEND = "* best of its model and batch size; several where their intervals overlap"
 REUSED = " ↺"
 REUSED_LEGEND = "↺ measured in an earlier sweep, which results.csv names"
@@ -174,15 +179,35 @@ def legend(records: list[Record]) -> list[str]:
     return [NOISY_LEGEND] * any(map(noisy, records)) + [REUSED_LEGEND] * any(record.reused for record in records)
 
 
-def rich_table(records: list[Record], title: str) -> Table:
+def rich_table(records: list[Record], title: str, width: int = sys.maxsize) -> Table:
+    """The table for a screen of `width` characters, on which no number is ever cut."""
     titles, cells, best = table(records)
-    shown = Table(title=title, title_justify="left", caption="\n".join([LEGEND, *legend(records)]), caption_justify="left")
-    text, options = text_titles(records), varied(records, TITLES).values()
-    for name in titles:
-        shown.add_column(name, justify="left" if name in text else "right", no_wrap=name not in options, overflow="fold")
-    for row, marks in zip(cells, best, strict=True):
-        shown.add_row(*(f"[bold green]{escape(cell)}*[/]" if mark else escape(cell) for cell, mark in zip(row, marks, strict=True)))
+    marked = [[cell + "*" * mark for cell, mark in zip(*row, strict=True)] for row in zip(cells, best, strict=True)]
+    folding = {"method", *varied(records, TITLES).values()}
+    left_out = spared({name: [row[i] for row in marked] for i, name in enumerate(titles)}, folding, width)
+    hint = [f"not on a screen as narrow as this: {', '.join(left_out)}"] * bool(left_out)
+    shown = Table(title=title, title_justify="left", caption="\n".join([LEGEND, *legend(records), *hint]), caption_justify="left")
+    text, kept = text_titles(records), [i for i, name in enumerate(titles) if name not in left_out]
+    for name in (titles[i] for i in kept):
+        shown.add_column(name, justify="left" if name in text else "right", no_wrap=name not in folding, overflow="fold")
+    for row, marks in zip(marked, best, strict=True):
+        shown.add_row(*(f"[bold green]{escape(row[i])}[/]" if marks[i] else escape(row[i]) for i in kept))
     return shown
+
+
+def spared(columns: dict[str, list[str]], folding: Collection[str], width: int) -> list[str]:
+    """Titles of the columns to leave out, so that the others fit into `width` characters."""
+
+    def needed(title: str) -> int:
+        widest = max(cell_len(text) for text in (title, *columns[title]))
+        return (min(widest, FOLDED) if title in folding else widest) + 3  # a line and two spaces
+
+    left_out: list[str] = []
+    for name in filter(columns.__contains__, SPARED):
+        if 1 + sum(needed(title) for title in columns if title not in left_out) <= width:
+            break
+        left_out.append(name)
+    return left_out
 
 
 def markdown_table(records: list[Record]) -> str:

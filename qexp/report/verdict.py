@@ -36,7 +36,6 @@ def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
     points: percentage points of top-1 below fp32 that are accepted.
     """
     finished = [run for run in runs if run.record.status == "finished"]
-    worth = default_worth(finished)
     apart = differing(finished, SETTING)
     found: list[Verdict] = []
     for setting, members in grouped(finished, SAME_IMAGES + SAME_CALL).items():
@@ -45,8 +44,8 @@ def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
         models = grouped(members, ["model"])
         for (model,), rows in models.items():
             if len(rows) > 1:
-                found.append(Verdict(", ".join([model, *place]), tuple(of_model(rows, worth, points))))
-        if len(models) > 1 and (said := knees(members, worth)):
+                found.append(Verdict(", ".join([model, *place]), tuple(of_model(rows, default_worth(rows), points))))
+        if len(models) > 1 and (said := knees(members, default_worth(members))):
             found.append(Verdict(", ".join(["all models", *place]), tuple(said)))
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from qexp.report.table import csv_table, markdown_table, rich_table, significant, table
+from qexp.report.table import SPARED, csv_table, markdown_table, rich_table, significant, table
 from qexp.types import Measurement, Record
 
 
@@ -185,3 +185,24 @@ def test_the_table_on_screen_shows_every_cell() -> None:
     console.print(rich_table([FP32, INT8, record("odd [red]", latency_ms=2.0)], "3 runs"))
     shown = console.export_text()
     assert "1.00*" in shown and "89.12" in shown and "3 runs" in shown and "odd [red]" in shown
+
+
+@pytest.mark.parametrize("width", [70, 80, 100, 120, 160, 200])
+def test_a_narrow_screen_leaves_columns_out_and_cuts_no_number(width: int) -> None:
+    metrics = {name: 0.123 for name in ("top1", "top1_drop", "top5", "size_mb", "size_ratio", "latency_ms", "speedup", "memory_mb")}
+    rows = [record("prune_channels 2x MACs + static int8", **metrics, speedup_vs_best_fp32=value) for value in (0.5, 1234.5)]
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(rich_table(rows, "2 runs", width))
+    lines = console.export_text().splitlines()
+    header = next(line for line in lines if "model" in line)
+    shown = [cell.strip() for cell in header.strip("┃").split("┃")]
+    printed = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if "│ vgg" in line]
+    titles, cells, _ = table(rows)
+    assert [title for title in titles if title in shown] == shown and {"model", "method", "engine", "batch", "top-1 %", "ms"} <= {*shown}
+    for row, ours in zip(printed, cells, strict=True):
+        expected = dict(zip(titles, ours, strict=True))
+        assert [cell.rstrip("*") for cell in row if cell[:5] != "prune"] == [expected[title] for title in shown if title != "method"]
+    left_out = [title for title in titles if title not in shown]
+    hint = f"not on a screen as narrow as this: {', '.join(sorted(left_out, key=SPARED.index))}"
+    assert (hint in " ".join(" ".join(lines).split())) == bool(left_out)
+    assert max(map(len, lines)) <= width and bool(left_out) == (width < 160)
