@@ -184,30 +184,29 @@ def rich_table(records: list[Record], title: str, width: int = sys.maxsize) -> T
     titles, cells, best = table(records)
     marked = [[cell + "*" * mark for cell, mark in zip(*row, strict=True)] for row in zip(cells, best, strict=True)]
     folding = {"method", *varied(records, TITLES).values()}
-    left_out = spared({name: [row[i] for row in marked] for i, name in enumerate(titles)}, folding, width)
+    left_out, fits = spared({name: [row[i] for row in marked] for i, name in enumerate(titles)}, folding, width)
     hint = [f"not on a screen as narrow as this: {', '.join(left_out)}"] * bool(left_out)
     shown = Table(title=title, title_justify="left", caption="\n".join([LEGEND, *legend(records), *hint]), caption_justify="left")
     text, kept = text_titles(records), [i for i, name in enumerate(titles) if name not in left_out]
     for name in (titles[i] for i in kept):
-        shown.add_column(name, justify="left" if name in text else "right", no_wrap=name not in folding, overflow="fold")
+        shown.add_column(name, justify="left" if name in text else "right", no_wrap=fits and name not in folding, overflow="fold")
     for row, marks in zip(marked, best, strict=True):
         shown.add_row(*(f"[bold green]{escape(row[i])}[/]" if marks[i] else escape(row[i]) for i in kept))
     return shown
 
 
-def spared(columns: dict[str, list[str]], folding: Collection[str], width: int) -> list[str]:
-    """Titles of the columns to leave out, so that the others fit into `width` characters."""
+def spared(columns: dict[str, list[str]], folding: Collection[str], width: int) -> tuple[list[str], bool]:
+    """Titles of the columns to leave out, so that the others fit into `width` characters, and whether they do."""
 
     def needed(title: str) -> int:
         widest = max(cell_len(text) for text in (title, *columns[title]))
         return (min(widest, FOLDED) if title in folding else widest) + 3  # a line and two spaces
 
-    left_out: list[str] = []
-    for name in filter(columns.__contains__, SPARED):
-        if 1 + sum(needed(title) for title in columns if title not in left_out) <= width:
-            break
-        left_out.append(name)
-    return left_out
+    left_out, left, too_wide = [], list(filter(columns.__contains__, SPARED)), 1 + sum(map(needed, columns)) - width
+    while too_wide > 0 and left:
+        left_out.append(left.pop(0))
+        too_wide -= needed(left_out[-1])
+    return left_out, too_wide <= 0
 
 
 def markdown_table(records: list[Record]) -> str:

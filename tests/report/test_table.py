@@ -206,3 +206,11 @@ def test_a_narrow_screen_leaves_columns_out_and_cuts_no_number(width: int) -> No
     hint = f"not on a screen as narrow as this: {', '.join(sorted(left_out, key=SPARED.index))}"
     assert (hint in " ".join(" ".join(lines).split())) == bool(left_out)
     assert max(map(len, lines)) <= width and bool(left_out) == (width < 160)
+
+
+def test_where_nothing_is_left_to_leave_out_numbers_are_folded() -> None:
+    console = Console(width=38, record=True, file=io.StringIO())
+    console.print(rich_table([record("static int8", top1=0.8765, latency_ms=123456.0)], "1 run", 38))
+    lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
+    columns = zip(*(line.strip("│").split("│") for line in lines), strict=True)
+    assert ["".join(part.strip() for part in parts) for parts in columns] == ["vgg", "staticint8", "eager", "1", "87.65", "123456"]
