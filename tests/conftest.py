@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers' threads would wait for each other
+
 import sys
 from pathlib import Path
 from typing import Any
