@@ -92,8 +92,9 @@ def check_unseen(config: DictConfig, data: ImageData, trained_on: DataSpec | Non
 
 
 def newest_baseline(config: DictConfig, data: ImageData) -> Baseline:
-    """The newest baseline of this model and data; trained now where there is none and `train_missing` allows it."""
-    found = find_baseline(Path(config.outputs) / "baselines", config.model.id, data.spec.name)
+    """The newest baseline of this model and data, of this seed if there is one; trained now where there is none and `train_missing`
+    allows it."""
+    found = find_baseline(Path(config.outputs) / "baselines", config.model.id, data.spec.name, config.seed)
     if found:
         return found
     wanted = config.train_missing is True or (config.train_missing == "auto" and data.trains_in_seconds)

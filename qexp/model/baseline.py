@@ -74,12 +74,13 @@ def weights_file(path: str | Path) -> Path:
     return Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
 
 
-def find_baseline(root: Path, model: str, data: str) -> Baseline | None:
-    """The newest baseline of this model and dataset id below `root`, or the one that comes with qexp, or None."""
+def find_baseline(root: Path, model: str, data: str, seed: int) -> Baseline | None:
+    """The newest baseline of this model and dataset id below `root`, of those trained with this seed if there are any; or the one that
+    comes with qexp; or None."""
     for place in (root, PACKAGED):
         found = [b for b in _baselines(place) if b.model["id"] == model and b.data.name == data]
         if found:
-            return max(found, key=lambda baseline: baseline.created)
+            return max(found, key=lambda baseline: (baseline.seed == seed, baseline.created))
     return None
 
 

@@ -7,6 +7,7 @@ import sys
 from rich.console import Console
 
 from qexp.report.runs import Run
+from qexp.report.seeds import Seeds
 from qexp.report.table import rich_table, unfinished
 from qexp.report.verdict import Verdict, caution
 from qexp.report.write import parts
@@ -21,7 +22,7 @@ def screen() -> Console:
 
 
 def show(runs: list[Run], verdicts: list[Verdict], group: tuple[str, ...] = ()) -> None:
-    """The tables, what did not finish, and the verdicts."""
+    """The tables, what did not finish, that of several seeds, and the verdicts."""
     console = screen()
     for title, records in parts(runs, group).items():
         count = f"{len(records)} run{'s' * (len(records) > 1)}"
@@ -30,6 +31,9 @@ def show(runs: list[Run], verdicts: list[Verdict], group: tuple[str, ...] = ()) 
             console.print(rich_table(records, f"{title}: {count}" if title else count, console.width))
         for line in unfinished(records):
             console.print(line, highlight=False, markup=False)
+    if seeds := Seeds.of([run.record for run in runs]):
+        console.print()
+        console.print(seeds.rich_table())
     show_verdicts(console, verdicts)
 
 

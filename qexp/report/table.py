@@ -89,7 +89,7 @@ def table(records: list[Record]) -> tuple[list[str], list[list[str]], list[list[
     times, the same machine."""
     rows = [record for record in records if record.status == "finished"]
     names = names_of(records)
-    columns = [column for column in COLUMNS if any(_shows(column, row) for row in rows)]
+    columns = [column for column in COLUMNS if any(shows(column, row) for row in rows)]
     rivals: dict[tuple[Column, object], list[Record]] = {}
     for row in rows:
         for column in columns:
@@ -100,7 +100,8 @@ def table(records: list[Record]) -> tuple[list[str], list[list[str]], list[list[
     return [*names.values(), *(column.title for column in columns)], cells, best
 
 
-def _shows(column: Column, record: Record) -> bool:
+def shows(column: Column, record: Record) -> bool:
+    """Whether a table with this record has that column."""
     changed = not column.if_changed or record.metrics.get(column.if_changed, column.unchanged) != column.unchanged
     return changed and column.metric in record.metrics
 
@@ -130,11 +131,15 @@ def _group(record: Record, column: Column) -> tuple[object, ...]:
     return tuple(_value(key, record) for key in ("model", "batch_size", *IF_SEVERAL) if key != "host" or column.interval)
 
 
-def _name(key: str, record: Record) -> str:
+def cell_name(key: str, record: Record) -> str:
     """The record's parameter or option of that name."""
     missing = "" if key in NAMES or key in IF_SEVERAL else NONE
-    text = str((record.params | {"host": _value("host", record)} | option_texts(record)).get(key, missing))
-    return text + REUSED if key == "label" and record.reused else text
+    return str((record.params | {"host": _value("host", record)} | option_texts(record)).get(key, missing))
+
+
+def _name(key: str, record: Record) -> str:
+    """The same as the table has it."""
+    return cell_name(key, record) + (REUSED if key == "label" and record.reused else "")
 
 
 def _is_number(text: str) -> bool:

@@ -12,6 +12,7 @@ from qexp.report.latex import latex_table
 from qexp.report.page import write_page
 from qexp.report.plot import accuracy_plot, bits_plots, latency_plots
 from qexp.report.runs import Run, grouped
+from qexp.report.seeds import Seeds
 from qexp.report.table import csv_table, markdown_table
 from qexp.report.verdict import Verdict, as_text, verdicts
 from qexp.types import Record, UserError, nearest
@@ -58,8 +59,9 @@ def write_report(
     groups = parts(named or runs, style.group)
     found = verdicts(runs, style.points)
     tables, words = by_group(groups, markdown_table, "## {}\n\n"), [f"## Verdict\n\n{as_text(found)}"] if found else []
-    markdown = preface + "\n\n".join([*tables, *words])
     records = [run.record for run in runs]
+    seeds = Seeds.of(records)
+    markdown = preface + "\n\n".join([*tables, *([seeds.markdown()] if seeds else []), *words])
     texts = {"results.md": markdown, "results.csv": csv_table(records), "results.tex": "\n".join(by_group(groups, latex_table, "% {}\n"))}
     try:
         folder.mkdir(parents=True, exist_ok=True)

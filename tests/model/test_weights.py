@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +176,18 @@ def test_wrong_manifests(tmp_path: Path, text: str) -> None:
 def test_find_baseline(tmp_path: Path) -> None:
     for i, (created, model) in enumerate([("2026-01-03", "other"), ("2026-01-02", "small"), ("2026-01-01", "small")]):
         baseline(tmp_path / str(i), created, model).write(small().state_dict())
-    found = find_baseline(tmp_path, "small", "toy")
+    found = find_baseline(tmp_path, "small", "toy", seed=0)
     assert found is not None and found.folder == tmp_path / "1"
-    assert find_baseline(tmp_path, "small", "elsewhere") is None
-    assert find_baseline(tmp_path / "nowhere", "small", "toy") is None
+    assert find_baseline(tmp_path, "small", "elsewhere", seed=0) is None
+    assert find_baseline(tmp_path / "nowhere", "small", "toy", seed=0) is None
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(0, "2"), (1, "1"), (7, "3")])
+def test_a_baseline_of_the_seed_is_taken_before_newer_ones(tmp_path: Path, seed: int, expected: str) -> None:
+    for i, trained_with in enumerate([0, 1, 0, 2]):
+        replace(baseline(tmp_path / str(i), f"2026-01-0{i + 1}", "small"), seed=trained_with).write(small().state_dict())
+    found = find_baseline(tmp_path, "small", "toy", seed)
+    assert found is not None and found.folder == tmp_path / expected
 
 
 def test_check_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

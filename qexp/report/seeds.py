@@ -1,0 +1,64 @@
+"""Rows that differ in nothing but their seed, as one: mean and standard deviation."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.markup import escape
+from rich.table import Table
+
+from qexp.report.table import COLUMNS, cell_name, names_of, shows, text_titles
+from qexp.report.varied import NONE
+from qexp.types import Record
+
+TITLE = "Mean ± standard deviation over seeds"
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """titles and cells of a table with one row for all seeds of a run; text: titles of columns aligned to the left."""
+
+    titles: list[str]
+    cells: list[list[str]]
+    text: set[str]
+
+    @classmethod
+    def of(cls, records: list[Record]) -> Seeds | None:
+        """None where no two finished records differ in their seed alone."""
+        rows = [record for record in records if record.status == "finished"]
+        names = {key: title for key, title in names_of(records).items() if key != "seed"}
+        groups: dict[tuple[str, ...], list[Record]] = {}
+        for record in rows:
+            groups.setdefault(tuple(cell_name(key, record) for key in names), []).append(record)
+        seeds = [{record.params.get("seed") for record in members} for members in groups.values()]
+        if max(map(len, seeds), default=0) < 2:
+            return None
+        columns = [column for column in COLUMNS if any(shows(column, record) for record in rows)]
+        cells = [
+            [*name, str(len(several)), *(spread([r.metrics[c.metric] for r in group if c.metric in r.metrics], c.format) for c in columns)]
+            for (name, group), several in zip(groups.items(), seeds, strict=True)
+        ]
+        return cls([*names.values(), "seeds", *(column.title for column in columns)], cells, text_titles(records))
+
+    def markdown(self) -> str:
+        rule = "|".join(" --- " if title in self.text else " ---: " for title in self.titles)
+        lines = [f"| {' | '.join(self.titles)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in self.cells)]
+        return f"## {TITLE}\n\n" + "\n".join(lines)
+
+    def rich_table(self) -> Table:
+        shown = Table(title=TITLE, title_justify="left")
+        for title in self.titles:
+            shown.add_column(title, justify="left" if title in self.text else "right", overflow="fold")
+        for row in self.cells:
+            shown.add_row(*map(escape, row))
+        return shown
+
+
+def spread(values: list[float], shown: Callable[[float], str]) -> str:
+    """`mean ± s`, s being the sample's standard deviation (n - 1); the mean alone where all values look the same."""
+    if not values:
+        return NONE
+    mean = shown(statistics.fmean(values))
+    return mean if len({*map(shown, values)}) == 1 else f"{mean} ± {shown(statistics.stdev(values))}"

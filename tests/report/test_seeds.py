@@ -1,0 +1,64 @@
+"""Rows of several seeds as one, against numpy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from qexp.report.runs import Run
+from qexp.report.seeds import Seeds, spread
+from qexp.report.table import percent
+from qexp.report.write import Style, write_report
+from qexp.types import Record
+from tests.report.test_table import record
+from tests.report.test_varied import made
+
+
+def seeded(label: str, seed: int, top1: float, **options: Any) -> Record:
+    row = made(label, seed, metrics={"top1": top1, "size_mb": 2.5}, **options)
+    return replace(row, params=row.params | {"seed": seed})
+
+
+TOP1 = {"static int8": [0.871, 0.8655, 0.88], "qat int4": [0.86, 0.85]}
+ROWS = [seeded(label, seed, top1) for label, values in TOP1.items() for seed, top1 in enumerate(values)]
+
+
+def test_each_row_is_the_mean_and_the_standard_deviation_of_its_seeds() -> None:
+    seeds = Seeds.of(ROWS)
+    assert seeds is not None
+    rows = [dict(zip(seeds.titles, row, strict=True)) for row in seeds.cells]
+    assert [(row["method"], row["seeds"]) for row in rows] == [("static int8", "3"), ("qat int4", "2")]
+    for row, values in zip(rows, TOP1.values(), strict=True):
+        assert row["top-1 %"] == f"{100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f}"
+        assert row["size MB"] == "2.50", "the same in all"
+
+
+def test_other_options_part_the_rows() -> None:
+    rows = [seeded("static int8", seed, 0.5 + seed / 10, observer=observer) for seed in (0, 1) for observer in ("mse", "minmax")]
+    seeds = Seeds.of(rows)
+    assert seeds is not None and seeds.titles.count("observer") == 1 and "seed" not in seeds.titles
+    assert [row[seeds.titles.index("observer")] for row in seeds.cells] == ["mse", "minmax"]
+
+
+@pytest.mark.parametrize("rows", [[], [ROWS[0]], [ROWS[0], ROWS[3]], [ROWS[0], record("fp32", status="failed")]])
+def test_without_several_seeds_there_is_no_such_table(rows: list[Record]) -> None:
+    assert Seeds.of(rows) is None
+
+
+def test_a_metric_that_one_seed_lacks_is_of_the_others() -> None:
+    assert spread([], percent) == "–" and spread([0.5], percent) == "50.00" and spread([0.25, 0.75], percent) == "50.00 ± 35.36"
+
+
+def test_results_and_screen_have_it(tmp_path: Path) -> None:
+    runs = [Run(row, tmp_path) for row in ROWS]
+    markdown = write_report(runs, tmp_path / "report", "sweep", Style(("md",))).markdown
+    seeds = Seeds.of(ROWS)
+    assert seeds is not None and seeds.markdown() in markdown
+    console = Console(width=120, record=True, file=(tmp_path / "screen").open("w"))
+    console.print(seeds.rich_table())
+    assert "87.22 ± 0.73" in console.export_text()
