@@ -1,16 +1,19 @@
-"""Whether the instruments can be trusted: A against A, and the same paired measurement repeated.
+"""Whether the instruments can be trusted: A against A, the same paired measurement repeated, and how steady the machine is.
 
-    uv run python benchmarks/instruments.py model=vgg19 data=folder data.root=FOLDER [+repetitions=20] [+repeats=5]
+    uv run python benchmarks/instruments.py model=vgg19 data=folder data.root=FOLDER [+repetitions=20] [+repeats=5] [+turns=20]
 
 Takes the options of compress.py. A against A: the same int8 artifact on the same engine in two children, `repetitions` times; a
 95 % interval of their speed-up should contain 1 in at least 17 of 20. Repeated: fp32 on eager torch against that artifact, `repeats`
-times with fresh children; how far the speed-ups and the medians themselves spread.
+times with fresh children; how far the speed-ups and the medians themselves spread. The machine: two children of each of the two take
+`turns` in turns; children of one network that change together, and not with those of the other, say that the machine changed, and
+that no pairing could have made up for it.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
+from dataclasses import replace
 
 from against_others import ours
 from common import composed, machine
@@ -39,16 +42,42 @@ def spread(values: list[float]) -> float:
     return (max(values) - min(values)) / statistics.median(values)
 
 
+def steadiness(latency: Latency, pairs: list[tuple[Subject, Subject]], turns: int) -> None:
+    """Print how far two children of one network differ in a turn, and how far each network's time moves between turns."""
+    subjects = [subject for pair in pairs for subject in pair]
+    rules = replace(latency.rules, windows=turns, budget_s=float("inf"))
+    with alone_on_host():
+        try:
+            ready(subjects)
+            taken = [[statistics.median(w) for w in windows] for windows in rules.take_turns([subject.window for subject in subjects])]
+        finally:
+            for subject in subjects:
+                subject.close()
+    for place, (first, _) in enumerate(pairs):
+        one, other = taken[2 * place : 2 * place + 2]
+        apart = [spread([a, b]) for a, b in zip(one, other, strict=True)]
+        means = [(a + b) / 2 for a, b in zip(one, other, strict=True)]
+        print(
+            f"  {first.artifact.label} on {first.engine.name}: {min(means):.3f} to {max(means):.3f} ms in {turns} turns, spread "
+            f"{spread(means):.1%}; its two children differ by {statistics.median(apart):.1%} (median of turns) and move together: "
+            f"correlation {statistics.correlation(one, other):.2f}"
+        )
+
+
 def main(options: list[str]) -> None:
     config: DictConfig = composed(options)
-    repetitions, repeats = config.get("repetitions", 20), config.get("repeats", 5)
+    repetitions, repeats, turns = config.get("repetitions", 20), config.get("repeats", 5), config.get("turns", 20)
     subjects = prepare(config)
     latency: Latency = instantiate(config.measure.latency)
     eager = subjects.of(instantiate(config.baseline.method), instantiate(config.baseline.engine))
     chosen = ours(config, subjects)
     chosen.close()
-    twin = Subject(chosen.artifact, chosen.engine, chosen.batch, chosen.threads, chosen.limits)
+    twin, eager_twin = (Subject(s.artifact, s.engine, s.batch, s.threads, s.limits) for s in (chosen, eager))
     title = f"{config.model.id} {chosen.artifact.label} on {chosen.engine.name}, batch {config.batch_size}, {config.threads} threads"
+
+    if turns >= 2:
+        print(f"\nThe machine: {title}")
+        steadiness(latency, [(eager, eager_twin), (chosen, twin)], turns)
 
     print(f"\nA against A: {title}")
     held = 0
