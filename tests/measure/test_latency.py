@@ -42,10 +42,10 @@ def test_five_milliseconds_read_five_milliseconds(make_bench: MakeBench) -> None
 
 
 def test_the_clock_is_that_of_the_wall(make_bench: MakeBench) -> None:
-    found = QUICK.measure(make_bench(Takes(5, own_clock=False)))
+    found = QUICK.measure(make_bench(Takes(1, own_clock=False)))  # short enough to be seldom interrupted
     samples = next(m.samples for m in found if m.name == "latency_ms")
-    assert min(samples) == pytest.approx(5, rel=0.05)  # other programs only ever add to it
-    assert min(samples) >= 5 and len(samples) >= 7 * 5
+    assert min(samples) == pytest.approx(1, rel=0.05)  # other programs only ever add to it
+    assert min(samples) >= 1 and len(samples) >= 7 * 5
 
 
 def test_a_slow_first_call_is_seen_in_first_call_ms_only(make_bench: MakeBench) -> None:
