@@ -66,6 +66,8 @@ ELSEWHERE = {
 # ADDED composes where the shown files are; `benchmark.py` alone is a device's.
 COMPOSED = [text for text, words in COMMANDS.items() if words[0] in HYDRA and text not in (ADDED, "benchmark.py")]
 LONG = [text for text in COMPOSED if not any(re.search(known, text) for known in (*CHAIN, *ELSEWHERE)) and "against_others" not in text]
+OTHERS = [text for text in COMMANDS if text not in COMPOSED]
+PARSED = [text for text in OTHERS if COMMANDS[text][0] in CLICK]
 
 
 class Composed(BaseException):
@@ -153,12 +155,12 @@ def test_a_placeholder_that_nobody_knows_is_found() -> None:
         fill_in(["train.py", "data.root=FOLDER"])
 
 
-@pytest.mark.parametrize("command", [text for text in COMMANDS if text not in COMPOSED])
+@pytest.mark.parametrize("command", OTHERS, ids=OTHERS)
 def test_every_other_command_is_run_here_or_elsewhere(command: str) -> None:
     assert any(re.search(known, command) for known in (*CHAIN, *ELSEWHERE)), "no test runs it, here or ELSEWHERE"
 
 
-@pytest.mark.parametrize("known", [*CHAIN, *ELSEWHERE])
+@pytest.mark.parametrize("known", [*CHAIN, *ELSEWHERE], ids=[*CHAIN, *ELSEWHERE])
 def test_what_the_tables_speak_of_is_documented(known: str) -> None:
     assert any(re.search(known, command) for command in COMMANDS)
 
@@ -169,7 +171,7 @@ def test_elsewhere_it_is_there(file: str, word: str, why: str) -> None:
     assert why and word in next(place / file for place in (ROOT, installed) if (place / file).exists()).read_text()
 
 
-@pytest.mark.parametrize("command", [text for text, words in COMMANDS.items() if words[0] in CLICK])
+@pytest.mark.parametrize("command", PARSED, ids=PARSED)
 def test_its_options_are_those_of_that_program(command: str) -> None:
     program, *rest = COMMANDS[command]
     group = import_module(CLICK[program]).cli
@@ -199,7 +201,7 @@ def quick(words: list[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif("QEXP_SLOW" not in os.environ, reason="takes minutes: set QEXP_SLOW=1")
-@pytest.mark.parametrize("command", LONG)
+@pytest.mark.parametrize("command", LONG, ids=LONG)
 def test_a_long_command_runs_on_small_images(command: str, tmp_path: Path) -> None:
     with working_folder(tmp_path):
         run(COMMANDS[command], quick(COMMANDS[command]))
