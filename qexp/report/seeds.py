@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,8 +58,12 @@ class Seeds:
 
 
 def spread(values: list[float], shown: Callable[[float], str]) -> str:
-    """`mean ± s`, s being the sample's standard deviation (n - 1); the mean alone where all values look the same."""
+    """`mean ± s`: s is the sample's standard deviation (n - 1), to the mean's last digit. The mean alone where all values look alike."""
     if not values:
         return NONE
     mean = shown(statistics.fmean(values))
-    return mean if len({*map(shown, values)}) == 1 else f"{mean} ± {shown(statistics.stdev(values))}"
+    if len({*map(shown, values)}) == 1:
+        return mean
+    number, unit = re.fullmatch(r"([-\d.]+)(.*)", mean).groups()  # type: ignore[union-attr]  # as all formats of columns are
+    deviation = float(shown(statistics.stdev(values)).removesuffix(unit))
+    return f"{number} ± {deviation:.{len(number.partition('.')[2])}f}{unit}"

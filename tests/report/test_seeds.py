@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from qexp.report.runs import Run
 from qexp.report.seeds import Seeds, spread
-from qexp.report.table import percent
+from qexp.report.table import percent, share, significant, times
 from qexp.report.write import Style, write_report
 from qexp.types import Record
 from tests.report.test_table import record
@@ -50,8 +51,21 @@ def test_without_several_seeds_there_is_no_such_table(rows: list[Record]) -> Non
     assert Seeds.of(rows) is None
 
 
-def test_a_metric_that_one_seed_lacks_is_of_the_others() -> None:
-    assert spread([], percent) == "–" and spread([0.5], percent) == "50.00" and spread([0.25, 0.75], percent) == "50.00 ± 35.36"
+@pytest.mark.parametrize(
+    ("values", "shown", "text"),
+    [
+        ([], percent, "–"),
+        ([0.5], percent, "50.00"),
+        ([0.25, 0.75], percent, "50.00 ± 35.36"),
+        ([0.0610, 0.0613, 0.0614], significant, "0.0612 ± 0.0002"),
+        ([123.0, 125.0], significant, "124 ± 1"),
+        ([5.34, 5.37], times, "5.36 ± 0.02x"),
+        ([0.5, 0.54], share, "52 ± 3 %"),
+        ([-0.01, 0.01], percent, "0.00 ± 1.41"),
+    ],
+)
+def test_how_a_spread_is_written(values: list[float], shown: Callable[[float], str], text: str) -> None:
+    assert spread(values, shown) == text
 
 
 def test_results_and_screen_have_it(tmp_path: Path) -> None:
