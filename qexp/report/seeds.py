@@ -6,11 +6,12 @@ import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from qexp.report.table import COLUMNS, cell_name, names_of, shows, text_titles
+from qexp.report.table import COLUMNS, Column, cell_name, names_of, shows, text_titles
 from qexp.report.varied import NONE
 from qexp.types import Record
 
@@ -30,17 +31,17 @@ class Seeds:
         """None where no two finished records differ in their seed alone."""
         rows = [record for record in records if record.status == "finished"]
         names = {key: title for key, title in names_of(records).items() if key != "seed"}
-        groups: dict[tuple[str, ...], list[Record]] = {}
-        for record in rows:
-            groups.setdefault(tuple(cell_name(key, record) for key in names), []).append(record)
-        seeds = [{record.params.get("seed") for record in members} for members in groups.values()]
-        if max(map(len, seeds), default=0) < 2:
+        groups: dict[tuple[str, ...], dict[Any, Record]] = {}
+        for record in rows:  # of a seed that ran again, the last counts
+            groups.setdefault(tuple(cell_name(key, record) for key in names), {})[record.params.get("seed")] = record
+        if max(map(len, groups.values()), default=0) < 2:
             return None
         columns = [column for column in COLUMNS if any(shows(column, record) for record in rows)]
-        cells = [
-            [*name, str(len(several)), *(spread([r.metrics[c.metric] for r in group if c.metric in r.metrics], c.format) for c in columns)]
-            for (name, group), several in zip(groups.items(), seeds, strict=True)
-        ]
+
+        def of_all(column: Column, seeds: dict[Any, Record]) -> str:
+            return spread([r.metrics[column.metric] for r in seeds.values() if column.metric in r.metrics], column.format)
+
+        cells = [[*name, str(len(seeds)), *(of_all(column, seeds) for column in columns)] for name, seeds in groups.items()]
         return cls([*names.values(), "seeds", *(column.title for column in columns)], cells, text_titles(records))
 
     def markdown(self) -> str:

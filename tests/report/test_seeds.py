@@ -39,6 +39,12 @@ def test_each_row_is_the_mean_and_the_standard_deviation_of_its_seeds() -> None:
         assert row["size MB"] == "2.50", "the same in all"
 
 
+def test_a_seed_that_ran_again_counts_once() -> None:
+    again = Seeds.of([seeded("static int8", 0, 0.1), *ROWS])
+    assert again is not None and again == Seeds.of(ROWS)
+    assert Seeds.of([ROWS[0], ROWS[0]]) is None
+
+
 def test_other_options_part_the_rows() -> None:
     rows = [seeded("static int8", seed, 0.5 + seed / 10, observer=observer) for seed in (0, 1) for observer in ("mse", "minmax")]
     seeds = Seeds.of(rows)
