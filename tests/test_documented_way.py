@@ -34,7 +34,7 @@ ADDED = "compress.py -m model=lenet5 data=digits method=none,rounded"
 CHAIN = {
     r"^train.py model=resnet20 ": IMAGES,
     r"^compress.py -m model=resnet20 method=none,dynamic,static data=folder data.root=pictures$": [*IMAGES, *QUICK, *ONE_ENGINE, *FEW],
-    r"^-m qexp.report sweep=latest ": [],
+    r"^-m qexp.report sweep=(latest|all) ": [],
     r"^compress.py experiment=search model=resnet20 ": [*IMAGES, *BRIEF, "threads=1", "hydra.sweeper.trials=1"],
     r"^benchmark.py (-m )?artifact=": [*QUICK, *BRIEF, *FEW, "measure.accuracy=null"],
     r"^-m qexp.tracking sync": [],
@@ -46,7 +46,7 @@ CHAIN = {
     ],
 }  # fmt: skip
 # Where the pretend network and its images are not what the example speaks of.
-INSTEAD = {"model=resnet34 and top1>0.85": "model=resnet20 and top1>0.1", "data/cifar10-jpeg": "pictures"}
+INSTEAD = {"model=resnet34 and top1>0.85": "model=resnet20 and top1>0.1", "where=model=resnet8": "where=model=resnet20", "data/cifar10-jpeg": "pictures"}
 SHOWN = re.findall(r"`(\S+)`:\n\n```\w+\n(.*?\n)```$", (ROOT / "README.md").read_text(), re.M | re.S)  # files by path
 PYTHON = {code for file in DOCUMENTS for language, code in FENCE.findall(file.read_text()) if language == "python"}
 LOADING = sorted(code for code in PYTHON if "outputs/artifacts/NAME" in code)
