@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from qexp.report.axes import AXES, Axis
 from qexp.report.pareto import pareto_front
@@ -29,7 +29,7 @@ def accuracy_plot(
     panels = {AXES[c]: rows for c in costs if (rows := [run for run in finished if {c, up.metric} <= run.record.metrics.keys()])}
     if not panels:
         return []
-    figure = Figure(figsize=(6.5 * len(panels) - 2 * (len(panels) > 1), 4.5), layout="constrained")
+    figure = Figure(figsize=(4.5 * len(panels) + 0.5, 4.5), layout="constrained")
     for axes, (cost, rows) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True):
         _intervals(axes, rows, cost, up)
         _fronts(axes, rows, cost, up)
@@ -51,10 +51,10 @@ def _saved(figure: Figure, file: Path, formats: Sequence[str]) -> list[Path]:
 
 
 def _logarithmic(axes: Axes) -> None:
-    """With ticks at 1, 2 and 5 where few decades are shown, written as plain numbers."""
+    """With ticks at 1, 2 and 5 where few decades are shown, at even distances within one, written as plain numbers."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
+    axes.xaxis.set_major_locator(MaxNLocator(4) if high / low < 5 else LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -88,10 +88,11 @@ def _accuracy(records: list[Record]) -> tuple[str, str]:
 
 
 def _legend(axes: Axes, figure: Figure) -> None:
-    """To the right of the axes, of all panels, and all of it: a long one makes the figure higher."""
+    """To the right of the axes, of all panels, and all of it: a long one makes the figure higher, one of long names wider."""
     handles = {label: handle for each in figure.axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)}
     axes.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.set_figheight(max(figure.get_figheight(), 0.3 + 0.22 * len(handles)))
+    figure.set_figwidth(figure.get_figwidth() + 0.07 * max(map(len, handles), default=0))
 
 
 def _scatter(axes: Axes, rows: list[Record], cost: Axis, worth: Axis) -> None:
@@ -141,7 +142,7 @@ def _accuracy_by_bits(rows: list[Record], title: str) -> Figure:
         if widths := _widths(row):
             lines.setdefault(f"{row.params['method']}{told(row, options)}", []).append((widths, 100 * row.metrics[metric]))
     ticks = sorted({widths for line in lines.values() for widths, _ in line}, reverse=True)
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(6.2, 4.5), layout="constrained")
     axes = figure.subplots()
     for index, (name, line) in enumerate(lines.items()):
         line.sort(reverse=True)
@@ -191,7 +192,7 @@ def _curves(rows: list[Record], key: str, title: str) -> Figure:
     others = [k for k in ("label", "engine", "batch_size", "image_size", "threads", "data") if k != key]
     shown = [k for k in others if k in ("label", "engine") or len({r.params.get(k) for r in rows}) > 1]
     options = varied(rows)
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(6.2, 4.5), layout="constrained")
     axes = figure.subplots()
     lines: dict[str, list[Record]] = {}
     for row in rows:
