@@ -46,7 +46,10 @@ CHAIN = {
     ],
 }  # fmt: skip
 # Where the pretend network and its images are not what the example speaks of.
-INSTEAD = {"model=resnet34 and top1>0.85": "model=resnet20 and top1>0.1", "where=model=resnet8": "where=model=resnet20", "data/cifar10-jpeg": "pictures"}
+INSTEAD = {
+    "model=resnet34 and top1>0.85": "model=resnet20 and top1>0.1", "where=model=resnet8": "where=model=resnet20",
+    "data/cifar10-jpeg": "pictures",
+}  # fmt: skip
 SHOWN = re.findall(r"`(\S+)`:\n\n```\w+\n(.*?\n)```$", (ROOT / "README.md").read_text(), re.M | re.S)  # files by path
 PYTHON = {code for file in DOCUMENTS for language, code in FENCE.findall(file.read_text()) if language == "python"}
 LOADING = sorted(code for code in PYTHON if "outputs/artifacts/NAME" in code)

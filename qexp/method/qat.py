@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qexp.data.base import ImageData
@@ -17,7 +17,7 @@ from qexp.method import fine_tuning
 from qexp.method.base import Compressed, example_input
 from qexp.method.fake_quantize import LEARNING, quantizers
 from qexp.method.fine_tuning import FineTuning, training_folder
-from qexp.method.qat_graph import ConvNorm, hand_over, learn_ranges, sizes, trainable
+from qexp.method.qat_graph import ConvNorm, estimate_norms, hand_over, learn_ranges, sizes, trainable
 from qexp.method.quantization import Quantization
 from qexp.types import UserError, Wants, nearest
 
@@ -25,16 +25,16 @@ from qexp.types import UserError, Wants, nearest
 class QAT(Quantization):
     """activations, weights: how their scales learn, `lsq` (Esser et al., 2020), `moving_average` (Jacob et al., 2018) or, of
     activations only, `pact` (Choi et al., 2018); distillation: share of the loss that asks for the fp32 network's logits instead of
-    the labels (Hinton et al., 2015), at `temperature`; freeze_norms: share of the epochs after which batch norms keep their statistics;
-    recipe: epochs, batch_size, optimizer and scheduler of the fine-tuning; trainer: options of Lightning's Trainer, precision `auto`
-    being fp32 here.
+    the labels (Hinton et al., 2015), at `temperature`; freeze_norms: share of the epochs after which batch norms keep their statistics,
+    1 for never; recipe: epochs, batch_size, optimizer and scheduler of the fine-tuning; trainer: options of Lightning's Trainer,
+    precision `auto` being fp32 here.
     """
 
     name = "qat"
 
     def __init__(
         self, recipe: DictConfig, trainer: DictConfig, activations: str = "lsq", weights: str = "lsq", distillation: float = 0.0,
-        temperature: float = 4.0, freeze_norms: float = 0.75, seed: int = 0, **common: Any,
+        temperature: float = 4.0, freeze_norms: float = 1.0, seed: int = 0, **common: Any,
     ):  # fmt: skip
         tracked = {"observer": activations, "weight_observer": weights}  # a moving average goes on from itself
         super().__init__(**{**common, **{name: kind for name, kind in tracked.items() if kind == "moving_average"}})
@@ -58,7 +58,7 @@ class QAT(Quantization):
         trained = trainable(prepared, network, data)
         learn_ranges(trained, self.activations, self.weights, sizes(trained, example_input(data, 1)))
         checkpoints = training_folder(folder, network, self.options, str(wants), data.spec.digest)
-        student = partial(Student, freeze_norms=self.freeze_norms)
+        student = partial(Student, freeze_norms=self.freeze_norms, images=data.calibration(), batch=self.calibration_batch)
         self.fine_tuning.train(trained, network if self.teacher is None else self.teacher, data, checkpoints, student)
         hand_over(trained, prepared)
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -66,14 +66,15 @@ class QAT(Quantization):
 
 
 class Student(fine_tuning.Student):
-    """The graph being trained. freeze_norms: share of the epochs after which batch norms keep their statistics."""
+    """The graph being trained. freeze_norms: share of the epochs after which batch norms keep their statistics, which x[N,C,H,W] in
+    batches gives them before each validation until then."""
 
     def __init__(
         self, trained: GraphModule, teacher: nn.Module, num_classes: int, recipe: Any, distillation: float, temperature: float,
-        freeze_norms: float, seed: int,
+        seed: int, freeze_norms: float, images: Tensor, batch: int,
     ):  # fmt: skip
         super().__init__(trained, teacher, num_classes, recipe, distillation, temperature, seed)
-        self.freeze_norms = freeze_norms
+        self.freeze_norms, self.images, self.batch = freeze_norms, images, batch
 
     def parameter_groups(self) -> Any:
         """Scales apart, since weight decay would shrink them."""
@@ -82,9 +83,19 @@ class Student(fine_tuning.Student):
         others = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
         return [{"params": others}, {"params": scales, "weight_decay": 0.0}] if scales else others
 
+    @property
+    def norms(self) -> list[ConvNorm]:
+        return [module for module in self.network.modules() if isinstance(module, ConvNorm)]
+
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
-        frozen = self.current_epoch >= self.freeze_norms * (self.trainer.max_epochs or 1)
-        for module in self.network.modules():
-            if isinstance(module, ConvNorm):
-                module.frozen = frozen
+        for norm in self.norms:
+            norm.frozen = self.current_epoch >= self.freeze_norms * (self.trainer.max_epochs or 1)
+
+    def after_step(self) -> None:
+        for norm in self.norms:
+            norm.keep_sign()
+
+    def on_validation_start(self) -> None:
+        if not any(norm.frozen for norm in self.norms):
+            estimate_norms(self.network, self.images.to(self.device), self.batch)

@@ -22,21 +22,39 @@ class ConvNorm(nn.Module):
     """Convolution and batch norm as one: the weight is rounded as it will be when both are folded.
 
     The flow of torch.ao and torchao for training with quantisation (Krishnamoorthi, "Quantizing deep convolutional networks for
-    efficient inference", 2018, section 3.2.2): weights are scaled by running statistics before they are rounded and scaled back after,
-    and batch norm works on the result with the batch's statistics; once frozen, with the running ones.
+    efficient inference", 2018, section 3.2.2): weights are scaled by the batch norm's factors before they are rounded and scaled back
+    after, and batch norm works on the result with the batch's statistics; once frozen, with the running ones.
+
+    In that flow the factors are those of the running statistics, which change with every batch, and with them the integers: at 2 bits
+    so many that the statistics never fit them. Where each channel has scales of its own, the factors that training starts from are
+    kept for rounding instead, and the scales take up the rest when both are folded: integers depend on weights and scales alone.
     """
+
+    start: Tensor
+    sign: Tensor
 
     def __init__(self, weight: Tensor, norm: nn.BatchNorm2d, quantizer: FakeQuantize | None, operator: Callable[..., Tensor], rest: tuple):
         super().__init__()
         self.weight = nn.Parameter(weight.detach().clone())
         self.norm, self.quantizer, self.operator, self.rest = copy.deepcopy(norm), quantizer, operator, rest
         self.frozen = False
+        self.fixed = quantizer is not None and quantizer.axis is not None and not quantizer.grid.power_of_two
+        self.register_buffer("sign", torch.where(norm.weight.detach() < 0, -1.0, 1.0))
+        self.register_buffer("start", self.factor().detach().clone())
 
     def factor(self) -> Tensor:
-        """[C], of each channel's weights."""
+        """[C], of each channel's weights when both are folded; never 0, and of the sign that it had at the start."""
         assert self.norm.running_var is not None
-        factor = self.norm.weight / torch.sqrt(self.norm.running_var + self.norm.eps)
-        return torch.where(factor.abs() < SMALLEST, SMALLEST, factor)
+        return self.sign * (self.sign * self.norm.weight / torch.sqrt(self.norm.running_var + self.norm.eps)).clamp(min=SMALLEST)
+
+    def keep_sign(self) -> None:
+        """Undo a step of the optimizer past 0, where integers could not follow: the least of them has no opposite."""
+        with torch.no_grad():
+            self.norm.weight.copy_(self.sign * (self.sign * self.norm.weight).clamp(min=0))
+
+    def rescaled(self) -> Tensor:
+        """[C], above 0: what the scales of each channel's weights are multiplied by when both are folded."""
+        return self.factor() / self.start if self.fixed else torch.ones_like(self.start)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of a convolution that computes the same at inference."""
@@ -45,12 +63,13 @@ class ConvNorm(nn.Module):
         return self.weight * _per_channel(factor, self.weight), self.norm.bias - self.norm.running_mean * factor
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.folded()
+        factor = self.start if self.fixed else self.factor()
+        weight = self.weight * _per_channel(factor, self.weight)
         rounded = weight if self.quantizer is None else self.quantizer(weight)
         if self.frozen or not self.training:
-            return self.operator(x, rounded, bias, *self.rest)
+            return self.operator(x, rounded * _per_channel(self.rescaled(), rounded), self.folded()[1], *self.rest)
         # The flow divides the convolution's result, a far larger tensor than its weight, to the same end.
-        return self.norm(self.operator(x, rounded / _per_channel(self.factor().detach(), rounded), None, *self.rest))
+        return self.norm(self.operator(x, rounded / _per_channel(factor.detach(), rounded), None, *self.rest))
 
 
 def _per_channel(factor: Tensor, weight: Tensor) -> Tensor:
@@ -99,6 +118,28 @@ def _restore(graph: GraphModule, node: Node, weight: Tensor, norm: Any) -> None:
     graph.graph.erase_node(node)
 
 
+@torch.no_grad()
+def estimate_norms(trained: nn.Module, images: Tensor, batch: int) -> None:
+    """Batch norms' statistics anew, as the mean of those of x[N,C,H,W] in batches, in the network as it is now.
+
+    Running ones are of a network that still changed (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3; for quantised
+    ones Nagel et al., "Overcoming Oscillations in Quantization-Aware Training", 2022, section 4.1). Left alone are layers whose rounding
+    depends on them. The graph is in eval mode afterwards.
+    """
+    trained.eval()
+    joined = [module for module in trained.modules() if isinstance(module, ConvNorm) and module.fixed]
+    momenta = [module.norm.momentum for module in joined]
+    for module in joined:
+        module.training = module.norm.training = True  # and not its quantizer, which may follow what it sees
+        module.norm.reset_running_stats()
+        module.norm.momentum = None  # the mean of all
+    for chunk in images.split(batch):
+        trained(chunk)
+    for module, momentum in zip(joined, momenta, strict=True):
+        module.norm.momentum = momentum
+    trained.eval()
+
+
 def hand_over(trained: GraphModule, prepared: GraphModule) -> None:
     """Put folded weights and biases where the prepared graph has them; its quantizers are the trained ones already."""
     with torch.no_grad():
@@ -107,8 +148,13 @@ def hand_over(trained: GraphModule, prepared: GraphModule) -> None:
                 continue
             name = f"{layer_path(node).replace('.', '_')}_with_norm"
             if hasattr(trained, name):
-                for place, value in zip(node.args[1:3], getattr(trained, name).folded(), strict=True):
+                joined = trained.get_submodule(name)
+                assert isinstance(joined, ConvNorm)
+                for place, value in zip(node.args[1:3], joined.folded(), strict=True):
                     prepared.get_parameter(_constant(place)).copy_(value)
+                if joined.fixed and joined.quantizer is not None:
+                    scale = joined.quantizer.scale  # one of each channel or, in groups, several
+                    scale.mul_(joined.rescaled().repeat_interleave(len(scale) // len(joined.start)))
     for quantizer in quantizers(prepared).values():
         quantizer.keep_scale()
 

@@ -17,9 +17,9 @@ from torch.fx import GraphModule
 from qexp.data.random import RandomData
 from qexp.method import qat as module
 from qexp.method.base import example_input, make_artifact
-from qexp.method.fake_quantize import WeightFakeQuantize, quantizers
+from qexp.method.fake_quantize import PackedWeight, WeightFakeQuantize, quantizers
 from qexp.method.qat import QAT, Student
-from qexp.method.qat_graph import ConvNorm, learn_ranges, sizes, trainable
+from qexp.method.qat_graph import ConvNorm, estimate_norms, learn_ranges, sizes, trainable
 from qexp.types import UserError, Wants
 from tests.method.training import RECIPE, TRAINER
 
@@ -62,6 +62,81 @@ def test_without_rounding_it_trains_as_the_network_does(pretend_data: RandomData
     np.testing.assert_allclose(sorted(float(norm.running_mean.sum()) for norm in mine), means, rtol=1e-3, atol=1e-4)
 
 
+def joined(trained: GraphModule) -> list[ConvNorm]:
+    return [module for module in trained.modules() if isinstance(module, ConvNorm)]
+
+
+def disturb(trained: GraphModule) -> None:
+    """Batch norms as training may leave them, far from where they were."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in joined(trained):
+            for tensor in (module.norm.running_var, module.norm.weight):
+                tensor.mul_(torch.empty(tensor.shape).uniform_(0.5, 2, generator=generator))  # type: ignore[union-attr]
+            module.norm.bias.add_(torch.empty(module.norm.bias.shape).uniform_(-0.3, 0.3, generator=generator))
+
+
+@pytest.mark.parametrize("options", [{}, {"group_size": 5}, {"weight_symmetric": False}], ids=["channels", "groups", "affine"])
+def test_statistics_move_scales_and_no_integers(options: dict[str, Any], pretend_data: RandomData, network: nn.Module) -> None:
+    prepared, trained = prepared_and_trainable(qat(**options), network, pretend_data)
+    learn_ranges(trained, "lsq", "lsq", sizes(trained, example_input(pretend_data, 1)))
+    before = {name: PackedWeight.of(m.weight * m.factor().view(-1, 1, 1, 1), q).integers() for name, m, q in weight_quantizers(trained)}
+    disturb(trained)
+    x = pretend_data.calibration()
+    with torch.no_grad():
+        expected = trained.eval()(x)
+        module.hand_over(trained, prepared)
+        torch.testing.assert_close(prepared(x)[0] if isinstance(prepared(x), tuple) else prepared(x), expected)
+    after = {name: PackedWeight.of(m.folded()[0], q).integers() for name, m, q in weight_quantizers(trained)}
+    assert before and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def weight_quantizers(trained: GraphModule) -> list[tuple[str, ConvNorm, WeightFakeQuantize]]:
+    found = [(name, m, m.quantizer) for name, m in trained.named_modules() if isinstance(m, ConvNorm)]
+    return [(name, m, quantizer) for name, m, quantizer in found if isinstance(quantizer, WeightFakeQuantize)]
+
+
+def test_one_scale_for_all_channels_follows_the_statistics(pretend_data: RandomData, network: nn.Module) -> None:
+    prepared, trained = prepared_and_trainable(qat(per_channel=False), network, pretend_data)
+    disturb(trained)
+    kept = [module.norm.running_var.clone() for module in joined(trained)]  # type: ignore[union-attr]
+    estimate_norms(trained, pretend_data.calibration(), 16)
+    assert all(torch.equal(m.norm.running_var, was) for m, was in zip(joined(trained), kept, strict=True))  # type: ignore[arg-type]
+    x = pretend_data.calibration()
+    with torch.no_grad():
+        expected = trained(x)
+        module.hand_over(trained, prepared)
+        torch.testing.assert_close(prepared(x)[0] if isinstance(prepared(x), tuple) else prepared(x), expected)
+
+
+def test_statistics_are_those_that_torch_finds_anew(pretend_data: RandomData, network: nn.Module) -> None:
+    _, trained = prepared_and_trainable(qat(), network, pretend_data)
+    for quantizer in quantizers(trained).values():
+        quantizer.enabled = False
+    x, twin = pretend_data.calibration(), copy.deepcopy(network)
+    norms = [m for m in twin.modules() if isinstance(m, nn.BatchNorm2d)]
+    torch.optim.swa_utils.update_bn(x.split(16), twin)
+    momenta = [m.norm.momentum for m in joined(trained)]
+    estimate_norms(trained, x, 16)
+    assert not any(m.training for m in trained.modules()) and momenta == [m.norm.momentum for m in joined(trained)] != [None] * len(norms)
+    for statistic in ("running_mean", "running_var"):
+        found, expected = ([getattr(norm, statistic) for norm in each] for each in ([m.norm for m in joined(trained)], norms))
+        np.testing.assert_allclose(
+            sorted(float(t.double().norm()) for t in found), sorted(float(t.double().norm()) for t in expected), rtol=1e-4
+        )
+
+
+def test_a_factor_keeps_its_sign(pretend_data: RandomData, network: nn.Module) -> None:
+    with torch.no_grad():
+        next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d)).weight[:2] = torch.tensor([-0.5, 0.5])
+    _, trained = prepared_and_trainable(qat(), network, pretend_data)
+    first = joined(trained)[0]
+    with torch.no_grad():
+        first.norm.weight[:2] = torch.tensor([0.3, -0.3])
+    first.keep_sign()
+    assert first.norm.weight[:2].tolist() == [0, 0] and first.factor()[0] < 0 < first.factor()[1] and bool((first.rescaled() > 0).all())
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"weights": "moving_average", "activations": "moving_average"}, {"activations": "pact"}, {"distillation": 0.5}]
 )
@@ -102,7 +177,7 @@ def test_weight_decay_spares_scales(pretend_data: RandomData, network: nn.Module
     method = qat()
     _, trained = prepared_and_trainable(method, network, pretend_data)
     learn_ranges(trained, "lsq", "lsq", sizes(trained, example_input(pretend_data, 1)))
-    student = Student(trained, network, 10, {**RECIPE, "optimizer": None}, 0.0, 4.0, 0.75, 0)
+    student = Student(trained, network, 10, {**RECIPE, "optimizer": None}, 0.0, 4.0, 0, 1.0, pretend_data.calibration(), 64)
     others, scales = student.parameter_groups()
     assert scales["weight_decay"] == 0 and len(scales["params"]) == len(quantizers(trained))
     counted = [id(p) for group in (others, scales) for p in group["params"]]
