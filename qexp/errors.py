@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from qexp.types import UserError, command_line, nearest
 
@@ -93,8 +93,33 @@ def explain(error: BaseException) -> str | None:
     if type(error).__name__ in LOST_WORKERS.get(type(error).__module__.split(".")[0], ()):
         reason = str(error).strip().partition("\n")[0]
         return f"A job's process was lost: {reason}\nWhat is finished is kept; to go on: {command_line()}"
+    asked = re.match(r"Could not override '(\S+)'", str(error))
+    if asked and isinstance(error.__cause__, ConfigKeyError | ConfigAttributeError):
+        return unknown_key(asked[1], error.__cause__)
     if isinstance(error, CompactHydraException | OmegaConfBaseException):
         return f"{error}\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else str(error)
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         return f"Cannot write {error.filename or 'a file'}: {error.strerror}. Free some space or choose another `outputs=`."
     return None
+
+
+def unknown_key(asked: str, error: OmegaConfBaseException) -> str:
+    """The message for a key that the config does not have: where its group has one of that name further down, such as a chain for each
+    of its stages, or what it may have been meant to be."""
+    assert isinstance(error.parent_node, DictConfig) and isinstance(root := error.parent_node._get_root(), DictConfig)
+    group, _, name = asked.partition(".")
+    below = [path for path in _paths(root) if name and re.fullmatch(rf"{group}\..+\.{re.escape(name)}", path)]
+    if below:
+        return f"There is no {asked} here, but {' and '.join(below)}."
+    known = [key for key in map(str, error.parent_node) if key != "hydra" and not key.startswith("_")]
+    return f"There is no {asked}: {nearest(str(error.key), known)}\nTo add a key that qexp does not know, put + before it."
+
+
+def _paths(config: DictConfig, above: str = "") -> list[str]:
+    """Of all keys of a config, such as `method.stages.prune`."""
+    found = []
+    for key in map(str, config):
+        node = config._get_node(key)
+        found.append(f"{above}{key}")
+        found += _paths(node, f"{above}{key}.") if isinstance(node, DictConfig) and not node._is_none() and key != "hydra" else []
+    return found

@@ -18,9 +18,10 @@ SWEEP = ["-m", *PRETEND, *fake("Fake"), *FEW_WINDOWS, "tracking=none"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["method=none,static", "method.observer=mse"], "Could not override 'method.observer'"),  # which only one of them has
+        (["method=none,static", "method.observer=mse"], "There is no method.observer: Known: torchscript"),  # which only one of them has
         (["batch_size=1,2", "model=resnet8,resnet9"], "There is no model=resnet9"),
-        (["batch_sise=1,2"], "Could not override 'batch_sise'"),
+        (["method=prune_channels_static", "method.ratio=2,3"], "There is no method.ratio here, but method.stages.prune_channels.ratio."),
+        (["batch_sise=1,2"], "There is no batch_sise: did you mean 'batch_size'"),
     ],
 )
 def test_a_combination_that_cannot_be_is_told_before_anything_runs(run: Run, tmp_path: Path, words: list[str], message: str) -> None:

@@ -199,7 +199,7 @@ def config_with(*overrides: str) -> DictConfig:
         (["model=lenet5,vgg91", "-m"], "error: There is no model=vgg91: did you mean 'vgg19'"),
         (["data=cifar"], "error: There is no data=cifar: did you mean 'cifar10"),
         (["recipe=onecycle"], "error: There is no recipe=onecycle: did you mean 'one_cycle'"),
-        (["recipe.epoch=3"], "error: Could not override 'recipe.epoch'"),
+        (["recipe.epoch=3"], "error: There is no recipe.epoch: did you mean 'epochs'"),
         ([], "error: No model was chosen. Give model=NAME"),
         (["model=torchvision"], "error: The model lacks name. Give model.name=VALUE"),
         (["model._target_=own.Nett"], "error: model._target_=own.Nett: own has no 'Nett': did you mean 'Net'"),
