@@ -123,8 +123,8 @@ def estimate_norms(trained: nn.Module, images: Tensor, batch: int) -> None:
     """Batch norms' statistics anew, as the mean of those of x[N,C,H,W] in batches, in the network as it is now.
 
     Running ones are of a network that still changed (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3; for quantised
-    ones Nagel et al., "Overcoming Oscillations in Quantization-Aware Training", 2022, section 4.1). Left alone are layers whose rounding
-    depends on them. The graph is in eval mode afterwards.
+    ones Nagel et al., "Overcoming Oscillations in Quantization-Aware Training", 2022). Left alone are layers whose rounding depends on
+    them. The graph is in eval mode afterwards.
     """
     trained.eval()
     joined = [module for module in trained.modules() if isinstance(module, ConvNorm) and module.fixed]
