@@ -138,7 +138,14 @@ def test_a_factor_keeps_its_sign(pretend_data: RandomData, network: nn.Module) -
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"weights": "moving_average", "activations": "moving_average"}, {"activations": "pact"}, {"distillation": 0.5}]
+    "options",
+    [
+        {},
+        {"weights": "moving_average", "activations": "moving_average"},
+        {"activations": "pact"},
+        {"distillation": 0.5},
+        {"freeze_norms": 0.5},
+    ],
 )
 def test_what_was_trained_is_what_is_converted(
     options: dict[str, Any], pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
