@@ -70,6 +70,20 @@ def test_ours_stand_beside_theirs_in_what_machines_have_in_common(tmp_path: Path
     assert half["top-1 lost"] == "4.00 (–)"
 
 
+def test_their_times_stand_beside_ours_at_their_batch_size_alone(tmp_path: Path) -> None:
+    times = {"latency_ms": 10.0, "size_mb": 2.0, "batch_size": 1}
+    listed = [{"name": "fp32", "run": "", "latency_ms": 40.0, "size_mb": 8.0, "batch_size": 1}, {"name": "int8", "run": "", **times}]
+    (tmp_path / "rows.json").write_text(json.dumps({"title": "A table", "rows": listed}))
+    ours = [record(bits, batch, latency_ms=4.0, size_mb=4.0) for batch in (1, 2) for bits in ("fp32", "int8")]
+    made = Reference.read(tmp_path, found(*ours))
+    assert made
+    titles, cells = made.table()
+    once, twice = (dict(zip(titles, row, strict=True)) for row in cells if row[0] == "int8")
+    assert (once["ms"], once["faster"]) == ("4.00 (10.0)", f"1.00x{WORSE} (4.00x)")
+    assert (twice["batch"], twice["ms"], twice["faster"]) == ("2", "4.00 (–)", "1.00x (–)")
+    assert once["size MB"] == twice["size MB"] == f"4.00{WORSE} (2.00)"
+
+
 def test_what_did_not_run_is_a_row_all_the_same(tmp_path: Path) -> None:
     failed = record("int8", status="failed")
     _, cells = reference(tmp_path, record("fp32", top1=0.95, size_mb=8.0, latency_ms=4.0), failed).table()
@@ -87,6 +101,6 @@ def test_every_row_of_the_presets_composes(name: str) -> None:
         config = compose("compress", [f"experiment={name}"], return_hydra_config=True)
         names = [row.name for row in config.hydra.sweeper.rows]
         assert len({*names}) == len(names)
+        jobs = {row.name: compose("compress", [f"experiment={name}", *row.run.split()]) for row in config.hydra.sweeper.rows}
         for row in config.hydra.sweeper.rows:
-            compose("compress", [f"experiment={name}", *row.run.split()])
-            assert row.get("against", names[0]) in names
+            assert jobs[row.name].model.id == jobs[row.get("against", names[0])].model.id, "another network's times and sizes"

@@ -16,9 +16,10 @@ from qexp.report.table import NONE, percent, significant, times
 from qexp.types import Record
 
 BETTER, WORSE = " ▲", " ▼"
+ANY_BATCH = ("top1", "top5", "loss", "size_mb")  # figures that the batch size has no part in
 LEGEND = (
     "▲ better and ▼ worse than the reference (in brackets), in what machines have in common: accuracy lost, size, and times as ratios to "
-    "the first row of the same table"
+    "fp32 in the same table"
 )
 
 
@@ -100,10 +101,11 @@ class Reference:
         for job in range(-(-(max(jobs, default=0) + 1) // len(listed)) * len(listed)):
             place = job % len(listed)
             base = places[listed[place].get("against", listed[0]["name"])]
+            ours = jobs.get(job)
             compared = {"base": None, "our_base": None}
             if base != place:
-                compared = {"base": _figures(listed[base]), "our_base": jobs.get(job - place + base)}  # type: ignore[dict-item]
-            rows.append(Row(listed[place]["name"], _figures(listed[place]), jobs.get(job), **compared))
+                compared = {"base": _figures(listed[base], ours), "our_base": jobs.get(job - place + base)}  # type: ignore[dict-item]
+            rows.append(Row(listed[place]["name"], _figures(listed[place], ours), ours, **compared))
         return cls(values["title"], rows)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -133,8 +135,10 @@ class Reference:
         return "\n".join([f"## {self.title}\n", *lines, *(f"| {' | '.join(row)} |" for row in cells), f"\n{LEGEND}\n"])
 
 
-def _figures(row: Mapping[str, Any]) -> Figures:
-    return {name: value for name, value in row.items() if name not in ("name", "run", "against")}
+def _figures(row: Mapping[str, Any], ours: Record | None) -> Figures:
+    """What the reference says of a row; at another batch size than the reference's only what does not depend on it."""
+    same_batch = ours is None or ours.params.get("batch_size") == row.get("batch_size", ours.params.get("batch_size"))
+    return {name: row[name] for name in row if name in ANY_BATCH or same_batch and name not in ("name", "run", "against", "batch_size")}
 
 
 def _cell(column: Column, row: Row) -> str:
