@@ -4,37 +4,58 @@
 
 Takes the options of compress.py. A against A: the same int8 artifact on the same engine in two children, `repetitions` times; a
 95 % interval of their speed-up should contain 1 in at least 17 of 20. Repeated: fp32 on eager torch against that artifact, `repeats`
-times with fresh children; how far the speed-ups and the medians themselves spread. The machine: two children of each of the two take
-`turns` in turns; children of one network that change together, and not with those of the other, say that the machine changed, and
-that no pairing could have made up for it.
+times with fresh children; how far the speed-ups and the medians themselves spread, and how far with the cores in one place: a virtual
+machine's are moved by its host, which changes two threads' networks unequally (cores.py), so that no pairing makes up for it. More of
+both is seen with measure.latency.windows=180 measure.latency.budget_s=60. The machine: two children of each of the two take `turns` in
+turns; children of one network that change together, and not with those of the other, say that the machine changed.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from against_others import ours
 from common import composed, machine
+from cores import Cores
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from qexp.jobs.subjects import prepare
 from qexp.measure.base import Subject, alone_on_host, ready
 from qexp.measure.latency import Latency, speedup
+from qexp.measure.timing import LEAST_WINDOWS
 
 
-def paired(latency: Latency, baseline: Subject, candidate: Subject) -> tuple[list[float], list[float], list[float]]:
-    """Window medians of both in ms, and (speed-up, low, high), from fresh children."""
-    with alone_on_host():
+@dataclass(frozen=True)
+class Turns:
+    """Medians in ms of what took turns: fp32, int8, and a byte's way between the cores and back."""
+
+    fp32: list[float]
+    int8: list[float]
+    trip: list[float]
+
+    def speedup(self, resolution: float) -> list[float]:
+        """With its 95 % interval."""
+        return [m.value for m in speedup("speedup", self.fp32, self.int8, resolution)]
+
+    def where(self, least: float, most: float) -> Turns:
+        """Those with the byte's way from `least` to below `most` ms."""
+        chosen = [turn for turn in zip(self.fp32, self.int8, self.trip, strict=True) if least <= turn[2] < most]
+        return Turns(*([turn[column] for turn in chosen] for column in range(3)))
+
+
+def paired(latency: Latency, baseline: Subject, candidate: Subject) -> Turns:
+    """With fresh children."""
+    with alone_on_host(), Cores() as cores:
         try:
             ready([baseline, candidate])
-            taken = [[statistics.median(window) for window in windows] for windows in latency.take_turns([baseline, candidate])]
+            taken = latency.rules.take_turns([baseline.window, candidate.window, cores.window])
         finally:
             baseline.close()
             candidate.close()
-    return taken[0], taken[1], [m.value for m in speedup("speedup", taken[0], taken[1], latency.resolution)]
+    return Turns(*([statistics.median(window) for window in windows] for windows in taken))
 
 
 def spread(values: list[float]) -> float:
@@ -64,6 +85,27 @@ def steadiness(latency: Latency, pairs: list[tuple[Subject, Subject]], turns: in
         )
 
 
+def repeated(found: list[Turns], resolution: float) -> None:
+    """Print the speed-ups, how far they spread, and how far where the cores were in one place: near, or over twice as far apart."""
+    if not found:
+        return
+    for turns in found:
+        ratio, low, high = turns.speedup(resolution)
+        print(
+            f"  {statistics.median(turns.fp32):.3f} ms / {statistics.median(turns.int8):.3f} ms = {ratio:.2f}x ({low:.2f} to {high:.2f}), "
+            f"between the cores and back in {1e6 * statistics.median(turns.trip):.0f} ns"
+        )
+    ratios = [turns.speedup(resolution)[0] for turns in found]
+    slow, fast = ([statistics.median(turn) for turn in turns] for turns in zip(*((t.fp32, t.int8) for t in found), strict=True))
+    print(f"spread (largest - smallest over median): speed-up {spread(ratios):.1%}, medians {spread(slow):.1%} and {spread(fast):.1%}")
+    apart = 2 * min(min(turns.trip) for turns in found)
+    for place, least, most in (("near each other", 0.0, apart), ("apart", apart, float("inf"))):
+        there = [turns for turns in (turns.where(least, most) for turns in found) if len(turns.trip) >= LEAST_WINDOWS]
+        ratios = [turns.speedup(resolution)[0] for turns in there]
+        if len(there) > 1:
+            print(f"with the cores {place}: {', '.join(f'{r:.2f}x' for r in ratios)}, spread {spread(ratios):.1%}")
+
+
 def main(options: list[str]) -> None:
     config: DictConfig = composed(options)
     repetitions, repeats, turns = config.get("repetitions", 20), config.get("repeats", 5), config.get("turns", 20)
@@ -82,19 +124,13 @@ def main(options: list[str]) -> None:
     print(f"\nA against A: {title}")
     held = 0
     for _ in range(repetitions):
-        *_, (ratio, low, high) = paired(latency, chosen, twin)
+        ratio, low, high = paired(latency, chosen, twin).speedup(latency.resolution)
         held += low <= 1 <= high
         print(f"  {ratio:.3f}  ({low:.3f} to {high:.3f})  {'' if low <= 1 <= high else 'without 1'}", flush=True)
     print(f"{held} of {repetitions} intervals contain 1")
 
     print(f"\nRepeated: {title} against fp32 on eager")
-    found = [paired(latency, eager, chosen) for _ in range(repeats)]
-    for slow, fast, (ratio, low, high) in found:
-        print(f"  {statistics.median(slow):.3f} ms / {statistics.median(fast):.3f} ms = {ratio:.2f}x ({low:.2f} to {high:.2f})")
-    if not found:
-        return
-    ratios, slow, fast = [f[2][0] for f in found], [statistics.median(f[0]) for f in found], [statistics.median(f[1]) for f in found]
-    print(f"spread (largest - smallest over median): speed-up {spread(ratios):.1%}, medians {spread(slow):.1%} and {spread(fast):.1%}")
+    repeated([paired(latency, eager, chosen) for _ in range(repeats)], latency.resolution)
     print(f"\n{machine()}")
 
 
