@@ -14,27 +14,27 @@ from __future__ import annotations
 
 import statistics
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from against_others import ours
 from common import composed, machine
-from cores import Cores
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from qexp.jobs.subjects import prepare
 from qexp.measure.base import Subject, alone_on_host, ready
+from qexp.measure.cores import watched
 from qexp.measure.latency import Latency, speedup
 from qexp.measure.timing import LEAST_WINDOWS
 
 
 @dataclass(frozen=True)
 class Turns:
-    """Medians in ms of what took turns: fp32, int8, and a byte's way between the cores and back."""
+    """Medians in ms of what took turns: fp32, int8, and a byte's way between the cores and back (nothing for one thread)."""
 
     fp32: list[float]
     int8: list[float]
-    trip: list[float]
+    trip: list[float] = field(default_factory=list)
 
     def speedup(self, resolution: float) -> list[float]:
         """With its 95 % interval."""
@@ -48,10 +48,10 @@ class Turns:
 
 def paired(latency: Latency, baseline: Subject, candidate: Subject) -> Turns:
     """With fresh children."""
-    with alone_on_host(), Cores() as cores:
+    with alone_on_host(), watched(candidate.threads) as places:
         try:
             ready([baseline, candidate])
-            taken = latency.rules.take_turns([baseline.window, candidate.window, cores.window])
+            taken = latency.rules.take_turns([baseline.window, candidate.window, *places])
         finally:
             baseline.close()
             candidate.close()
@@ -91,16 +91,15 @@ def repeated(found: list[Turns], resolution: float) -> None:
         return
     for turns in found:
         ratio, low, high = turns.speedup(resolution)
-        print(
-            f"  {statistics.median(turns.fp32):.3f} ms / {statistics.median(turns.int8):.3f} ms = {ratio:.2f}x ({low:.2f} to {high:.2f}), "
-            f"between the cores and back in {1e6 * statistics.median(turns.trip):.0f} ns"
-        )
+        way = f", between the cores and back in {1e6 * statistics.median(turns.trip):.0f} ns" if turns.trip else ""
+        slow_ms, fast_ms = statistics.median(turns.fp32), statistics.median(turns.int8)
+        print(f"  {slow_ms:.3f} ms / {fast_ms:.3f} ms = {ratio:.2f}x ({low:.2f} to {high:.2f}){way}")
     ratios = [turns.speedup(resolution)[0] for turns in found]
     slow, fast = ([statistics.median(turn) for turn in turns] for turns in zip(*((t.fp32, t.int8) for t in found), strict=True))
     print(f"spread (largest - smallest over median): speed-up {spread(ratios):.1%}, medians {spread(slow):.1%} and {spread(fast):.1%}")
-    apart = 2 * min(min(turns.trip) for turns in found)
+    apart = 2 * min((trip for turns in found for trip in turns.trip), default=0.0)
     for place, least, most in (("near each other", 0.0, apart), ("apart", apart, float("inf"))):
-        there = [turns for turns in (turns.where(least, most) for turns in found) if len(turns.trip) >= LEAST_WINDOWS]
+        there = [turns for turns in (turns.where(least, most) for turns in found if turns.trip) if len(turns.trip) >= LEAST_WINDOWS]
         ratios = [turns.speedup(resolution)[0] for turns in there]
         if len(there) > 1:
             print(f"with the cores {place}: {', '.join(f'{r:.2f}x' for r in ratios)}, spread {spread(ratios):.1%}")

@@ -5,38 +5,66 @@ from __future__ import annotations
 import statistics
 
 from qexp.measure.base import Bench, Measure, Subject
-from qexp.measure.timing import Rules, Window, bounds
+from qexp.measure.cores import watched
+from qexp.measure.timing import LEAST_WINDOWS, Rules, Window, bounds
 from qexp.types import Measurement, UserError
+
+MOVED = 1.5  # times the shortest way of a byte between two cores, and they are not where they were
 
 
 class Latency(Measure):
-    """Options: as of `timing.Rules`; benchmarks/instruments.py measures `resolution`.
+    """Options: as of `timing.Rules`; benchmarks/instruments.py measures `resolution`. most_round_trip_ns: of a byte between the cores and
+    back (cores.py) in the turns that count, on more than one thread; None counts all.
 
     Errors: UserError for less than 2 windows of 1 call.
     """
 
     def __init__(
-        self, windows: int, calls: int, window_s: float, warmup_calls: int, warmup_s: float, budget_s: float, resolution: float = 0.0
-    ):
+        self, windows: int, calls: int, window_s: float, warmup_calls: int, warmup_s: float, budget_s: float, resolution: float = 0.0,
+        most_round_trip_ns: float | None = None,
+    ):  # fmt: skip
         if windows < 2 or calls < 1 or warmup_calls < 1:
             raise UserError(f"windows={windows}, calls={calls}, warmup_calls={warmup_calls}: at least 2 windows of 1 call are needed.")
         self.rules = Rules(windows, calls, window_s, warmup_calls, warmup_s, budget_s, resolution)
-        self.resolution = resolution
+        self.resolution, self.most_round_trip_ns = resolution, most_round_trip_ns
 
     def measure(self, bench: Bench) -> list[Measurement]:
         if bench.subject.artifact.simulated:
             bench.notes["latency_ms"] = "no kernel computes in this format: its accuracy is simulated, a time would mean nothing"
             return []
         subjects = bench.subjects
-        taken = self.take_turns(subjects)
+        with watched(bench.subject.threads) as places:
+            taken = self.rules.take_turns([*(subject.window for subject in subjects), *places])
+        found = []
+        if places:
+            trips = [1e6 * statistics.median(window) for window in taken.pop()]
+            found = [Measurement("core_round_trip_ns", statistics.median(trips), "ns", samples=tuple(trips))]
+            counted = self.counted(trips, bench.notes)
+            taken = [[windows[turn] for turn in counted] for windows in taken]
+        if not taken[0]:
+            return found
         medians = [[statistics.median(window) for window in windows] for windows in taken]
-        found = self.describe(taken[0], bench.subject)
+        found += self.describe(taken[0], bench.subject)
         for name, other in (("speedup", bench.baseline), ("speedup_vs_best_fp32", bench.rival)):
             if other and other.identity != bench.subject.identity:
                 found += speedup(name, medians[[s.identity for s in subjects].index(other.identity)], medians[0], self.resolution)
         if bench.rival:
             bench.notes["speedup_vs_best_fp32"] = f"the fastest fp32 engine here was {bench.rival.engine.name}"
         return found
+
+    def counted(self, trips: list[float], notes: dict[str, str]) -> list[int]:
+        """The turns that count, by the nanoseconds of a byte's way between the cores and back in each; none where they are too few."""
+        way = f"a byte's way between the cores and back took {min(trips):.0f} to {max(trips):.0f} ns"
+        if max(trips) > MOVED * min(trips):
+            notes["core_round_trip_ns"] = f"the cores were moved between turns: {way}"
+        if self.most_round_trip_ns is None:
+            return list(range(len(trips)))
+        counted = [turn for turn, trip in enumerate(trips) if trip <= self.most_round_trip_ns]
+        if len(counted) >= LEAST_WINDOWS:
+            return counted
+        asked = f"most_round_trip_ns={self.most_round_trip_ns:g} held in {len(counted)} of {len(trips)} turns, {LEAST_WINDOWS} are needed"
+        notes["latency_ms"] = f"{asked}: {way}; take more windows in a longer budget_s, or a longer way"
+        return []
 
     def take_turns(self, subjects: list[Subject]) -> list[list[list[float]]]:
         """Milliseconds of single calls, by subject and window, taken in turns."""

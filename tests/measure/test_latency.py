@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import statistics
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qexp.measure import timing
+from qexp.measure import latency, timing
 from qexp.measure.base import Bench, Subject
 from qexp.measure.latency import Latency, speedup
 from qexp.measure.timing import median_interval
@@ -97,6 +98,7 @@ class Scripted:
     name: str = "a"
     asked: list[str] = field(default_factory=list)
     batch: int = 4
+    threads: int = 1
     start: dict[str, float] = field(default_factory=lambda: {"load_ms": 70.0, "first_call_ms": 9.0})
     artifact: Any = field(default_factory=lambda: SimpleNamespace(simulated=False))
 
@@ -269,3 +271,36 @@ def test_intervals_are_widened_by_what_two_processes_differ() -> None:
     assert (narrow["speedup_low"], narrow["speedup_high"]) == (0.9, 1.2)
     assert (wide["speedup_low"], wide["speedup_high"]) == pytest.approx((0.72, 1.5))
     assert narrow["speedup"] == wide["speedup"] == 1.0
+
+
+PLACES = [180, 330, 190, 335, 175, 185, 180, 340, 182, 178]  # ns; all but three near each other
+
+
+def placed(trips: list[int], most_round_trip_ns: float | None, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, float], dict[str, str]]:
+    """A speed-up of 10 with the cores near each other, of 12 with them apart."""
+    times = itertools.chain(trips[:1] * 2, trips)  # two windows to warm up
+    monkeypatch.setattr(latency, "watched", lambda threads: contextlib.nullcontext([lambda calls, seconds: [next(times) / 1e6]]))
+    slow = itertools.chain([[20.0]] * 2, ([24.0 if trip > 250 else 20.0] for trip in trips))
+    bench = Bench(scripted(*[[2.0]] * 12, threads=2), Scripted(slow, "eager"), None, Path())  # type: ignore[arg-type]
+    found = Latency(len(trips), 1, 0, 1, 0, 60, most_round_trip_ns=most_round_trip_ns).measure(bench)
+    return by_name(found), bench.notes
+
+
+def test_turns_with_the_cores_elsewhere_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, _ = placed(PLACES, 250, monkeypatch)
+    assert values["speedup"] == values["speedup_low"] == values["speedup_high"] == 10
+    assert values["latency_ms"] == 2 and values["core_round_trip_ns"] == pytest.approx(183.5)
+
+
+def test_all_turns_count_where_nothing_is_asked_and_the_record_says_that_cores_were_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, notes = placed(PLACES, None, monkeypatch)
+    assert (values["speedup_low"], values["speedup"], values["speedup_high"]) == (10, 10, 12)
+    assert notes["core_round_trip_ns"] == "the cores were moved between turns: a byte's way between the cores and back took 175 to 340 ns"
+    _, notes = placed([180] * 10, None, monkeypatch)
+    assert "core_round_trip_ns" not in notes
+
+
+def test_too_few_turns_in_that_place_leave_the_time_out_and_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, notes = placed(PLACES[:8], 250, monkeypatch)
+    assert set(values) == {"core_round_trip_ns"}
+    assert notes["latency_ms"].startswith("most_round_trip_ns=250 held in 5 of 8 turns, 7 are needed: ")

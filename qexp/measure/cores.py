@@ -1,0 +1,94 @@
+"""How far apart two cores are: the time in which a byte goes from one to the other and back.
+
+A virtual machine's cores have no fixed place: its host moves them, between cores that share a cache and cores that do not. That changes the
+time of every network on two threads, though not by the same factor, so that no pairing makes up for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the other end of the way is this file alone, which starts in some milliseconds
+    from qexp.measure.timing import Window
+
+TRIPS = 500  # of one sample
+
+
+@contextlib.contextmanager
+def watched(threads: int) -> Iterator[list[Window]]:
+    """What takes turns with networks on `threads` threads to tell where their cores are: round trips between the first two cores that
+    this process may use. Nothing for one thread or one core, or where a system lets nobody choose a core.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if threads < 2 or len(allowed) < 2:
+        yield []
+        return
+    with Cores(*sorted(allowed)[:2]) as cores:
+        yield [cores.window]
+
+
+class Cores:
+    """Two of them, by number, with a process that answers on the second. Errors: RuntimeError where that has ended."""
+
+    def __init__(self, here: int, there: int) -> None:
+        self.here = here
+        file = os.memfd_create("byte")
+        os.truncate(file, 1)
+        self.byte = mmap.mmap(file, 1)
+        command = [sys.executable, "-I", "-S", __file__, str(file), str(there)]
+        self.partner = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[file])
+        os.close(file)
+
+    def __enter__(self) -> Cores:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.partner.communicate()  # which ends its input, and with that itself
+        self.byte.close()
+
+    def window(self, calls: int, seconds: float) -> list[float]:
+        """Milliseconds of round trips (Python's own steps included), each the mean of TRIPS: as many as `calls`, however short."""
+        assert self.partner.stdin
+        self.partner.stdin.write(f"{(calls + 1) * TRIPS}\n")
+        self.partner.stdin.flush()
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {self.here})
+        try:
+            taken = [self.round_trip() for _ in range(calls + 1)]
+        finally:
+            os.sched_setaffinity(0, allowed)
+        return taken[1:]  # the first waited for the partner
+
+    def round_trip(self) -> float:
+        byte = self.byte
+        began = time.perf_counter_ns()
+        for _ in range(TRIPS):
+            byte[0] = 1
+            looks = 0
+            while byte[0]:
+                looks += 1
+                if looks % 1_000_000 == 0 and self.partner.poll() is not None:
+                    raise RuntimeError(f"The process that answers on another core has ended with {self.partner.returncode}.")
+        return (time.perf_counter_ns() - began) / TRIPS / 1e6
+
+
+def answer(file: int, core: int) -> None:
+    """The other end: for each number on standard input so many answers, asleep between."""
+    os.sched_setaffinity(0, {core})
+    byte = mmap.mmap(file, 1)
+    for line in sys.stdin:
+        for _ in range(int(line)):
+            while not byte[0]:
+                pass
+            byte[0] = 0
+
+
+if __name__ == "__main__":
+    answer(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,66 @@
+"""A byte's way between two cores: its count and its time against the wall's clock, and what is left as it was."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from qexp.measure import cores
+from qexp.measure.cores import TRIPS, Cores, watched
+
+CORES = os.sched_getaffinity(0)
+pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="one core")
+
+
+@pytest.fixture
+def two() -> Iterator[Cores]:
+    with Cores(*sorted(CORES)[:2]) as two:
+        yield two
+
+
+def test_as_many_round_trips_as_asked_for_in_the_time_that_passed(two: Cores) -> None:
+    for calls in (1, 10):
+        began = time.perf_counter()
+        taken = two.window(calls, 0)
+        passed_ms = 1e3 * (time.perf_counter() - began)
+        assert len(taken) == calls and min(taken) > 0
+        assert TRIPS * sum(taken) <= passed_ms
+
+
+def test_every_byte_is_answered_from_the_other_core(two: Cores, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "TRIPS", 3)
+    two.window(4, 0)
+    assert two.byte[0] == 0 and two.partner.poll() is None
+    assert os.sched_getaffinity(two.partner.pid) == {sorted(CORES)[1]}
+    assert os.sched_getaffinity(0) == CORES
+
+
+def test_the_other_end_ends_with_it() -> None:
+    with Cores(*sorted(CORES)[:2]) as two:
+        two.window(1, 0)
+    assert two.partner.returncode == 0
+
+
+def test_an_answer_that_never_comes_is_an_error(two: Cores) -> None:
+    two.window(1, 0)
+    two.partner.kill()
+    two.partner.wait()
+    with pytest.raises(RuntimeError, match="has ended with -9"):
+        two.round_trip()
+    assert os.sched_getaffinity(0) == CORES
+
+
+def test_one_thread_or_one_core_has_no_way_between_cores() -> None:
+    with watched(1) as places:
+        assert places == []
+    os.sched_setaffinity(0, {min(CORES)})
+    try:
+        with watched(2) as places:
+            assert places == []
+    finally:
+        os.sched_setaffinity(0, CORES)
+    with watched(2) as places:
+        assert len(places) == 1
