@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,14 @@ def test_measures_are_all_in_the_default() -> None:
     assert leaves <= set(config.measure)
     for leaf in leaves:
         instantiate(config.measure[leaf])
+
+
+def test_measures_offer_all_their_options_and_no_others() -> None:
+    measures = {name: dict(node) for name, node in compose("compress").measure.items() if isinstance(node, DictConfig)}
+    offered = {name: node.keys() - {"_target_"} for name, node in measures.items()}
+    assert offered == {name: inspect.signature(get_object(node["_target_"])).parameters.keys() for name, node in measures.items()}
+    others = compose("compress").measure.keys() - measures.keys()
+    assert others == {"timeout_s", "memory_mb"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=[str(f.relative_to(CONF)) for f in FILES])
