@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -72,9 +73,9 @@ def ready(artifact: Artifact, name: str, batch_size: int | None = None, threads:
 
 
 def rules() -> Rules:
-    """Those by which every run is timed."""
+    """Those by which every run is timed, as far as a device has them: where its cores are, a record says of this machine alone."""
     options = OmegaConf.load(CONF / "measure" / "latency.yaml").latency
-    return Rules(**{str(name): value for name, value in options.items() if name != "_target_"})
+    return Rules(**{field.name: options[field.name] for field in fields(Rules)})
 
 
 if __name__ == "__main__":
