@@ -42,7 +42,7 @@ class Cores:
         file = os.memfd_create("byte")
         os.truncate(file, 1)
         self.byte = mmap.mmap(file, 1)
-        command = [sys.executable, "-I", "-S", __file__, str(file), str(there)]
+        command = [sys.executable, "-I", "-S", __file__, str(file), str(there), str(os.getpid())]
         self.partner = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[file])
         os.close(file)
 
@@ -50,7 +50,8 @@ class Cores:
         return self
 
     def __exit__(self, *reason: object) -> None:
-        self.partner.communicate()  # which ends its input, and with that itself
+        self.partner.kill()  # which an interrupted window leaves waiting
+        self.partner.communicate()
         self.byte.close()
 
     def window(self, calls: int, seconds: float) -> list[float]:
@@ -79,16 +80,19 @@ class Cores:
         return (time.perf_counter_ns() - began) / TRIPS / 1e6
 
 
-def answer(file: int, core: int) -> None:
-    """The other end: for each number on standard input so many answers, asleep between."""
+def answer(file: int, core: int, asking: int) -> None:
+    """The other end: for each number on standard input so many answers, asleep between; it ends with the process `asking`."""
     os.sched_setaffinity(0, {core})
     byte = mmap.mmap(file, 1)
     for line in sys.stdin:
         for _ in range(int(line)):
+            looks = 0
             while not byte[0]:
-                pass
+                looks += 1
+                if looks % 1_000_000 == 0 and os.getppid() != asking:
+                    return
             byte[0] = 0
 
 
 if __name__ == "__main__":
-    answer(int(sys.argv[1]), int(sys.argv[2]))
+    answer(*map(int, sys.argv[1:]))

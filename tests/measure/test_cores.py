@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -38,10 +42,31 @@ def test_every_byte_is_answered_from_the_other_core(two: Cores, monkeypatch: pyt
     assert os.sched_getaffinity(0) == CORES
 
 
-def test_the_other_end_ends_with_it() -> None:
-    with Cores(*sorted(CORES)[:2]) as two:
-        two.window(1, 0)
-    assert two.partner.returncode == 0
+def test_the_other_end_ends_with_it_though_it_still_waits_for_a_byte() -> None:
+    with pytest.raises(KeyboardInterrupt), Cores(*sorted(CORES)[:2]) as two:
+        assert two.partner.stdin
+        two.partner.stdin.write("1\n")
+        two.partner.stdin.flush()
+        raise KeyboardInterrupt
+    assert two.partner.returncode == -signal.SIGKILL
+
+
+def test_the_other_end_ends_when_who_asks_was_killed() -> None:
+    code = """if True:
+        import os, signal
+        from qexp.measure.cores import Cores
+        cores = Cores(*sorted(os.sched_getaffinity(0))[:2])
+        cores.partner.stdin.write("1\\n")
+        cores.partner.stdin.flush()
+        print(cores.partner.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    killed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert killed.returncode == -signal.SIGKILL
+    partner, deadline = Path("/proc", killed.stdout.strip()), time.monotonic() + 60
+    while partner.exists() and "State:\tZ" not in (partner / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_an_answer_that_never_comes_is_an_error(two: Cores) -> None:
