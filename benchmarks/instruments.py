@@ -5,7 +5,7 @@
 Takes the options of compress.py. A against A: the same int8 artifact on the same engine in two children, `repetitions` times; a
 95 % interval of their speed-up should contain 1 in at least 17 of 20. Repeated: fp32 on eager torch against that artifact, `repeats`
 times with fresh children; how far the speed-ups and the medians themselves spread, and how far with the cores in one place: a virtual
-machine's are moved by its host, which changes two threads' networks unequally (cores.py), so that no pairing makes up for it. More of
+machine's are moved by its host, which changes two threads' networks unequally (qexp/measure/cores.py), so that no pairing makes up for it. More of
 both is seen with measure.latency.windows=180 measure.latency.budget_s=60. The machine: two children of each of the two take `turns` in
 turns; children of one network that change together, and not with those of the other, say that the machine changed.
 """
@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from qexp.jobs.subjects import prepare
 from qexp.measure.base import Subject, alone_on_host, ready
 from qexp.measure.cores import watched
-from qexp.measure.latency import Latency, speedup
+from qexp.measure.latency import MOVED, Latency, speedup
 from qexp.measure.timing import LEAST_WINDOWS
 
 
@@ -86,7 +86,7 @@ def steadiness(latency: Latency, pairs: list[tuple[Subject, Subject]], turns: in
 
 
 def repeated(found: list[Turns], resolution: float) -> None:
-    """Print the speed-ups, how far they spread, and how far where the cores were in one place: near, or over twice as far apart."""
+    """Print the speed-ups, how far they spread, and how far where the cores were in one place: near, or MOVED away from there."""
     if not found:
         return
     for turns in found:
@@ -97,7 +97,7 @@ def repeated(found: list[Turns], resolution: float) -> None:
     ratios = [turns.speedup(resolution)[0] for turns in found]
     slow, fast = ([statistics.median(turn) for turn in turns] for turns in zip(*((t.fp32, t.int8) for t in found), strict=True))
     print(f"spread (largest - smallest over median): speed-up {spread(ratios):.1%}, medians {spread(slow):.1%} and {spread(fast):.1%}")
-    apart = 2 * min((trip for turns in found for trip in turns.trip), default=0.0)
+    apart = MOVED * min((trip for turns in found for trip in turns.trip), default=0.0)
     for place, least, most in (("near each other", 0.0, apart), ("apart", apart, float("inf"))):
         there = [turns for turns in (turns.where(least, most) for turns in found if turns.trip) if len(turns.trip) >= LEAST_WINDOWS]
         ratios = [turns.speedup(resolution)[0] for turns in there]

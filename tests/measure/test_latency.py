@@ -304,3 +304,10 @@ def test_too_few_turns_in_that_place_leave_the_time_out_and_say_why(monkeypatch:
     values, notes = placed(PLACES[:8], 250, monkeypatch)
     assert set(values) == {"core_round_trip_ns"}
     assert notes["latency_ms"].startswith("most_round_trip_ns=250 held in 5 of 8 turns, 7 are needed: ")
+
+
+def test_one_thread_has_no_place_and_the_record_says_so() -> None:
+    bench = Bench(scripted(*[[2.0]] * 12, threads=1), scripted(*[[20.0]] * 12, name="eager"), None, Path())
+    values = by_name(Latency(8, 1, 0, 1, 0, 60, most_round_trip_ns=250).measure(bench))
+    assert values["speedup"] == 10 and "core_round_trip_ns" not in values
+    assert bench.notes["core_round_trip_ns"].startswith("not measured: it needs two threads")
