@@ -2,12 +2,13 @@
 
     uv run python benchmarks/instruments.py model=vgg19 data=folder data.root=FOLDER [+repetitions=20] [+repeats=5] [+turns=20]
 
-Takes the options of compress.py. A against A: the same int8 artifact on the same engine in two children, `repetitions` times; a
-95 % interval of their speed-up should contain 1 in at least 17 of 20. Repeated: fp32 on eager torch against that artifact, `repeats`
-times with fresh children; how far the speed-ups and the medians themselves spread, and how far with the cores in one place: a virtual
-machine's are moved by its host, which changes two threads' networks unequally (qexp/measure/cores.py), so that no pairing makes up for it. More of
-both is seen with measure.latency.windows=180 measure.latency.budget_s=60. The machine: two children of each of the two take `turns` in
-turns; children of one network that change together, and not with those of the other, say that the machine changed.
+Takes the options of compress.py. A against A: the same int8 artifact on the same engine in two children, `repetitions` times; a 95
+% interval of their speed-up should contain 1 in at least 17 of 20. Repeated: fp32 on eager torch against that artifact, `repeats`
+times with fresh children; how far the speed-ups and the medians themselves spread, and how far with the cores in one place: a
+virtual machine's are moved by its host, which changes two threads' networks unequally (qexp/measure/cores.py), so that no pairing
+makes up for it. More of both is seen with measure.latency.windows=180 measure.latency.budget_s=60. The machine: two children of
+each of the two take `turns` in turns; children of one network that change together, and not with those of the other, say that the
+machine changed.
 """
 
 from __future__ import annotations
