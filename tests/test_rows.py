@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from qexp.report.reference import BETTER, WORSE, Reference
+from qexp.report.results import results
 from qexp.report.runs import Run as Found
 from qexp.tracking.store import read_records
 from qexp.types import Record
@@ -38,6 +39,11 @@ def test_every_row_is_a_job_for_each_value_of_the_command_line(run: Run, tmp_pat
     made = [(r.params["batch_size"], r.params["method"], r.params["bits"]) for r in read_records(sweep)]
     assert made == [(batch, *what) for batch in (1, 2) for what in (("none", 32), ("static", 8), ("static", 4))]
     assert "## A table" in (sweep / "results.md").read_text()
+    before = "# Tables\n\n## Z, of another machine\n\n| a |\n\n~ noisy\n\n## A table\n\n| of last week |\n"
+    text = results([tmp_path / "outputs"], before)
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## A table", "## Z, of another machine"]
+    assert text.endswith("## Z, of another machine\n\n| a |\n\n~ noisy\n") and "of last week" not in text
+    assert results([tmp_path / "outputs"], text) == text
 
 
 def found(*records: Record) -> list[Found]:

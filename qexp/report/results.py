@@ -1,10 +1,12 @@
 """`python -m qexp.report.results outputs=FOLDER to=docs/results.md`: tables that were reproduced, with command, machine and versions.
 
-Of each table the newest sweep counts. Several folders are joined by commas.
+Of each table the newest sweep counts. Several folders are joined by commas. Tables that none of them has stay as they are in the file, so
+that each machine can add its own.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -19,14 +21,16 @@ figure in brackets.
 """
 
 
-def results(outputs: list[Path]) -> str:
-    """Markdown of the newest sweep of each table."""
+def results(outputs: list[Path], before: str = "") -> str:
+    """Markdown of the newest sweep of each table, and of the tables in the text of before that no sweep is of."""
     newest: dict[str, tuple[Path, list[Run], Reference]] = {}
     for folder in sorted((sweep for place in outputs for sweep in sweeps_with_records(place)), key=lambda sweep: sweep.name):
         runs = runs_of(folder)
         if reference := Reference.read(folder, runs):
             newest[reference.title] = (folder, runs, reference)
-    return "\n".join([HEAD, *(section(*newest[title]) for title in sorted(newest))])
+    kept = {text.partition("\n")[0]: f"## {text.rstrip()}\n" for text in re.split(r"^## ", before, flags=re.MULTILINE)[1:]}
+    tables = kept | {title: section(*found) for title, found in newest.items()}
+    return "\n".join([HEAD, *(tables[title] for title in sorted(tables))])
 
 
 def section(folder: Path, runs: list[Run], reference: Reference) -> str:
@@ -45,8 +49,9 @@ def main(words: list[str]) -> int:
     if len(given) != len(words) or not given.keys() <= {"outputs", "to"}:
         print(__doc__, file=sys.stderr)
         return 2
-    text = results([Path(place) for place in given.get("outputs", "outputs").split(",")])
-    Path(given.get("to", "docs/results.md")).write_text(text)
+    to = Path(given.get("to", "docs/results.md"))
+    text = results([Path(place) for place in given.get("outputs", "outputs").split(",")], to.read_text() if to.exists() else "")
+    to.write_text(text)
     return 0
 
 
