@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from qexp.method.quantization import products_saturate
+
 
 def without(node: str, *engines: str) -> list[str]:
     """Overrides that leave engines out of the candidates of the config node `engine` or `rivals`."""
@@ -22,6 +24,7 @@ FEW_WINDOWS = [
     "measure.latency.warmup_s=0.01", "threads=1",
 ]  # fmt: skip
 QUICK = [*FEW_WINDOWS, *without("rivals", *SLOW, "torch_ao", "eager")]
+STATIC = "static int8" + (" 7-bit weights" if products_saturate() else "")  # what a table says on this processor
 PRETEND = ["model=resnet8", "data=random", "data.image_size=16", "data.images=32", "data.calibration_images=8", "checkpoint=random"]
 FAKE = "tests.measure.fake_engines"  # engines that take any graph for theirs
 FAKE_FP32 = ["engine@rivals=eager", *(f"{e}._target_={FAKE}.Fake" for e in ("rivals", "baseline.engine")), "~rivals.device"]

@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 import benchmark
-from tests.commands import FAKE, FAKE_FP32, FEW_WINDOWS, PRETEND, QUICK, Run, fake, metrics, records, small, without
+from tests.commands import FAKE, FAKE_FP32, FEW_WINDOWS, PRETEND, QUICK, STATIC, Run, fake, metrics, records, small, without
 
 
 def test_a_sweep_trains_compresses_measures_and_tracks(run: Run, images: Path, tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_a_sweep_trains_compresses_measures_and_tracks(run: Run, images: Path, t
     assert all(r["reason"] for k, r in rows.items() if k in unsupported)
     finished = {k: r for k, r in rows.items() if k not in unsupported}
     assert {r["status"] for r in finished.values()} == {"finished"}
-    assert "resnet8" in printed and "static int8" in printed and "mlflow ui" in printed
+    assert "resnet8" in printed and STATIC in printed and "mlflow ui" in printed
     assert len(list((tmp_path / "outputs" / "baselines").iterdir())) == 1, "trained once, not once per row"
 
     static, dynamic = metrics(rows["static", "onnxruntime"]), metrics(rows["dynamic", "torch_ao"])
@@ -52,11 +52,11 @@ def test_a_sweep_trains_compresses_measures_and_tracks(run: Run, images: Path, t
     kinds = [r.data.tags["qexp.kind"] for r in runs]
     assert (kinds.count("compress"), kinds.count("sweep"), kinds.count("train")) == (8, 1, 1)
     by_name = {r.info.run_name: r for r in runs}
-    assert by_name["resnet8 · static int8 · onnxruntime"].data.metrics["top1"] == static["top1"]
+    assert by_name[f"resnet8 · {STATIC} · onnxruntime"].data.metrics["top1"] == static["top1"]
     contexts = {(r.data.tags["qexp.kind"], *(i.tags[0].value for i in r.inputs.dataset_inputs)) for r in runs if r.data.metrics}
     assert contexts == {("compress", "test"), ("train", "train")}
     summary = next(r for r in runs if r.data.tags["qexp.kind"] == "sweep")
-    assert "| resnet8 | static int8 | onnxruntime |" in summary.data.tags["mlflow.note.content"]
+    assert f"| resnet8 | {STATIC} | onnxruntime |" in summary.data.tags["mlflow.note.content"]
     table = next((tmp_path / "outputs" / "sweeps").rglob("results.csv"))
     assert len(list(csv.DictReader(table.open()))) == 8
 
@@ -89,7 +89,7 @@ def test_benchmark_compresses_a_network_once_for_all_batch_sizes(run: Run, tmp_p
     assert code == 0, printed
     made = records(tmp_path)
     assert [(r["kind"], r["status"], r["params"]["label"], r["params"]["batch_size"]) for r in made] == [
-        ("benchmark", "finished", "static int8", 1), ("benchmark", "finished", "static int8", 4),
+        ("benchmark", "finished", STATIC, 1), ("benchmark", "finished", STATIC, 4),
     ]  # fmt: skip
     folders = [folder.name.split("-")[1] for folder in (tmp_path / "outputs" / "artifacts").iterdir() if folder.is_dir()]
     assert sorted(folders) == ["none", "static"]

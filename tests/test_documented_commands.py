@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import qexp.cli
 from qexp.report.summary import Summary, check_end
-from tests.commands import QUICK
+from tests.commands import QUICK, without
 from tests.documents import COMMANDS, DOCUMENTS, HYDRA, ROOT, call, fill_in
 from tests.test_documented_way import ADDED, CHAIN, IMAGES, run, working_folder
 
@@ -198,7 +198,10 @@ def quick(words: list[str]) -> list[str]:
         return ours
     chosen = any(word.startswith(("engine@rivals=", "experiment=")) for word in words)
     rivals = [word for word in QUICK if not (chosen and word.startswith("rivals."))]
-    return [*ours, *rivals, "train_missing=true", *([] if "tracking=server" in words else ["tracking=none"])]
+    engines = any(word.startswith(("engine=", "experiment=")) for word in words)
+    auto = [] if engines else without("engine", "inductor")  # which compiles for a minute, for each network and batch size
+    steps = ["method.iterations=20"] if "method=reconstruct" in words else []
+    return [*ours, *rivals, *auto, *steps, "train_missing=true", *([] if "tracking=server" in words else ["tracking=none"])]
 
 
 @pytest.mark.slow

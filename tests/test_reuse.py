@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 from qexp.jobs.reuse import EndedRuns
 from qexp.tracking.store import read_records
 from qexp.types import Record
-from tests.commands import FEW_WINDOWS, PRETEND, Run, fake, metrics
+from tests.commands import FEW_WINDOWS, PRETEND, STATIC, Run, fake, metrics
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ["-m", *PRETEND, "method=none,static", *fake("Fake"), *FEW_WINDOWS]
@@ -44,7 +44,7 @@ def test_the_same_sweep_again_measures_nothing(run: Run, tmp_path: Path) -> None
     assert rows(again) == rows(first) and len(rows(first)) == 2, "a latency measured anew would differ"
     places = {record.key: f"sweeps/{record.sweep}/{i}" for i, record in enumerate(first)}
     assert {record.key: record.reused for record in again} == places and not any(record.reused for record in first)
-    assert printed.count("finished before, in sweeps/") == 2 and "static int8 ↺" in printed
+    assert printed.count("finished before, in sweeps/") == 2 and f"{STATIC} ↺" in printed
     table = sorted((tmp_path / "outputs" / "sweeps").rglob("results.csv"))[1]
     assert [row["reused"] for row in csv.DictReader(table.open())] == list(places.values())
 
@@ -81,7 +81,7 @@ def test_artifacts_may_be_made_first_and_measured_later(run: Run, tmp_path: Path
     code, printed = run(*SWEEP, "tracking=none", "phase=compress", "threads=2")
     assert code == 0, printed
     made = sorted(folder.name for folder in (tmp_path / "outputs" / "artifacts").iterdir() if not folder.name.startswith("."))
-    expected = zip(("fp32", "static int8"), made, strict=True)
+    expected = zip(("fp32", STATIC), made, strict=True)
     assert all(f"compressed: resnet8 · {label} · eager · batch 1: {name}" in printed for label, name in expected)
     (tmp_path / "outputs").rename(tmp_path / "copied")
     code, printed = run(*SWEEP, "tracking=none", "phase=measure", f"outputs={tmp_path / 'copied'}")
