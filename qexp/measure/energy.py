@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 
 from qexp.measure.base import Bench, Measure
 from qexp.types import Measurement
+
+logging.getLogger("zeus.device.gpu.amd").setLevel(logging.ERROR)  # warns that ROCm is not installed, of machines without its GPUs
 
 
 class Energy(Measure):
