@@ -12,7 +12,7 @@ from qexp.report.reference import BETTER, WORSE, Reference
 from qexp.report.results import results
 from qexp.report.runs import Run as Found
 from qexp.tracking.store import read_records
-from qexp.types import Record
+from qexp.types import Record, UserError
 from tests.commands import FEW_WINDOWS, PRETEND, Run, fake
 from tests.report.test_table import record
 
@@ -43,7 +43,9 @@ def test_every_row_is_a_job_for_each_value_of_the_command_line(run: Run, tmp_pat
     text = results([tmp_path / "outputs"], before)
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## A table", "## Z, of another machine"]
     assert text.endswith("## Z, of another machine\n\n| a |\n\n~ noisy\n") and "of last week" not in text
-    assert results([tmp_path / "outputs"], text) == text
+    assert results([tmp_path / "outputs"], text) == text and "\nresnet8 on random; ▲ better" in text
+    with pytest.raises(UserError, match="no sweep of a table in .*elsewhere; run one first"):
+        results([tmp_path / "elsewhere"], text)
 
 
 def found(*records: Record) -> list[Found]:

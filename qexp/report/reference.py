@@ -120,9 +120,16 @@ class Reference:
             cells.append([name, *batch, *(_cell(column, row) for column in shown)])
         return titles, cells
 
+    @property
+    def caption(self) -> str:
+        """What ours are of, as another network and other images than the reference's may have been chosen."""
+        ours = [row.ours.params for row in self.rows if row.ours]
+        networks, images = (", ".join(dict.fromkeys(str(params.get(name)) for params in ours)) for name in ("model", "data"))
+        return f"{networks} on {images}; {LEGEND}" if ours else LEGEND
+
     def rich_table(self) -> Table:
         titles, cells = self.table()
-        shown = Table(title=self.title, title_justify="left", caption=LEGEND, caption_justify="left")
+        shown = Table(title=self.title, title_justify="left", caption=self.caption, caption_justify="left")
         for title in titles:
             shown.add_column(title.strip(), justify="left" if title == "row" else "right", overflow="fold")
         for row in cells:
@@ -132,7 +139,7 @@ class Reference:
     def markdown(self) -> str:
         titles, cells = self.table()
         lines = [f"| {' | '.join(title.strip() for title in titles)} |", "| --- |" + " ---: |" * (len(titles) - 1)]
-        return "\n".join([f"## {self.title}\n", *lines, *(f"| {' | '.join(row)} |" for row in cells), f"\n{LEGEND}\n"])
+        return "\n".join([f"## {self.title}\n", *lines, *(f"| {' | '.join(row)} |" for row in cells), f"\n{self.caption}\n"])
 
 
 def _figures(row: Mapping[str, Any], ours: Record | None) -> Figures:

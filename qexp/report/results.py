@@ -13,6 +13,7 @@ from pathlib import Path
 from qexp.report.reference import Reference
 from qexp.report.runs import Run, runs_of, sweeps_with_records
 from qexp.report.table import markdown_table
+from qexp.types import UserError
 
 HEAD = """# The reference tables, run with qexp
 
@@ -22,12 +23,18 @@ figure in brackets.
 
 
 def results(outputs: list[Path], before: str = "") -> str:
-    """Markdown of the newest sweep of each table, and of the tables in the text of before that no sweep is of."""
+    """Markdown of the newest sweep of each table, and of the tables in the text of before that no sweep is of.
+
+    Errors: UserError where there is no sweep of a table.
+    """
     newest: dict[str, tuple[Path, list[Run], Reference]] = {}
     for folder in sorted((sweep for place in outputs for sweep in sweeps_with_records(place)), key=lambda sweep: sweep.name):
         runs = runs_of(folder)
         if reference := Reference.read(folder, runs):
             newest[reference.title] = (folder, runs, reference)
+    if not newest:
+        run = "run one first (python compress.py experiment=lenet5_mnist), or give its outputs=FOLDER"
+        raise UserError(f"There is no sweep of a table in {', '.join(map(str, outputs))}; {run}.")
     kept = {text.partition("\n")[0]: f"## {text.rstrip()}\n" for text in re.split(r"^## ", before, flags=re.MULTILINE)[1:]}
     tables = kept | {title: section(*found) for title, found in newest.items()}
     return "\n".join([HEAD, *(tables[title] for title in sorted(tables))])
@@ -50,8 +57,14 @@ def main(words: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     to = Path(given.get("to", "docs/results.md"))
-    text = results([Path(place) for place in given.get("outputs", "outputs").split(",")], to.read_text() if to.exists() else "")
+    outputs = [Path(place) for place in given.get("outputs", "outputs").split(",")]
+    try:
+        text = results(outputs, to.read_text() if to.exists() else "")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     to.write_text(text)
+    print(f"Written to {to}")
     return 0
 
 
