@@ -188,6 +188,13 @@ def test_every_extra_that_is_to_be_installed_exists() -> None:
     assert len(named) >= 2 and {extra for names in named for extra in names.split(",")} <= extras.keys()
 
 
+def is_untimed(words: list[str]) -> bool:
+    """Whether it is an experiment that measures no latency, which then has no options."""
+    names = [word.removeprefix("experiment=") for word in words if word.startswith("experiment=")]
+    measures = [OmegaConf.load(ROOT / "conf" / "experiment" / f"{name}.yaml").get("measure", {}) for name in names]
+    return any(measure.get("latency", ...) is None for measure in measures)
+
+
 def quick(words: list[str]) -> list[str]:
     """Overrides that make it a matter of seconds or minutes, whatever it trains and measures."""
     if "data=random" in words:
@@ -197,11 +204,12 @@ def quick(words: list[str]) -> list[str]:
     if words[0] == "train.py":
         return ours
     chosen = any(word.startswith(("engine@rivals=", "experiment=")) for word in words)
-    rivals = [word for word in QUICK if not (chosen and word.startswith("rivals."))]
+    absent = (*(("rivals.",) if chosen else ()), *(("measure.latency.",) if is_untimed(words) else ()))
+    measured = [word for word in QUICK if not word.startswith(absent)]
     engines = any(word.startswith(("engine=", "experiment=")) for word in words)
     auto = [] if engines else without("engine", "inductor")  # which compiles for a minute, for each network and batch size
     steps = ["method.iterations=20"] if "method=reconstruct" in words else []
-    return [*ours, *rivals, *auto, *steps, "train_missing=true", *([] if "tracking=server" in words else ["tracking=none"])]
+    return [*ours, *measured, *auto, *steps, "train_missing=true", *([] if "tracking=server" in words else ["tracking=none"])]
 
 
 @pytest.mark.slow
