@@ -200,7 +200,8 @@ def quick(words: list[str]) -> list[str]:
     if "data=random" in words:
         ours = ["data.images=32", "trainer=cpu"]
     else:
-        ours = ["data=folder", "data.root=pictures", *IMAGES, "data.image_size=32"]  # which VGG needs
+        named = ["data.name=pictures"] if any(word.startswith("data.name=") for word in words) else []  # else a baseline of the others'
+        ours = ["data=folder", "data.root=pictures", *named, *IMAGES, "data.image_size=32"]  # which VGG needs
     if words[0] == "train.py":
         return ours
     chosen = any(word.startswith(("engine@rivals=", "experiment=")) for word in words)
