@@ -22,7 +22,7 @@ import qexp.method
 from qexp.measure import base
 from qexp.tracking.store import read_records
 from qexp.types import Record
-from tests.commands import QUICK, small, without, write_images
+from tests.commands import PRETEND, QUICK, small, without, write_images
 from tests.documents import COMMANDS, DOCUMENTS, FENCE, ROOT, call
 
 # The commands that are run, in this order, and what makes each quick: images of 16 pixels, one epoch, few windows, one engine.
@@ -30,6 +30,8 @@ IMAGES = [word for word in small(Path()) if word.startswith(("data.image", "data
 ONE_ENGINE = without("engine", "inductor", "executorch", "openvino", "torch_ao", "eager")
 BRIEF = ["report.formats=[md]", "tracking=none"]  # where another command of the chain shows and logs
 FEW = [f"measure.{name}=null" for name in ("memory", "operators", "energy", "parity")]
+ROW = "{name: fp32, run: 'method=none', top1: 0.5}"
+TABLE = [*PRETEND, "hydra/sweeper=rows", "hydra.sweeper.title=A table", f"hydra.sweeper.rows=[{ROW}]"]
 ADDED = "compress.py -m model=lenet5 data=digits method=none,rounded"
 CHAIN = {
     r"^train.py model=resnet20 ": IMAGES,
@@ -96,6 +98,7 @@ def went(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What each command of CHAIN printed, all run one after the other in this folder."""
     with working_folder(tmp_path_factory.mktemp("chain")):
         order = [(text, more) for known, more in CHAIN.items() for text in COMMANDS if re.search(known, text)]
+        run(["compress.py", "-m"], [*TABLE, *QUICK, *ONE_ENGINE, *BRIEF, *FEW])
         yield {text: run(COMMANDS[text], more) for text, more in order}
 
 
@@ -121,7 +124,9 @@ def test_the_way_from_training_to_a_report_gives_what_it_promises(went: dict[str
     assert re.findall(r"^\d+ runs are in tracking", printed_by(went, "-m qexp.tracking sync"), re.M)
     assert re.search(r"\d+ of 40 files right", printed_by(went, "benchmarks/"))
     assert {"model.onnx", "infer.py", "benchmark.py", "README.md"} <= {file.name for file in Path("dist").iterdir()}
-    assert Path("docs/results.md").read_text().strip() == (ROOT / "docs" / "results.md").read_text().partition("\n\n## ")[0]
+    head, _, table = Path("docs/results.md").read_text().partition("\n\n## ")
+    assert head == (ROOT / "docs" / "results.md").read_text().partition("\n\n## ")[0]
+    assert table.startswith("A table\n") and "| fp32 |" in table
 
 
 @pytest.mark.parametrize("code", LOADING)
