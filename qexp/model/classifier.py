@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from qexp.types import UserError, digest
+
+
+def length_of(scheduler: Callable[..., Any], steps: int) -> dict[str, int]:
+    """Steps under the name that a scheduler takes them by, as PyTorch's have several; empty where the recipe gives it itself."""
+    name = next((name for name in ("T_max", "total_iters") if name in signature(scheduler).parameters), "total_steps")
+    return {} if name in getattr(scheduler, "keywords", {}) else {name: steps}
 
 
 class Classifier(LightningModule):
@@ -96,12 +103,12 @@ class Classifier(LightningModule):
         return self.network.parameters()
 
     def configure_optimizers(self) -> Any:
-        steps = {"total_steps": int(self.trainer.estimated_stepping_batches)} if self.scheduler_per_step else {}
         try:
             optimizer = self.optimizer(self.parameter_groups())
             if self.scheduler is None:
                 return optimizer
-            scheduler = self.scheduler(optimizer, **steps)
+            steps = int(self.trainer.estimated_stepping_batches)
+            scheduler = self.scheduler(optimizer, **(length_of(self.scheduler, steps) if self.scheduler_per_step else {}))
         except (TypeError, ValueError, ZeroDivisionError) as error:  # OneCycleLR divides by the steps of each phase
             total = self.trainer.estimated_stepping_batches
             raise UserError(f"No optimizer or scheduler of this recipe for {total} steps: {error}. See conf/recipe/.") from error

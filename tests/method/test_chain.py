@@ -129,7 +129,7 @@ def test_each_stage_has_its_own_node() -> None:
     chain = instantiate(config)
     assert chain.bits == 6 and chain.last.bits == 6 and chain.before[0].bits == 32, "bits are the last stage's"
     assert chain.before[0].ratio == 3 and chain.torchscript.last.fuse is False, "options refer to their own stage"
-    assert nested.stages.qat.recipe.scheduler.T_max == 7 and nested.stages.prune_channels.recipe.scheduler.T_max == 30
+    assert nested.stages.qat.recipe.scheduler.T_max == 7 and nested.stages.prune_channels.recipe.epochs == 30
     assert isinstance(instantiate(nested).last, QAT)
 
 

@@ -76,7 +76,11 @@ def multi_step(step: int, recipe: DictConfig) -> float:
     return recipe.optimizer.lr * recipe.scheduler.gamma**passed
 
 
-FORMS = {"OneCycleLR": one_cycle, "MultiStepLR": multi_step}
+def cosine(step: int, recipe: DictConfig) -> float:
+    return between(recipe.optimizer.lr, 0.0, step / (EPOCHS * BATCHES))
+
+
+FORMS = {"OneCycleLR": one_cycle, "MultiStepLR": multi_step, "CosineAnnealingLR": cosine}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -88,6 +92,15 @@ def test_learning_rates_of_every_recipe(name: str) -> None:
     fit(classifier(recipe), rates)
     form = FORMS[recipe.scheduler._target_.rpartition(".")[2]] if recipe.scheduler else lambda step, recipe: recipe.optimizer.lr
     np.testing.assert_allclose(rates.rates, [form(step, recipe) for step in range(EPOCHS * BATCHES)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["prune", "prune_channels", "cluster"])
+def test_the_last_steps_of_fine_tuning_are_small(method: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        recipe = compose("compress", [f"method={method}"]).method.recipe
+    rates = Rates()
+    fit(classifier(recipe), rates)
+    np.testing.assert_allclose(rates.rates, [cosine(step, recipe) for step in range(EPOCHS * BATCHES)], rtol=1e-6)
 
 
 def test_wrong_optimizer_arguments() -> None:
