@@ -76,11 +76,7 @@ def multi_step(step: int, recipe: DictConfig) -> float:
     return recipe.optimizer.lr * recipe.scheduler.gamma**passed
 
 
-def cosine(step: int, recipe: DictConfig) -> float:
-    return between(recipe.optimizer.lr, 0.0, step / (EPOCHS * BATCHES))
-
-
-FORMS = {"OneCycleLR": one_cycle, "MultiStepLR": multi_step, "CosineAnnealingLR": cosine}
+FORMS = {"OneCycleLR": one_cycle, "MultiStepLR": multi_step}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -94,13 +90,16 @@ def test_learning_rates_of_every_recipe(name: str) -> None:
     np.testing.assert_allclose(rates.rates, [form(step, recipe) for step in range(EPOCHS * BATCHES)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["prune", "prune_channels", "cluster"])
-def test_the_last_steps_of_fine_tuning_are_small(method: str) -> None:
+@pytest.mark.parametrize(("method", "length"), [("prune", None), ("prune_channels", None), ("cluster", None), ("prune", 20)])
+def test_the_rate_of_fine_tuning_falls_to_zero_in_its_steps_or_as_it_is_told(method: str, length: int | None) -> None:
+    told = [f"+method.recipe.scheduler.T_max={length}"] if length else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        recipe = compose("compress", [f"method={method}"]).method.recipe
+        recipe = compose("compress", [f"method={method}", *told]).method.recipe
     rates = Rates()
     fit(classifier(recipe), rates)
-    np.testing.assert_allclose(rates.rates, [cosine(step, recipe) for step in range(EPOCHS * BATCHES)], rtol=1e-6)
+    steps = length or EPOCHS * BATCHES
+    expected = [between(recipe.optimizer.lr, 0.0, step / steps) for step in range(EPOCHS * BATCHES)]
+    np.testing.assert_allclose(rates.rates, expected, rtol=1e-6)
 
 
 def test_wrong_optimizer_arguments() -> None:
