@@ -34,7 +34,7 @@ ROW = "{name: fp32, run: 'method=none', top1: 0.5}"
 TABLE = [*PRETEND, "hydra/sweeper=rows", "hydra.sweeper.title=A table", f"hydra.sweeper.rows=[{ROW}]"]
 ADDED = "compress.py -m model=lenet5 data=digits method=none,rounded"
 CHAIN = {
-    r"^train.py model=resnet20 ": IMAGES,
+    r"^train.py model=resnet20 data=folder data.root=pictures$": IMAGES,
     r"^compress.py -m model=resnet20 method=none,dynamic,static data=folder data.root=pictures$": [*IMAGES, *QUICK, *ONE_ENGINE, *FEW],
     r"^-m qexp.report sweep=(latest|all) ": [],
     r"^compress.py experiment=search model=resnet20 ": [*IMAGES, *BRIEF, "threads=1", "hydra.sweeper.trials=1"],
