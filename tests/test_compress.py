@@ -155,3 +155,14 @@ def test_none_is_one_row_whatever_bits_says(run: Run, tmp_path: Path) -> None:
     assert sorted((r["params"]["method"], r["params"]["bits"], r["status"]) for r in records(tmp_path)) == [
         ("none", 32, "finished"), ("static", 3, "unsupported"), ("static", 8, "finished"),
     ]  # fmt: skip
+
+
+def test_a_network_of_another_seed_is_told(run: Run, images: Path, tmp_path: Path) -> None:
+    one = small(images, "train_missing=true", "method=none", "engine=onnxruntime", "tracking=none")
+    assert run(*one)[0] == 0
+    code, printed = run(*one, "seed=1", "batch_size=2")
+    assert code == 0, printed
+    own, other = sorted(records(tmp_path), key=lambda record: record["params"]["seed"])
+    assert "network" not in own["notes"]
+    assert other["notes"]["network"].startswith("trained with seed 0: ") and other["notes"]["network"].endswith(" has none of seed 1")
+    assert f"  network {other['notes']['network']}\n" in printed

@@ -33,7 +33,7 @@ def compress(config: DictConfig) -> Job:
         return next(iter(accepted_by(engines, lambda engine: subjects.artifact(method, engine), {}).values()))
 
     def run() -> Outcome:
-        notes: dict[str, str] = {}
+        notes = dict(subjects.notes)
         candidates = accepted_by(engines, lambda engine: subjects.of(method, engine), notes)
         baseline = subjects.of(fp32, baseline_engine, standing=True)
         compared = accepted_by(rivals, lambda engine: subjects.of(fp32, engine), {})

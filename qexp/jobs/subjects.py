@@ -25,12 +25,13 @@ from qexp.types import Artifact, DataSpec, UserError, digest
 
 @dataclass(frozen=True)
 class Subjects:
-    """Artifacts of one trained network, and what measures them. source: where its weights come from."""
+    """Artifacts of one trained network, and what measures them. source: where its weights come from; notes: what records say of them."""
 
     config: DictConfig
     data: ImageData
     network: nn.Module
     source: dict[str, Any]
+    notes: dict[str, str]
 
     def named(self, method: Method) -> Callable[[Engine], str]:
         """The folder name of an engine's artifact, before it is made."""
@@ -53,12 +54,11 @@ class Subjects:
 def prepare(config: DictConfig) -> Subjects:
     """The data and the trained network."""
     data = open_data(config)
-    network, source = trained_network(config, data)
-    return Subjects(config, data, network, source)
+    return Subjects(config, data, *trained_network(config, data))
 
 
-def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
-    """The network with the weights that `checkpoint` names, and where they come from.
+def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
+    """The network with the weights that `checkpoint` names, where they come from, and what records say of them.
 
     The data is normalised as the baseline's was. Errors: UserError where there is no baseline and none is to be trained.
     """
@@ -66,18 +66,27 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
     network = build_network(config.model).eval()
     source = {"model": config.model.id, "config": digest(OmegaConf.to_container(config.model, resolve=True))}
     if config.checkpoint == "random":
-        return network, {**source, "weights": "random", "seed": config.seed}
+        return network, {**source, "weights": "random", "seed": config.seed}, {}
     path = Path(config.checkpoint)
     if config.checkpoint != "auto" and not path.is_dir():
         check_unseen(config, data, None)
         load_weights(network, read_weights(path), str(path))
-        return network, {**source, "weights": file_digest(path)}
+        return network, {**source, "weights": file_digest(path)}, {}
     baseline = newest_baseline(config, data) if config.checkpoint == "auto" else Baseline.read(path)
     baseline.check()
     check_unseen(config, data, baseline.data)
     load_weights(network, read_weights(baseline.weights), str(baseline.folder))
     data.normalise_like(baseline.data)
-    return network, {**source, "weights": baseline.weights_digest}
+    return network, {**source, "weights": baseline.weights_digest}, seed_note(config, baseline)
+
+
+def seed_note(config: DictConfig, baseline: Baseline) -> dict[str, str]:
+    """Told on screen too, since rows of several seeds look like as many networks."""
+    if config.checkpoint != "auto" or baseline.seed == config.seed:
+        return {}
+    note = f"trained with seed {baseline.seed}: {config.outputs}/baselines has none of seed {config.seed}"
+    print(f"  network {note}", flush=True)
+    return {"network": note}
 
 
 def check_unseen(config: DictConfig, data: ImageData, trained_on: DataSpec | None) -> None:
