@@ -247,7 +247,8 @@ class Record:
 
     params: what a table shows (model, data, method, bits, engine, batch_size, threads, seed); config: the resolved one;
     texts: tables for people by file name; environment: machine and versions; notes: why a number is missing, what was left
-    out, by its name; reused: the run of an earlier sweep that it was taken from, as `sweeps/SWEEP/JOB`.
+    out, by its name; reused: the run of an earlier sweep that it was taken from, as `sweeps/SWEEP/JOB`; seconds: that the run took,
+    with what was made for it.
     """
 
     kind: str
@@ -266,6 +267,7 @@ class Record:
     texts: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     reused: str = ""
+    seconds: float = 0.0
 
     @property
     def metrics(self) -> dict[str, float]:

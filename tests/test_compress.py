@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -160,9 +161,12 @@ def test_none_is_one_row_whatever_bits_says(run: Run, tmp_path: Path) -> None:
 def test_a_network_of_another_seed_is_told(run: Run, images: Path, tmp_path: Path) -> None:
     one = small(images, "train_missing=true", "method=none", "engine=onnxruntime", "tracking=none")
     assert run(*one)[0] == 0
+    began = time.perf_counter()
     code, printed = run(*one, "seed=1", "batch_size=2")
+    took = time.perf_counter() - began
     assert code == 0, printed
     own, other = sorted(records(tmp_path), key=lambda record: record["params"]["seed"])
+    assert 0.1 * took < other["seconds"] < took and f"finished in {other['seconds']:.0f} s" in printed
     assert "network" not in own["notes"]
     assert other["notes"]["network"].startswith("trained with seed 0: ") and other["notes"]["network"].endswith(" has none of seed 1")
     assert f"  network {other['notes']['network']}\n" in printed

@@ -53,7 +53,6 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callab
     if config.on_error == "stop" and any(record.status == "failed" for record in read_records(sweep_folder())):
         print("  left out: another run of this sweep failed (on_error=stop)", flush=True)
         return
-    began = time.perf_counter()
     try:
         check_options(config)
         job = plan(config)
@@ -65,7 +64,7 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callab
         print("  is in this sweep already: one row is enough", flush=True)
         return
     run.show(record)
-    before = f" before, in {record.reused} (force=true measures again)" if record.reused else f" in {time.perf_counter() - began:.0f} s"
+    before = f" before, in {record.reused} (force=true measures again)" if record.reused else f" in {record.seconds:.0f} s"
     print(f"  {record.status}{before}{f': {record.reason}' if record.reason else ''}", flush=True)
 
 
@@ -73,7 +72,7 @@ class Run:
     """One job of a sweep: its config, the folder of its record, and what is known of it so far."""
 
     def __init__(self, config: DictConfig, kind: str, planned: dict[str, Any]):
-        hydra = HydraConfig.get()
+        self.began, hydra = time.perf_counter(), HydraConfig.get()
         self.config, self.kind, self.folder = config, kind, Path(hydra.runtime.output_dir)
         self.params = {**planned, "engine": hydra.runtime.choices["engine"], **{k: config[k] for k in ("batch_size", "threads", "seed")}}
         self.name = " · ".join([describe(self.params), *swept_options()])
@@ -132,6 +131,7 @@ class Run:
             environment=environment(Path(__file__).parents[2]), command=command_line(),
             created=datetime.now(UTC).isoformat(timespec="seconds"), artifact=str(artifact.folder) if artifact else "",
             texts=outcome.texts if outcome else {}, notes=outcome.notes if outcome else {},
+            seconds=time.perf_counter() - self.began,
         )  # fmt: skip
 
     def show(self, record: Record) -> None:

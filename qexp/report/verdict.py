@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qexp.report.axes import AXES, Axis, default_worth
-from qexp.report.pareto import knee
+from qexp.report.pareto import knee, pareto_front
 from qexp.report.runs import SAME_CALL, SAME_IMAGES, Run, differing, grouped
 from qexp.report.table import percent, significant, tied, times
 from qexp.report.varied import told, varied
@@ -81,21 +81,38 @@ def _value(run: Run, metric: str) -> float:
 
 
 def knees(rows: list[Run], worth: Axis | None) -> list[str]:
-    """Of the fronts of accuracy against latency and against size, where these have one."""
+    """Of the fronts of accuracy against latency and against size, where these have one and differ in accuracy by more than chance."""
     said = []
     for cost in (LATENCY, SIZE) if worth else ():
         assert worth
         drawn = [run for run in rows if {worth.metric, cost.metric} <= run.record.metrics.keys()]
-        best = knee(*([run.record.metrics[axis.metric] for run in drawn] for axis in (cost, worth)))
-        if best is not None:
-            title = cost.title.partition(",")[0]
+        values = [[run.record.metrics[axis.metric] for run in drawn] for axis in (cost, worth)]
+        best, title = knee(*values), cost.title.partition(",")[0]
+        if best is None:
+            continue
+        front = pareto_front(*values)
+        if apart(drawn[front[0]], drawn[front[-1]], worth):
             said.append(f"Knee of the front of accuracy against {title}: {Names(rows).of(drawn[best], cost, worth)}.")
+        else:
+            said.append(f"The front of accuracy against {title} has no knee: its runs do not differ in accuracy by more than chance.")
     return said
+
+
+def apart(cheapest: Run, dearest: Run, worth: Axis) -> bool:
+    """Whether the ends of a front differ in accuracy by more than chance: their intervals do not overlap, or McNemar's test tells the
+    cheapest from fp32."""
+    ours, theirs = cheapest.record.metrics, dearest.record.metrics
+    overlap = {worth.low, worth.high} <= ours.keys() & theirs.keys() and ours[worth.high] >= theirs[worth.low]
+    return not overlap or ours.get(mcnemar_p(worth), 1.0) < SIGNIFICANT
+
+
+def mcnemar_p(worth: Axis) -> str:
+    return "val_mcnemar_p" if worth.metric.startswith("val_") else "mcnemar_p"
 
 
 def difference(compared: list[Run], names: Names, worth: Axis) -> list[str]:
     """Which runs differ from fp32 by more than chance, where that was tested."""
-    metric = "val_mcnemar_p" if worth.metric.startswith("val_") else "mcnemar_p"
+    metric = mcnemar_p(worth)
     tested = [run for run in compared if metric in run.record.metrics and run.record.params.get("method") != "none"]
     same = {names.short(run): None for run in tested if _value(run, metric) >= SIGNIFICANT}
     other = {names.short(run): None for run in tested if _value(run, metric) < SIGNIFICANT}

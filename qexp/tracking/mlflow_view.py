@@ -126,11 +126,15 @@ class MlflowView:
                 "qexp.kind": record.kind, "qexp.status": record.status, "qexp.key": record.key, "qexp.sweep": record.sweep,
                 "qexp.reason": record.reason, "qexp.artifact": record.artifact, "qexp.place": place,
                 "qexp.weights": str(artifact.source["weights"]) if artifact else "",
+                "mlflow.source.name": next((word for word in record.command.split() if word.endswith(".py")), record.command),
+                "mlflow.source.type": "LOCAL",
             }  # fmt: skip
+            if commit := record.environment.get("commit"):
+                tags["mlflow.source.git.commit"] = commit
             if record.reason:
                 tags["mlflow.note.content"] = record.reason
-            created = int(datetime.fromisoformat(record.created).timestamp() * 1000)
-            made = self._create_run(record.label.removesuffix(" · batch 1"), tags, created)
+            ended = int(datetime.fromisoformat(record.created).timestamp() * 1000)
+            made = self._create_run(record.label.removesuffix(" · batch 1"), tags, ended - round(1000 * record.seconds))
             run = made.info.run_id
             self._log(run, {**flatten(record.config), **record.params}, record.metrics)
             for file in sorted(folder.iterdir()):
@@ -141,7 +145,7 @@ class MlflowView:
                 self._log_data(run, artifact.data, str(data.get("root") or artifact.data.name), "test")
                 if self.log_artifacts:
                     self._log_network(made, artifact, record, folder)
-            self.client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED", created)
+            self.client.set_terminated(run, "FAILED" if record.status == "failed" else "FINISHED", ended)
             write_json(note, {"uri": self.uri, "run": run})
 
     def _log_data(self, run: str, data: DataSpec, source: str, context: str) -> None:

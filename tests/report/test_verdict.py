@@ -21,6 +21,7 @@ def row(label: str, top1: float, size: float, ms: float, p: float | None = None,
 
 
 FP32 = row("none", 0.9, 10, 4)
+NO_KNEE = "The front of accuracy against size on disk has no knee: its runs do not differ in accuracy by more than chance."
 INT8 = row("static int8", 0.895, 2.5, 1, 0.2, speedup=4.0, speedup_vs_best_fp32=2.0)
 INT4 = row("static int4", 0.87, 1.3, 0.9, 0.001)
 HALF = row("half bf16", 0.9, 5, 1.01, 1.0)
@@ -65,6 +66,17 @@ def test_the_knee_is_that_of_the_front() -> None:
     of_latency, of_size = (text for text in only(verdicts(rows, 1)) if text.startswith("Knee"))
     assert of_latency.startswith("Knee of the front of accuracy against latency of one call: good on eager, 10.0 ms")
     assert of_size == "Knee of the front of accuracy against size on disk: good on eager, 2.00 MB, 89.00 %."
+
+
+@pytest.mark.parametrize(("half_width", "p", "apart"), [(0.006, 0.2, False), (0.006, 0.01, True), (0.004, 0.2, True)])
+def test_accuracies_that_chance_explains_have_no_knee(half_width: float, p: float, apart: bool) -> None:
+    def judged(label: str, top1: float, size: float, ms: float, p: float) -> Run:
+        return row(label, top1, size, ms, p, top1_low=top1 - half_width, top1_high=top1 + half_width)
+
+    rows = [judged("fp32", 0.9, 100, 100, 1.0), judged("half", 0.899, 50, 10, 0.8), judged("static", 0.89, 25, 1, p)]
+    said = [text for text in only(verdicts(rows, 1)) if " front of " in text]
+    knee = "Knee of the front of accuracy against size on disk: half on eager, 50.0 MB, 89.90 %."
+    assert len(said) == 2 and said[1] == (knee if apart else NO_KNEE)
 
 
 def test_times_are_never_compared_across_machines_nor_shapes() -> None:

@@ -52,7 +52,7 @@ def texts(view: MlflowView, run: Any) -> dict[str, str]:
 
 
 def test_a_finished_run_is_all_there(view: MlflowView, log: Any, record: MakeRecord, folder: Path) -> None:
-    made = record(key="finished")
+    made = record(key="finished", seconds=90.5, environment={"commit": "abc1234"}, command="python compress.py -m method=none,static")
     run = log(made)
     assert (run.info.run_name, run.info.status) == ("vgg · static int8 · eager", "FINISHED")
     assert run.data.metrics == {"top1": 0.9375, "latency_ms": 2.5, "packed_size_mb": 1 / 3}
@@ -65,7 +65,10 @@ def test_a_finished_run_is_all_there(view: MlflowView, log: Any, record: MakeRec
         "qexp.kind": "compress", "qexp.status": "finished", "qexp.key": "finished", "qexp.sweep": "monday", "qexp.reason": "",
         "qexp.artifact": "outputs/artifacts/vgg", "qexp.place": "monday/0", "qexp.weights": "",
     }  # fmt: skip
-    assert run.info.start_time == 1767323045000, "when it was made, not when it was logged"
+    assert run.info.end_time == 1767323045000, "when it was made, not when it was logged"
+    assert run.info.end_time - run.info.start_time == 90500
+    source = {key: value for key, value in run.data.tags.items() if key.startswith("mlflow.source.")}
+    assert source == {"mlflow.source.name": "compress.py", "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": "abc1234"}
     assert "mlflow.parentRunId" not in run.data.tags  # the UI collapses nested runs
     found = texts(view, run)
     assert set(found) == {"record.json", "layers.csv"} and found["layers.csv"] == made.texts["layers.csv"]
