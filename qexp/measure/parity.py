@@ -36,8 +36,11 @@ class Parity(Measure):
                 f"{bench.subject.engine.name} does not compute what the graph says: of {len(logits)} images {agreement:.1%} get the "
                 f"reference's class, at least {self.least_agreement:.1%} must; the largest error is {error:.1%} of the largest logit"
             )
-        found = [Measurement("parity_max_error", error, "fraction")]
-        return [Measurement("parity_agreement", agreement, "fraction"), *found] if bench.tests.meaningful else found
+        found = [Measurement("parity_agreement", agreement, "fraction")] if bench.tests.meaningful else []
+        if not np.isfinite(error):
+            bench.notes["parity_max_error"] = "all logits of the reference are zero: no error is relative to them"
+            return found
+        return [*found, Measurement("parity_max_error", error, "fraction")]
 
     def reference(self, bench: Bench) -> Subject | None:
         """What the artifact's graph is compared with; None without a baseline."""
@@ -48,6 +51,10 @@ class Parity(Measure):
 
 
 def compare(logits: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """Share of rows of logits[N,K] with the class of expected[N,K], and the largest difference over the largest expected logit."""
+    """Share of rows of logits[N,K] with the class of expected[N,K], and the largest difference over the largest expected logit: 0 where
+    both are equal, infinite where they differ and all expected ones are zero, as random weights of a deep network may round to."""
     agreement = float((logits.argmax(1) == expected.argmax(1)).mean())
-    return agreement, float(np.abs(logits - expected).max() / np.abs(expected).max())
+    difference, largest = float(np.abs(logits - expected).max()), float(np.abs(expected).max())
+    if not difference:
+        return agreement, 0.0
+    return agreement, difference / largest if largest else np.inf

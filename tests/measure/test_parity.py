@@ -57,6 +57,14 @@ def test_agreement_and_error_are_those_of_the_logits(make: Make, colours: np.nda
     assert values == {"parity_agreement": same / IMAGES, "parity_max_error": pytest.approx(0.8 / np.abs(reference).max(), rel=1e-5)}
 
 
+@pytest.mark.parametrize(("bias", "found"), [(0, {"parity_agreement": 1, "parity_max_error": 0}), (-0.5, {"parity_agreement": 0})])
+def test_all_logits_zero_have_no_relative_error(bias: float, found: dict[str, float], make: Make, weights: list[np.ndarray]) -> None:
+    weights[1][:] = 0
+    bench = make(Scores(bias=bias), layers=QUANTIZED)
+    assert by_name(Parity(IMAGES, least_agreement=0, batch_size=16).measure(bench)) == found
+    assert ("parity_max_error" in bench.notes) == (bias != 0)
+
+
 def test_a_graph_that_an_engine_does_not_run_is_an_error_with_the_figures(
     make: Make, colours: np.ndarray, weights: list[np.ndarray]
 ) -> None:
