@@ -34,7 +34,8 @@ class Parity(Measure):
         if bench.tests.meaningful and bench.subject.artifact.has_qdq and agreement < self.least_agreement:
             raise Disagrees(
                 f"{bench.subject.engine.name} does not compute what the graph says: of {len(logits)} images {agreement:.1%} get the "
-                f"reference's class, at least {self.least_agreement:.1%} must; the largest error is {error:.1%} of the largest logit"
+                f"reference's class, at least {self.least_agreement:.1%} must; the largest error is {error:.1%} of the largest logit. Take "
+                "another engine, or measure.parity.least_agreement=SHARE if rounding may decide so many images of this network"
             )
         found = [Measurement("parity_agreement", agreement, "fraction")] if bench.tests.meaningful else []
         if not np.isfinite(error):
