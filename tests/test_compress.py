@@ -56,6 +56,7 @@ def test_a_sweep_trains_compresses_measures_and_tracks(run: Run, images: Path, t
     assert by_name[f"resnet8 · {STATIC} · onnxruntime"].data.metrics["top1"] == static["top1"]
     contexts = {(r.data.tags["qexp.kind"], *(i.tags[0].value for i in r.inputs.dataset_inputs)) for r in runs if r.data.metrics}
     assert contexts == {("compress", "test"), ("train", "train")}
+    assert {Path(r.data.tags["mlflow.source.name"]).name for r in runs} == {"compress.py"}
     summary = next(r for r in runs if r.data.tags["qexp.kind"] == "sweep")
     assert f"| resnet8 | {STATIC} | onnxruntime |" in summary.data.tags["mlflow.note.content"]
     table = next((tmp_path / "outputs" / "sweeps").rglob("results.csv"))
@@ -166,7 +167,7 @@ def test_a_network_of_another_seed_is_told(run: Run, images: Path, tmp_path: Pat
     took = time.perf_counter() - began
     assert code == 0, printed
     own, other = sorted(records(tmp_path), key=lambda record: record["params"]["seed"])
-    assert 0.1 * took < other["seconds"] < took and f"finished in {other['seconds']:.0f} s" in printed
+    assert 0 < other["seconds"] < took and f"finished in {other['seconds']:.0f} s" in printed
     assert "network" not in own["notes"]
     assert other["notes"]["network"].startswith("trained with seed 0: ") and other["notes"]["network"].endswith(" has none of seed 1")
     assert f"  network {other['notes']['network']}\n" in printed

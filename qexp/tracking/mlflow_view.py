@@ -22,7 +22,7 @@ from qexp.tracking import mlflow_pages as pages
 from qexp.tracking.mlflow_model import mlmodel
 from qexp.tracking.mlflow_pages import flatten
 from qexp.tracking.store import NOTE, noted
-from qexp.types import Artifact, DataSpec, Record, UserError
+from qexp.types import Artifact, DataSpec, Record, UserError, command_line
 
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # or the UI opens on its pages for language models
@@ -126,15 +126,13 @@ class MlflowView:
                 "qexp.kind": record.kind, "qexp.status": record.status, "qexp.key": record.key, "qexp.sweep": record.sweep,
                 "qexp.reason": record.reason, "qexp.artifact": record.artifact, "qexp.place": place,
                 "qexp.weights": str(artifact.source["weights"]) if artifact else "",
-                "mlflow.source.name": next((word for word in record.command.split() if word.endswith(".py")), record.command),
-                "mlflow.source.type": "LOCAL",
             }  # fmt: skip
             if commit := record.environment.get("commit"):
                 tags["mlflow.source.git.commit"] = commit
             if record.reason:
                 tags["mlflow.note.content"] = record.reason
             ended = int(datetime.fromisoformat(record.created).timestamp() * 1000)
-            made = self._create_run(record.label.removesuffix(" · batch 1"), tags, ended - round(1000 * record.seconds))
+            made = self._create_run(record.label.removesuffix(" · batch 1"), tags, record.command, ended - round(1000 * record.seconds))
             run = made.info.run_id
             self._log(run, {**flatten(record.config), **record.params}, record.metrics)
             for file in sorted(folder.iterdir()):
@@ -205,7 +203,11 @@ class MlflowView:
         self.client.set_terminated(run)
         return page
 
-    def _create_run(self, name: str, tags: dict[str, str], start_ms: int | None = None) -> Any:
+    def _create_run(self, name: str, tags: dict[str, str], command: str = "", start_ms: int | None = None) -> Any:
+        """command: what MLflow calls the run's source; that of this process, unless it is given."""
+        command = command or command_line()
+        program = next((word for word in command.split() if word.endswith(".py")), command)
+        tags = {**tags, "mlflow.source.name": program, "mlflow.source.type": "LOCAL"}
         tags = {key: value[: pages.TAG_LENGTH] for key, value in tags.items()}
         return self.client.create_run(self.experiment_id, start_ms, tags, name)
 
