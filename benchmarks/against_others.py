@@ -24,10 +24,10 @@ from qexp.engine.base import Engine
 from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.engine.openvino import OpenVino
 from qexp.files import building, file_digest
+from qexp.jobs.artifact_factory import ArtifactFactory, prepare
 from qexp.jobs.comparison import accepted_by, engines_of, fastest_known
-from qexp.jobs.subjects import Subjects, prepare
 from qexp.measure.accuracy import top_k
-from qexp.measure.base import Subject, TestSet, alone_on_host, ranking, ready
+from qexp.measure.base import Candidate, EvaluationSet, alone_on_host, ranking, ready
 from qexp.measure.latency import Latency, speedup
 
 
@@ -64,8 +64,10 @@ def nncf_openvino(fp32: Path, images: np.ndarray, folder: Path) -> str:
     return "model.xml"
 
 
-def foreign(make: Callable[[Path, np.ndarray, Path], str], fp32: Subject, engine: Engine, images: np.ndarray, root: Path) -> Subject:
-    """A model that another tool quantised, as a subject like ours."""
+def foreign(
+    make: Callable[[Path, np.ndarray, Path], str], fp32: Candidate, engine: Engine, images: np.ndarray, root: Path
+) -> Candidate:
+    """A model that another tool quantised, as a candidate like ours."""
     target = root / f"{fp32.artifact.key}-{make.__name__}"
     if not target.exists():
         with building(target) as folder:
@@ -73,14 +75,14 @@ def foreign(make: Callable[[Path, np.ndarray, Path], str], fp32: Subject, engine
     engine.file = next(f.name for f in target.iterdir() if f.name in ("model.onnx", "model.xml"))
     files = {f.name: file_digest(f) for f in target.iterdir()}
     artifact = replace(fp32.artifact, folder=target, key=target.name, files=files, label=make.__name__)
-    return Subject(artifact, engine, fp32.batch, fp32.threads, fp32.limits)
+    return Candidate(artifact, engine, fp32.batch, fp32.threads, fp32.limits)
 
 
-def ours(config: DictConfig, subjects: Subjects) -> Subject:
+def ours(config: DictConfig, factory: ArtifactFactory) -> Candidate:
     """What `engine=auto` takes."""
     notes: dict[str, str] = {}
     method = instantiate(config.method)
-    candidates = accepted_by(engines_of(config.engine), lambda engine: subjects.of(method, engine), notes)
+    candidates = accepted_by(engines_of(config.engine), lambda engine: factory.candidate(method, engine), notes)
     if len(candidates) == 1:
         return next(iter(candidates.values()))
     ranked = ranking(candidates, instantiate(config.engine.trial), notes)
@@ -90,14 +92,14 @@ def ours(config: DictConfig, subjects: Subjects) -> Subject:
 
 def main(options: list[str]) -> None:
     config = composed(options)
-    subjects = prepare(config)
+    factory = prepare(config)
     cache = Path(config.outputs) / "cache"
     fp32 = instantiate(config.baseline.method)
-    eager, plain = subjects.of(fp32, instantiate(config.baseline.engine)), subjects.of(fp32, OnnxRuntime())
-    rivals = accepted_by(engines_of(config.rivals), lambda engine: subjects.of(fp32, engine), {})
-    best = fastest_known(rivals, instantiate(config.rivals.trial), cache)
-    images, root = subjects.data.calibration().numpy(), Path(config.outputs) / "benchmarks" / "others"
-    chosen = ours(config, subjects)
+    eager, plain = factory.candidate(fp32, instantiate(config.baseline.engine)), factory.candidate(fp32, OnnxRuntime())
+    fp32_engines = accepted_by(engines_of(config.fp32_engines), lambda engine: factory.candidate(fp32, engine), {})
+    best = fastest_known(fp32_engines, instantiate(config.fp32_engines.trial), cache)
+    images, root = factory.data.calibration().numpy(), Path(config.outputs) / "benchmarks" / "others"
+    chosen = ours(config, factory)
     compared = {
         f"qexp {chosen.artifact.label} on {chosen.engine.name}": chosen,
         "ONNX Runtime quantize_static": foreign(onnxruntime_static, plain, OnnxRuntime(), images, root),
@@ -106,7 +108,7 @@ def main(options: list[str]) -> None:
         "fp32 on eager": eager,
     }
     latency: Latency = instantiate(config.measure.latency)
-    tests = TestSet.of(eager.artifact, cache)
+    tests = EvaluationSet.of(eager.artifact, cache)
     try:
         with alone_on_host():
             ready(list(compared.values()))
@@ -118,14 +120,18 @@ def main(options: list[str]) -> None:
     report(config, compared, windows, top1, latency.resolution)
 
 
-def accuracy(subject: Subject, tests: TestSet | None, cache: Path) -> float | None:
+def accuracy(candidate: Candidate, tests: EvaluationSet | None, cache: Path) -> float | None:
     if tests is None or not tests.meaningful:
         return None
-    return top_k(subject.logits(tests, 250, cache)[0], np.load(tests.labels), 1)
+    return top_k(candidate.logits(tests, 250, cache)[0], np.load(tests.labels), 1)
 
 
 def report(
-    config: DictConfig, compared: dict[str, Subject], windows: list[list[list[float]]], top1: dict[str, float | None], resolution: float
+    config: DictConfig,
+    compared: dict[str, Candidate],
+    windows: list[list[list[float]]],
+    top1: dict[str, float | None],
+    resolution: float,
 ) -> None:
     """Print one Markdown table, and keep it with all samples below outputs/benchmarks."""
     medians = [[statistics.median(window) for window in taken] for taken in windows]
@@ -135,14 +141,20 @@ def report(
         "| | top-1 % | size MB | ms | we are faster (95 % interval) |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for (name, subject), own in zip(compared.items(), medians, strict=True):
+    for (name, candidate), own in zip(compared.items(), medians, strict=True):
         ratio, *bounds = (m.value for m in speedup("speedup", own, medians[0], resolution))
-        faster = "" if own is medians[0] else f"{ratio:.2f}x ({bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else f"{ratio:.2f}x"
+        faster = (
+            ""
+            if own is medians[0]
+            else f"{ratio:.2f}x ({bounds[0]:.2f} to {bounds[1]:.2f})"
+            if bounds
+            else f"{ratio:.2f}x"
+        )
         shown = "–" if top1[name] is None else f"{100 * top1[name]:.2f}"  # type: ignore[operator]
         size = (
-            sum(f.stat().st_size for f in subject.file.parent.glob(f"{subject.file.stem}.*"))
-            if subject.file.suffix == ".xml"
-            else subject.file.stat().st_size
+            sum(f.stat().st_size for f in candidate.file.parent.glob(f"{candidate.file.stem}.*"))
+            if candidate.file.suffix == ".xml"
+            else candidate.file.stat().st_size
         )
         lines.append(f"| {name} | {shown} | {size / 1e6:.3g} | {statistics.median(own):.3g} | {faster} |")
     lines += ["", machine()]
@@ -150,7 +162,9 @@ def report(
     folder = Path(config.outputs) / "benchmarks"
     stem = f"against_others-{config.model.id}-batch{config.batch_size}-threads{config.threads}".replace("/", "_")
     (folder / f"{stem}.md").write_text("\n".join(lines) + "\n")
-    (folder / f"{stem}.json").write_text(json.dumps({"windows_ms": dict(zip(compared, windows, strict=True)), "top1": top1}))
+    (folder / f"{stem}.json").write_text(
+        json.dumps({"windows_ms": dict(zip(compared, windows, strict=True)), "top1": top1})
+    )
 
 
 if __name__ == "__main__":

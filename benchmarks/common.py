@@ -1,4 +1,4 @@
-"""What the benchmarks share: the config of compress.py, and subjects prepared as it prepares them."""
+"""What the benchmarks share: the config of compress.py, and candidates prepared as it prepares them."""
 
 from __future__ import annotations
 

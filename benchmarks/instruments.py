@@ -22,8 +22,8 @@ from common import composed, machine
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from qexp.jobs.subjects import prepare
-from qexp.measure.base import Subject, alone_on_host, ready
+from qexp.jobs.artifact_factory import prepare
+from qexp.measure.base import Candidate, alone_on_host, ready
 from qexp.measure.cores import watched
 from qexp.measure.latency import MOVED, Latency, speedup
 from qexp.measure.timing import LEAST_WINDOWS
@@ -47,7 +47,7 @@ class Turns:
         return Turns(*([turn[column] for turn in chosen] for column in range(3)))
 
 
-def paired(latency: Latency, baseline: Subject, candidate: Subject) -> Turns:
+def paired(latency: Latency, baseline: Candidate, candidate: Candidate) -> Turns:
     """With fresh children."""
     with alone_on_host(), watched(candidate.threads) as places:
         try:
@@ -64,17 +64,20 @@ def spread(values: list[float]) -> float:
     return (max(values) - min(values)) / statistics.median(values)
 
 
-def steadiness(latency: Latency, pairs: list[tuple[Subject, Subject]], turns: int) -> None:
+def steadiness(latency: Latency, pairs: list[tuple[Candidate, Candidate]], turns: int) -> None:
     """Print how far two children of one network differ in a turn, and how far each network's time moves between turns."""
-    subjects = [subject for pair in pairs for subject in pair]
+    candidates = [candidate for pair in pairs for candidate in pair]
     rules = replace(latency.rules, windows=turns, budget_s=float("inf"))
     with alone_on_host():
         try:
-            ready(subjects)
-            taken = [[statistics.median(w) for w in windows] for windows in rules.take_turns([subject.window for subject in subjects])]
+            ready(candidates)
+            taken = [
+                [statistics.median(w) for w in windows]
+                for windows in rules.take_turns([candidate.window for candidate in candidates])
+            ]
         finally:
-            for subject in subjects:
-                subject.close()
+            for candidate in candidates:
+                candidate.close()
     for place, (first, _) in enumerate(pairs):
         one, other = taken[2 * place : 2 * place + 2]
         apart = [spread([a, b]) for a, b in zip(one, other, strict=True)]
@@ -96,11 +99,19 @@ def repeated(found: list[Turns], resolution: float) -> None:
         slow_ms, fast_ms = statistics.median(turns.fp32), statistics.median(turns.int8)
         print(f"  {slow_ms:.3f} ms / {fast_ms:.3f} ms = {ratio:.2f}x ({low:.2f} to {high:.2f}){way}")
     ratios = [turns.speedup(resolution)[0] for turns in found]
-    slow, fast = ([statistics.median(turn) for turn in turns] for turns in zip(*((t.fp32, t.int8) for t in found), strict=True))
-    print(f"spread (largest - smallest over median): speed-up {spread(ratios):.1%}, medians {spread(slow):.1%} and {spread(fast):.1%}")
+    slow, fast = (
+        [statistics.median(turn) for turn in turns] for turns in zip(*((t.fp32, t.int8) for t in found), strict=True)
+    )
+    print(
+        f"spread (largest - smallest over median): speed-up {spread(ratios):.1%}, medians {spread(slow):.1%} and {spread(fast):.1%}"
+    )
     apart = MOVED * min((trip for turns in found for trip in turns.trip), default=0.0)
     for place, least, most in (("near each other", 0.0, apart), ("apart", apart, float("inf"))):
-        there = [turns for turns in (turns.where(least, most) for turns in found if turns.trip) if len(turns.trip) >= LEAST_WINDOWS]
+        there = [
+            turns
+            for turns in (turns.where(least, most) for turns in found if turns.trip)
+            if len(turns.trip) >= LEAST_WINDOWS
+        ]
         ratios = [turns.speedup(resolution)[0] for turns in there]
         if len(there) > 1:
             print(f"with the cores {place}: {', '.join(f'{r:.2f}x' for r in ratios)}, spread {spread(ratios):.1%}")
@@ -109,12 +120,12 @@ def repeated(found: list[Turns], resolution: float) -> None:
 def main(options: list[str]) -> None:
     config: DictConfig = composed(options)
     repetitions, repeats, turns = config.get("repetitions", 20), config.get("repeats", 5), config.get("turns", 20)
-    subjects = prepare(config)
+    factory = prepare(config)
     latency: Latency = instantiate(config.measure.latency)
-    eager = subjects.of(instantiate(config.baseline.method), instantiate(config.baseline.engine))
-    chosen = ours(config, subjects)
+    eager = factory.candidate(instantiate(config.baseline.method), instantiate(config.baseline.engine))
+    chosen = ours(config, factory)
     chosen.close()
-    twin, eager_twin = (Subject(s.artifact, s.engine, s.batch, s.threads, s.limits) for s in (chosen, eager))
+    twin, eager_twin = (Candidate(s.artifact, s.engine, s.batch, s.threads, s.limits) for s in (chosen, eager))
     title = f"{config.model.id} {chosen.artifact.label} on {chosen.engine.name}, batch {config.batch_size}, {config.threads} threads"
 
     if turns >= 2:

@@ -49,6 +49,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    subprocess.run([sys.executable, str(ROOT / "compress.py"), *sys.argv[1:]], check=True, stdout=subprocess.DEVNULL, cwd=Path.cwd())
+    subprocess.run(
+        [sys.executable, str(ROOT / "compress.py"), *sys.argv[1:]],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        cwd=Path.cwd(),
+    )
     sys.argv.append("force=true")  # or the runs would be taken over
     main()

@@ -25,9 +25,24 @@ from qexp.report.table import csv_table, markdown_table
 from qexp.tracking.store import read_records, write_record
 from qexp.types import Record
 
-LENET = ["-m", "model=lenet5", "data=digits", "checkpoint=random", "engine=onnxruntime", "engine@rivals=onnxruntime"]
-QUICK = ["measure.latency.windows=2", "measure.latency.window_s=0.01", "measure.latency.warmup_s=0.01", "measure.latency.calls=2"]
-UNMEASURED = [f"measure.{name}=null" for name in ("accuracy", "coverage", "energy", "latency", "memory", "operators", "parity", "size")]
+LENET = [
+    "-m",
+    "model=lenet5",
+    "data=digits",
+    "checkpoint=random",
+    "engine=onnxruntime",
+    "engine@fp32_engines=onnxruntime",
+]
+QUICK = [
+    "measure.latency.windows=2",
+    "measure.latency.window_s=0.01",
+    "measure.latency.warmup_s=0.01",
+    "measure.latency.calls=2",
+]
+UNMEASURED = [
+    f"measure.{name}=null"
+    for name in ("accuracy", "coverage", "energy", "latency", "memory", "operators", "parity", "size")
+]
 RUNS = (1250, 2500, 5000)
 # Where nothing that was compiled may be kept, importing the libraries takes twice as long.
 SURROUNDINGS = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -44,13 +59,18 @@ def seconds(options: list[str], outputs: Path) -> float:
 def command_line(outputs: Path) -> None:
     for options in (["--help"], ["--cfg", "job"]):
         taken = [seconds(options, outputs) for _ in range(6)][1:]
-        print(f"compress.py {' '.join(options)}: {statistics.median(taken):.2f} s (median of {len(taken)}, warm)", flush=True)
+        print(
+            f"compress.py {' '.join(options)}: {statistics.median(taken):.2f} s (median of {len(taken)}, warm)",
+            flush=True,
+        )
 
 
 def again(outputs: Path) -> None:
     sweep = [*LENET, *QUICK, "method=none,dynamic,static", "batch_size=1,2,3,4,5,6,7,8"]
     first = seconds(sweep, outputs)
-    print(f"a sweep of 24 jobs: {first:.1f} s, started again when finished: {seconds(sweep, outputs):.1f} s", flush=True)
+    print(
+        f"a sweep of 24 jobs: {first:.1f} s, started again when finished: {seconds(sweep, outputs):.1f} s", flush=True
+    )
 
 
 def per_job(outputs: Path) -> None:
@@ -60,12 +80,17 @@ def per_job(outputs: Path) -> None:
     many = ["batch_size=" + ",".join(map(str, range(1, count // 2 + 1))) for count in counts]
     seconds([*sweep, many[-1]], outputs)
     few, most = (min(seconds([*sweep, batches], outputs) for _ in range(2)) for batches in many)
-    print(f"each further job: {(most - few) / (counts[1] - counts[0]):.2f} s; a sweep of {counts[0]}: {few:.1f} s", flush=True)
+    print(
+        f"each further job: {(most - few) / (counts[1] - counts[0]):.2f} s; a sweep of {counts[0]}: {few:.1f} s",
+        flush=True,
+    )
 
 
 def tables(outputs: Path) -> None:
     """Records as a real sweep wrote them, with other batch sizes."""
-    known = [r for f in sorted((outputs / "sweeps").iterdir()) for r in read_records(f) if r.measurements and not r.reused]
+    known = [
+        r for f in sorted((outputs / "sweeps").iterdir()) for r in read_records(f) if r.measurements and not r.reused
+    ]
     for count in RUNS:
         folder = outputs / f"table-{count}"
         for i in range(count):
@@ -74,7 +99,10 @@ def tables(outputs: Path) -> None:
         records = read_records(folder)
         listed = time.perf_counter()
         markdown, rows = markdown_table(records), csv_table(records)
-        print(f"{count} runs: listed in {listed - began:.2f} s, tabulated in {time.perf_counter() - listed:.2f} s", flush=True)
+        print(
+            f"{count} runs: listed in {listed - began:.2f} s, tabulated in {time.perf_counter() - listed:.2f} s",
+            flush=True,
+        )
         assert markdown.count("\n") >= count and rows.count("\n") >= count
         shutil.rmtree(folder)
 
@@ -86,8 +114,18 @@ def numbered(record: Record, number: int) -> Record:
 def memory(outputs: Path, jobs: int = 200) -> None:
     """Resident memory of the sweeping process after each job, and a line through it without the first fifth: both methods are there."""
     batches = "batch_size=" + ",".join(map(str, range(1, jobs // 2 + 1)))
-    command = [sys.executable, str(ROOT / "compress.py"), *LENET, *UNMEASURED, batches, "method=none,static", "force=true"]
-    sweep = subprocess.Popen([*command, f"outputs={outputs / 'memory'}"], stdout=subprocess.PIPE, text=True, env=SURROUNDINGS)
+    command = [
+        sys.executable,
+        str(ROOT / "compress.py"),
+        *LENET,
+        *UNMEASURED,
+        batches,
+        "method=none,static",
+        "force=true",
+    ]
+    sweep = subprocess.Popen(
+        [*command, f"outputs={outputs / 'memory'}"], stdout=subprocess.PIPE, text=True, env=SURROUNDINGS
+    )
     process, seen = psutil.Process(sweep.pid), []
     assert sweep.stdout
     for line in sweep.stdout:
@@ -95,7 +133,9 @@ def memory(outputs: Path, jobs: int = 200) -> None:
             seen.append(process.memory_info().rss / 1e6)
     assert sweep.wait() == 0 and len(seen) == jobs
     slope = np.polyfit(range(jobs // 5, jobs), seen[jobs // 5 :], 1)[0]
-    print(f"{jobs} jobs in one process: {seen[0]:.0f} MB after the first, {seen[-1]:.0f} MB after the last, {1000 * slope:.0f} kB per job")
+    print(
+        f"{jobs} jobs in one process: {seen[0]:.0f} MB after the first, {seen[-1]:.0f} MB after the last, {1000 * slope:.0f} kB per job"
+    )
 
 
 def main(options: list[str]) -> None:

@@ -19,13 +19,13 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 from qexp.data.base import ImageData
 from qexp.data.cache import Decoded, Split
 from qexp.data.pixels import to_arrays
-from qexp.method.fake_quantize import FakeQuantize, quantizers
-from qexp.method.numerics import Grid, quantize, sqnr_db
-from qexp.method.quantizer import FUSED_ACTIVATIONS, WEIGHTED, layer_path
-from qexp.method.static import Static
+from qexp.method.quantize.fake_quantize import FakeQuantize, quantizers
+from qexp.method.quantize.numerics import Grid, quantize, sqnr_db
+from qexp.method.quantize.placement import FUSED_ACTIVATIONS, WEIGHTED, layer_path
+from qexp.method.quantize.static import Static
 from qexp.model.base import build_network, load_weights, read_weights
 from qexp.model.baseline import PACKAGED, Baseline
-from qexp.types import Wants
+from qexp.types import EngineSpec
 
 BASELINE = Baseline.read(PACKAGED / "resnet8-cifar10-jpeg")
 LAYER = "stem.0"
@@ -170,8 +170,10 @@ def convolution(bits: int = 8, before_activation: bool = False) -> Convolution:
     load_weights(network, read_weights(BASELINE.weights), str(BASELINE.folder))
     data = Photographs(name="photographs", image_size=32, channels=3, cache_dir="")
     data.spec = replace(data.open(), mean=BASELINE.data.mean, std=BASELINE.data.std)
-    method = Static(bits=bits, first_last_bits=bits, add_bits=bits, quantize_before_activation=before_activation, reduce_range=False)
-    prepared = method.calibrated(network, data, method.settle(Wants()))
+    method = Static(
+        bits=bits, first_last_bits=bits, add_bits=bits, quantize_before_activation=before_activation, reduce_range=False
+    )
+    prepared = method.calibrated(network, data, method.resolve(EngineSpec()))
     layer, rounding = layer_and_result(prepared)
     of_x, of_weight, of_y = (quantizers(prepared)[node.target] for node in (*layer.args[:2], rounding))
     weight, bias = (prepared.get_parameter(node.target).detach() for node in (layer.args[1].args[0], layer.args[2]))

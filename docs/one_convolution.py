@@ -22,14 +22,19 @@ WINDOW = (slice(None), slice(ROW - 1, ROW + 2), slice(COLUMN - 1, COLUMN + 2))  
 
 def side_by_side(numbers: Array, form: str) -> str:
     """numbers[3,3,3]: red, green and blue."""
-    return "\n".join("   |   ".join(" ".join(f"{v:{form}}" for v in numbers[channel, row]) for channel in range(3)) for row in range(3))
+    return "\n".join(
+        "   |   ".join(" ".join(f"{v:{form}}" for v in numbers[channel, row]) for channel in range(3))
+        for row in range(3)
+    )
 
 
 def table(*rows: tuple[object, ...]) -> str:
     """The first column to the left, the others to the right."""
     cells = [[f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("   ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells)
+    return "\n".join(
+        "   ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells
+    )
 
 
 def side_by_name(columns: Iterable[dict[str, object]]) -> list[tuple[object, ...]]:
@@ -48,8 +53,16 @@ def picture(c: Convolution) -> str:
 def scales(c: Convolution) -> str:
     def row(name: str, tensor: Quantised, index: int = 0) -> tuple[object, ...]:
         observer: Any = tensor.quantizer.observer
-        ranges = (f"{low[index]:.4f} to {high[index]:.4f}" for low, high in ((observer.low, observer.high), tensor.range))
-        return name, *ranges, f"{tensor.grid.quant_min} to {tensor.grid.quant_max}", float(tensor.scale[index]), tensor.zero_point
+        ranges = (
+            f"{low[index]:.4f} to {high[index]:.4f}" for low, high in ((observer.low, observer.high), tensor.range)
+        )
+        return (
+            name,
+            *ranges,
+            f"{tensor.grid.quant_min} to {tensor.grid.quant_max}",
+            float(tensor.scale[index]),
+            tensor.zero_point,
+        )
 
     (low, high), scale = (float(end) for end in c.qx.range), c.qx.scale[0]
     return "\n".join([
@@ -75,7 +88,9 @@ def input_integers(c: Convolution) -> str:
 def weights(c: Convolution) -> str:
     trained = read_weights(BASELINE.weights)
     first = float(trained["stem.0.weight"][CHANNEL, 0, 0, 0])
-    gamma, beta, mean, variance = (float(trained[f"stem.1.{name}"][CHANNEL]) for name in ("weight", "bias", "running_mean", "running_var"))
+    gamma, beta, mean, variance = (
+        float(trained[f"stem.1.{name}"][CHANNEL]) for name in ("weight", "bias", "running_mean", "running_var")
+    )
     factor = gamma / (variance + 1e-5) ** 0.5
     return "\n".join([
         f"gamma / sqrt(variance + 1e-05) = {gamma:.4f} / sqrt({variance:.4f} + 1e-05) = {factor:.4f}",
@@ -182,7 +197,10 @@ def pairs(c: Convolution) -> str:
         ("largest possible sum of two products", 2 * 255 * 127),
         ("the same with weights from -63 to 63", 2 * 255 * 63),
         ("largest sum of two neighbours here", largest(sums)),
-        ("results with one that does not fit", f"{((sums < -(2**15)) | (sums > 2**15 - 1)).any(-1).sum()} of {c.y.size}"),
+        (
+            "results with one that does not fit",
+            f"{((sums < -(2**15)) | (sums > 2**15 - 1)).any(-1).sum()} of {c.y.size}",
+        ),
         ("results that would be wrong", (wrong != 0).sum()),
         ("by up to, in steps", largest(wrong)),
     )

@@ -43,7 +43,9 @@ ConfigStore.instance().store(
 class RowsSweeper(ProductSweeper):
     """Every combination of the command line's values and `params`, with every row in turn: conf/hydra/sweeper/rows.yaml explains both."""
 
-    def __init__(self, rows: ListConfig, title: str | None, params: DictConfig | None, max_batch_size: int | None = None):
+    def __init__(
+        self, rows: ListConfig, title: str | None, params: DictConfig | None, max_batch_size: int | None = None
+    ):
         super().__init__(max_batch_size, params or OmegaConf.create())  # type: ignore[arg-type]  # Hydra gives its own the same
         self.rows, self.title = rows, title
 
@@ -52,7 +54,9 @@ class RowsSweeper(ProductSweeper):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         if self.title:
-            (folder / "rows.json").write_text(json.dumps({"title": self.title, "rows": OmegaConf.to_container(self.rows)}))
+            (folder / "rows.json").write_text(
+                json.dumps({"title": self.title, "rows": OmegaConf.to_container(self.rows)})
+            )
         return super().sweep(arguments)
 
     def get_job_batch(self) -> Sequence[Sequence[str]]:

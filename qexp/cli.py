@@ -20,7 +20,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from qexp.errors import LEFT_OPEN, do_what_is_left, end_if_explained, report_errors
+from qexp.errors import LEFT_OPEN, check_renamed, do_what_is_left, end_if_explained, report_errors
 from qexp.types import command_line
 from qexp.worker import Portable
 
@@ -44,7 +44,10 @@ def program(name: str) -> Callable[[], None]:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray takes lines that differ only in numbers for one
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-        sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes it at the front only
+        sys.argv[1:] = sorted(
+            sys.argv[1:], key=lambda word: word not in ("-m", "--multirun")
+        )  # Hydra takes it at the front only
+        check_renamed(sys.argv[1:])
         LEFT_OPEN.clear()
         gc.disable()  # until the libraries are imported: the collector would go through all that they make, again and again
         try:
@@ -67,7 +70,9 @@ def job_module(name: str) -> ModuleType:
     if name not in sys.modules:
         importlib.import_module(name)
         gc.freeze()
-        atexit.register(gc.unfreeze)  # some of the libraries' C++ parts print all that they find still there at the very end
+        atexit.register(
+            gc.unfreeze
+        )  # some of the libraries' C++ parts print all that they find still there at the very end
     gc.enable()
     return sys.modules[name]
 

@@ -52,8 +52,12 @@ def write_coded(file: Path, pieces: Sequence[Piece]) -> None:
         position = piece.offset + piece.size
     graph = lzma.compress(b"".join([*rest, plain[position:]]), preset=9)
     table = [[piece.offset, piece.size, len(code)] for piece, code in arrays]
-    index = zlib.compress(json.dumps({"bytes": len(plain), "crc": zlib.crc32(plain), "graph": len(graph), "arrays": table}).encode(), 9)
-    file.write_bytes(b"".join([MAGIC, PREFIX.pack(len(index), zlib.crc32(index)), index, graph, *(code for _, code in arrays)]))
+    index = zlib.compress(
+        json.dumps({"bytes": len(plain), "crc": zlib.crc32(plain), "graph": len(graph), "arrays": table}).encode(), 9
+    )
+    file.write_bytes(
+        b"".join([MAGIC, PREFIX.pack(len(index), zlib.crc32(index)), index, graph, *(code for _, code in arrays)])
+    )
 
 
 def is_coded(file: Path) -> bool:
@@ -123,7 +127,11 @@ class Entry(NamedTuple):
 
 def graph_pieces(file: Path | io.BytesIO) -> list[Piece]:
     """The float32 weights of a plain `.pt2`."""
-    return [Piece(entry.offset, entry.size, entry.shape[0] if entry.shape else 1) for entry in _entries(file) if entry.is_float]
+    return [
+        Piece(entry.offset, entry.size, entry.shape[0] if entry.shape else 1)
+        for entry in _entries(file)
+        if entry.is_float
+    ]
 
 
 def zeros_share(file: Path) -> float | None:
@@ -144,12 +152,16 @@ def _entries(file: Path | io.BytesIO) -> list[Entry]:
     with zipfile.ZipFile(file) as archive:
         names = {entry.filename.rpartition("/")[2]: entry for entry in archive.infolist() if WEIGHTS in entry.filename}
         (config,) = [name for name in archive.namelist() if name.endswith("/weights/model_weights_config.json")]
-        stored = {weight["path_name"]: weight["tensor_meta"] for weight in json.loads(archive.read(config))["config"].values()}
+        stored = {
+            weight["path_name"]: weight["tensor_meta"] for weight in json.loads(archive.read(config))["config"].values()
+        }
         assert archive.fp is not None
         found = []
         for name, meta in stored.items():
             archive.fp.seek(names[name].header_offset + LENGTHS_AT)
             before = LENGTHS_AT + LENGTHS.size + sum(LENGTHS.unpack(archive.fp.read(LENGTHS.size)))
             shape = tuple(size["as_int"] for size in meta["sizes"])
-            found.append(Entry(names[name].header_offset + before, names[name].file_size, shape, meta["dtype"] == FLOAT))
+            found.append(
+                Entry(names[name].header_offset + before, names[name].file_size, shape, meta["dtype"] == FLOAT)
+            )
     return found

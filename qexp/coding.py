@@ -44,7 +44,13 @@ def decode(data: bytes) -> np.ndarray:
         raise damaged("its checksum is wrong")
     try:
         words = _decoded(Reader(body), layout, count)
-    except (ValueError, IndexError, KeyError, MemoryError, zlib.error) as error:  # its header, which has no checksum of its own
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        MemoryError,
+        zlib.error,
+    ) as error:  # its header, which has no checksum of its own
         raise damaged(str(error)) from error
     if zlib.crc32(words.data) != values_crc:
         raise damaged("its values have another checksum than those that were stored")
@@ -60,7 +66,9 @@ def _candidates(words: np.ndarray, rows: int) -> list[tuple[int, bytes]]:
     found = _dense(words, np.full(rows, len(words) // rows))
     if not used.all():
         flags = _coded(np.packbits(used))
-        found += [(layout + SPARSE, flags + body) for layout, body in _dense(words[used], used.reshape(rows, -1).sum(1))]
+        found += [
+            (layout + SPARSE, flags + body) for layout, body in _dense(words[used], used.reshape(rows, -1).sum(1))
+        ]
     return found
 
 

@@ -23,6 +23,9 @@ CANNOT_WRITE = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENO
 Task = Callable[[DictConfig], Any]
 LEFT_OPEN: list[Callable[[], None]] = []  # what is still to be done where the command ends by an error
 
+# Keys of the command line by their former names.
+RENAMED = {"engine@rivals": "engine@fp32_engines", "rivals": "fp32_engines"}
+
 # What launchers raise in place of a job whose process was killed, by the packages that do.
 LOST_WORKERS = {
     "joblib": ("TerminatedWorkerError",),
@@ -65,6 +68,15 @@ def do_what_is_left() -> None:
     while LEFT_OPEN:
         with contextlib.suppress(SystemExit):
             LEFT_OPEN.pop()()
+
+
+def check_renamed(words: list[str]) -> None:
+    """End the program where a word of the command line has a key under its former name, with the present one."""
+    for word in words:
+        given = re.match(r"[+~]*([^=]*)", word)[1]  # type: ignore[index]
+        for former, present in RENAMED.items():
+            if re.match(rf"{re.escape(former)}(\.|$)", given):
+                sys.exit(f"error: {former} is called {present} now. Give {word.replace(former, present, 1)}.")
 
 
 def explain(error: BaseException) -> str | None:
@@ -112,7 +124,9 @@ def unknown_key(asked: str, error: OmegaConfBaseException) -> str:
     if below:
         return f"There is no {asked} here, but {' and '.join(below)}."
     known = [key for key in map(str, error.parent_node) if key != "hydra" and not key.startswith("_")]
-    return f"There is no {asked}: {nearest(str(error.key), known)}\nTo add a key that qexp does not know, put + before it."
+    return (
+        f"There is no {asked}: {nearest(str(error.key), known)}\nTo add a key that qexp does not know, put + before it."
+    )
 
 
 def _paths(config: DictConfig, above: str = "") -> list[str]:
@@ -121,5 +135,9 @@ def _paths(config: DictConfig, above: str = "") -> list[str]:
     for key in map(str, config):
         node = config._get_node(key)
         found.append(f"{above}{key}")
-        found += _paths(node, f"{above}{key}.") if isinstance(node, DictConfig) and not node._is_none() and key != "hydra" else []
+        found += (
+            _paths(node, f"{above}{key}.")
+            if isinstance(node, DictConfig) and not node._is_none() and key != "hydra"
+            else []
+        )
     return found

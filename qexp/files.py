@@ -97,9 +97,15 @@ def _digest_as_of(file: Path, *state: int) -> str:
 
 def check_digests(folder: Path, digests: dict[str, str]) -> None:
     """Errors: UserError naming the files in `folder` that are not what they were when their digests were taken."""
-    wrong = [name for name, expected in digests.items() if not (folder / name).is_file() or file_digest(folder / name) != expected]
+    wrong = [
+        name
+        for name, expected in digests.items()
+        if not (folder / name).is_file() or file_digest(folder / name) != expected
+    ]
     if wrong:
-        raise UserError(f"{folder} is damaged: {', '.join(wrong)} is missing or was changed. Delete the folder and compress again.")
+        raise UserError(
+            f"{folder} is damaged: {', '.join(wrong)} is missing or was changed. Delete the folder and compress again."
+        )
 
 
 def code_digest(*packages: Path) -> str:

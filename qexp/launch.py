@@ -36,7 +36,12 @@ class Child:
         self.holds: object = None  # for whoever asks: what the child was last told to load
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
         path = os.pathsep.join([str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, json.dumps(argument)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
             env=environment, process_group=0,
@@ -92,7 +97,9 @@ class Child:
             return
         if used > self.memory_mb:
             self.stop()
-            raise ChildFailed(f"out of memory: it held {used:.0f} MB, more than {self.memory_mb:g} MB (measure.memory_mb)")
+            raise ChildFailed(
+                f"out of memory: it held {used:.0f} MB, more than {self.memory_mb:g} MB (measure.memory_mb)"
+            )
 
     def _ended(self) -> ChildFailed:
         """Why the child is gone, with the last lines it said."""

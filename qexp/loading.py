@@ -68,7 +68,9 @@ def load(
         artifact = Artifact.read(folder)
         check_digests(folder, artifact.files)
         executable = choose(artifact, engine)
-        made = Classifier(artifact, executable, engine_of(executable, trust), threads or min(executable.threads, _cores()))
+        made = Classifier(
+            artifact, executable, engine_of(executable, trust), threads or min(executable.threads, _cores())
+        )
         made._kept = opened.pop_all()  # a download, until the network is gone
     return made
 
@@ -125,7 +127,9 @@ class Classifier:
         several: Sequence[OneImage] = images if is_many(images) else [images]  # type: ignore[assignment, list-item]
         answers = [np.empty((0, data.num_classes), np.float32)]
         for start in range(0, len(several), CALL):
-            pixels = np.stack([pixels_of(image, data.image_size, data.channels) for image in several[start : start + CALL]])
+            pixels = np.stack(
+                [pixels_of(image, data.image_size, data.channels) for image in several[start : start + CALL]]
+            )
             x = normalise(pixels, data.mean, data.std)
             with self._turn:
                 answers.append(np.asarray(self._run(x)))
@@ -148,7 +152,9 @@ def pixels_of(image: OneImage, size: int, channels: int) -> np.ndarray:
     if isinstance(image, Image.Image):
         return to_array(image, size, channels)
     if not isinstance(image, str | bytes | os.PathLike):
-        raise UserError(f"An image is a path, bytes, a PIL image or a NumPy array, not a {type(image).__module__}.{type(image).__name__}.")
+        raise UserError(
+            f"An image is a path, bytes, a PIL image or a NumPy array, not a {type(image).__module__}.{type(image).__name__}."
+        )
     try:
         with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return to_array(opened, size, channels)
@@ -159,13 +165,19 @@ def pixels_of(image: OneImage, size: int, channels: int) -> np.ndarray:
 
 def _eight_bits(array: np.ndarray) -> np.ndarray:
     if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (2,), (3,), (4,)) or not array.size:
-        raise UserError(f"An image is [H,W] or [H,W,C] with 1 to 4 channels, several are [N,H,W,C]; this array is {list(array.shape)}.")
+        raise UserError(
+            f"An image is [H,W] or [H,W,C] with 1 to 4 channels, several are [N,H,W,C]; this array is {list(array.shape)}."
+        )
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.floating):
-        raise UserError(f"Pixels are uint8 in 0..255 or floats in 0..1, not {array.dtype}; convert them with astype(np.uint8).")
+        raise UserError(
+            f"Pixels are uint8 in 0..255 or floats in 0..1, not {array.dtype}; convert them with astype(np.uint8)."
+        )
     if not (array.min() >= 0 and array.max() <= 1):
-        raise UserError(f"Floats must lie in 0..1; these lie in {array.min():g}..{array.max():g}. Divide by 255, and do not normalise.")
+        raise UserError(
+            f"Floats must lie in 0..1; these lie in {array.min():g}..{array.max():g}. Divide by 255, and do not normalise."
+        )
     return np.rint(255 * array).astype(np.uint8)
 
 
@@ -191,7 +203,9 @@ def choose(artifact: Artifact, engine: str | None) -> Executable:
     """The file to load, and who loads it, as of `load`. Errors: UserError where there is none."""
     if not artifact.executables:
         command = f"python benchmark.py artifact={artifact.folder} engine=onnxruntime"
-        raise UserError(f"{artifact.folder} does not tell which engines it was made ready for. Measure it again: {command}")
+        raise UserError(
+            f"{artifact.folder} does not tell which engines it was made ready for. Measure it again: {command}"
+        )
     known = {executable.engine: executable for executable in reversed(artifact.executables)}
     if engine is not None and engine not in known:
         raise UserError(f"{artifact.folder.name} was not made ready for engine={engine}. {nearest(engine, known)}")
@@ -200,7 +214,11 @@ def choose(artifact: Artifact, engine: str | None) -> Executable:
             return executable
     if engine is not None:
         return known[engine]
-    safe = (e for e in artifact.executables if e.target.startswith("qexp.engine.") and not engine_of(e, trust=True).carries_code)
+    safe = (
+        e
+        for e in artifact.executables
+        if e.target.startswith("qexp.engine.") and not engine_of(e, trust=True).carries_code
+    )
     return next(safe, artifact.executables[0])
 
 
@@ -222,7 +240,9 @@ def engine_of(executable: Executable, trust: bool) -> Engine:
     that this is to be trusted."""
     module, _, name = executable.target.rpartition(".")
     if not (trust or module.startswith("qexp.engine.")):
-        raise UserError(f"{executable.engine} is {executable.target}, which is no part of qexp. Give trust=True to run that code.")
+        raise UserError(
+            f"{executable.engine} is {executable.target}, which is no part of qexp. Give trust=True to run that code."
+        )
     try:
         made = getattr(importlib.import_module(module), name)
         if not issubclass(made, Engine):
@@ -251,7 +271,9 @@ def refuse_pickles(file: Path) -> None:
         for name in archive.namelist():
             legacy = re.search(r"(data/(weights|constants)/[^/]+\.pt|\.pkl|(custom_obj|opaque_obj)_\d+)$", name)
             if legacy or (name.endswith("_config.json") and re.search(rb'"use_pickle":\s*true', archive.read(name))):
-                raise UserError(f"{file} holds pickled objects ({name}), which could run any code. It was not written by qexp.")
+                raise UserError(
+                    f"{file} holds pickled objects ({name}), which could run any code. It was not written by qexp."
+                )
 
 
 def _import(engine: Engine) -> None:

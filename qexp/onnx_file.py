@@ -27,7 +27,9 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
     except Exception as error:
         raise UserError(f"torch.onnx cannot export this network: {str(error)[:600]}") from error
     assert exported is not None
-    for node in exported.model.graph.all_nodes():  # source lines and module paths, larger than a small network's weights
+    for (
+        node
+    ) in exported.model.graph.all_nodes():  # source lines and module paths, larger than a small network's weights
         node.metadata_props.clear()
         node.doc_string = None
     exported.save(file)

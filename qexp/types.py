@@ -100,7 +100,7 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
-class Wants:
+class EngineSpec:
     """What an engine executes, told to the method before it makes an artifact.
 
     formats: file formats of the graph that it reads: `pt2` (torch.export), `onnx`, `torchscript`; placement: where
@@ -115,13 +115,21 @@ class Wants:
     half: tuple[str, ...] = ()
     kernels: str = ""
 
-    def reads(self, form: Wants) -> bool:
+    def reads(self, made_for: EngineSpec) -> bool:
         """Whether an engine that wants this executes an artifact made for `form`."""
-        choices = ((form.placement, self.placement), (form.activation, self.activation), (form.kernels, self.kernels))
-        return form.formats[0] in self.formats and {*form.half} <= {*self.half} and all(made in ("", own) for made, own in choices)
+        choices = (
+            (made_for.placement, self.placement),
+            (made_for.activation, self.activation),
+            (made_for.kernels, self.kernels),
+        )
+        return (
+            made_for.formats[0] in self.formats
+            and {*made_for.half} <= {*self.half}
+            and all(made in ("", own) for made, own in choices)
+        )
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Wants:
+    def from_json(cls, values: dict[str, Any]) -> EngineSpec:
         tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**tuples)
 
@@ -162,7 +170,7 @@ class Executable:
 class Artifact:
     """A compressed network in a folder that is complete on its own.
 
-    graph: the file that holds it; form: what engines it was made for; files: SHA-256 of each file by name; executables: what engines
+    graph: the file that holds it; engine_spec: what engines it was made for; files: SHA-256 of each file by name; executables: what engines
     load of these, one entry per engine, its options and file; parameters, macs: of the whole network, in which pruned channels are no
     more; packed_bytes: its size at exactly the bits of every tensor; reference: folder name of the fp32 artifact of the same baseline,
     beside this one; simulated: True where no kernel computes in this format, so latency means nothing; coded: True where the graph's
@@ -172,7 +180,7 @@ class Artifact:
 
     folder: Path
     key: str
-    form: Wants
+    engine_spec: EngineSpec
     graph: str
     model: str
     method: str
@@ -200,12 +208,14 @@ class Artifact:
         try:
             values = json.loads((folder / "artifact.json").read_text())
             values["data"] = DataSpec.from_json(values["data"])
-            values["form"] = Wants.from_json(values["form"])
+            values["engine_spec"] = EngineSpec.from_json(values["engine_spec"])
             values["layers"] = tuple(Layer(**layer) for layer in values["layers"])
             values["executables"] = tuple(Executable(**executable) for executable in values.get("executables", ()))
             return cls(folder=folder, **values)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder} holds no artifact: {error}. Give one that compress.py wrote, below outputs/artifacts.") from error
+            raise UserError(
+                f"{folder} holds no artifact: {error}. Give one that compress.py wrote, below outputs/artifacts."
+            ) from error
 
     def to_json(self) -> dict[str, Any]:
         values = asdict(self)
@@ -221,7 +231,7 @@ class Artifact:
     @property
     def has_qdq(self) -> bool:
         """Whether its graph spells out the integer arithmetic, so that every engine must give the same answer."""
-        return self.form.formats == ("pt2",) and any(layer.weight.startswith("int") for layer in self.layers)
+        return self.engine_spec.formats == ("pt2",) and any(layer.weight.startswith("int") for layer in self.layers)
 
     @property
     def has_accuracy(self) -> bool:

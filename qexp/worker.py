@@ -52,7 +52,9 @@ class Portable:
 def arrive(folder: str, path: list[str], argv: list[str]) -> Portable:
     """Unpickling calls this before it looks up the modules that the task is made of."""
     if not Path(folder).is_dir():
-        raise UserError(f"{folder}, where the command was started, does not exist on {socket.gethostname()}; start it in a shared folder.")
+        raise UserError(
+            f"{folder}, where the command was started, does not exist on {socket.gethostname()}; start it in a shared folder."
+        )
     os.chdir(folder)
     sys.path += [place for place in path if place not in sys.path]
     sys.argv[:] = argv

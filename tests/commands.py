@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qexp.method.quantization import products_saturate
+from qexp.method.quantize.base import products_saturate
 
 
 def without(node: str, *engines: str) -> list[str]:
-    """Overrides that leave engines out of the candidates of the config node `engine` or `rivals`."""
+    """Overrides that leave engines out of the candidates of the config node `engine` or `fp32_engines`."""
     return [f"{node}.candidates.{engine}=null" for engine in engines]
 
 
@@ -23,17 +23,34 @@ FEW_WINDOWS = [
     "measure.latency.windows=2", "measure.latency.calls=2", "measure.latency.window_s=0.01", "measure.latency.warmup_calls=2",
     "measure.latency.warmup_s=0.01", "threads=1",
 ]  # fmt: skip
-QUICK = [*FEW_WINDOWS, *without("rivals", *SLOW, "torch_ao", "eager")]
+QUICK = [*FEW_WINDOWS, *without("fp32_engines", *SLOW, "torch_ao", "eager")]
 STATIC = "static int8" + (" 7-bit weights" if products_saturate() else "")  # what a table says on this processor
-PRETEND = ["model=resnet8", "data=random", "data.image_size=16", "data.images=32", "data.calibration_images=8", "checkpoint=random"]
+PRETEND = [
+    "model=resnet8",
+    "data=random",
+    "data.image_size=16",
+    "data.images=32",
+    "data.calibration_images=8",
+    "checkpoint=random",
+]
 FAKE = "tests.measure.fake_engines"  # engines that take any graph for theirs
-FAKE_FP32 = ["engine@rivals=eager", *(f"{e}._target_={FAKE}.Fake" for e in ("rivals", "baseline.engine")), "~rivals.device"]
-Run = Callable[..., tuple[int, str]]
+FAKE_FP32 = [
+    "engine@fp32_engines=eager",
+    *(f"{e}._target_={FAKE}.Fake" for e in ("fp32_engines", "baseline.engine")),
+    "~fp32_engines.device",
+]
+RunCommand = Callable[..., tuple[int, str]]
 
 
 def fake(name: str, *options: str) -> list[str]:
     """Overrides that put an engine of tests/measure/fake_engines.py, and others for fp32, in the place of real ones."""
-    return ["engine=eager", "~engine.device", f"engine._target_={FAKE}.{name}", *(f"+engine.{o}" for o in options), *FAKE_FP32]
+    return [
+        "engine=eager",
+        "~engine.device",
+        f"engine._target_={FAKE}.{name}",
+        *(f"+engine.{o}" for o in options),
+        *FAKE_FP32,
+    ]
 
 
 def small(images: Path, *more: str) -> list[str]:

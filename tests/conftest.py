@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers' threads would wait for each other
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported: the workers' threads would wait for each other
 
 import sys
 from pathlib import Path
@@ -18,11 +20,11 @@ import compress
 from qexp.data.folder import FolderData
 from qexp.data.random import RandomData
 from qexp.measure import base
-from qexp.method.base import make_artifact
+from qexp.method.artifacts import make_artifact
 from qexp.method.none import NoCompression
 from qexp.model.resnet import ResNet
 from qexp.types import Artifact
-from tests.commands import Run, write_images
+from tests.commands import RunCommand, write_images
 from tests.engine.support import ANIMAL_ENGINES, engine_named
 
 # The files that take longest. They begin first, so that no worker is left alone with one of them at the end.
@@ -47,7 +49,9 @@ def write_pictures(root: Path) -> None:
             for index, (mode, suffix) in enumerate(FORMS):
                 pixels = rng.integers(80 * label, 80 * label + 90, (19 + index, 23 - index, 3), np.uint8)
                 colour = Image.fromarray(pixels)
-                made = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else colour.convert(mode)
+                made = (
+                    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else colour.convert(mode)
+                )
                 made.save(root / part / name / f"{index}.{suffix}")
 
 
@@ -55,7 +59,9 @@ def write_pictures(root: Path) -> None:
 def animals(tmp_path_factory: pytest.TempPathFactory) -> FolderData:
     root = tmp_path_factory.mktemp("pictures")
     write_pictures(root)
-    made = FolderData(str(root), name="animals", image_size=16, channels=3, cache_dir=str(root / "cache"), calibration_images=8)
+    made = FolderData(
+        str(root), name="animals", image_size=16, channels=3, cache_dir=str(root / "cache"), calibration_images=8
+    )
     made.open()
     return made
 
@@ -71,11 +77,15 @@ def animal_network(animals: FolderData) -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def animal_artifact(animals: FolderData, animal_network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def animal_artifact(
+    animals: FolderData, animal_network: nn.Module, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
     """A small fp32 network, trained on nothing, lowered for ANIMAL_ENGINES."""
     engines = [engine_named(name) for name in ANIMAL_ENGINES]
     source = {"model": "small", "weights": "0123"}
-    made = make_artifact(NoCompression(), animal_network, animals, engines[0].wants, source, tmp_path_factory.mktemp("out") / "artifacts")
+    made = make_artifact(
+        NoCompression(), animal_network, animals, engines[0].spec, source, tmp_path_factory.mktemp("out") / "artifacts"
+    )
     for engine in engines:
         made = engine.lower(made, 4 if engine.name == "executorch" else 1, 1)
     return made
@@ -84,7 +94,15 @@ def animal_artifact(animals: FolderData, animal_network: nn.Module, tmp_path_fac
 @pytest.fixture
 def pretend_data(tmp_path: Path) -> RandomData:
     """64 pretend images of 3x16x16 in 10 classes, opened."""
-    data = RandomData(images=64, num_classes=10, name="random", image_size=16, channels=3, cache_dir=str(tmp_path), calibration_images=32)
+    data = RandomData(
+        images=64,
+        num_classes=10,
+        name="random",
+        image_size=16,
+        channels=3,
+        cache_dir=str(tmp_path),
+        calibration_images=32,
+    )
     data.open()
     return data
 
@@ -108,7 +126,7 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> RunCommand:
     """Call an entry script's main with the given overrides, outputs below tmp_path; exit code and everything printed.
 
     No time is checked here, so nobody has to wait until this machine measures nothing else.

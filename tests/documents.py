@@ -16,7 +16,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-HYDRA = ("compress.py", "train.py", "benchmark.py", "benchmarks/against_others.py")  # the last takes compress.py's options
+HYDRA = (
+    "compress.py",
+    "train.py",
+    "benchmark.py",
+    "benchmarks/against_others.py",
+)  # the last takes compress.py's options
 
 # What a reader puts in; the first that are found in a command are taken first.
 PLACEHOLDERS = {
@@ -108,7 +113,11 @@ def call(words: Sequence[str]) -> tuple[int, str]:
     module = import_module(name)
     main = (import_module(f"{name}.__main__") if hasattr(module, "__path__") else module).main
     printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
         patch.setattr(sys, "argv", [program, *rest])
         code: Any
         try:

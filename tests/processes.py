@@ -14,7 +14,7 @@ from tests.commands import write_images
 
 # In one list: the server from which all processes are forked imports it once.
 IMPORTED = [
-    "compress", "qexp.jobs.compress", "qexp.method.static", "qexp.method.none", "mlflow.tracking", "pytorch_lightning", "optuna",
+    "compress", "qexp.jobs.compress", "qexp.method.quantize.static", "qexp.method.none", "mlflow.tracking", "pytorch_lightning", "optuna",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from qexp.coding import encode
 from qexp.engine.eager import Eager
 from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.engine.openvino import OpenVino
-from qexp.method.base import save_graph
+from qexp.method.graph import save_graph
 from qexp.onnx_file import pieces, write_onnx
 from qexp.types import UserError
 
@@ -51,7 +51,9 @@ def files(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> tuple
     folder = tmp_path_factory.mktemp("files")
     shapes = ({0: torch.export.Dim("batch")},)
     for name, coded in (("plain.pt2", False), ("coded.pt2", True)):
-        save_graph(torch.export.export(network, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=shapes), folder / name, coded)
+        save_graph(
+            torch.export.export(network, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=shapes), folder / name, coded
+        )
     return folder / "plain.pt2", folder / "coded.pt2"
 
 
@@ -94,7 +96,9 @@ def test_the_function_is_the_same_in_every_bit(network: nn.Module, files: tuple[
 
 
 @pytest.mark.parametrize("engine", [OnnxRuntime(), OpenVino()], ids=lambda engine: engine.name)
-def test_onnx_of_a_coded_graph_is_coded(engine: OnnxRuntime | OpenVino, files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_onnx_of_a_coded_graph_is_coded(
+    engine: OnnxRuntime | OpenVino, files: tuple[Path, Path], tmp_path: Path
+) -> None:
     for file, name in zip(files, ("plain.onnx", "coded.onnx"), strict=True):
         write_onnx(file, (3, 8, 8), tmp_path / name)
     small, whole = tmp_path / "coded.onnx", tmp_path / "plain.onnx"
@@ -107,9 +111,13 @@ def test_onnx_of_a_coded_graph_is_coded(engine: OnnxRuntime | OpenVino, files: t
 def test_pieces_of_onnx_are_its_initializers(files: tuple[Path, Path], tmp_path: Path) -> None:
     write_onnx(files[0], (3, 8, 8), tmp_path / "m.onnx")
     data = (tmp_path / "m.onnx").read_bytes()
-    expected = [onnx.numpy_helper.to_array(c) for c in onnx.load(tmp_path / "m.onnx").graph.initializer if c.data_type == 1]
+    expected = [
+        onnx.numpy_helper.to_array(c) for c in onnx.load(tmp_path / "m.onnx").graph.initializer if c.data_type == 1
+    ]
     found = [np.frombuffer(data, np.float32, p.size // 4, p.offset) for p in pieces(tmp_path / "m.onnx")]
-    assert len(found) == len(expected) > 3 and all((a == b.reshape(-1)).all() for a, b in zip(found, expected, strict=True))
+    assert len(found) == len(expected) > 3 and all(
+        (a == b.reshape(-1)).all() for a, b in zip(found, expected, strict=True)
+    )
 
 
 def test_weights_are_counted_as_they_are_stored(files: tuple[Path, Path]) -> None:

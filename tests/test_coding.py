@@ -17,7 +17,9 @@ from qexp.coding import HEADER, decode, encode
 from qexp.types import UserError
 
 ROOT = Path(__file__).parents[1]
-SPECIAL = np.array([0x00000000, 0x80000000, 0x7FC00001, 0xFFFFFFFF, 0x7F800000, 0xFF800000, 0x00000001, 0x3F800000], np.uint32)
+SPECIAL = np.array(
+    [0x00000000, 0x80000000, 0x7FC00001, 0xFFFFFFFF, 0x7F800000, 0xFF800000, 0x00000001, 0x3F800000], np.uint32
+)
 SHAPES = arrays.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=12)
 
 
@@ -41,15 +43,25 @@ def test_signed_zeros_infinities_and_payloads_of_nan_come_back(words: np.ndarray
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 400), st.integers(1, 300), st.sampled_from([0.0, 0.5, 0.99, 1.0]))
-def test_few_values_with_and_without_zeros_come_back(seed: int, rows: int, columns: int, different: int, zeros: float) -> None:
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 30),
+    st.integers(1, 400),
+    st.integers(1, 300),
+    st.sampled_from([0.0, 0.5, 0.99, 1.0]),
+)
+def test_few_values_with_and_without_zeros_come_back(
+    seed: int, rows: int, columns: int, different: int, zeros: float
+) -> None:
     random = np.random.default_rng(seed)
     palettes = random.standard_normal((rows, different)).astype(np.float32)
     values = np.take_along_axis(palettes, random.integers(different, size=(rows, columns)), 1)
     round_trip(np.where(random.random(values.shape) < zeros, np.float32(0), values))
 
 
-@pytest.mark.parametrize("values", [np.float32(3), np.zeros(0, np.float32), np.ones(1, np.float32)], ids=["scalar", "empty", "one"])
+@pytest.mark.parametrize(
+    "values", [np.float32(3), np.zeros(0, np.float32), np.ones(1, np.float32)], ids=["scalar", "empty", "one"]
+)
 def test_the_smallest_arrays_come_back(values: np.ndarray) -> None:
     assert len(round_trip(np.asarray(values))) <= HEADER.size + 4
 

@@ -11,12 +11,29 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 import benchmark
-from tests.commands import FAKE, FAKE_FP32, FEW_WINDOWS, PRETEND, QUICK, STATIC, Run, fake, metrics, records, small, without
+from tests.commands import (
+    FAKE,
+    FAKE_FP32,
+    FEW_WINDOWS,
+    PRETEND,
+    QUICK,
+    STATIC,
+    RunCommand,
+    fake,
+    metrics,
+    records,
+    small,
+    without,
+)
 
 
-def test_a_sweep_trains_compresses_measures_and_tracks(run: Run, images: Path, tmp_path: Path) -> None:
-    shown = [o for o in small(images) if o != "rivals.candidates.torch_ao=null"]  # two rivals, of which one is the fastest
-    code, printed = run("-m", *shown, "train_missing=true", "method=none,dynamic,static,half", "engine=torch_ao,onnxruntime")
+def test_a_sweep_trains_compresses_measures_and_tracks(run: RunCommand, images: Path, tmp_path: Path) -> None:
+    shown = [
+        o for o in small(images) if o != "fp32_engines.candidates.torch_ao=null"
+    ]  # two fp32 engines, of which one is the fastest
+    code, printed = run(
+        "-m", *shown, "train_missing=true", "method=none,dynamic,static,half", "engine=torch_ao,onnxruntime"
+    )
     assert code == 0, printed
 
     rows = {(r["params"]["method"], r["params"]["engine"]): r for r in records(tmp_path)}
@@ -37,14 +54,20 @@ def test_a_sweep_trains_compresses_measures_and_tracks(run: Run, images: Path, t
     assert static["parity_agreement"] >= 0.99 and 0 < static["parity_max_error"] < 0.1
     # fp32 is one function whatever runs it.
     assert metrics(rows["none", "onnxruntime"])["top1"] == metrics(rows["none", "torch_ao"])["top1"]
-    assert metrics(rows["none", "onnxruntime"])["agreement"] == metrics(rows["none", "torch_ao"])["parity_agreement"] == 1
+    assert (
+        metrics(rows["none", "onnxruntime"])["agreement"] == metrics(rows["none", "torch_ao"])["parity_agreement"] == 1
+    )
 
     (timed,) = (tmp_path / "outputs" / "cache" / "fastest").iterdir()  # once, not once per row
     fastest = next(iter(json.loads(timed.read_text())))
-    assert {r["notes"]["speedup_vs_best_fp32"] for r in finished.values()} == {f"the fastest fp32 engine here was {fastest}"}
+    assert {r["notes"]["speedup_vs_best_fp32"] for r in finished.values()} == {
+        f"the fastest fp32 engine here was {fastest}"
+    }
     assert {k for k, r in finished.items() if "speedup_vs_best_fp32" not in metrics(r)} == {("none", fastest)}
     assert all("speedup" in metrics(r) for r in finished.values())
-    assert {k for k, r in finished.items() if "allocated_mib" in r["notes"]} == {k for k in finished if k[1] == "onnxruntime"}
+    assert {k for k, r in finished.items() if "allocated_mib" in r["notes"]} == {
+        k for k in finished if k[1] == "onnxruntime"
+    }
     profiles = list((tmp_path / "outputs" / "sweeps").rglob("operators.json"))
     assert len(profiles) == 3 and all(json.loads(profile.read_text()) for profile in profiles)
 
@@ -54,7 +77,9 @@ def test_a_sweep_trains_compresses_measures_and_tracks(run: Run, images: Path, t
     assert (kinds.count("compress"), kinds.count("sweep"), kinds.count("train")) == (8, 1, 1)
     by_name = {r.info.run_name: r for r in runs}
     assert by_name[f"resnet8 · {STATIC} · onnxruntime"].data.metrics["top1"] == static["top1"]
-    contexts = {(r.data.tags["qexp.kind"], *(i.tags[0].value for i in r.inputs.dataset_inputs)) for r in runs if r.data.metrics}
+    contexts = {
+        (r.data.tags["qexp.kind"], *(i.tags[0].value for i in r.inputs.dataset_inputs)) for r in runs if r.data.metrics
+    }
     assert contexts == {("compress", "test"), ("train", "train")}
     assert {Path(r.data.tags["mlflow.source.name"]).name for r in runs} == {"compress.py"}
     summary = next(r for r in runs if r.data.tags["qexp.kind"] == "sweep")
@@ -63,11 +88,13 @@ def test_a_sweep_trains_compresses_measures_and_tracks(run: Run, images: Path, t
     assert len(list(csv.DictReader(table.open()))) == 8
 
 
-def test_benchmark_measures_an_artifact_again(run: Run, images: Path, tmp_path: Path) -> None:
+def test_benchmark_measures_an_artifact_again(run: RunCommand, images: Path, tmp_path: Path) -> None:
     assert run(*small(images, "train_missing=true", "method=static", "engine=onnxruntime"))[0] == 0
     artifact = next((tmp_path / "outputs" / "artifacts").glob("resnet8-static*"))
     first = metrics(records(tmp_path)[0])
-    code, printed = run("-m", f"artifact={artifact}", "engine=onnxruntime,torch_ao", "batch_size=1,4", *QUICK, script=benchmark)
+    code, printed = run(
+        "-m", f"artifact={artifact}", "engine=onnxruntime,torch_ao", "batch_size=1,4", *QUICK, script=benchmark
+    )
     assert code == 0, printed
     again = [r for r in records(tmp_path) if r["kind"] == "benchmark"]
     assert sorted((r["params"]["engine"], r["params"]["batch_size"], r["status"]) for r in again) == [
@@ -81,19 +108,26 @@ def test_benchmark_measures_an_artifact_again(run: Run, images: Path, tmp_path: 
             assert metrics(record)["latency_ms_per_image"] == pytest.approx(latency / record["params"]["batch_size"])
             assert {"speedup", "speedup_vs_best_fp32"} <= metrics(record).keys()
         else:
-            assert record["reason"] == f"torch_ao does not run {artifact.name}, which was made for other kernels; compress for it"
+            assert (
+                record["reason"]
+                == f"torch_ao does not run {artifact.name}, which was made for other kernels; compress for it"
+            )
     kept = {file.stem: json.loads(file.read_text()) for file in (artifact / "records").iterdir()}
     assert kept == {r["key"]: r for r in records(tmp_path) if r["status"] == "finished"}
 
 
-def test_benchmark_compresses_a_network_once_for_all_batch_sizes(run: Run, tmp_path: Path) -> None:
-    code, printed = run("-m", *PRETEND, "method=static", "engine=onnxruntime", "batch_size=1,4", *QUICK, script=benchmark)
+def test_benchmark_compresses_a_network_once_for_all_batch_sizes(run: RunCommand, tmp_path: Path) -> None:
+    code, printed = run(
+        "-m", *PRETEND, "method=static", "engine=onnxruntime", "batch_size=1,4", *QUICK, script=benchmark
+    )
     assert code == 0, printed
     made = records(tmp_path)
     assert [(r["kind"], r["status"], r["params"]["label"], r["params"]["batch_size"]) for r in made] == [
         ("benchmark", "finished", STATIC, 1), ("benchmark", "finished", STATIC, 4),
     ]  # fmt: skip
-    folders = [folder.name.split("-")[1] for folder in (tmp_path / "outputs" / "artifacts").iterdir() if folder.is_dir()]
+    folders = [
+        folder.name.split("-")[1] for folder in (tmp_path / "outputs" / "artifacts").iterdir() if folder.is_dir()
+    ]
     assert sorted(folders) == ["none", "static"]
     for record in made:
         found, batch = metrics(record), record["params"]["batch_size"]
@@ -102,7 +136,7 @@ def test_benchmark_compresses_a_network_once_for_all_batch_sizes(run: Run, tmp_p
         assert not {"top1", "agreement", "parity_agreement"} & found.keys() and record["notes"]["top1"]
 
 
-def test_auto_takes_the_candidate_that_was_fastest(run: Run, images: Path, tmp_path: Path) -> None:
+def test_auto_takes_the_candidate_that_was_fastest(run: RunCommand, images: Path, tmp_path: Path) -> None:
     few = without("engine", "inductor", "executorch", "eager")
     code, printed = run(*small(images, "train_missing=true", "method=static", "engine=auto", *few))
     assert code == 0, printed
@@ -112,8 +146,10 @@ def test_auto_takes_the_candidate_that_was_fastest(run: Run, images: Path, tmp_p
     assert min(candidates, key=candidates.__getitem__) == f"candidate_{record['params']['engine']}_ms"
 
 
-def test_auto_notes_who_was_left_out(run: Run, tmp_path: Path) -> None:
-    candidates = [f"engine.candidates.{e}._target_={FAKE}.{f}" for e, f in (("openvino", "Missing"), ("executorch", "Fails"))]
+def test_auto_notes_who_was_left_out(run: RunCommand, tmp_path: Path) -> None:
+    candidates = [
+        f"engine.candidates.{e}._target_={FAKE}.{f}" for e, f in (("openvino", "Missing"), ("executorch", "Fails"))
+    ]
     crash = "+engine.candidates.executorch.how=segfault"
     others = [f"engine.candidates.{e}._target_={FAKE}.Takes" for e in ("onnxruntime", "inductor")]
     times = ["+engine.candidates.onnxruntime.ms=8", "+engine.candidates.inductor.ms=1"]
@@ -131,13 +167,13 @@ def test_auto_notes_who_was_left_out(run: Run, tmp_path: Path) -> None:
     }
 
 
-def test_candidates_that_are_all_null_are_one_clear_error(run: Run, tmp_path: Path) -> None:
+def test_candidates_that_are_all_null_are_one_clear_error(run: RunCommand, tmp_path: Path) -> None:
     left = without("engine", "onnxruntime", "openvino", "inductor", "executorch", "torch_ao", "eager")
     code, printed = run(*PRETEND, "method=none", "engine=auto", *left, *QUICK)
     assert code == 1 and "Every candidate is null (onnxruntime, openvino, " in printed and "Traceback" not in printed
 
 
-def test_random_weights_and_pretend_data_have_no_accuracy(run: Run, tmp_path: Path) -> None:
+def test_random_weights_and_pretend_data_have_no_accuracy(run: RunCommand, tmp_path: Path) -> None:
     code, printed = run(
         "model=torchvision", "model.name=squeezenet1_1", "data=random", "data.num_classes=7", "data.image_size=64", "data.images=32",
         "data.calibration_images=8", "checkpoint=random", "method=dynamic", "engine=torch_ao", *QUICK,
@@ -151,7 +187,7 @@ def test_random_weights_and_pretend_data_have_no_accuracy(run: Run, tmp_path: Pa
     assert found["latency_ms"] > 0 and found["size_mb"] > 0
 
 
-def test_none_is_one_row_whatever_bits_says(run: Run, tmp_path: Path) -> None:
+def test_none_is_one_row_whatever_bits_says(run: RunCommand, tmp_path: Path) -> None:
     code, printed = run(*PRETEND, "-m", "method=none,static", "bits=8,3", *fake("Fake"), *FEW_WINDOWS)
     assert code == 0, printed
     assert sorted((r["params"]["method"], r["params"]["bits"], r["status"]) for r in records(tmp_path)) == [
@@ -159,7 +195,7 @@ def test_none_is_one_row_whatever_bits_says(run: Run, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_network_of_another_seed_is_told(run: Run, images: Path, tmp_path: Path) -> None:
+def test_a_network_of_another_seed_is_told(run: RunCommand, images: Path, tmp_path: Path) -> None:
     one = small(images, "train_missing=true", "method=none", "engine=onnxruntime", "tracking=none")
     assert run(*one)[0] == 0
     began = time.perf_counter()
@@ -169,5 +205,7 @@ def test_a_network_of_another_seed_is_told(run: Run, images: Path, tmp_path: Pat
     own, other = sorted(records(tmp_path), key=lambda record: record["params"]["seed"])
     assert 0 < other["seconds"] < took and f"finished in {other['seconds']:.0f} s" in printed
     assert "network" not in own["notes"]
-    assert other["notes"]["network"].startswith("trained with seed 0: ") and other["notes"]["network"].endswith(" has none of seed 1")
+    assert other["notes"]["network"].startswith("trained with seed 0: ") and other["notes"]["network"].endswith(
+        " has none of seed 1"
+    )
     assert f"  network {other['notes']['network']}\n" in printed

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import benchmark
-from tests.commands import FEW_WINDOWS, PRETEND, QUICK, Run, fake, metrics, records, small
+from tests.commands import FEW_WINDOWS, PRETEND, QUICK, RunCommand, fake, metrics, records, small
 
 REASONS = {
     "survive": "",
@@ -23,8 +23,11 @@ REASONS = {
 }
 
 
-def test_whatever_ends_a_measurement_is_one_failed_row_with_its_reason(run: Run, tmp_path: Path) -> None:
-    fails, limits = fake("Fails", f"how={','.join(reversed(REASONS))}"), ["measure.timeout_s=10", "measure.memory_mb=500"]
+def test_whatever_ends_a_measurement_is_one_failed_row_with_its_reason(run: RunCommand, tmp_path: Path) -> None:
+    fails, limits = (
+        fake("Fails", f"how={','.join(reversed(REASONS))}"),
+        ["measure.timeout_s=10", "measure.memory_mb=500"],
+    )
     code, printed = run("-m", *PRETEND, "method=none", *fails, *limits, *FEW_WINDOWS)
     assert code == 1
     rows = records(tmp_path)
@@ -41,7 +44,7 @@ def test_whatever_ends_a_measurement_is_one_failed_row_with_its_reason(run: Run,
     assert not list((tmp_path / "outputs").rglob("traceback.txt")), "a reason that is known needs none"
 
 
-def test_a_benchmark_that_fails_is_one_failed_row_too(run: Run, tmp_path: Path) -> None:
+def test_a_benchmark_that_fails_is_one_failed_row_too(run: RunCommand, tmp_path: Path) -> None:
     assert run(*PRETEND, "method=none", *fake("Fake"), *FEW_WINDOWS)[0] == 0
     (artifact,) = (tmp_path / "outputs" / "artifacts").glob("resnet8-none*")
     fails = fake("Fails", "how=segfault,survive")
@@ -54,19 +57,27 @@ def test_a_benchmark_that_fails_is_one_failed_row_too(run: Run, tmp_path: Path) 
     }  # fmt: skip
 
 
-def test_an_engine_that_computes_something_else_is_one_failed_row_with_the_figures(run: Run, images: Path, tmp_path: Path) -> None:
+def test_an_engine_that_computes_something_else_is_one_failed_row_with_the_figures(
+    run: RunCommand, images: Path, tmp_path: Path
+) -> None:
     """The reference is an engine that calls every image dark."""
-    shown = [o for o in small(images) if not o.startswith("rivals.")]
+    shown = [o for o in small(images) if not o.startswith("fp32_engines.")]
     code, printed = run("-m", *shown, "train_missing=true", "method=static", *fake("Says", "answer=0,1"))
     assert code == 1, printed
     rows = {r["config"]["engine"]["answer"]: r for r in records(tmp_path)}
-    assert rows[0]["status"] == "finished" and metrics(rows[0])["parity_agreement"] == 1 and metrics(rows[0])["top1"] == 0.5
+    assert (
+        rows[0]["status"] == "finished"
+        and metrics(rows[0])["parity_agreement"] == 1
+        and metrics(rows[0])["top1"] == 0.5
+    )
     assert (rows[1]["status"], rows[1]["measurements"]) == ("failed", [])
-    assert rows[1]["reason"].startswith("says does not compute what the graph says: of 40 images 0.0% get the reference's class")
+    assert rows[1]["reason"].startswith(
+        "says does not compute what the graph says: of 40 images 0.0% get the reference's class"
+    )
     assert "of 40 images 0.0%" in printed
 
 
-def test_a_missing_baseline_names_the_command_that_trains_it(run: Run, images: Path, tmp_path: Path) -> None:
+def test_a_missing_baseline_names_the_command_that_trains_it(run: RunCommand, images: Path, tmp_path: Path) -> None:
     code, printed = run(*small(images), "method=static")
     assert code == 1
     assert f"python train.py data=folder data.root={images}" in printed and "model=resnet8" in printed
@@ -77,14 +88,16 @@ def test_a_missing_baseline_names_the_command_that_trains_it(run: Run, images: P
     ("content", "message"),
     [(b"\x80\x02not a checkpoint", "ckpt.pt"), (b"", "ckpt.pt")],
 )
-def test_a_broken_checkpoint_is_one_clear_error(run: Run, images: Path, tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_broken_checkpoint_is_one_clear_error(
+    run: RunCommand, images: Path, tmp_path: Path, content: bytes, message: str
+) -> None:
     file = tmp_path / "ckpt.pt"
     file.write_bytes(content)
     code, printed = run(*small(images, f"checkpoint={file}", "method=none"))
     assert code == 1 and message in printed and "Traceback" not in printed
 
 
-def test_a_checkpoint_of_another_model_lists_its_keys(run: Run, images: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_lists_its_keys(run: RunCommand, images: Path, tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
     code, printed = run(*small(images, f"checkpoint={tmp_path / 'other.pt'}", "method=none"))
     assert code == 1 and "missing" in printed and "stem.0.weight" in printed and "conv.weight" in printed
@@ -104,20 +117,26 @@ def test_a_checkpoint_of_another_model_lists_its_keys(run: Run, images: Path, tm
         ("threads=0", "threads"),
     ],
 )
-def test_bad_input_is_one_clear_error(run: Run, images: Path, tmp_path: Path, override: str, message: str) -> None:
+def test_bad_input_is_one_clear_error(
+    run: RunCommand, images: Path, tmp_path: Path, override: str, message: str
+) -> None:
     code, printed = run(*small(images), "train_missing=true", "method=static", override)
     assert code == 1, printed
     assert message in printed and "Traceback" not in printed
 
 
-def test_outputs_that_cannot_be_written_are_one_clear_error(run: Run, images: Path, tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_written_are_one_clear_error(run: RunCommand, images: Path, tmp_path: Path) -> None:
     (tmp_path / "occupied").write_text("a file, no folder")
-    code, printed = run(*small(images), "train_missing=true", "method=static", f"outputs={tmp_path / 'occupied' / 'outputs'}")
+    code, printed = run(
+        *small(images), "train_missing=true", "method=static", f"outputs={tmp_path / 'occupied' / 'outputs'}"
+    )
     assert code == 1 and "Cannot write" in printed and "Traceback" not in printed
     assert (tmp_path / "occupied").read_text() == "a file, no folder"
 
 
-def test_validation_images_that_weights_may_have_been_trained_on_are_no_test(run: Run, images: Path, tmp_path: Path) -> None:
+def test_validation_images_that_weights_may_have_been_trained_on_are_no_test(
+    run: RunCommand, images: Path, tmp_path: Path
+) -> None:
     """Of unknown weights in a file, and of a baseline whose training images were others of the same name."""
     asked = ["method=none", "engine=eager", "measure.latency=null", "measure.accuracy.part=validation"]
     code, printed = run(*small(images, "train_missing=true", *asked))
@@ -133,12 +152,12 @@ def test_validation_images_that_weights_may_have_been_trained_on_are_no_test(run
     assert code == 1 and "is unknown: they are a baseline of other images" in printed, printed
 
 
-def test_a_command_without_a_model_says_how_to_choose_one(run: Run) -> None:
+def test_a_command_without_a_model_says_how_to_choose_one(run: RunCommand) -> None:
     code, printed = run("data=digits")
     assert code == 1 and "Give model=NAME" in printed and "Traceback" not in printed
 
 
-def test_a_failed_job_leaves_the_others_running(run: Run, images: Path, tmp_path: Path) -> None:
+def test_a_failed_job_leaves_the_others_running(run: RunCommand, images: Path, tmp_path: Path) -> None:
     """ResNet-8 works at 16 pixels; LeNet-5 needs 32, and says so."""
     sweep = [o for o in small(images) if not o.startswith("model=")]
     code, printed = run("-m", *sweep, "model=lenet5,resnet8", "checkpoint=random", "method=none", "engine=onnxruntime")
@@ -149,7 +168,7 @@ def test_a_failed_job_leaves_the_others_running(run: Run, images: Path, tmp_path
     assert "32x32" in printed
 
 
-def test_a_child_that_hangs_is_one_failed_row(run: Run, tmp_path: Path) -> None:
+def test_a_child_that_hangs_is_one_failed_row(run: RunCommand, tmp_path: Path) -> None:
     code, printed = run(*PRETEND, "method=none", "engine=onnxruntime", "measure.timeout_s=0.01", *QUICK)
     assert code == 1
     (record,) = records(tmp_path)
@@ -157,7 +176,9 @@ def test_a_child_that_hangs_is_one_failed_row(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sweep", [["-m"], []], ids=["sweep", "single run"])
-def test_a_server_without_its_address_is_an_error_before_anything_runs(sweep: list[str], run: Run, tmp_path: Path) -> None:
+def test_a_server_without_its_address_is_an_error_before_anything_runs(
+    sweep: list[str], run: RunCommand, tmp_path: Path
+) -> None:
     code, printed = run(*sweep, *PRETEND, "method=none", "tracking=server")
     assert code == 1 and printed.strip() == "error: tracking.uri is not set. Give tracking.uri=VALUE."
     assert not records(tmp_path)

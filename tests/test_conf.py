@@ -71,7 +71,9 @@ def test_every_launcher_takes_its_file_before_the_plugins_defaults(name: str) ->
 @pytest.mark.filterwarnings("ignore:BruteForceSampler is experimental")
 @pytest.mark.parametrize("name", [f.stem for f in SWEEPERS if f.parent.name == "sampler"])
 def test_every_sampler_is_one_of_optunas(name: str) -> None:
-    config = compose("compress", ["model=resnet8", "hydra/sweeper=optuna", f"hydra/sweeper/sampler={name}"], return_hydra_config=True)
+    config = compose(
+        "compress", ["model=resnet8", "hydra/sweeper=optuna", f"hydra/sweeper/sampler={name}"], return_hydra_config=True
+    )
     assert isinstance(instantiate(config.hydra.sweeper.sampler, seed=0), get_object("optuna.samplers.BaseSampler"))
     assert type(Plugins.instance()._instantiate(config.hydra.sweeper)) is get_object(config.hydra.sweeper._target_)
 
@@ -93,7 +95,9 @@ def test_measures_are_all_in_the_default() -> None:
 def test_measures_offer_all_their_options_and_no_others() -> None:
     measures = {name: dict(node) for name, node in compose("compress").measure.items() if isinstance(node, DictConfig)}
     offered = {name: node.keys() - {"_target_"} for name, node in measures.items()}
-    assert offered == {name: inspect.signature(get_object(node["_target_"])).parameters.keys() for name, node in measures.items()}
+    assert offered == {
+        name: inspect.signature(get_object(node["_target_"])).parameters.keys() for name, node in measures.items()
+    }
     others = compose("compress").measure.keys() - measures.keys()
     assert others == {"timeout_s", "memory_mb"}
 
@@ -112,16 +116,23 @@ def test_self_comes_last_before_experiment(file: Path) -> None:
 PLAIN = {"momentum", "nesterov", "weight_decay", "id", "blocks", "widths", "depth", "defaults", "hydra", "name"}
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.parent.name != "experiment"], ids=lambda f: str(f.relative_to(CONF)))
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if f.parent.name != "experiment"], ids=lambda f: str(f.relative_to(CONF))
+)
 def test_every_key_says_what_it_means(file: Path) -> None:
     """A comment on its line, unless the key is said above it in the file, repeats a base file's, or is a term of the field."""
     text = file.read_text()
-    inherited = "".join((file.parent / f"_{n}.yaml").read_text() for n in ("common", "resnet", "vgg") if f"_{n}" in text)
+    inherited = "".join(
+        (file.parent / f"_{n}.yaml").read_text() for n in ("common", "resnet", "vgg") if f"_{n}" in text
+    )
     hydra = text.find("\nhydra:")
     for line in text[: hydra if hydra > 0 else None].splitlines():
         key, colon, value = line.strip().partition(":")
         if not colon or key.startswith(("#", "-", "_", "{")) or not value.strip() or "#" in line:
             continue
-        assert key in PLAIN or f"{key}:" in inherited or value.strip().startswith("{_target_") or value.strip().startswith("${"), (
-            f"{file.name}: say what {key} means"
-        )
+        assert (
+            key in PLAIN
+            or f"{key}:" in inherited
+            or value.strip().startswith("{_target_")
+            or value.strip().startswith("${")
+        ), f"{file.name}: say what {key} means"

@@ -14,8 +14,8 @@ import torch
 from integer_convolution import Convolution, convolution, fixed_point, shifted
 from one_convolution import sections
 
-from qexp.method.numerics import quantize
-from qexp.method.quantization import products_saturate
+from qexp.method.quantize.base import products_saturate
+from qexp.method.quantize.numerics import quantize
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "one_convolution.md"
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
@@ -61,7 +61,9 @@ def test_the_document_has_every_block(printed: dict[str, str]) -> None:
     assert list(blocks()) == list(printed)
 
 
-@pytest.mark.parametrize("changed", ["a 1.234 10 123458", "a 1.236 10 123456", "a 1.234 11 123456", "a 1.234 10", "b 1.234 10 123456"])
+@pytest.mark.parametrize(
+    "changed", ["a 1.234 10 123458", "a 1.236 10 123456", "a 1.234 11 123456", "a 1.234 10", "b 1.234 10 123456"]
+)
 def test_another_number_or_word_is_noticed(changed: str) -> None:
     original = "a 1.234 10 123456"
     assert says_the_same(original, "a 1.235   10 123457") and not says_the_same(original, changed)
@@ -74,14 +76,18 @@ def accumulators(c: Convolution) -> np.ndarray:
     x[:, 1:-1, 1:-1] = c.qx.integers - c.qx.zero_point
     weight = c.qweight.integers
     assert x.dtype == weight.dtype == np.int64
-    return sum(np.tensordot(weight[:, :, i, j], x[:, i : i + size, j : j + size], 1) for i in range(3) for j in range(3))
+    return sum(
+        np.tensordot(weight[:, :, i, j], x[:, i : i + size, j : j + size], 1) for i in range(3) for j in range(3)
+    )
 
 
 def as_result(steps: np.ndarray, c: Convolution) -> np.ndarray:
     return np.clip(np.rint(steps).astype(np.int64) + c.qy.zero_point, c.qy.grid.quant_min, c.qy.grid.quant_max)
 
 
-def assert_equal_but_for_ties(actual: np.ndarray, steps: np.ndarray, c: Convolution, error: np.ndarray | float = 0.0) -> None:
+def assert_equal_but_for_ties(
+    actual: np.ndarray, steps: np.ndarray, c: Convolution, error: np.ndarray | float = 0.0
+) -> None:
     """actual[O,H,W] are the exact `steps` rounded; those within `error` and FLOAT_ERROR of the middle of two integers may be one off."""
     off = actual - as_result(steps, c)
     from_tie = abs(steps - np.floor(steps) - 0.5)
@@ -115,7 +121,9 @@ def test_the_whole_layer_in_integers_is_what_the_graph_computes(way: dict[str, i
     assert_equal_but_for_ties(c.result, steps, c, multiplier / 2)  # which has a rounded bias
 
 
-@pytest.mark.skipif(products_saturate(), reason="this processor adds pairs of products in 16 bits, where they may not fit")
+@pytest.mark.skipif(
+    products_saturate(), reason="this processor adds pairs of products in 16 bits, where they may not fit"
+)
 @pytest.mark.parametrize("before_activation", [False, True])
 def test_onnxruntime_computes_the_same_integers(before_activation: bool) -> None:
     c = convolution(before_activation=before_activation)
@@ -150,7 +158,9 @@ def test_fixed_point_multipliers_give_the_same_integers(way: dict[str, int]) -> 
     assert_equal_but_for_ties(integers, c.accumulators * c.multiplier[:, None, None], c)
 
 
-@pytest.mark.parametrize(("product", "rounded"), [(4, 1), (6, 2), (5, 1), (7, 2), (-4, -1), (-5, -1), (-7, -2), (-8, -2)])
+@pytest.mark.parametrize(
+    ("product", "rounded"), [(4, 1), (6, 2), (5, 1), (7, 2), (-4, -1), (-5, -1), (-7, -2), (-8, -2)]
+)
 def test_a_shift_rounds_to_nearest(product: int, rounded: int) -> None:
     assert shifted(np.int64(product), np.int64(2)) == rounded
 

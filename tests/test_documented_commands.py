@@ -26,47 +26,98 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import qexp.cli
-from qexp.report.summary import Summary, check_end
+from qexp.jobs.summary import Summary, check_end
 from tests.commands import QUICK, without
 from tests.documents import COMMANDS, DOCUMENTS, HYDRA, ROOT, call, fill_in
 from tests.test_documented_way import ADDED, CHAIN, IMAGES, run, working_folder
 
-CLICK = {"mlflow": "mlflow.cli", "ray": "ray.scripts.scripts"}  # programs whose options can be parsed without doing what they say
+CLICK = {
+    "mlflow": "mlflow.cli",
+    "ray": "ray.scripts.scripts",
+}  # programs whose options can be parsed without doing what they say
 
 # Commands that are no part of CHAIN: who runs them, a word that shows it, and why it is there or what is left out.
 ELSEWHERE = {
     r"^pip install uv$": (".ci/run", "pip install --quiet uv", "installs what these tests run in"),
-    r"^pip install 'qexp\[": ("pyproject.toml", "[project.optional-dependencies]", "the same; whether the extras exist is tested here"),
+    r"^pip install 'qexp\[": (
+        "pyproject.toml",
+        "[project.optional-dependencies]",
+        "the same; whether the extras exist is tested here",
+    ),
     r"^uv sync$": (".ci/run", "uv run pytest", "the same environment, which `uv run` makes"),
     r"^(pytest|ruff check|mypy)$": (".ci/run", "uv run", "they take minutes, or are what runs this"),
     r"^compress.py experiment=quickstart$": (".ci/run", "compress.py experiment=quickstart", "two minutes"),
-    r"^tests/cluster/slurm.sh (start|stop) ": (".ci/run", "tests/cluster/slurm.sh start", "needs root and Debian's packages"),
+    r"^tests/cluster/slurm.sh (start|stop) ": (
+        ".ci/run",
+        "tests/cluster/slurm.sh start",
+        "needs root and Debian's packages",
+    ),
     r"^export SLURM_CONF=": (".ci/run", "export SLURM_CONF=$slurm/slurm.conf PATH=$slurm/bin:$PATH", "of such a Slurm"),
     r"^pytest tests/test_launchers.py$": (".ci/run", "QEXP_SLURM=main", "of such a Slurm"),
     r"hydra/launcher=submitit_slurm": ("tests/test_launchers.py", '"submitit_slurm"', "needs Slurm"),
     r"hydra/launcher=joblib": ("tests/test_launchers.py", '"joblib"', "sweeps pretend images and compares the rows"),
     r" phase=measure$": ("tests/test_reuse.py", "phase=measure", "after phase=compress"),
     r"hydra/launcher=ray": ("tests/test_launchers.py", '"ray"', "the same, on a Ray of its own"),
-    r"^ray ": ("tests/test_launchers.py", "hydra.launcher.ray", "several machines: no test has a cluster, here its options are parsed"),
-    r"^export RAY_AUTH_MODE=token$": ("ray/_private/authentication/authentication_token_setup.py", "RAY_AUTH_MODE", "the same"),
+    r"^ray ": (
+        "tests/test_launchers.py",
+        "hydra.launcher.ray",
+        "several machines: no test has a cluster, here its options are parsed",
+    ),
+    r"^export RAY_AUTH_MODE=token$": (
+        "ray/_private/authentication/authentication_token_setup.py",
+        "RAY_AUTH_MODE",
+        "the same",
+    ),
     r"^sudo apt-get install .* postgresql$": (".ci/run", "--no-install-recommends postgresql", "needs root"),
-    r"^sudo service postgresql start$": ("tests/cluster/postgres.sh", "bin/pg_ctl", "needs root; there without a service"),
-    r"^sudo -u postgres psql ": ("tests/cluster/postgres.sh", "bin/createdb", "needs root; there with PostgreSQL's other programs"),
-    r"^export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=": ("mlflow/environment_variables.py", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "its name"),
-    r"^mlflow (ui|server) ": ("tests/tracking/test_server.py", "mlflow.server.fastapi_app", "does not end; here its options are parsed"),
+    r"^sudo service postgresql start$": (
+        "tests/cluster/postgres.sh",
+        "bin/pg_ctl",
+        "needs root; there without a service",
+    ),
+    r"^sudo -u postgres psql ": (
+        "tests/cluster/postgres.sh",
+        "bin/createdb",
+        "needs root; there with PostgreSQL's other programs",
+    ),
+    r"^export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=": (
+        "mlflow/environment_variables.py",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION",
+        "its name",
+    ),
+    r"^mlflow (ui|server) ": (
+        "tests/tracking/test_server.py",
+        "mlflow.server.fastapi_app",
+        "does not end; here its options are parsed",
+    ),
     r"^export MLFLOW_TRACKING_URI=": ("tests/test_serving.py", '"MLFLOW_TRACKING_URI"', "of the next"),
     r"^mlflow models serve ": ("tests/test_serving.py", '"models", "serve", "-m"', "does not end"),
     r"^curl http://127.0.0.1:5001/invocations ": ("tests/test_serving.py", "/invocations", "asks that server"),
-    r"^pip install -r requirements.txt$": ("tests/deploy/test_deploy.py", '"pip", "install"', "needs a package registry"),
+    r"^pip install -r requirements.txt$": (
+        "tests/deploy/test_deploy.py",
+        '"pip", "install"',
+        "needs a package registry",
+    ),
     r"^infer.py photo.jpg$": ("tests/deploy/test_deploy.py", '"infer.py"', "where qexp and torch are not there"),
     r"^benchmark.py$": ("tests/deploy/test_deploy.py", '"benchmark.py"', "that of a device, not qexp's"),
-    r"^-m qexp.tracking import record.json$": ("tests/deploy/test_deploy.py", '"import"', "a record of that benchmark.py"),
-    r"^docs/one_convolution.py$": ("tests/test_docs.py", "from one_convolution import sections", "compares what it prints"),
+    r"^-m qexp.tracking import record.json$": (
+        "tests/deploy/test_deploy.py",
+        '"import"',
+        "a record of that benchmark.py",
+    ),
+    r"^docs/one_convolution.py$": (
+        "tests/test_docs.py",
+        "from one_convolution import sections",
+        "compares what it prints",
+    ),
 }
 
 # ADDED composes where the shown files are; `benchmark.py` alone is a device's.
 COMPOSED = [text for text, words in COMMANDS.items() if words[0] in HYDRA and text not in (ADDED, "benchmark.py")]
-LONG = [text for text in COMPOSED if not any(re.search(known, text) for known in (*CHAIN, *ELSEWHERE)) and "against_others" not in text]
+LONG = [
+    text
+    for text in COMPOSED
+    if not any(re.search(known, text) for known in (*CHAIN, *ELSEWHERE)) and "against_others" not in text
+]
 OTHERS = [text for text in COMMANDS if text not in COMPOSED]
 PARSED = [text for text in OTHERS if COMMANDS[text][0] in CLICK]
 
@@ -116,7 +167,9 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compose:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(BasicSweeper, "validate_batch_is_legal", check_batch)
     monkeypatch.setattr(Plugins, "instantiate_launcher", launcher)
-    monkeypatch.setattr(Summary, "on_multirun_start", lambda summary, config, **kwargs: check_end(config))  # it starts MLflow as well
+    monkeypatch.setattr(
+        Summary, "on_multirun_start", lambda summary, config, **kwargs: check_end(config)
+    )  # it starts MLflow as well
     monkeypatch.setattr(qexp.cli, "job_module", lambda name: SimpleNamespace(main=main_of_job))
 
     def composed(words: list[str]) -> int:
@@ -201,17 +254,28 @@ def quick(words: list[str]) -> list[str]:
     if found := {*words} & {*pretend}:
         ours = ["data.images=32", "data.image_size=64", "trainer=cpu", *pretend[found.pop()]]
     else:
-        named = ["data.name=pictures"] if any(word.startswith("data.name=") for word in words) else []  # else a baseline of the others'
+        named = (
+            ["data.name=pictures"] if any(word.startswith("data.name=") for word in words) else []
+        )  # else a baseline of the others'
         ours = ["data=folder", "data.root=pictures", *named, *IMAGES, "data.image_size=32"]  # which VGG needs
     if words[0] == "train.py":
         return ours
-    chosen = any(word.startswith(("engine@rivals=", "experiment=")) for word in words)
-    absent = (*(("rivals.",) if chosen else ()), *(("measure.latency.",) if is_untimed(words) else ()))
+    chosen = any(word.startswith(("engine@fp32_engines=", "experiment=")) for word in words)
+    absent = (*(("fp32_engines.",) if chosen else ()), *(("measure.latency.",) if is_untimed(words) else ()))
     measured = [word for word in QUICK if not word.startswith(absent)]
     engines = any(word.startswith(("engine=", "experiment=")) for word in words)
-    auto = [] if engines else without("engine", "inductor")  # which compiles for a minute, for each network and batch size
+    auto = (
+        [] if engines else without("engine", "inductor")
+    )  # which compiles for a minute, for each network and batch size
     steps = ["method.iterations=20"] if "method=reconstruct" in words else []
-    return [*ours, *measured, *auto, *steps, "train_missing=true", *([] if "tracking=server" in words else ["tracking=none"])]
+    return [
+        *ours,
+        *measured,
+        *auto,
+        *steps,
+        "train_missing=true",
+        *([] if "tracking=server" in words else ["tracking=none"]),
+    ]
 
 
 @pytest.mark.slow

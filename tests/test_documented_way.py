@@ -26,7 +26,11 @@ from tests.commands import PRETEND, QUICK, small, without, write_images
 from tests.documents import COMMANDS, DOCUMENTS, FENCE, ROOT, call
 
 # The commands that are run, in this order, and what makes each quick: images of 16 pixels, one epoch, few windows, one engine.
-IMAGES = [word for word in small(Path()) if word.startswith(("data.image", "data.channels", "data.calib", "recipe.", "trainer="))]
+IMAGES = [
+    word
+    for word in small(Path())
+    if word.startswith(("data.image", "data.channels", "data.calib", "recipe.", "trainer="))
+]
 ONE_ENGINE = without("engine", "inductor", "executorch", "openvino", "torch_ao", "eager")
 BRIEF = ["report.formats=[md]", "tracking=none"]  # where another command of the chain shows and logs
 FEW = [f"measure.{name}=null" for name in ("memory", "operators", "energy", "parity")]
@@ -87,9 +91,13 @@ def compressed() -> str:
 def run(words: list[str], more: list[str], may_fail: bool = False) -> str:
     """What a documented command prints, with the overrides `more`; it must end well, or have a finished run at least."""
     changed = {"outputs/artifacts/NAME": compressed(), **INSTEAD}
-    line = functools.reduce(lambda text, each: text.replace(each, changed[each]), changed, "\0".join([*words, *more])).split("\0")
+    line = functools.reduce(
+        lambda text, each: text.replace(each, changed[each]), changed, "\0".join([*words, *more])
+    ).split("\0")
     code, printed = call(line)
-    assert not code or may_fail and any(record.status == "finished" for record in recorded()), f"{shlex.join(line)}\n{printed}"
+    assert not code or may_fail and any(record.status == "finished" for record in recorded()), (
+        f"{shlex.join(line)}\n{printed}"
+    )
     return printed
 
 
@@ -146,5 +154,7 @@ def test_no_block_of_python_is_left_out() -> None:
 
 def test_the_method_to_add_works_as_it_is_printed(went: dict[str, str]) -> None:
     assert [name for name, _ in SHOWN] == ["qexp/method/rounded.py", "conf/method/rounded.yaml"]
-    assert rows("compress", model="lenet5") == [(method, "onnxruntime", 1, "finished") for method in ("none", "rounded")]
+    assert rows("compress", model="lenet5") == [
+        (method, "onnxruntime", 1, "finished") for method in ("none", "rounded")
+    ]
     assert "weights in bf16" in printed_by(went, ADDED)

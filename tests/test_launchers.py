@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 import compress
 from qexp.measure import base
 from qexp.tracking.store import read_records
-from tests.commands import PRETEND, Run, fake, write_images
+from tests.commands import PRETEND, RunCommand, fake, write_images
 
 ROOT = Path(__file__).parents[1]
 ALL = ["+engine.answer=0,1,2", "method=none,static", "batch_size=1,2"]
@@ -70,7 +70,9 @@ def rows(folder: Path) -> Rows:
 def kinds(folder: Path) -> list[str]:
     """What MLflow has of the sweep below `folder`."""
     client = MlflowClient(f"sqlite:///{folder / 'outputs' / 'mlflow.db'}")
-    return [run.data.tags["qexp.kind"] for run in client.search_runs([client.get_experiment_by_name("qexp").experiment_id])]
+    return [
+        run.data.tags["qexp.kind"] for run in client.search_runs([client.get_experiment_by_name("qexp").experiment_id])
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,11 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     write_images(folder / "pictures")
     sweep(folder, "basic", "tracking=none", *ALL)
     made = rows(folder)
-    assert len(made) == 12 and {row[1] for row in made.values()} == {"finished"} and {row[3] for row in made.values()} == {0, 0.5}
+    assert (
+        len(made) == 12
+        and {row[1] for row in made.values()} == {"finished"}
+        and {row[3] for row in made.values()} == {0, 0.5}
+    )
     return made
 
 
@@ -117,14 +123,18 @@ def test_slurm_gives_the_same_rows(expected: Rows, tmp_path: Path) -> None:
     assert len(made) == 4 and made.items() <= expected.items()
 
 
-def test_a_sweep_with_a_job_that_cannot_start_has_its_table(run: Run, tmp_path: Path) -> None:
+def test_a_sweep_with_a_job_that_cannot_start_has_its_table(run: RunCommand, tmp_path: Path) -> None:
     unnamed = [word for word in PRETEND if not word.startswith("model=")]
     code, printed = run("-m", *unnamed, "model=resnet8,custom", "method=none", *fake("Fake"), *CHEAP, "tracking=none")
     assert code == 1 and "model._target_ is not set" in printed and "Traceback" not in printed
     assert len(list((tmp_path / "outputs" / "sweeps").glob("*/results.csv"))) == 1
 
 
-def test_a_launcher_that_is_not_installed_names_its_extra(run: Run) -> None:
+def test_a_launcher_that_is_not_installed_names_its_extra(run: RunCommand) -> None:
     missing = "hydra.launcher._target_=hydra_plugins.hydra_submitit_launcher.nowhere.Launcher"
     code, printed = run("-m", *PRETEND, "hydra/launcher=submitit_slurm", missing, "tracking=none")
-    assert code == 1 and "error: This launcher is not installed: pip install qexp[slurm]" in printed and "Traceback" not in printed
+    assert (
+        code == 1
+        and "error: This launcher is not installed: pip install qexp[slurm]" in printed
+        and "Traceback" not in printed
+    )

@@ -24,8 +24,8 @@ import qexp
 from qexp.data.folder import FolderData
 from qexp.files import file_digest
 from qexp.loading import Classifier, Prediction
-from qexp.measure.base import Limits, Subject, TestSet
-from qexp.method.base import make_artifact
+from qexp.measure.base import Candidate, EvaluationSet, Limits
+from qexp.method.artifacts import make_artifact
 from qexp.method.none import NoCompression
 from qexp.method.torch_ao import Traced
 from qexp.types import Artifact, UserError
@@ -60,16 +60,18 @@ def test_predictions_are_those_of_the_evaluation(
 ) -> None:
     """The evaluation: a measuring child on the decoded images."""
     engine, cache = engine_named(name), animals.cache_dir
-    tests = TestSet.of(animal_artifact, cache)
+    tests = EvaluationSet.of(animal_artifact, cache)
     assert tests
-    subject = Subject(animal_artifact, engine, 4 if name == "executorch" else 1, 1, Limits(120, None))
-    logits, _ = subject.logits(tests, 6, tmp_path)
-    subject.close()
+    candidate = Candidate(animal_artifact, engine, 4 if name == "executorch" else 1, 1, Limits(120, None))
+    logits, _ = candidate.logits(tests, 6, tmp_path)
+    candidate.close()
     loaded = qexp.load(animal_artifact.folder, engine=name, threads=1, trust=name == "eager")
     assert (loaded.engine, loaded.threads) == (name, 1)
     np.testing.assert_allclose(loaded.logits(files), logits, atol=1e-6, rtol=1e-6)
     exponentials = np.exp(logits.astype(np.float64))
-    np.testing.assert_allclose(probabilities(loaded.predict(files)), exponentials / exponentials.sum(1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(
+        probabilities(loaded.predict(files)), exponentials / exponentials.sum(1, keepdims=True), atol=1e-6
+    )
     assert np.ptp(logits, axis=0).min() > 0.01  # images that differ
 
 
@@ -90,7 +92,9 @@ def test_every_mode_is_read_as_pillow_shows_it(classifier: Classifier, files: li
     for file in files:
         assert classifier.predict(Image.open(file)) == classifier.predict(file)
     grey = np.asarray(Image.open(files[2]))
-    assert grey.ndim == 2 and classifier.predict(grey) == classifier.predict(grey[..., None]) == classifier.predict(files[2])
+    assert grey.ndim == 2 and classifier.predict(grey) == classifier.predict(grey[..., None]) == classifier.predict(
+        files[2]
+    )
 
 
 def test_the_arithmetic_against_numpy_and_onnxruntime_alone(classifier: Classifier, animal_artifact: Artifact) -> None:
@@ -101,7 +105,9 @@ def test_the_arithmetic_against_numpy_and_onnxruntime_alone(classifier: Classifi
     (logits,) = session.run(None, {"x": x})
     shares = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum(1, keepdims=True)
     found = classifier.predict(pixels)
-    assert isinstance(found, list) and [one.label for one in found] == [("ant", "bee", "cow")[i] for i in logits.argmax(1)]
+    assert isinstance(found, list) and [one.label for one in found] == [
+        ("ant", "bee", "cow")[i] for i in logits.argmax(1)
+    ]
     np.testing.assert_allclose(probabilities(found), shares, atol=1e-6)
     ranks = np.argsort(-shares[0])
     assert found[0].top(2) == [(("ant", "bee", "cow")[i], found[0].probabilities[i]) for i in ranks[:2]]
@@ -207,7 +213,12 @@ def test_formats_that_can_carry_code_need_trust(
         qexp.load(animal_artifact.folder, engine="eager")
     engine = engine_named("torch_ao")
     made = make_artifact(
-        NoCompression(torchscript=Traced()), animal_network, animals, engine.wants, {"model": "small", "weights": "1"}, tmp_path
+        NoCompression(torchscript=Traced()),
+        animal_network,
+        animals,
+        engine.spec,
+        {"model": "small", "weights": "1"},
+        tmp_path,
     )
     engine.lower(made, 1, 1)
     with pytest.raises(UserError, match=r"model\.ts.*trust=True"):
@@ -275,7 +286,9 @@ def test_no_artifact_no_network(tmp_path: Path) -> None:
         qexp.load(tmp_path)
 
 
-def test_costs_are_those_of_the_import_and_of_the_network(animal_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_are_those_of_the_import_and_of_the_network(
+    animal_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By an engine that takes 60 and 30 MB, and a known time by a clock of its own."""
     clock, taken = [0.0], []
     engine = type(engine_named("onnxruntime"))
@@ -283,7 +296,9 @@ def test_costs_are_those_of_the_import_and_of_the_network(animal_artifact: Artif
 
     def takes(seconds: float, mb: int) -> Callable[..., Any]:
         def work(*_: Any) -> Any:
-            taken.append(np.frombuffer(mmap.mmap(-1, mb * 10**6), np.uint8))  # not of pages that the process has already
+            taken.append(
+                np.frombuffer(mmap.mmap(-1, mb * 10**6), np.uint8)
+            )  # not of pages that the process has already
             taken[-1][:] = 1
             clock[0] += seconds
             return None

@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 from qexp.jobs.reuse import EndedRuns
 from qexp.tracking.store import read_records
 from qexp.types import Record
-from tests.commands import FEW_WINDOWS, PRETEND, STATIC, Run, fake, metrics
+from tests.commands import FEW_WINDOWS, PRETEND, STATIC, RunCommand, fake, metrics
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ["-m", *PRETEND, "method=none,static", *fake("Fake"), *FEW_WINDOWS]
@@ -36,7 +36,7 @@ def rows(records: list[Record]) -> dict[tuple[Any, ...], dict[str, float]]:
     return {(r.params["method"], r.params["batch_size"], r.key): r.metrics for r in records}
 
 
-def test_the_same_sweep_again_measures_nothing(run: Run, tmp_path: Path) -> None:
+def test_the_same_sweep_again_measures_nothing(run: RunCommand, tmp_path: Path) -> None:
     assert run(*SWEEP, "tracking=mlflow")[0] == 0
     code, printed = run(*SWEEP, "tracking=mlflow")
     assert code == 0, printed
@@ -58,7 +58,7 @@ def test_the_same_sweep_again_measures_nothing(run: Run, tmp_path: Path) -> None
     assert all(run_id in summary.data.tags["mlflow.note.content"] for run_id in measured)
 
 
-def test_only_what_is_new_runs(run: Run, tmp_path: Path) -> None:
+def test_only_what_is_new_runs(run: RunCommand, tmp_path: Path) -> None:
     for more in ([], ["batch_size=1,2", "picture=stem.0"], ["+method.calibration_batch=4"], ["force=true"]):
         sweep = [o.replace("none,static", "static") for o in SWEEP] if "method" in "".join(more) else SWEEP
         code, printed = run(*sweep, *[o.removeprefix("+") for o in more], "tracking=none")
@@ -74,25 +74,34 @@ def test_only_what_is_new_runs(run: Run, tmp_path: Path) -> None:
     assert rows(forced) != rows(first)
 
 
-def test_artifacts_may_be_made_first_and_measured_later(run: Run, tmp_path: Path) -> None:
+def test_artifacts_may_be_made_first_and_measured_later(run: RunCommand, tmp_path: Path) -> None:
     """Also elsewhere: the second phase sees the outputs folder under another name."""
     code, printed = run(*SWEEP, "tracking=none", "phase=measure")
     assert code == 1 and printed.count("was not made yet. Run the same command with phase=compress") >= 2
     code, printed = run(*SWEEP, "tracking=none", "phase=compress", "threads=2")
     assert code == 0, printed
-    made = sorted(folder.name for folder in (tmp_path / "outputs" / "artifacts").iterdir() if not folder.name.startswith("."))
+    made = sorted(
+        folder.name for folder in (tmp_path / "outputs" / "artifacts").iterdir() if not folder.name.startswith(".")
+    )
     expected = zip(("fp32", STATIC), made, strict=True)
     assert all(f"compressed: resnet8 · {label} · eager · batch 1: {name}" in printed for label, name in expected)
     (tmp_path / "outputs").rename(tmp_path / "copied")
     code, printed = run(*SWEEP, "tracking=none", "phase=measure", f"outputs={tmp_path / 'copied'}")
     assert code == 0, printed
-    early, compressed, measured = (read_records(folder) for folder in sorted((tmp_path / "copied" / "sweeps").iterdir()))
+    early, compressed, measured = (
+        read_records(folder) for folder in sorted((tmp_path / "copied" / "sweeps").iterdir())
+    )
     assert [r.status for r in early + compressed + measured] == ["failed"] * 2 + ["compressed"] * 2 + ["finished"] * 2
     assert not any(r.measurements for r in compressed) and all("latency_ms" in r.metrics for r in measured)
-    assert sorted(folder.name for folder in (tmp_path / "copied" / "artifacts").iterdir() if not folder.name.startswith(".")) == made
+    assert (
+        sorted(
+            folder.name for folder in (tmp_path / "copied" / "artifacts").iterdir() if not folder.name.startswith(".")
+        )
+        == made
+    )
 
 
-def test_a_failure_does_not_take_the_place_of_a_result(run: Run, tmp_path: Path) -> None:
+def test_a_failure_does_not_take_the_place_of_a_result(run: RunCommand, tmp_path: Path) -> None:
     sweep = ["-m", *PRETEND, "method=none", *fake("Fails", "how=survive"), *FEW_WINDOWS, "tracking=none"]
     assert run(*sweep)[0] == 0
     assert run(*sweep, "picture=none_of_them", "force=true")[0] == 1
@@ -104,14 +113,14 @@ def test_a_failure_does_not_take_the_place_of_a_result(run: Run, tmp_path: Path)
     assert again[0].reused == f"sweeps/{first[0].sweep}/0" and again[0].metrics == first[0].metrics
 
 
-def test_what_tracking_cannot_take_waits(run: Run, tmp_path: Path) -> None:
+def test_what_tracking_cannot_take_waits(run: RunCommand, tmp_path: Path) -> None:
     nowhere = [*SWEEP, "method=none", "tracking.uri=http://127.0.0.1:9"]
     code, printed = run(*[o for o in nowhere if o != "method=none,static"])
     assert code == 0 and "tracking is not there, records wait on disk" in printed and "Traceback" not in printed
     assert [r.status for r in sweeps(tmp_path)[0]] == ["finished"] and "fp32" in printed
 
 
-def test_failed_runs_are_tried_again_unless_told_otherwise(run: Run, tmp_path: Path) -> None:
+def test_failed_runs_are_tried_again_unless_told_otherwise(run: RunCommand, tmp_path: Path) -> None:
     fails = ["-m", *PRETEND, "method=none", *fake("Fails", "how=error,survive"), *FEW_WINDOWS, "tracking=none"]
     for more in ([], ["retry_failed=false"], []):
         assert run(*fails, *more)[0] == 1
@@ -121,7 +130,7 @@ def test_failed_runs_are_tried_again_unless_told_otherwise(run: Run, tmp_path: P
     assert left[0].reason == first[0].reason != ""
 
 
-def test_a_sweep_that_shall_stop_leaves_out_what_comes_after_a_failure(run: Run, tmp_path: Path) -> None:
+def test_a_sweep_that_shall_stop_leaves_out_what_comes_after_a_failure(run: RunCommand, tmp_path: Path) -> None:
     fails = ["-m", *PRETEND, "method=none", *fake("Fails", "how=survive,error,leave"), *FEW_WINDOWS, "tracking=none"]
     code, printed = run(*fails, "on_error=stop")
     assert code == 1 and printed.count("left out: another run of this sweep failed (on_error=stop)") == 1
@@ -134,7 +143,9 @@ def test_an_interrupted_command_ends_at_once_and_says_how_to_go_on(tmp_path: Pat
     hangs = [*PRETEND, "method=none", *fake("Fails", "how=hang"), *FEW_WINDOWS, "tracking=none", "outputs=outputs"]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "compress.py"), *hangs]
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a background job of a shell would not be
+    heard = functools.partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # which a background job of a shell would not be
     job = subprocess.Popen(command, cwd=tmp_path, env=surroundings, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     parent = psutil.Process(job.pid)
     try:
@@ -147,12 +158,14 @@ def test_an_interrupted_command_ends_at_once_and_says_how_to_go_on(tmp_path: Pat
     finally:
         job.kill()  # or it would hang, and hold the lock of all measurements
     assert job.returncode == 130 and "Traceback" not in errors
-    assert errors.strip().startswith("Interrupted. What is finished is kept; to go on: python compress.py model=resnet8")
+    assert errors.strip().startswith(
+        "Interrupted. What is finished is kept; to go on: python compress.py model=resnet8"
+    )
     assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
 @pytest.mark.parametrize("harm", ["record", "entry", "artifact", "gone"])
-def test_what_is_damaged_or_gone_is_computed_again(run: Run, tmp_path: Path, harm: str) -> None:
+def test_what_is_damaged_or_gone_is_computed_again(run: RunCommand, tmp_path: Path, harm: str) -> None:
     sweep = [*[o.replace("none,static", "none") for o in SWEEP], "tracking=none"]
     assert run(*sweep)[0] == 0
     record = next((tmp_path / "outputs" / "sweeps").rglob("record.json"))

@@ -10,10 +10,10 @@ from hydra import compose, initialize_config_dir
 
 from qexp.report.reference import BETTER, WORSE, Reference
 from qexp.report.results import results
-from qexp.report.runs import Run as Found
+from qexp.report.runs import RunCommand as Found
 from qexp.tracking.store import read_records
 from qexp.types import Record, UserError
-from tests.commands import FEW_WINDOWS, PRETEND, Run, fake
+from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake
 from tests.report.test_table import record
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -26,10 +26,12 @@ ROWS = ",".join(f"{{name: {row['name']}, run: '{row['run']}', top1: 0.5}}" for r
 
 
 def experiments() -> list[str]:
-    return sorted(file.stem for file in (CONF / "experiment").glob("*.yaml") if "hydra/sweeper: rows" in file.read_text())
+    return sorted(
+        file.stem for file in (CONF / "experiment").glob("*.yaml") if "hydra/sweeper: rows" in file.read_text()
+    )
 
 
-def test_every_row_is_a_job_for_each_value_of_the_command_line(run: Run, tmp_path: Path) -> None:
+def test_every_row_is_a_job_for_each_value_of_the_command_line(run: RunCommand, tmp_path: Path) -> None:
     listed = ["hydra/sweeper=rows", "hydra.sweeper.title=A table", f"hydra.sweeper.rows=[{ROWS}]"]
     common = [*PRETEND, *fake("Fake"), *FEW_WINDOWS, *listed]
     code, printed = run("-m", *common, "batch_size=1,2")
@@ -80,7 +82,10 @@ def test_ours_stand_beside_theirs_in_what_machines_have_in_common(tmp_path: Path
 
 def test_their_times_stand_beside_ours_at_their_batch_size_alone(tmp_path: Path) -> None:
     times = {"latency_ms": 10.0, "size_mb": 2.0, "batch_size": 1}
-    listed = [{"name": "fp32", "run": "", "latency_ms": 40.0, "size_mb": 8.0, "batch_size": 1}, {"name": "int8", "run": "", **times}]
+    listed = [
+        {"name": "fp32", "run": "", "latency_ms": 40.0, "size_mb": 8.0, "batch_size": 1},
+        {"name": "int8", "run": "", **times},
+    ]
     (tmp_path / "rows.json").write_text(json.dumps({"title": "A table", "rows": listed}))
     ours = [record(bits, batch, latency_ms=4.0, size_mb=4.0) for batch in (1, 2) for bits in ("fp32", "int8")]
     made = Reference.read(tmp_path, found(*ours))
@@ -109,6 +114,10 @@ def test_every_row_of_the_presets_composes(name: str) -> None:
         config = compose("compress", [f"experiment={name}"], return_hydra_config=True)
         names = [row.name for row in config.hydra.sweeper.rows]
         assert len({*names}) == len(names)
-        jobs = {row.name: compose("compress", [f"experiment={name}", *row.run.split()]) for row in config.hydra.sweeper.rows}
+        jobs = {
+            row.name: compose("compress", [f"experiment={name}", *row.run.split()]) for row in config.hydra.sweeper.rows
+        }
         for row in config.hydra.sweeper.rows:
-            assert jobs[row.name].model.id == jobs[row.get("against", names[0])].model.id, "another network's times and sizes"
+            assert jobs[row.name].model.id == jobs[row.get("against", names[0])].model.id, (
+                "another network's times and sizes"
+            )

@@ -61,7 +61,9 @@ def test_a_run_and_a_registered_version_are_loaded_from_mlflow(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     import mlflow
 
-    mlflow.set_tracking_uri(database)  # Lightning's logger of an earlier test may have set another, which goes before the environment
+    mlflow.set_tracking_uri(
+        database
+    )  # Lightning's logger of an earlier test may have set another, which goes before the environment
     mlflow.register_model(uri, "animals")
     assert qexp.load("models:/animals/1").predict(picture) == expected
     with pytest.raises(UserError, match="does not give models:/animals/2.*MLFLOW_TRACKING_URI"):
@@ -95,8 +97,22 @@ def server(logged: tuple[str, str]) -> Any:
         port = free.getsockname()[1]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": logged[0]}
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", logged[1], "--env-manager", "local", "-p", str(port)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0)
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        logged[1],
+        "--env-manager",
+        "local",
+        "-p",
+        str(port),
+    ]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0
+    )
     try:
         deadline = time.monotonic() + SECONDS
         while True:
@@ -117,13 +133,22 @@ def test_mlflow_serves_it(server: int, animal_artifact: Artifact, picture: Path)
     expected = {"label": one.label, "probability": one.probability, "top": dict(one.top())}
     text, pixels = base64.b64encode(picture.read_bytes()).decode(), np.asarray(Image.open(picture))
     table = {"columns": ["image"], "data": [[text], [text]]}
-    requests = ({"inputs": [text]}, {"inputs": [pixels.tolist()]}, {"instances": [(pixels / 255).tolist()]}, {"dataframe_split": table})
+    requests = (
+        {"inputs": [text]},
+        {"inputs": [pixels.tolist()]},
+        {"instances": [(pixels / 255).tolist()]},
+        {"dataframe_split": table},
+    )
     for request, count in zip(requests, (1, 1, 1, 2), strict=True):
         status, answer = ask(server, request)
         assert status == 200 and len(answer["predictions"]) == count
         for found in answer["predictions"]:
             assert found["label"] == expected["label"] and found["top"] == pytest.approx(expected["top"], abs=1e-6)
-    for bad, reason in ((["/etc/hostname"], "base64"), ([[[[300, 0, 0]]]], "uint8 in 0..255"), ([[[[0.5, 2.0, 0.0]]]], "0..1")):
+    for bad, reason in (
+        (["/etc/hostname"], "base64"),
+        ([[[[300, 0, 0]]]], "uint8 in 0..255"),
+        ([[[[0.5, 2.0, 0.0]]]], "0..1"),
+    ):
         status, message = ask(server, {"inputs": bad})
         assert status == 400 and reason in message
 
@@ -134,7 +159,9 @@ def test_a_text_is_never_a_path(picture: Path) -> None:
     assert images_of([base64.b64encode(b"abc").decode()]) == [b"abc"]
 
 
-def test_the_servers_environment_says_whom_it_trusts(animal_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_servers_environment_says_whom_it_trusts(
+    animal_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, config = str(animal_artifact.folder), {"engine": "eager", "threads": 1}
     with pytest.raises(UserError, match="trust=True"):
         _load_pyfunc(folder, config)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-from tests.commands import FEW_WINDOWS, PRETEND, Run, fake
+from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake
 
 SWEEP = ["-m", *PRETEND, *fake("Fake"), *FEW_WINDOWS, "tracking=none"]
 
@@ -18,19 +18,27 @@ SWEEP = ["-m", *PRETEND, *fake("Fake"), *FEW_WINDOWS, "tracking=none"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["method=none,static", "method.observer=mse"], "There is no method.observer: Known: torchscript"),  # which only one of them has
+        (
+            ["method=none,static", "method.observer=mse"],
+            "There is no method.observer: Known: torchscript",
+        ),  # which only one of them has
         (["batch_size=1,2", "model=resnet8,resnet9"], "There is no model=resnet9"),
-        (["method=prune_channels_static", "method.ratio=2,3"], "There is no method.ratio here, but method.stages.prune_channels.ratio."),
+        (
+            ["method=prune_channels_static", "method.ratio=2,3"],
+            "There is no method.ratio here, but method.stages.prune_channels.ratio.",
+        ),
         (["batch_sise=1,2"], "There is no batch_sise: did you mean 'batch_size'"),
     ],
 )
-def test_a_combination_that_cannot_be_is_told_before_anything_runs(run: Run, tmp_path: Path, words: list[str], message: str) -> None:
+def test_a_combination_that_cannot_be_is_told_before_anything_runs(
+    run: RunCommand, tmp_path: Path, words: list[str], message: str
+) -> None:
     code, printed = run(*SWEEP, *words)
     assert code == 1 and message in printed and "finished in" not in printed
     assert not list((tmp_path / "outputs").glob("sweeps/*/*/record.json"))
 
 
-def test_jobs_that_differ_in_values_alone_are_checked_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_differ_in_values_alone_are_checked_once(run: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
     composed, compose = [], ConfigLoaderImpl.load_sweep_config
 
     def counted(loader: ConfigLoaderImpl, master_config: Any, sweep_overrides: list[str]) -> Any:

@@ -25,7 +25,7 @@ from qexp.data.base import open_data
 from qexp.jobs.train import train_baseline
 from qexp.model.base import build_network, load_weights
 from qexp.model.baseline import Baseline
-from qexp.model.classifier import Classifier
+from qexp.model.training_module import TrainingModule
 from qexp.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,9 @@ def top1(baseline: Baseline, part: str) -> float:
     data = open_data(config_of())
     network = build_network(DictConfig(baseline.model))
     load_weights(network, load_file(baseline.weights), "")
-    split, indices = (data.splits["train"], data.validation_indices) if part == "val" else (data.splits["test"], slice(None))
+    split, indices = (
+        (data.splits["train"], data.validation_indices) if part == "val" else (data.splits["test"], slice(None))
+    )
     images: Tensor = data.normalise(torch.tensor(np.asarray(split.images[indices])))
     with torch.no_grad():
         return float((network.eval()(images).argmax(1).numpy() == split.labels[indices]).mean())
@@ -136,7 +138,7 @@ def test_resume_within_an_epoch(here: Path, monkeypatch: pytest.MonkeyPatch, rec
     options = ["model=custom", "model._target_=own.Net", "recipe.epochs=4", f"recipe={recipe}"]
     options += ["recipe.scheduler.milestones=[1,3]"] if recipe == "multi_step" else []
     reference = trained(f"outputs={recipe}1", *options)
-    step = Classifier.training_step
+    step = TrainingModule.training_step
 
     def killed(module: Any, batch: Any, index: int) -> Tensor:
         if (module.current_epoch, index) == (2, 3):
@@ -144,14 +146,14 @@ def test_resume_within_an_epoch(here: Path, monkeypatch: pytest.MonkeyPatch, rec
         return step(module, batch, index)
 
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
-        patch.setattr(Classifier, "training_step", killed)
+        patch.setattr(TrainingModule, "training_step", killed)
         trained(f"outputs={recipe}2", *options)
     assert same_weights(reference, trained(f"outputs={recipe}2", *options))
 
 
 def test_resume_after_epochs_that_were_not_the_best(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["outputs=constant", "recipe.epochs=4", "recipe.optimizer.lr=1e-12"]  # the first epoch stays the best
-    step, seen = Classifier.training_step, []
+    step, seen = TrainingModule.training_step, []
 
     def watched(module: Any, batch: Any, index: int) -> Tensor:
         seen.append(module.current_epoch)
@@ -159,7 +161,7 @@ def test_resume_after_epochs_that_were_not_the_best(here: Path, monkeypatch: pyt
             raise KeyboardInterrupt
         return step(module, batch, index)
 
-    monkeypatch.setattr(Classifier, "training_step", watched)
+    monkeypatch.setattr(TrainingModule, "training_step", watched)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         trained(*options)
     trained(*options)
@@ -216,7 +218,9 @@ def test_errors_of_the_command_line(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_sweep_goes_on_after_an_error(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_goes_on_after_an_error(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = [*DATA, "tracking=none", "trainer=cpu", "recipe.epochs=1", "outputs=sweep", "hydra.sweep.dir=sweep"]
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", *given, "model=lenet5", "model.image_size=16,32"])
     with pytest.raises(SystemExit) as stopped:
@@ -230,7 +234,9 @@ def test_a_sweep_goes_on_after_an_error(here: Path, monkeypatch: pytest.MonkeyPa
 def start(place: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "train.py"), *DATA, "trainer=cpu", *overrides]
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command, cwd=place, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=place, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_exact_resume_after_a_kill(place: Path) -> None:
@@ -249,7 +255,9 @@ def test_exact_resume_after_a_kill(place: Path) -> None:
     assert undisturbed.returncode == resumed.returncode == 0, err + problems
 
     lines = [line for line in out.splitlines() if line.strip()]
-    assert lines[0].startswith("own.Net on toy (81 + 9 + 33 images to train, validate, test): recipe one_cycle, 4 epochs, 1 x cpu 32-true")
+    assert lines[0].startswith(
+        "own.Net on toy (81 + 9 + 33 images to train, validate, test): recipe one_cycle, 4 epochs, 1 x cpu 32-true"
+    )
     assert [line.split()[:2] for line in lines[1:5]] == [["epoch", f"{i}/4"] for i in range(1, 5)]
     assert lines[5].startswith("val_top1 0.") and "undisturbed/baselines/own.Net-toy-seed0-" in lines[5]
     assert lines[6].startswith("Compress it: python compress.py data=folder data.root=toy") and len(lines) == 7
@@ -268,7 +276,13 @@ def test_two_processes(place: Path) -> None:
     out, err = process.communicate()
     assert process.returncode == 0, err
     lines = [line for line in out.splitlines() if line.strip()]
-    assert ["2 x cpu" in lines[0], *(line.split()[0] for line in lines[1:])] == [True, "epoch", "epoch", "val_top1", "Compress"]
+    assert ["2 x cpu" in lines[0], *(line.split()[0] for line in lines[1:])] == [
+        True,
+        "epoch",
+        "epoch",
+        "val_top1",
+        "Compress",
+    ]
     folders = list((place / "ddp" / "baselines").iterdir())
     assert len(folders) == 1
     baseline = Baseline.read(folders[0])

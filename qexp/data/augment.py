@@ -39,7 +39,10 @@ def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator) 
     """
     batch, height, width, _ = images.shape
     rows, columns = (
-        (torch.arange(size, device=images.device)[None] - torch.randint(size, (batch, 1), generator=generator, device=images.device))
+        (
+            torch.arange(size, device=images.device)[None]
+            - torch.randint(size, (batch, 1), generator=generator, device=images.device)
+        )
         for size in (height, width)
     )
     low, high = -(side // 2), (side + 1) // 2

@@ -61,7 +61,9 @@ def _build(config: DictConfig) -> ImageData:
             raise cause from error
         raise UserError(f"Cannot make the dataset of data._target_={config.get('_target_')}: {cause}") from error
     if not isinstance(data, ImageData):
-        raise UserError(f"data._target_={config.get('_target_')} gave a {type(data).__name__}, not a qexp.data.base.ImageData.")
+        raise UserError(
+            f"data._target_={config.get('_target_')} gave a {type(data).__name__}, not a qexp.data.base.ImageData."
+        )
     return data
 
 
@@ -99,7 +101,9 @@ class ImageData:
         _check_whole(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         padding = self.augmentation.padding
         if padding >= image_size:  # there are not as many pixels to reflect
-            raise UserError(f"data.augmentation.padding is {padding}; it must be less than data.image_size, {image_size}.")
+            raise UserError(
+                f"data.augmentation.padding is {padding}; it must be less than data.image_size, {image_size}."
+            )
         if not name or "/" in name or name.startswith("."):
             raise UserError(f"data.name is {name!r}; give the dataset a name that can be a folder's: data.name=NAME.")
         if channels not in (1, 3):
@@ -107,7 +111,12 @@ class ImageData:
         if not 0 < validation_share < 1:
             raise UserError(f"data.validation_share is {validation_share}; it must lie between 0 and 1.")
         self.name, self.image_size, self.channels, self.cache_dir = name, image_size, channels, Path(cache_dir)
-        self.batch_size, self.eval_batch_size, self.seed, self.split_seed = batch_size, eval_batch_size, seed, split_seed
+        self.batch_size, self.eval_batch_size, self.seed, self.split_seed = (
+            batch_size,
+            eval_batch_size,
+            seed,
+            split_seed,
+        )
         self.validation_share, self.calibration_images = validation_share, calibration_images
         self.num_classes = num_classes
 
@@ -134,10 +143,14 @@ class ImageData:
             found = self.decode() if self.pretend else cache.open_or_build(folder, self.decode)
             names, self.splits = found.class_names, found.splits
             if self.num_classes not in (None, len(names)):
-                raise UserError(f"data.num_classes is {self.num_classes}, but {self.name} has {len(names)} classes. Leave it null.")
+                raise UserError(
+                    f"data.num_classes is {self.num_classes}, but {self.name} has {len(names)} classes. Leave it null."
+                )
             images, labels = self.splits["train"].images, self.splits["train"].labels
             strata = np.zeros_like(labels) if self.pretend else labels
-            self.train_indices, self.validation_indices = cache.split_train(strata, self.validation_share, self.split_seed)
+            self.train_indices, self.validation_indices = cache.split_train(
+                strata, self.validation_share, self.split_seed
+            )
             mean, std = cache.channel_statistics(images, self.train_indices)
             self.spec = DataSpec(
                 name=self.name, class_names=names, channels=self.channels, image_size=self.image_size,
@@ -188,7 +201,8 @@ class ImageData:
             )
         if other.digest != spec.digest:
             warnings.warn(
-                f"The baseline was trained on other files of {self.name!r} than these; its validation part may differ.", stacklevel=2
+                f"The baseline was trained on other files of {self.name!r} than these; its validation part may differ.",
+                stacklevel=2,
             )
         self.spec = replace(spec, mean=other.mean, std=other.std)
 

@@ -57,7 +57,8 @@ def _read(folder: Path) -> Decoded | None:
     try:
         names = json.loads((folder / "classes.json").read_text())
         splits = {
-            part: Split(np.load(folder / f"{part}_images.npy", mmap_mode="r"), np.load(folder / f"{part}_labels.npy")) for part in PARTS
+            part: Split(np.load(folder / f"{part}_images.npy", mmap_mode="r"), np.load(folder / f"{part}_labels.npy"))
+            for part in PARTS
         }
     except (OSError, ValueError, EOFError):
         return None
@@ -75,7 +76,9 @@ def _build(folder: Path, decode: Callable[[], Decoded]) -> Decoded:
             shutil.rmtree(folder)
     built = _read(folder)
     if built is None:
-        raise UserError(f"{folder} was written but cannot be read again. Is the disk in order? Or choose another folder with outputs=.")
+        raise UserError(
+            f"{folder} was written but cannot be read again. Is the disk in order? Or choose another folder with outputs=."
+        )
     return built
 
 
@@ -153,7 +156,9 @@ def split_train(labels: np.ndarray, validation_share: float, seed: int) -> tuple
         validation.append(members[: min(count, len(members) - 1)])
     chosen = np.sort(np.concatenate(validation))
     if not len(chosen):
-        raise UserError("The training part has no class with two images: none is left for validation. Add images to data.root.")
+        raise UserError(
+            "The training part has no class with two images: none is left for validation. Add images to data.root."
+        )
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 

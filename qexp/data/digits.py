@@ -37,4 +37,6 @@ class DigitsData(ImageData):
         images = to_arrays(images, self.image_size, self.channels)
         train, test = split_train(labels, TEST_SHARE, TEST_SEED)
         parts = {"train": train, "test": test}
-        return Decoded(tuple(str(digit) for digit in range(10)), {k: Split(images[i], labels[i]) for k, i in parts.items()})
+        return Decoded(
+            tuple(str(digit) for digit in range(10)), {k: Split(images[i], labels[i]) for k, i in parts.items()}
+        )

@@ -36,12 +36,16 @@ def fetch(folder: Path, files: Sequence[Published]) -> list[Path]:
         if not path.exists():
             missing.append(file)
         elif (given := _md5(path)) != file.md5:
-            raise UserError(f"{path} is damaged: its MD5 is {given}, it must be {file.md5}. Remove it to have it downloaded again.")
+            raise UserError(
+                f"{path} is damaged: its MD5 is {given}, it must be {file.md5}. Remove it to have it downloaded again."
+            )
     while missing:
         failures = _download(missing[0], folder)
         if failures:
             wanted = ", ".join(f"{file.name} (MD5 {file.md5})" for file in missing)
-            raise UserError(f"Not in {folder}: {wanted}. Downloading failed: {'; '.join(failures)}. Put it there yourself. {OTHER_WAY}")
+            raise UserError(
+                f"Not in {folder}: {wanted}. Downloading failed: {'; '.join(failures)}. Put it there yourself. {OTHER_WAY}"
+            )
         del missing[0]
     return [folder / file.name for file in files]
 
@@ -102,4 +106,6 @@ def extract(file: Path, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         extract_archive(file, folder)
     except OSError as error:
-        raise UserError(f"Cannot unpack {file} into {folder}: {error.strerror or error}. Free some space there or set TMPDIR.") from error
+        raise UserError(
+            f"Cannot unpack {file} into {folder}: {error.strerror or error}. Free some space there or set TMPDIR."
+        ) from error

@@ -62,10 +62,14 @@ class FolderData(ImageData):
             entries = _entries(folder)
             nested = [name for name, is_folder in entries if is_folder]
             if nested:
-                raise UserError(f"{folder} holds folders ({_first(nested)}), but images must lie directly in it. {LAYOUT}.")
+                raise UserError(
+                    f"{folder} holds folders ({_first(nested)}), but images must lie directly in it. {LAYOUT}."
+                )
             files = [(folder / name, label) for name, _ in entries if _is_image(name)]
             if not files:
-                raise UserError(f"{folder} holds no images (looked for {', '.join(sorted(SUFFIXES))}). Fill it or remove it.")
+                raise UserError(
+                    f"{folder} holds no images (looked for {', '.join(sorted(SUFFIXES))}). Fill it or remove it."
+                )
             found += files
         return found
 

@@ -33,7 +33,9 @@ class MnistData(ImageData):
     def decode(self) -> Decoded:
         from torchvision.datasets import MNIST
 
-        published = [Published(name, md5, tuple(mirror + name for mirror in MNIST.mirrors)) for name, md5 in MNIST.resources]
+        published = [
+            Published(name, md5, tuple(mirror + name for mirror in MNIST.mirrors)) for name, md5 in MNIST.resources
+        ]
         splits = {}
         with tempfile.TemporaryDirectory() as folder:
             # Unpacked files in data.root have no published checksum, so they are made from the packed ones.
@@ -41,5 +43,7 @@ class MnistData(ImageData):
                 extract(file, Path(folder) / FOLDER)
             for part in PARTS:
                 digits = MNIST(folder, train=part == "train")
-                splits[part] = Split(to_arrays(digits.data.numpy()[..., None], self.image_size, self.channels), digits.targets.numpy())
+                splits[part] = Split(
+                    to_arrays(digits.data.numpy()[..., None], self.image_size, self.channels), digits.targets.numpy()
+                )
         return Decoded(tuple(str(digit) for digit in range(10)), splits)

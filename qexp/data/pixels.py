@@ -36,7 +36,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if sixteen:
         return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range; save it with 8 or 16 bits")
+        raise ValueError(
+            f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range; save it with 8 or 16 bits"
+        )
     return image
 
 

@@ -32,6 +32,7 @@ class RandomData(ImageData):
         shape = (self.images, self.image_size, self.image_size, self.channels)
         labels = np.arange(self.images) % self.num_classes
         splits = {
-            part: Split(np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8), labels) for seed, part in enumerate(PARTS)
+            part: Split(np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8), labels)
+            for seed, part in enumerate(PARTS)
         }
         return Decoded(tuple(str(label) for label in range(self.num_classes)), splits)

@@ -41,7 +41,9 @@ def main(words: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     size = sum(file.stat().st_size for file in Path(given["to"]).iterdir() if file.is_file())
-    print(f"{given['to']}: {artifact.model}, {artifact.label}, for {engine.name}, {size / 1e6:.3g} MB. Its README.md says how to run it.")
+    print(
+        f"{given['to']}: {artifact.model}, {artifact.label}, for {engine.name}, {size / 1e6:.3g} MB. Its README.md says how to run it."
+    )
     return 0
 
 
@@ -51,7 +53,9 @@ def whole(name: str, text: str) -> int:
     return int(text)
 
 
-def ready(artifact: Artifact, name: str, batch_size: int | None = None, threads: int | None = None) -> tuple[Artifact, Engine, Executable]:
+def ready(
+    artifact: Artifact, name: str, batch_size: int | None = None, threads: int | None = None
+) -> tuple[Artifact, Engine, Executable]:
     """The artifact with a file for that engine, which is made where there is none for these numbers.
 
     Errors: UserError for an unknown engine, Unsupported for one that cannot run this artifact.
@@ -62,14 +66,24 @@ def ready(artifact: Artifact, name: str, batch_size: int | None = None, threads:
         return artifact, engine_of(best, trust=True), best
     file = ENGINES / f"{name}.yaml"
     if not found and not (file.exists() and name != "auto"):
-        raise UserError(f"engine={name} is unknown. {nearest(name, (f.stem for f in ENGINES.glob('*.yaml') if f.stem != 'auto'))}")
+        raise UserError(
+            f"engine={name} is unknown. {nearest(name, (f.stem for f in ENGINES.glob('*.yaml') if f.stem != 'auto'))}"
+        )
     engine: Engine = engine_of(found[0], trust=True) if found else instantiate(OmegaConf.load(file))
-    if not (engine.wants.reads(artifact.form) or engine.runs_simulated and artifact.form.formats == ("pt2",)):
-        raise Unsupported(f"{engine.name} does not run {artifact.folder.name}, which was made for other kernels; compress for it")
+    if not (
+        engine.spec.reads(artifact.engine_spec) or engine.runs_simulated and artifact.engine_spec.formats == ("pt2",)
+    ):
+        raise Unsupported(
+            f"{engine.name} does not run {artifact.folder.name}, which was made for other kernels; compress for it"
+        )
     engine.check_machine()
     batch, cores = batch_size or 1, threads or physical_cores()
     artifact = engine.lower(artifact, batch, cores)
-    return artifact, engine, Executable(engine.name, engine.target, engine.options, engine.file_name(batch, cores), batch, cores)
+    return (
+        artifact,
+        engine,
+        Executable(engine.name, engine.target, engine.options, engine.file_name(batch, cores), batch, cores),
+    )
 
 
 def rules() -> Rules:

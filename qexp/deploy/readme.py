@@ -14,8 +14,16 @@ COLUMNS = {
 
 def readme(artifact: Artifact, engine: Engine, executable: Executable, packages: dict[str, str]) -> str:
     needs = " ".join(f"{package}=={packages[package]}" for package in engine.packages)
-    trust = "\nThe model file is of a format that can carry code: run it only if you know who made it.\n" if engine.carries_code else ""
-    fixed = "" if executable.file == engine.file else f" Made for calls of {executable.batch} image(s); others are split or filled up."
+    trust = (
+        "\nThe model file is of a format that can carry code: run it only if you know who made it.\n"
+        if engine.carries_code
+        else ""
+    )
+    fixed = (
+        ""
+        if executable.file == engine.file
+        else f" Made for calls of {executable.batch} image(s); others are split or filled up."
+    )
     return f"""# {artifact.model}, {artifact.label}, for {engine.name}
 
 Tells {artifact.data.num_classes} classes of {artifact.data.name} apart ({", ".join(artifact.data.class_names[:5])}, ...).{fixed}
@@ -41,7 +49,12 @@ def figures(records: list[Record]) -> str:
     titles = ["machine", "batch", "threads", *(title for title, _ in COLUMNS.values()), "when"]
     rows = [titles, ["---"] * len(titles), *(row(record) for record in records)]
     notes = {f"- {name}: {text}" for record in records for name, text in record.notes.items() if name in COLUMNS}
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n" + "".join(f"\n{note}" for note in sorted(notes)) + "\n"
+    return (
+        "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+        + "\n"
+        + "".join(f"\n{note}" for note in sorted(notes))
+        + "\n"
+    )
 
 
 def row(record: Record) -> list[str]:
@@ -50,4 +63,9 @@ def row(record: Record) -> list[str]:
     if "latency_low_ms" in values:
         cells["latency_ms"] += f" ({values['latency_low_ms']:.4g} to {values['latency_high_ms']:.4g})"
     machine = f"{where.get('host', '?')}, {where.get('cpu', '?')}"
-    return [machine, *(str(record.params[name]) for name in ("batch_size", "threads")), *cells.values(), record.created[:10]]
+    return [
+        machine,
+        *(str(record.params[name]) for name in ("batch_size", "threads")),
+        *cells.values(),
+        record.created[:10],
+    ]

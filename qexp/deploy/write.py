@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-Run = Callable[[np.ndarray], np.ndarray]  # x[N,C,H,W] float32 -> logits[N,K] float32
+Forward = Callable[[np.ndarray], np.ndarray]  # x[N,C,H,W] float32 -> logits[N,K] float32
 '''
 
 
@@ -47,11 +47,17 @@ def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: ti
     check_digests(artifact.folder, artifact.files)
     alone = engine.standalone()
     if alone is None:
-        raise UserError(f"{engine.name} compiles when it loads, which takes more than its library. Choose another engine.")
+        raise UserError(
+            f"{engine.name} compiles when it loads, which takes more than its library. Choose another engine."
+        )
     functions, arguments = alone
     old, file = previous(to), plain(artifact.folder / executable.file)
-    stored = file.read_bytes() if isinstance(file, Path) else file.getvalue()  # decoded, for a device without the decoder
-    packages = {package: metadata.version(package).partition("+")[0] for package in (*engine.packages, "numpy", "pillow")}
+    stored = (
+        file.read_bytes() if isinstance(file, Path) else file.getvalue()
+    )  # decoded, for a device without the decoder
+    packages = {
+        package: metadata.version(package).partition("+")[0] for package in (*engine.packages, "numpy", "pillow")
+    }
     data = artifact.data
     about = {
         "artifact": artifact.key, "file": executable.file, "sha256": hashlib.sha256(stored).hexdigest(), "engine": engine.name,
@@ -92,7 +98,9 @@ def previous(to: Path) -> list[str]:
         names = json.loads((to / MARK).read_text())["files"]
         return [name for name in names if Path(name).name == name]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{to} holds something that is no deployment of qexp. Give to= an empty or a new folder.") from error
+        raise UserError(
+            f"{to} holds something that is no deployment of qexp. Give to= an empty or a new folder."
+        ) from error
 
 
 def engine_source(functions: tuple[Callable[..., Any], ...]) -> str:
@@ -102,8 +110,15 @@ def engine_source(functions: tuple[Callable[..., Any], ...]) -> str:
 
 
 def requirements(engine: Engine, packages: dict[str, str]) -> str:
-    pinned = [f"{package}=={packages[package]}" for package in engine.packages]  # the measured figures are those of this version
-    return "\n".join([*pinned, f"numpy  # tested with {packages['numpy']}", f"pillow  # for image files; {packages['pillow']}"]) + "\n"
+    pinned = [
+        f"{package}=={packages[package]}" for package in engine.packages
+    ]  # the measured figures are those of this version
+    return (
+        "\n".join(
+            [*pinned, f"numpy  # tested with {packages['numpy']}", f"pillow  # for image files; {packages['pillow']}"]
+        )
+        + "\n"
+    )
 
 
 def _json(value: Any) -> str:

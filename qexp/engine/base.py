@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from qexp.files import file_digest, write_json
-from qexp.types import Artifact, Executable, Unsupported, Wants
+from qexp.types import Artifact, EngineSpec, Executable, Unsupported
 
-Run = Callable[[np.ndarray], np.ndarray]  # x[B,C,H,W] float32 -> logits[B,K] float32
+Forward = Callable[[np.ndarray], np.ndarray]  # x[B,C,H,W] float32 -> logits[B,K] float32
 
 
 class Engine(ABC):
@@ -30,7 +30,7 @@ class Engine(ABC):
     """
 
     name: str
-    wants: Wants
+    spec: EngineSpec
     file: str
     packages: tuple[str, ...]
     modules: tuple[str, ...] = ()
@@ -52,7 +52,9 @@ class Engine(ABC):
         """Errors: Unsupported where this engine does not run here: its library or the device it needs is missing."""
         missing = [package for package in self.packages if find_spec(package) is None]
         if missing:
-            raise Unsupported(f"{self.name} needs {' and '.join(missing)}, which is not installed: uv pip install {missing[0]}")
+            raise Unsupported(
+                f"{self.name} needs {' and '.join(missing)}, which is not installed: uv pip install {missing[0]}"
+            )
 
     def check(self, artifact: Artifact) -> None:
         """Errors: Unsupported where this engine has no kernels for the artifact's number formats."""
@@ -108,7 +110,7 @@ class Engine(ABC):
             importlib.import_module(module)
 
     @abstractmethod
-    def load(self, file: Path, threads: int) -> Run:
+    def load(self, file: Path, threads: int) -> Forward:
         """The network in `file`, ready to be called with float32 images on `threads` threads."""
 
     def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]] | None:
@@ -116,7 +118,7 @@ class Engine(ABC):
         the arguments with which the last is called after (file, threads). qexp.deploy copies their sources. None where it cannot."""
         return None
 
-    def operators(self, run: Run, x: np.ndarray) -> dict[str, Any] | None:
+    def operators(self, run: Forward, x: np.ndarray) -> dict[str, Any] | None:
         """A profile of one call by operator: `text` (a table), `rows` (the same as data) and `allocated_mib`; None where the
         engine has no profiler."""
         return None
@@ -126,7 +128,7 @@ class Engine(ABC):
         return None
 
 
-def in_batches_of(batch: int, run: Run) -> Run:
+def in_batches_of(batch: int, run: Forward) -> Forward:
     """`run`, which takes exactly `batch` images, for any number: the last ones are filled up with zeros."""
 
     def any_number(x: np.ndarray) -> np.ndarray:

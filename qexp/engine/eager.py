@@ -10,16 +10,23 @@ from typing import Any
 import numpy as np
 
 from qexp.coded_file import plain
-from qexp.engine.base import Engine, Run
-from qexp.engine.torch_common import check_device, device_memory_mb, known_device, numpy_call, operator_table, set_threads
-from qexp.types import Wants
+from qexp.engine.base import Engine, Forward
+from qexp.engine.torch_common import (
+    check_device,
+    device_memory_mb,
+    known_device,
+    numpy_call,
+    operator_table,
+    set_threads,
+)
+from qexp.types import EngineSpec
 
 
 class Eager(Engine):
     """device: `cpu` or `cuda`."""
 
     name = "eager"
-    wants = Wants(half=("bfloat16", "float16"))
+    spec = EngineSpec(half=("bfloat16", "float16"))
     file = "model.pt2"
     packages = ("torch",)
     modules = ("torch", "torch.ao.quantization.fx._decomposed")  # which registers the quantize/dequantize operators
@@ -45,20 +52,20 @@ class Eager(Engine):
         archive.seek(0)
         torch.export.load(archive).module()(torch.zeros(1))
 
-    def load(self, file: Path, threads: int) -> Run:
+    def load(self, file: Path, threads: int) -> Forward:
         return load_graph(plain(file), threads, self.device)
 
     def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
         return (set_threads, numpy_call, load_graph), {"device": self.device}
 
-    def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
+    def operators(self, run: Forward, x: np.ndarray) -> dict[str, Any]:
         return operator_table(run, x)
 
     def device_memory_mb(self) -> float | None:
         return device_memory_mb(self.device)
 
 
-def load_graph(file: Path | io.BytesIO, threads: int, device: str) -> Run:
+def load_graph(file: Path | io.BytesIO, threads: int, device: str) -> Forward:
     import torch
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
     from torch.export.passes import move_to_device_pass

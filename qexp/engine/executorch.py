@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from qexp.coded_file import plain
-from qexp.engine.base import Engine, Run, in_batches_of
-from qexp.types import Artifact, UserError, Wants
+from qexp.engine.base import Engine, Forward, in_batches_of
+from qexp.types import Artifact, EngineSpec, UserError
 
 
 class ExecuTorch(Engine):
     """A program is made for one batch size. In half precision XNNPACK keeps the weights of convolutions in fp32 in the file."""
 
     name = "executorch"
-    wants = Wants(activation="int8", half=("float16",))
+    spec = EngineSpec(activation="int8", half=("float16",))
     file = "model-batch{batch}.pte"
     packages = ("executorch",)
     modules = ("executorch.runtime",)
@@ -38,14 +38,14 @@ class ExecuTorch(Engine):
             raise UserError(f"executorch cannot lower {artifact.model}: {str(error)[:600]}") from error
         file.write_bytes(lowered.buffer)
 
-    def load(self, file: Path, threads: int) -> Run:
+    def load(self, file: Path, threads: int) -> Forward:
         return load_program(file, threads)
 
     def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
         return (in_batches_of, load_program), {}
 
 
-def load_program(file: Path, threads: int) -> Run:
+def load_program(file: Path, threads: int) -> Forward:
     import torch
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime

@@ -13,9 +13,16 @@ from typing import Any
 import numpy as np
 
 from qexp.coded_file import plain
-from qexp.engine.base import Engine, Run, in_batches_of
-from qexp.engine.torch_common import check_device, device_memory_mb, known_device, numpy_call, operator_table, set_threads
-from qexp.types import Artifact, Unsupported, UserError, Wants
+from qexp.engine.base import Engine, Forward, in_batches_of
+from qexp.engine.torch_common import (
+    check_device,
+    device_memory_mb,
+    known_device,
+    numpy_call,
+    operator_table,
+    set_threads,
+)
+from qexp.types import Artifact, EngineSpec, Unsupported, UserError
 
 # torch's own lowering of quantised linear layers copies a tensor in a way that torch warns about.
 COPY_WARNING = "To copy construct from a tensor"
@@ -34,7 +41,7 @@ class Inductor(Engine):
 
     def __init__(self, device: str = "cpu", packaged: bool = True):
         self.device, self.packaged = known_device(device), packaged
-        self.wants = Wants(placement="x86_inductor", half=("bfloat16", "float16"))
+        self.spec = EngineSpec(placement="x86_inductor", half=("bfloat16", "float16"))
         if not packaged:
             self.file = "model.pt2"
         elif device != "cpu":
@@ -90,16 +97,18 @@ class Inductor(Engine):
             import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401  (as in `write`)
             from torch.ao.quantization.fx import _decomposed  # noqa: F401
 
-    def load(self, file: Path, threads: int) -> Run:
+    def load(self, file: Path, threads: int) -> Forward:
         if not self.packaged:
             set_threads(threads)
             return self._compiled_when_called(file)
         return load_package(file, threads, self.device)
 
     def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]] | None:
-        return ((set_threads, numpy_call, in_batches_of, load_package), {"device": self.device}) if self.packaged else None
+        return (
+            ((set_threads, numpy_call, in_batches_of, load_package), {"device": self.device}) if self.packaged else None
+        )
 
-    def _compiled_when_called(self, file: Path) -> Run:
+    def _compiled_when_called(self, file: Path) -> Forward:
         """For the batch size of the first call; calls with other sizes are made up of such."""
         import torch
         from torch.export.passes import move_to_device_pass
@@ -119,14 +128,14 @@ class Inductor(Engine):
 
         return run
 
-    def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
+    def operators(self, run: Forward, x: np.ndarray) -> dict[str, Any]:
         return operator_table(run, x)
 
     def device_memory_mb(self) -> float | None:
         return device_memory_mb(self.device)
 
 
-def load_package(file: Path, threads: int, device: str) -> Run:
+def load_package(file: Path, threads: int, device: str) -> Forward:
     import torch._inductor.package
 
     set_threads(threads)

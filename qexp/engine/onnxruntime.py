@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from qexp.coded_file import plain
-from qexp.engine.base import Engine, Run
+from qexp.engine.base import Engine, Forward
 from qexp.onnx_file import write_onnx
-from qexp.types import Artifact, Unsupported, UserError, Wants, nearest
+from qexp.types import Artifact, EngineSpec, Unsupported, UserError, nearest
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 WANTS = {
-    "cpu": Wants(("pt2", "onnx")),
-    "cuda": Wants(half=("float16",)),
-    "tensorrt": Wants(activation="int8_symmetric", half=("float16",)),
+    "cpu": EngineSpec(("pt2", "onnx")),
+    "cuda": EngineSpec(half=("float16",)),
+    "tensorrt": EngineSpec(activation="int8_symmetric", half=("float16",)),
 }
 
 
@@ -34,7 +34,7 @@ class OnnxRuntime(Engine):
         if provider not in PROVIDERS:
             raise UserError(f"There is no provider {provider!r}. {nearest(provider, PROVIDERS)}")
         self.provider = provider
-        self.wants = WANTS[provider]
+        self.spec = WANTS[provider]
         self.name = {"cpu": "onnxruntime", "cuda": "onnxruntime_cuda", "tensorrt": "tensorrt"}[provider]
 
     def check_machine(self) -> None:
@@ -42,19 +42,21 @@ class OnnxRuntime(Engine):
         import onnxruntime
 
         if PROVIDERS[self.provider] not in onnxruntime.get_available_providers():
-            raise Unsupported(f"the installed onnxruntime has no provider for {self.provider}: it needs an NVIDIA GPU and onnxruntime-gpu")
+            raise Unsupported(
+                f"the installed onnxruntime has no provider for {self.provider}: it needs an NVIDIA GPU and onnxruntime-gpu"
+            )
 
     def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
         write_onnx(artifact.folder / artifact.graph, artifact.data.input_shape, file)
 
-    def load(self, file: Path, threads: int) -> Run:
+    def load(self, file: Path, threads: int) -> Forward:
         return load_session(plain(file), threads, PROVIDERS[self.provider])
 
     def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
         return (load_session,), {"provider": PROVIDERS[self.provider]}
 
 
-def load_session(file: Path | io.BytesIO, threads: int, provider: str) -> Run:
+def load_session(file: Path | io.BytesIO, threads: int, provider: str) -> Forward:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from qexp.engine.base import Engine, Run
+from qexp.engine.base import Engine, Forward
 from qexp.engine.torch_common import numpy_call, operator_table, set_threads
-from qexp.types import UserError, Wants, nearest
+from qexp.types import EngineSpec, UserError, nearest
 
 KERNELS = ("x86", "fbgemm", "onednn", "qnnpack")
 
@@ -27,19 +27,19 @@ class TorchAo(Engine):
         if kernels not in KERNELS:
             raise UserError(f"There are no kernels {kernels!r}. {nearest(kernels, KERNELS)}")
         self.kernels = kernels
-        self.wants = Wants(("torchscript",), kernels=kernels)
+        self.spec = EngineSpec(("torchscript",), kernels=kernels)
 
-    def load(self, file: Path, threads: int) -> Run:
+    def load(self, file: Path, threads: int) -> Forward:
         return load_script(file, threads, self.kernels)
 
     def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
         return (set_threads, numpy_call, load_script), {"kernels": self.kernels}
 
-    def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
+    def operators(self, run: Forward, x: np.ndarray) -> dict[str, Any]:
         return operator_table(run, x)
 
 
-def load_script(file: Path, threads: int, kernels: str) -> Run:
+def load_script(file: Path, threads: int, kernels: str) -> Forward:
     import torch.jit
 
     set_threads(threads)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qexp.engine.base import Run
+from qexp.engine.base import Forward
 from qexp.types import Unsupported, UserError, nearest
 
 DEVICES = ("cpu", "cuda")
@@ -34,7 +34,7 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def numpy_call(module: Callable[..., Any], device: str = "cpu") -> Run:
+def numpy_call(module: Callable[..., Any], device: str = "cpu") -> Forward:
     """A torch module as a function of NumPy arrays, without gradients; the way to the device and back is part of the call."""
     import torch
 
@@ -52,7 +52,7 @@ def device_memory_mb(device: str) -> float | None:
     return torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
 
 
-def operator_table(run: Run, x: np.ndarray) -> dict[str, Any]:
+def operator_table(run: Forward, x: np.ndarray) -> dict[str, Any]:
     """torch.profiler's table of one call, sorted by CPU memory, as text and as rows, and the sum of all that its operators
     allocated in MiB.
 

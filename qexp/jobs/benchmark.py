@@ -12,41 +12,51 @@ from qexp.engine.base import Engine
 from qexp.files import check_digests
 from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, limits_of, measure
 from qexp.jobs.compress import compress, planned_params
-from qexp.jobs.run import Job, run_job
-from qexp.measure.base import Subject, TestSet
+from qexp.jobs.run import JobPlan, run_job
+from qexp.measure.base import Candidate, EvaluationSet
 from qexp.types import Artifact, Unsupported
 
 OF_A_NETWORK = ("model", "data", "method", "bits", "recipe", "trainer", "checkpoint", "train_missing", "init")
 
 
-def benchmark(config: DictConfig) -> Job:
+def benchmark(config: DictConfig) -> JobPlan:
     """artifact → engine → measurements, of one job; against fp32 if the artifact of the same weights lies beside this one."""
     artifact = Artifact.read(Path(config.artifact))
     check_digests(artifact.folder, artifact.files)
     folder = artifact.folder.parent / artifact.reference
     fp32 = Artifact.read(folder) if folder.exists() else None
-    engines, rivals, baseline_engine = engines_of(config.engine), engines_of(config.rivals), instantiate(config.baseline.engine)
+    engines, fp32_engines, baseline_engine = (
+        engines_of(config.engine),
+        engines_of(config.fp32_engines),
+        instantiate(config.baseline.engine),
+    )
 
-    def subject(artifact: Artifact, engine: Engine, standing: bool = False) -> Subject:
-        if not (engine.wants.reads(artifact.form) or engine.runs_simulated and artifact.form.formats == ("pt2",)):
-            raise Unsupported(f"{engine.name} does not run {artifact.folder.name}, which was made for other kernels; compress for it")
+    def candidate(artifact: Artifact, engine: Engine, persistent: bool = False) -> Candidate:
+        if not (
+            engine.spec.reads(artifact.engine_spec)
+            or engine.runs_simulated
+            and artifact.engine_spec.formats == ("pt2",)
+        ):
+            raise Unsupported(
+                f"{engine.name} does not run {artifact.folder.name}, which was made for other kernels; compress for it"
+            )
         engine.check_machine()
         artifact = engine.lower(artifact, config.batch_size, config.threads)
-        return Subject(artifact, engine, config.batch_size, config.threads, limits_of(config), standing)
+        return Candidate(artifact, engine, config.batch_size, config.threads, limits_of(config), persistent)
 
     def run() -> Outcome:
         notes: dict[str, str] = {}
-        subjects = accepted_by(engines, lambda engine: subject(artifact, engine), notes)
-        tests = TestSet.of(artifact, Path(config.outputs) / "cache")
+        candidates = accepted_by(engines, lambda engine: candidate(artifact, engine), notes)
+        tests = EvaluationSet.of(artifact, Path(config.outputs) / "cache")
         if fp32 is None:
-            return measure(config, subjects, None, {}, tests, notes)
-        compared = accepted_by(rivals, lambda engine: subject(fp32, engine), {})
-        return measure(config, subjects, subject(fp32, baseline_engine, standing=True), compared, tests, notes)
+            return measure(config, candidates, None, {}, tests, notes)
+        compared = accepted_by(fp32_engines, lambda engine: candidate(fp32, engine), {})
+        return measure(config, candidates, candidate(fp32, baseline_engine, persistent=True), compared, tests, notes)
 
-    compared_with = {"baseline": baseline_engine, **rivals} if fp32 else {}
+    compared_with = {"baseline": baseline_engine, **fp32_engines} if fp32 else {}
     measured = identities(engines, lambda engine: artifact.key)
     reference = identities(compared_with, lambda engine: fp32.key if fp32 else "")
-    return Job([artifact.files[artifact.graph], measured, reference], run, None)
+    return JobPlan([artifact.files[artifact.graph], measured, reference], run, None)
 
 
 def main(config: DictConfig) -> None:

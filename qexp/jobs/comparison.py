@@ -15,7 +15,17 @@ from omegaconf import DictConfig
 
 from qexp.engine.base import Engine
 from qexp.files import write_json
-from qexp.measure.base import Bench, Disagrees, Limits, Subject, TestSet, Turns, engine_identity, ranking, run_measures
+from qexp.measure.base import (
+    Candidate,
+    Context,
+    EvaluationSet,
+    Limits,
+    ParityError,
+    Turns,
+    engine_identity,
+    ranking,
+    run_measures,
+)
 from qexp.types import Measurement, Unsupported, UserError, digest, nearest
 
 Made = TypeVar("Made")
@@ -23,9 +33,9 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job measured: the subject, the numbers, tables for people by file name, and notes on what is missing by its name."""
+    """What a job measured: the candidate, the numbers, tables for people by file name, and notes on what is missing by its name."""
 
-    subject: Subject
+    candidate: Candidate
     measurements: list[Measurement]
     texts: dict[str, str]
     notes: dict[str, str]
@@ -33,13 +43,15 @@ class Outcome:
 
 def engines_of(config: DictConfig) -> dict[str, Engine]:
     """The engine of the config group node `config`, or all candidates of `auto`, by name. Errors: UserError where all are null."""
-    candidates = config.get("candidates")
-    if candidates is None:
+    timings = config.get("candidates")
+    if timings is None:
         engine = instantiate(config)
         return {engine.name: engine}
-    engines = {name: instantiate(engine) for name, engine in candidates.items() if engine is not None}
+    engines = {name: instantiate(engine) for name, engine in timings.items() if engine is not None}
     if not engines:
-        raise UserError(f"Every candidate is null ({', '.join(candidates)}); leave one of them, or choose an engine by its name.")
+        raise UserError(
+            f"Every candidate is null ({', '.join(timings)}); leave one of them, or choose an engine by its name."
+        )
     return engines
 
 
@@ -73,42 +85,46 @@ def accepted_by(engines: dict[str, Engine], make: Callable[[Engine], Made], note
 
 
 def measure(
-    config: DictConfig, subjects: dict[str, Subject], baseline: Subject | None, rivals: dict[str, Subject], tests: TestSet | None,
+    config: DictConfig, candidates: dict[str, Candidate], baseline: Candidate | None, fp32_engines: dict[str, Candidate], tests: EvaluationSet | None,
     notes: dict[str, str],
 ) -> Outcome:  # fmt: skip
-    """All measurements of the config on the fastest of `subjects` that computes what its graph says, against the baseline, the
-    fastest of `rivals`, and on the test set, where there are these."""
-    check_picture(config.picture, [layer.name for subject in subjects.values() for layer in subject.artifact.layers])
+    """All measurements of the config on the fastest of `candidates` that computes what its graph says, against the baseline, the
+    fastest of `fp32_engines`, and on the test set, where there are these."""
+    check_picture(
+        config.picture, [layer.name for candidate in candidates.values() for layer in candidate.artifact.layers]
+    )
     cache = Path(config.outputs) / "cache"
-    rival = fastest_known(rivals, instantiate(config.rivals.get("trial")), cache) if rivals else None
-    if rival:
-        rival.standing = True
-    ranked = ranking(subjects, instantiate(config.engine.trial), notes) if len(subjects) > 1 else {}
+    best_fp32 = (
+        fastest_known(fp32_engines, instantiate(config.fp32_engines.get("trial")), cache) if fp32_engines else None
+    )
+    if best_fp32:
+        best_fp32.persistent = True
+    ranked = ranking(candidates, instantiate(config.engine.trial), notes) if len(candidates) > 1 else {}
     measures = {name: instantiate(node) for name, node in config.measure.items() if isinstance(node, DictConfig)}
-    candidates = [Measurement(f"candidate_{name}_ms", ms, "ms") for name, ms in ranked.items()]
-    left = [*ranked] or [*subjects]
+    timings = [Measurement(f"candidate_{name}_ms", ms, "ms") for name, ms in ranked.items()]
+    left = [*ranked] or [*candidates]
     while True:
         name = left.pop(0)
-        bench = Bench(subjects[name], baseline, tests, cache, rival, notes=notes)
+        context = Context(candidates[name], baseline, tests, cache, best_fp32, notes=notes)
         try:
-            return Outcome(bench.subject, [*run_measures(measures, bench), *candidates], bench.texts, notes)
-        except Disagrees as error:
+            return Outcome(context.candidate, [*run_measures(measures, context), *timings], context.texts, notes)
+        except ParityError as error:
             if not left:
                 raise
             notes[f"candidate {name}"] = f"left out: {error}"
 
 
-def fastest_known(subjects: dict[str, Subject], trial: Turns, cache: Path) -> Subject:
-    """The fastest of `subjects`, timed once for all jobs on this machine that ask for the same."""
-    if len(subjects) == 1:
-        return next(iter(subjects.values()))
-    asked = [[s.identity, s.batch, s.threads] for s in subjects.values()]
+def fastest_known(candidates: dict[str, Candidate], trial: Turns, cache: Path) -> Candidate:
+    """The fastest of `candidates`, timed once for all jobs on this machine that ask for the same."""
+    if len(candidates) == 1:
+        return next(iter(candidates.values()))
+    asked = [[s.identity, s.batch, s.threads] for s in candidates.values()]
     file = cache / "fastest" / f"{digest([socket.gethostname(), asked])[:24]}.json"
     if not file.exists():
-        write_json(file, ranking(subjects, trial, {}))
-        for subject in subjects.values():
-            subject.close()
-    return subjects[next(iter(json.loads(file.read_text())))]
+        write_json(file, ranking(candidates, trial, {}))
+        for candidate in candidates.values():
+            candidate.close()
+    return candidates[next(iter(json.loads(file.read_text())))]
 
 
 def limits_of(config: DictConfig) -> Limits:

@@ -9,10 +9,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from qexp.jobs.artifact_factory import prepare
 from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, measure
-from qexp.jobs.run import Job, run_job
-from qexp.jobs.subjects import prepare
-from qexp.measure.base import TestSet
+from qexp.jobs.run import JobPlan, run_job
+from qexp.measure.base import EvaluationSet
 from qexp.types import Artifact
 
 
@@ -20,30 +20,46 @@ def main(config: DictConfig) -> None:
     run_job(config, "compress", planned_params(config), compress)
 
 
-def compress(config: DictConfig) -> Job:
+def compress(config: DictConfig) -> JobPlan:
     """One job: its artifacts and engines, how to make them, and how to measure them."""
     method, fp32 = instantiate(config.method), instantiate(config.baseline.method)
-    engines, rivals = engines_of(config.engine), engines_of(config.rivals)
+    engines, fp32_engines = engines_of(config.engine), engines_of(config.fp32_engines)
     baseline_engine = instantiate(config.baseline.engine)
-    subjects = prepare(config)
+    factory = prepare(config)
 
     def make() -> Artifact:
-        for engine in [baseline_engine, *rivals.values()]:
-            accepted_by({engine.name: engine}, lambda engine: subjects.artifact(fp32, engine), {})
-        return next(iter(accepted_by(engines, lambda engine: subjects.artifact(method, engine), {}).values()))
+        for engine in [baseline_engine, *fp32_engines.values()]:
+            accepted_by({engine.name: engine}, lambda engine: factory.artifact(fp32, engine), {})
+        return next(iter(accepted_by(engines, lambda engine: factory.artifact(method, engine), {}).values()))
 
     def run() -> Outcome:
-        notes = dict(subjects.notes)
-        candidates = accepted_by(engines, lambda engine: subjects.of(method, engine), notes)
-        baseline = subjects.of(fp32, baseline_engine, standing=True)
-        compared = accepted_by(rivals, lambda engine: subjects.of(fp32, engine), {})
-        return measure(config, candidates, baseline, compared, TestSet.of(baseline.artifact, Path(config.outputs) / "cache"), notes)
+        notes = dict(factory.notes)
+        candidates = accepted_by(engines, lambda engine: factory.candidate(method, engine), notes)
+        baseline = factory.candidate(fp32, baseline_engine, persistent=True)
+        compared = accepted_by(fp32_engines, lambda engine: factory.candidate(fp32, engine), {})
+        return measure(
+            config,
+            candidates,
+            baseline,
+            compared,
+            EvaluationSet.of(baseline.artifact, Path(config.outputs) / "cache"),
+            notes,
+        )
 
-    reference = identities({"baseline": baseline_engine}, subjects.named(fp32))
-    return Job([identities(engines, subjects.named(method)), reference, identities(rivals, subjects.named(fp32))], run, make)
+    reference = identities({"baseline": baseline_engine}, factory.named(fp32))
+    return JobPlan(
+        [identities(engines, factory.named(method)), reference, identities(fp32_engines, factory.named(fp32))],
+        run,
+        make,
+    )
 
 
 def planned_params(config: DictConfig) -> dict[str, Any]:
     """What the record of this job says of it before anything is known but the config."""
     choices = HydraConfig.get().runtime.choices
-    return {"model": config.model.id, "data": config.data.name or choices["data"], "method": choices["method"], "bits": config.bits}
+    return {
+        "model": config.model.id,
+        "data": config.data.name or choices["data"],
+        "method": choices["method"],
+        "bits": config.bits,
+    }

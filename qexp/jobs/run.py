@@ -21,7 +21,7 @@ from qexp.files import RECORDS, code_digest, link_instead
 from qexp.jobs.comparison import Outcome, check_picture, limits_of
 from qexp.jobs.reuse import EndedRuns
 from qexp.launch import ChildFailed
-from qexp.measure.base import STANDING, Disagrees
+from qexp.measure.base import PERSISTENT, ParityError
 from qexp.measure.machine import environment, physical_cores
 from qexp.report.layers import draw_layers
 from qexp.tracking.store import read_records, write_record
@@ -31,7 +31,7 @@ CHOICES = {"on_error": ("continue", "stop"), "phase": ("all", "compress", "measu
 
 
 @dataclass(frozen=True)
-class Job:
+class JobPlan:
     """identity: what of the run is known before it is made, in plain values: artifacts and engines; run: makes and measures it;
     make: only makes all that measuring needs, None where it is there."""
 
@@ -40,7 +40,7 @@ class Job:
     make: Callable[[], Artifact] | None
 
 
-def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callable[[DictConfig], Job]) -> None:
+def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callable[[DictConfig], JobPlan]) -> None:
     """Plan the job, run it unless it ended before, and write its record, finished, unsupported or failed, to the run's folder and
     then to tracking.
 
@@ -48,7 +48,7 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callab
     """
     if config.threads == "auto":
         config.threads = physical_cores()
-    run = Run(config, kind, planned)
+    run = Job(config, kind, planned)
     print(f"{run.name} ...", flush=True)
     if config.on_error == "stop" and any(record.status == "failed" for record in read_records(sweep_folder())):
         print("  left out: another run of this sweep failed (on_error=stop)", flush=True)
@@ -64,20 +64,26 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callab
         print("  is in this sweep already: one row is enough", flush=True)
         return
     run.show(record)
-    before = f" before, in {record.reused} (force=true measures again)" if record.reused else f" in {record.seconds:.0f} s"
+    before = (
+        f" before, in {record.reused} (force=true measures again)" if record.reused else f" in {record.seconds:.0f} s"
+    )
     print(f"  {record.status}{before}{f': {record.reason}' if record.reason else ''}", flush=True)
 
 
-class Run:
+class Job:
     """One job of a sweep: its config, the folder of its record, and what is known of it so far."""
 
     def __init__(self, config: DictConfig, kind: str, planned: dict[str, Any]):
         self.began, hydra = time.perf_counter(), HydraConfig.get()
         self.config, self.kind, self.folder = config, kind, Path(hydra.runtime.output_dir)
-        self.params = {**planned, "engine": hydra.runtime.choices["engine"], **{k: config[k] for k in ("batch_size", "threads", "seed")}}
+        self.params = {
+            **planned,
+            "engine": hydra.runtime.choices["engine"],
+            **{k: config[k] for k in ("batch_size", "threads", "seed")},
+        }
         self.name = " · ".join([describe(self.params), *swept_options()])
 
-    def end(self, job: Job) -> Record | None:
+    def end(self, job: JobPlan) -> Record | None:
         """Write the record of the job: an earlier run's, or that of what happens now; None where this sweep has it already."""
         key, ended = job_key(self.kind, job, self.config), EndedRuns(Path(self.config.outputs))
         with ended.claim(key):
@@ -107,24 +113,34 @@ class Run:
         here = (ended.outputs / known.reused).resolve() == self.folder.resolve()  # it ended, and the job was requeued
         return replace(known, sweep=sweep_folder().name, reused="" if here else known.reused)
 
-    def made(self, key: str, job: Job) -> Record:
+    def made(self, key: str, job: JobPlan) -> Record:
         if self.config.phase == "compress":
             if job.make is None:
                 raise UserError("phase=compress has nothing to make: the artifact is given. Leave phase=all.")
             made = job.make()
             return self.record(key, "compressed", made.folder.name, made)
         # What every run is compared with imports its engine, which takes seconds, while the artifact is made.
-        STANDING.get(instantiate(self.config.baseline.engine), self.config.threads, limits_of(self.config))
+        PERSISTENT.get(instantiate(self.config.baseline.engine), self.config.threads, limits_of(self.config))
         outcome = job.run()
-        return self.record(key, "finished", "", outcome.subject.artifact, outcome)
+        return self.record(key, "finished", "", outcome.candidate.artifact, outcome)
 
     def broken(self, key: str, error: Exception) -> Record:
         unsupported = isinstance(error, Unsupported)
-        return self.record(key, "unsupported" if unsupported else "failed", str(error) if unsupported else reason_of(error, self.folder))
+        return self.record(
+            key,
+            "unsupported" if unsupported else "failed",
+            str(error) if unsupported else reason_of(error, self.folder),
+        )
 
-    def record(self, key: str, status: str, reason: str, artifact: Artifact | None = None, outcome: Outcome | None = None) -> Record:
+    def record(
+        self, key: str, status: str, reason: str, artifact: Artifact | None = None, outcome: Outcome | None = None
+    ) -> Record:
         resolved: dict[str, Any] = OmegaConf.to_container(self.config, resolve=True)  # type: ignore[assignment]
-        params = self.params | (artifact.params if artifact else {}) | ({"engine": outcome.subject.engine.name} if outcome else {})
+        params = (
+            self.params
+            | (artifact.params if artifact else {})
+            | ({"engine": outcome.candidate.engine.name} if outcome else {})
+        )
         return Record(
             kind=self.kind, key=key, sweep=sweep_folder().name, status=status, reason=reason, label=describe(params), params=params,
             config=resolved, measurements=tuple(outcome.measurements if outcome else ()),
@@ -140,7 +156,9 @@ class Run:
         try:
             if record.status == "finished":  # so that who loads or deploys the artifact knows how it was measured
                 link_instead(self.folder / "record.json", Path(record.artifact) / RECORDS / f"{record.key}.json")
-            if record.artifact and (self.config.picture or not record.reused):  # the run that it was taken from has the others
+            if record.artifact and (
+                self.config.picture or not record.reused
+            ):  # the run that it was taken from has the others
                 draw_layers(Path(record.artifact), self.folder, self.config.picture)
             if not record.reused and record.status != "compressed":
                 instantiate(self.config.tracking).log(record, self.folder)
@@ -149,12 +167,17 @@ class Run:
             print(f"  {missing}", file=sys.stderr, flush=True)
 
 
-def job_key(kind: str, job: Job, config: DictConfig) -> str:
+def job_key(kind: str, job: JobPlan, config: DictConfig) -> str:
     """Of all that determines what a run measures: who is measured on which engines, how, by which code, and where."""
-    sources = [Path(__file__).parents[1] / package for package in ("measure", "engine", "launch.py", "jobs/comparison.py")]
+    sources = [
+        Path(__file__).parents[1] / package for package in ("measure", "engine", "launch.py", "jobs/comparison.py")
+    ]
     machine = environment(Path(__file__).parents[2])
     how: Any = OmegaConf.to_container(config.measure, resolve=True)
-    trials = [OmegaConf.to_container(OmegaConf.create([config[node].get("trial")]), resolve=True) for node in ("engine", "rivals")]
+    trials = [
+        OmegaConf.to_container(OmegaConf.create([config[node].get("trial")]), resolve=True)
+        for node in ("engine", "fp32_engines")
+    ]
     place = [machine[name] for name in ("host", "cpu", "cores")]
     return digest([kind, job.identity, config.batch_size, config.threads, how, trials, place, code_digest(*sources)])
 
@@ -165,7 +188,9 @@ def check_options(config: DictConfig) -> None:
             raise UserError(f"{key}={config[key]} is unknown. {nearest(str(config[key]), known)}")
     for key in ("batch_size", "threads"):
         if not isinstance(config[key], int) or config[key] < 1:
-            raise UserError(f"{key}={config[key]} is out of range; give a whole number of at least 1{' or auto' * (key == 'threads')}.")
+            raise UserError(
+                f"{key}={config[key]} is out of range; give a whole number of at least 1{' or auto' * (key == 'threads')}."
+            )
 
 
 def sweep_folder() -> Path:
@@ -185,14 +210,16 @@ def swept_options() -> list[str]:
     """Options of the method that tell this job of a sweep apart, such as `observer mse`."""
     hydra = HydraConfig.get()
     given = hydra.overrides.task if hydra.mode == RunMode.MULTIRUN else []
-    return [override.removeprefix("method.").replace("=", " ", 1) for override in given if override.startswith("method.")]
+    return [
+        override.removeprefix("method.").replace("=", " ", 1) for override in given if override.startswith("method.")
+    ]
 
 
 def reason_of(error: Exception, folder: Path) -> str:
     """One line for the table; the traceback of what no user can put right goes to the run's folder."""
     if isinstance(error, ChildFailed):
         return f"the measurement {error}"
-    if isinstance(error, Disagrees):
+    if isinstance(error, ParityError):
         return str(error)
     explained = explain(error)
     if explained is not None:

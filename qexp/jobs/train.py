@@ -22,8 +22,8 @@ from qexp.data.loaders import Loaders
 from qexp.files import file_digest
 from qexp.model.base import build_network, check_logits, load_weights, read_weights
 from qexp.model.baseline import Baseline, check_space, weights_file
-from qexp.model.classifier import Classifier
 from qexp.model.trainer import be_quiet, best_and_last, leave_one_process, make_trainer
+from qexp.model.training_module import TrainingModule
 from qexp.types import UserError, command_line, digest, versions
 
 
@@ -36,14 +36,21 @@ def train_baseline(config: DictConfig, data: ImageData) -> Baseline:
     be_quiet()
     spec = data.open()
     if spec.pretend:
-        raise UserError(f"data={spec.name} has pretend images, from which nothing can be learned. Choose real data, such as data=digits.")
+        raise UserError(
+            f"data={spec.name} has pretend images, from which nothing can be learned. Choose real data, such as data=digits."
+        )
     if config.recipe.epochs < 1:
         raise UserError(f"recipe.epochs is {config.recipe.epochs}; it must be at least 1.")
     check_logits(build_network(config.model), config.model.id, spec)
     parts: dict[str, Any] = {part: OmegaConf.to_container(config[part], resolve=True) for part in ("model", "recipe")}
     start = weights_file(config.init) if config.init else None
     weights = read_weights(start) if start else None
-    plan = {**parts, "data": spec.digest, "augmentation": OmegaConf.to_container(config.data.augmentation), "seed": config.seed}
+    plan = {
+        **parts,
+        "data": spec.digest,
+        "augmentation": OmegaConf.to_container(config.data.augmentation),
+        "seed": config.seed,
+    }
     if start:
         plan["init"] = file_digest(start)
     name = f"{config.model.id}-{spec.name}-seed{config.seed}-{digest(plan)[:8]}".replace("/", "_")
@@ -64,11 +71,15 @@ def alone_with(lock: Path) -> contextlib.AbstractContextManager[Any]:
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"Cannot write to {lock.parent}: {error.strerror}. Choose another folder with outputs=FOLDER.") from error
+        raise UserError(
+            f"Cannot write to {lock.parent}: {error.strerror}. Choose another folder with outputs=FOLDER."
+        ) from error
     return FileLock(lock)
 
 
-def train(config: DictConfig, data: ImageData, folder: Path, plan: dict[str, Any], weights: dict[str, Tensor] | None) -> Baseline:
+def train(
+    config: DictConfig, data: ImageData, folder: Path, plan: dict[str, Any], weights: dict[str, Tensor] | None
+) -> Baseline:
     """The training itself, as `plan` says, from random weights or the given ones."""
     spec = data.open()
     seed_everything(config.seed, verbose=False)
@@ -76,7 +87,7 @@ def train(config: DictConfig, data: ImageData, folder: Path, plan: dict[str, Any
     check_space(folder, network)
     if weights:
         load_weights(network, weights, str(config.init))
-    module = Classifier(
+    module = TrainingModule(
         network, spec.num_classes, recipe.optimizer, recipe.scheduler, recipe.scheduler_per_step,
         recipe.label_smoothing, recipe.channels_last, config.seed,
     )  # fmt: skip
@@ -91,7 +102,9 @@ def train(config: DictConfig, data: ImageData, folder: Path, plan: dict[str, Any
 
     assert best.best_model_score is not None  # every epoch is validated
     load_weights(module.network, read_weights(Path(best.best_model_path)), best.best_model_path)
-    tester = make_trainer(config.trainer.accelerator, config.trainer.precision, devices=1, logger=logger, enable_progress_bar=False)
+    tester = make_trainer(
+        config.trainer.accelerator, config.trainer.precision, devices=1, logger=logger, enable_progress_bar=False
+    )
     tested = tester.test(module, Loaders(data), verbose=False)[0]
     baseline = Baseline(
         folder=folder, model=plan["model"], data=spec, recipe=plan["recipe"], seed=config.seed,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from qexp.measure.base import Bench, Measure
+from qexp.measure.base import Context, Measure
 from qexp.types import Measurement, UserError, nearest
 
 PARTS = {"test": ("",), "validation": ("val_",), "both": ("", "val_")}  # and how names of their metrics begin
@@ -21,25 +21,29 @@ class Accuracy(Measure):
             raise UserError(f"measure.accuracy.part={part} is unknown. {nearest(part, PARTS)}")
         self.part, self.batch_size = part, batch_size
 
-    def measure(self, bench: Bench) -> list[Measurement]:
-        return [measurement for prefix in PARTS[self.part] for measurement in self.measure_part(bench, prefix)]
+    def measure(self, context: Context) -> list[Measurement]:
+        return [measurement for prefix in PARTS[self.part] for measurement in self.measure_part(context, prefix)]
 
-    def measure_part(self, bench: Bench, prefix: str) -> list[Measurement]:
-        images = bench.validation if prefix else bench.tests
+    def measure_part(self, context: Context, prefix: str) -> list[Measurement]:
+        images = context.validation_set if prefix else context.test_set
         if images is None or not images.meaningful:
-            bench.notes[f"{prefix}top1"] = "there are no real images, or no trained weights"
+            context.notes[f"{prefix}top1"] = "there are no real images, or no trained weights"
             return []
         labels = images.classes
-        logits, seconds = bench.subject.logits(images, self.batch_size, bench.cache)
+        logits, seconds = context.candidate.logits(images, self.batch_size, context.cache)
         found = score(logits, labels)
         if not prefix:
             found.append(Measurement("test_seconds", seconds, "s"))
-        if bench.baseline:
-            reference, _ = bench.baseline.logits(images, self.batch_size, bench.cache)
+        if context.baseline:
+            reference, _ = context.baseline.logits(images, self.batch_size, context.cache)
             drop = top_k(reference, labels, 1) - top_k(logits, labels, 1)
             agreement = float((reference.argmax(1) == logits.argmax(1)).mean())
             found += [Measurement("top1_drop", drop, "fraction"), Measurement("agreement", agreement, "fraction")]
-            found.append(Measurement("mcnemar_p", mcnemar(*(top_k_hits(each, labels, 1) for each in (reference, logits))), "probability"))
+            found.append(
+                Measurement(
+                    "mcnemar_p", mcnemar(*(top_k_hits(each, labels, 1) for each in (reference, logits))), "probability"
+                )
+            )
         return [replace(measurement, name=prefix + measurement.name) for measurement in found]
 
 

@@ -10,7 +10,6 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +26,7 @@ HOST_LOCK = Path("/tmp" if os.name == "posix" else tempfile.gettempdir()) / "qex
 
 
 @dataclass(frozen=True)
-class TestSet:
+class EvaluationSet:
     """Paths of images[N,H,W,C] uint8 and labels[N] int64 as .npy files; meaningful: False for pretend images or random weights;
     chosen: file of the indices that belong to it, None for all."""
 
@@ -37,11 +36,15 @@ class TestSet:
     chosen: Path | None = None
 
     @classmethod
-    def validation(cls, artifact: Artifact, cache: Path) -> TestSet | None:
+    def validation(cls, artifact: Artifact, cache: Path) -> EvaluationSet | None:
         """The validation part of the data an artifact was made with, which no weight was trained on, if it is still in `cache`."""
         folder = cache / "data" / artifact.data.cache_name
         indices = folder / artifact.data.validation_file
-        return cls(folder / "train_images.npy", folder / "train_labels.npy", artifact.has_accuracy, indices) if indices.exists() else None
+        return (
+            cls(folder / "train_images.npy", folder / "train_labels.npy", artifact.has_accuracy, indices)
+            if indices.exists()
+            else None
+        )
 
     @property
     def classes(self) -> np.ndarray:
@@ -50,7 +53,7 @@ class TestSet:
         return labels[json.loads(self.chosen.read_text())] if self.chosen else labels
 
     @classmethod
-    def of(cls, artifact: Artifact, cache: Path) -> TestSet | None:
+    def of(cls, artifact: Artifact, cache: Path) -> EvaluationSet | None:
         """The test part of the data an artifact was made with, if its decoded images are still in `cache`; for pretend data, which
         is kept nowhere, 64 images of its shape."""
         folder = cache / ("pretend" if artifact.data.pretend else "data") / artifact.data.cache_name
@@ -60,7 +63,11 @@ class TestSet:
                 images = np.random.default_rng(0).integers(256, size=(64, height, width, channels), dtype=np.uint8)
                 np.save(partial / "test_images.npy", images)
                 np.save(partial / "test_labels.npy", np.zeros(64, np.int64))
-        return cls(folder / "test_images.npy", folder / "test_labels.npy", artifact.has_accuracy) if folder.exists() else None
+        return (
+            cls(folder / "test_images.npy", folder / "test_labels.npy", artifact.has_accuracy)
+            if folder.exists()
+            else None
+        )
 
 
 @dataclass(frozen=True)
@@ -71,38 +78,49 @@ class Limits:
     memory_mb: float | None
 
 
-class Subject:
+class Candidate:
     """An artifact on an engine, loaded in a child process when first asked for. batch: images per call; standing: whether its
-    child is that of the last such subject on the same engine, if it lives, instead of a fresh one."""
+    child is that of the last such candidate on the same engine, if it lives, instead of a fresh one."""
 
-    def __init__(self, artifact: Artifact, engine: Engine, batch: int, threads: int, limits: Limits, standing: bool = False):
+    def __init__(
+        self, artifact: Artifact, engine: Engine, batch: int, threads: int, limits: Limits, persistent: bool = False
+    ):
         self.artifact, self.engine, self.batch, self.threads, self.limits = artifact, engine, batch, threads, limits
-        self.standing = standing
+        self.persistent = persistent
+        self._child: Child | None = None
+        self._imported = False
+        self._started: dict[str, Any] = {}
 
-    def beside(self, artifact: Artifact) -> Subject:
+    def beside(self, artifact: Artifact) -> Candidate:
         """Another artifact on the same engine; in a standing child the two take turns."""
-        return Subject(artifact, self.engine, self.batch, self.threads, self.limits, self.standing)
+        return Candidate(artifact, self.engine, self.batch, self.threads, self.limits, self.persistent)
 
-    @cached_property
-    def importing(self) -> Child:
-        """A child that has begun to import its engine, which takes seconds and may overlap with others' imports."""
-        return (STANDING.get if self.standing else new_child)(self.engine, self.threads, self.limits)
+    def launch(self) -> Child:
+        """Start the child, unless it runs. It imports its engine, which takes seconds and may overlap with others' imports."""
+        if self._child is None:
+            self._child = (PERSISTENT.get if self.persistent else new_child)(self.engine, self.threads, self.limits)
+        return self._child
 
-    @cached_property
-    def child(self) -> Child:
-        """The child when it has imported its engine."""
-        self.importing.ask("ready")
-        return self.importing
+    def ready_child(self) -> Child:
+        """The child, launched where there is none, when it has imported its engine."""
+        child = self.launch()
+        if not self._imported:
+            child.ask("ready")
+            self._imported = True
+        return child
 
-    @property
     def start(self) -> dict[str, Any]:
-        """load_ms, first_call_ms, memory_mb and device_memory_mb (None where there is none, or the system cannot tell)."""
-        if self.child.holds is not self:
+        """Load the network in the child, unless it holds it.
+
+        Returns load_ms, first_call_ms, memory_mb and device_memory_mb (None where there is none, or the system cannot tell).
+        """
+        child = self.ready_child()
+        if child.holds is not self:
             shape = [self.batch, *self.artifact.data.input_shape]
-            self.child.holds = None
-            self.started = self.child.ask("start", file=str(self.file), threads=self.threads, shape=shape)
-            self.child.holds = self
-        return self.started
+            child.holds = None
+            self._started = child.ask("start", file=str(self.file), threads=self.threads, shape=shape)
+            child.holds = self
+        return self._started
 
     @property
     def file(self) -> Path:
@@ -111,25 +129,37 @@ class Subject:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the logits, but for the images: the very file, the engine with its options, and its libraries."""
-        return {"artifact": self.artifact.key, "file": self.artifact.files.get(self.file.name), **engine_identity(self.engine)}
+        return {
+            "artifact": self.artifact.key,
+            "file": self.artifact.files.get(self.file.name),
+            **engine_identity(self.engine),
+        }
 
     def window(self, calls: int, seconds: float) -> list[float]:
         """Milliseconds of single calls in steady state."""
-        self.start  # noqa: B018  (loads the network)
-        return self.child.ask("window", calls=calls, seconds=seconds)["samples"]
+        self.start()
+        return self.ready_child().ask("window", calls=calls, seconds=seconds)["samples"]
 
-    def logits(self, tests: TestSet, batch: int, cache: Path, count: int | None = None) -> tuple[np.ndarray, float]:
+    def logits(
+        self, tests: EvaluationSet, batch: int, cache: Path, count: int | None = None
+    ) -> tuple[np.ndarray, float]:
         """Logits[N,K] of the test set, or of `count` images spread evenly over it, and the seconds they took; kept on disk,
         since they depend on nothing else."""
-        file = cache / "logits" / f"{digest([self.identity, str(tests.chosen or tests.images), self.threads, count])[:24]}.npz"
+        file = (
+            cache
+            / "logits"
+            / f"{digest([self.identity, str(tests.chosen or tests.images), self.threads, count])[:24]}.npz"
+        )
         if not file.exists():
-            self.start  # noqa: B018
+            self.start()
             file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=file.parent) as folder:
                 out = Path(folder) / "logits.npy"
                 chosen = str(tests.chosen) if tests.chosen else None
                 asked = {"images": str(tests.images), "chosen": chosen, "count": count, "batch": batch, "out": str(out)}
-                answer = self.child.ask("predict", mean=self.artifact.data.mean, std=self.artifact.data.std, **asked)
+                answer = self.ready_child().ask(
+                    "predict", mean=self.artifact.data.mean, std=self.artifact.data.std, **asked
+                )
                 np.savez(Path(folder) / "whole.npz", logits=np.load(out), seconds=answer["seconds"])
                 (Path(folder) / "whole.npz").rename(file)
         with np.load(file) as stored:
@@ -137,11 +167,10 @@ class Subject:
 
     def close(self) -> None:
         """End the child, or have a standing one give the network's memory back; the next question starts or loads anew."""
-        child: Child | None = self.__dict__.pop("importing", None)
-        self.__dict__.pop("child", None)
+        child, self._child, self._imported = self._child, None, False
         if child is None:
             return
-        if not self.standing:
+        if not self.persistent:
             child.stop()
         elif child.alive and child.holds is self:
             child.holds = None
@@ -154,7 +183,7 @@ def new_child(engine: Engine, threads: int, limits: Limits) -> Child:
     return Child("qexp.measure.child", target, threads, limits.timeout_s, limits.memory_mb)
 
 
-class StandingChildren:
+class PersistentChildren:
     """Children that this process keeps for the runs to come, at most `most` of them; they end with this process at the latest."""
 
     def __init__(self, most: int):
@@ -163,7 +192,9 @@ class StandingChildren:
 
     def get(self, engine: Engine, threads: int, limits: Limits) -> Child:
         """One with this engine, if it lives, or a new one in the place of the one not asked for the longest."""
-        key = repr((engine.target, engine.options, threads, limits, os.getcwd()))  # in which it finds what it is told to load
+        key = repr(
+            (engine.target, engine.options, threads, limits, os.getcwd())
+        )  # in which it finds what it is told to load
         child = self.kept.pop(key, None)
         self.kept[key] = child if child and child.alive else new_child(engine, threads, limits)
         while len(self.kept) > self.most:
@@ -175,56 +206,56 @@ class StandingChildren:
             self.kept.popitem()[1].stop()
 
 
-STANDING = StandingChildren(most=2)  # the baseline's and the rival's
+PERSISTENT = PersistentChildren(most=2)  # the baseline's and the fastest fp32 engine's
 
 
 @dataclass
-class Bench:
-    """subject: what is measured; baseline: the fp32 artifact on eager torch at the same batch size, None if there is none;
-    rival: the same on the fastest fp32 engine; tests: None if there are no images; texts: tables for people, by file name;
+class Context:
+    """candidate: what is measured; baseline: the fp32 artifact on eager torch at the same batch size, None if there is none;
+    best_fp32: the same on the fastest fp32 engine; test_set: None if there are no images; texts: tables for people, by file name;
     notes: why a number is missing, or what was left out, by its name."""
 
-    subject: Subject
-    baseline: Subject | None
-    tests: TestSet | None
+    candidate: Candidate
+    baseline: Candidate | None
+    test_set: EvaluationSet | None
     cache: Path
-    rival: Subject | None = None
+    best_fp32: Candidate | None = None
     texts: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
     @property
-    def validation(self) -> TestSet | None:
-        """The images to choose by, as `tests` are those to judge by."""
-        return TestSet.validation(self.subject.artifact, self.cache)
+    def validation_set(self) -> EvaluationSet | None:
+        """The images to choose by, as `test_set` are those to judge by."""
+        return EvaluationSet.validation(self.candidate.artifact, self.cache)
 
     @property
-    def subjects(self) -> list[Subject]:
-        """All that are timed in turns: the subject first, none twice."""
-        different: dict[str, Subject] = {}
-        for subject in (self.subject, self.baseline, self.rival):
-            if subject:
-                different.setdefault(json.dumps(subject.identity), subject)
+    def candidates(self) -> list[Candidate]:
+        """All that are timed in turns: the candidate first, none twice."""
+        different: dict[str, Candidate] = {}
+        for candidate in (self.candidate, self.baseline, self.best_fp32):
+            if candidate:
+                different.setdefault(json.dumps(candidate.identity), candidate)
         return list(different.values())
 
     def close(self) -> None:
-        for subject in (self.subject, self.baseline, self.rival):
-            if subject:
-                subject.close()
+        for candidate in (self.candidate, self.baseline, self.best_fp32):
+            if candidate:
+                candidate.close()
 
 
-class Disagrees(Exception):
+class ParityError(Exception):
     """An engine computes something else than the graph it was given; the message says by how much."""
 
 
 class Turns(Protocol):
-    """What can time several subjects in turns: milliseconds of single calls, by subject and window."""
+    """What can time several candidates in turns: milliseconds of single calls, by candidate and window."""
 
-    def take_turns(self, subjects: list[Subject]) -> list[list[list[float]]]: ...
+    def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]: ...
 
 
 class Measure(ABC):
     @abstractmethod
-    def measure(self, bench: Bench) -> list[Measurement]:
+    def measure(self, context: Context) -> list[Measurement]:
         """Errors: ChildFailed where the measuring child did not survive."""
 
 
@@ -243,49 +274,55 @@ def alone_on_host() -> Iterator[None]:
         yield
 
 
-def run_measures(measures: dict[str, Measure], bench: Bench) -> list[Measurement]:
+def run_measures(measures: dict[str, Measure], context: Context) -> list[Measurement]:
     """All measurements of one run, one after the other, alone on this machine."""
-    with alone_on_host(), contextlib.closing(bench):
-        ready(bench.subjects)
-        return [measurement for measure in measures.values() for measurement in measure.measure(bench)]
+    with alone_on_host(), contextlib.closing(context):
+        ready(context.candidates)
+        return [measurement for measure in measures.values() for measurement in measure.measure(context)]
 
 
-def ready(subjects: list[Subject]) -> None:
+def ready(candidates: list[Candidate]) -> None:
     """Import all engines side by side, and wait for the last: nothing is loaded or timed while another still imports."""
-    for subject in subjects:
-        subject.importing  # noqa: B018
-    for subject in subjects:
-        subject.child  # noqa: B018
+    for candidate in candidates:
+        candidate.launch()
+    for candidate in candidates:
+        candidate.ready_child()
 
 
-def ranking(subjects: dict[str, Subject], trial: Turns, notes: dict[str, str]) -> dict[str, float]:
+def ranking(candidates: dict[str, Candidate], trial: Turns, notes: dict[str, str]) -> dict[str, float]:
     """Median milliseconds by name, the fastest first, timed in turns; the fastest keeps its child, which is fresh.
 
     One that does not survive its first calls is left out, and `notes` tells why. Errors: ChildFailed where none survives.
     """
     with alone_on_host():
         try:
-            alive = _survivors(subjects, notes)
+            alive = _survivors(candidates, notes)
             windows = trial.take_turns(list(alive.values()))
         except BaseException:
-            for subject in subjects.values():
-                subject.close()
+            for candidate in candidates.values():
+                candidate.close()
             raise
-    medians = {name: statistics.median(statistics.median(w) for w in taken) for name, taken in zip(alive, windows, strict=True)}
+    medians = {
+        name: statistics.median(statistics.median(w) for w in taken) for name, taken in zip(alive, windows, strict=True)
+    }
     ranked = dict(sorted(medians.items(), key=lambda item: item[1]))
     for name in list(ranked)[1:]:
-        subjects[name].close()
+        candidates[name].close()
     return ranked
 
 
-def _survivors(subjects: dict[str, Subject], notes: dict[str, str]) -> dict[str, Subject]:
-    alive = dict(subjects)
-    for step in ("importing", "child", "start"):  # all have imported before the first is loaded
-        for name, subject in list(alive.items()):
+def _survivors(candidates: dict[str, Candidate], notes: dict[str, str]) -> dict[str, Candidate]:
+    alive = dict(candidates)
+    for step in (
+        Candidate.launch,
+        Candidate.ready_child,
+        Candidate.start,
+    ):  # all have imported before the first is loaded
+        for name, candidate in list(alive.items()):
             try:
-                getattr(subject, step)
+                step(candidate)
             except ChildFailed as error:
-                subject.close()
+                candidate.close()
                 del alive[name]
                 notes[f"candidate {name}"], failure = f"left out: it {error}", error
     if not alive:

@@ -54,7 +54,14 @@ class Session:
         return {"profile": self.engine.operators(self.run, self.x)}
 
     def predict(
-        self, images: str, chosen: str | None, count: int | None, mean: list[float], std: list[float], batch: int, out: str
+        self,
+        images: str,
+        chosen: str | None,
+        count: int | None,
+        mean: list[float],
+        std: list[float],
+        batch: int,
+        out: str,
     ) -> dict[str, Any]:
         """Write the logits[N,K] of a file of images[N,H,W,C] uint8 to the file `out`: of all, or of those whose indices a file has,
         or of `count` of these spread evenly; seconds for normalising and computing."""

@@ -76,7 +76,9 @@ class Cores:
             while byte[0]:
                 looks += 1
                 if looks % 1_000_000 == 0 and self.partner.poll() is not None:
-                    raise RuntimeError(f"The process that answers on another core has ended with {self.partner.returncode}.")
+                    raise RuntimeError(
+                        f"The process that answers on another core has ended with {self.partner.returncode}."
+                    )
         return (time.perf_counter_ns() - began) / TRIPS / 1e6
 
 

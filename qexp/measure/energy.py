@@ -6,10 +6,12 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from qexp.measure.base import Bench, Measure
+from qexp.measure.base import Context, Measure
 from qexp.types import Measurement
 
-logging.getLogger("zeus.device.gpu.amd").setLevel(logging.ERROR)  # warns that ROCm is not installed, of machines without its GPUs
+logging.getLogger("zeus.device.gpu.amd").setLevel(
+    logging.ERROR
+)  # warns that ROCm is not installed, of machines without its GPUs
 
 
 class Energy(Measure):
@@ -18,19 +20,21 @@ class Energy(Measure):
     def __init__(self, seconds: float):
         self.seconds = seconds
 
-    def measure(self, bench: Bench) -> list[Measurement]:
-        if bench.subject.artifact.simulated:
-            bench.notes["energy_mj_per_image"] = "no kernel computes in this format: its accuracy is simulated, energy would mean nothing"
+    def measure(self, context: Context) -> list[Measurement]:
+        if context.candidate.artifact.simulated:
+            context.notes["energy_mj_per_image"] = (
+                "no kernel computes in this format: its accuracy is simulated, energy would mean nothing"
+            )
             return []
         try:
             read = counters()
         except LookupError as reason:
-            bench.notes["energy_mj_per_image"] = str(reason)
+            context.notes["energy_mj_per_image"] = str(reason)
             return []
-        bench.subject.window(1, self.seconds / 10)
+        context.candidate.window(1, self.seconds / 10)
         before = read()
-        calls = bench.subject.window(1, self.seconds)
-        return [Measurement("energy_mj_per_image", (read() - before) / (len(calls) * bench.subject.batch), "mJ")]
+        calls = context.candidate.window(1, self.seconds)
+        return [Measurement("energy_mj_per_image", (read() - before) / (len(calls) * context.candidate.batch), "mJ")]
 
 
 def counters() -> Callable[[], float]:
@@ -60,5 +64,7 @@ def counters() -> Callable[[], float]:
                 reading()  # GPUs before Volta are found, but cannot be read
             readings += opened
     if not readings:
-        raise LookupError("this machine shows no energy counter: no readable RAPL below /sys/class/powercap, and no NVIDIA GPU")
+        raise LookupError(
+            "this machine shows no energy counter: no readable RAPL below /sys/class/powercap, and no NVIDIA GPU"
+        )
     return lambda: sum(reading() for reading in readings)

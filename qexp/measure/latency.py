@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from qexp.measure.base import Bench, Measure, Subject
+from qexp.measure.base import Candidate, Context, Measure
 from qexp.measure.cores import watched
 from qexp.measure.timing import LEAST_WINDOWS, Rules, Window, bounds
 from qexp.types import Measurement, UserError
@@ -24,34 +24,42 @@ class Latency(Measure):
         most_round_trip_ns: float | None = None,
     ):  # fmt: skip
         if windows < 2 or calls < 1 or warmup_calls < 1:
-            raise UserError(f"windows={windows}, calls={calls}, warmup_calls={warmup_calls}: at least 2 windows of 1 call are needed.")
+            raise UserError(
+                f"windows={windows}, calls={calls}, warmup_calls={warmup_calls}: at least 2 windows of 1 call are needed."
+            )
         self.rules = Rules(windows, calls, window_s, warmup_calls, warmup_s, budget_s, resolution)
         self.resolution, self.most_round_trip_ns = resolution, most_round_trip_ns
 
-    def measure(self, bench: Bench) -> list[Measurement]:
-        if bench.subject.artifact.simulated:
-            bench.notes["latency_ms"] = "no kernel computes in this format: its accuracy is simulated, a time would mean nothing"
+    def measure(self, context: Context) -> list[Measurement]:
+        if context.candidate.artifact.simulated:
+            context.notes["latency_ms"] = (
+                "no kernel computes in this format: its accuracy is simulated, a time would mean nothing"
+            )
             return []
-        subjects = bench.subjects
-        with watched(bench.subject.threads) as places:
-            taken = self.rules.take_turns([*(subject.window for subject in subjects), *places])
+        candidates = context.candidates
+        with watched(context.candidate.threads) as places:
+            taken = self.rules.take_turns([*(candidate.window for candidate in candidates), *places])
         found = []
         if places:
             trips = [1e6 * statistics.median(window) for window in taken.pop()]
             found = [Measurement("core_round_trip_ns", statistics.median(trips), "ns", samples=tuple(trips))]
-            counted = self.counted(trips, bench.notes)
+            counted = self.counted(trips, context.notes)
             taken = [[windows[turn] for turn in counted] for windows in taken]
         elif self.most_round_trip_ns is not None:
-            bench.notes["core_round_trip_ns"] = "not measured: it needs two threads, two cores and Linux; every turn counts"
+            context.notes["core_round_trip_ns"] = (
+                "not measured: it needs two threads, two cores and Linux; every turn counts"
+            )
         if not taken[0]:
             return found
         medians = [[statistics.median(window) for window in windows] for windows in taken]
-        found += self.describe(taken[0], bench.subject)
-        for name, other in (("speedup", bench.baseline), ("speedup_vs_best_fp32", bench.rival)):
-            if other and other.identity != bench.subject.identity:
-                found += speedup(name, medians[[s.identity for s in subjects].index(other.identity)], medians[0], self.resolution)
-        if bench.rival:
-            bench.notes["speedup_vs_best_fp32"] = f"the fastest fp32 engine here was {bench.rival.engine.name}"
+        found += self.describe(taken[0], context.candidate)
+        for name, other in (("speedup", context.baseline), ("speedup_vs_best_fp32", context.best_fp32)):
+            if other and other.identity != context.candidate.identity:
+                found += speedup(
+                    name, medians[[s.identity for s in candidates].index(other.identity)], medians[0], self.resolution
+                )
+        if context.best_fp32:
+            context.notes["speedup_vs_best_fp32"] = f"the fastest fp32 engine here was {context.best_fp32.engine.name}"
         return found
 
     def counted(self, trips: list[float], notes: dict[str, str]) -> list[int]:
@@ -68,23 +76,26 @@ class Latency(Measure):
         notes["latency_ms"] = f"{asked}: {way}; take more windows in a longer budget_s, or a longer way"
         return []
 
-    def take_turns(self, subjects: list[Subject]) -> list[list[list[float]]]:
-        """Milliseconds of single calls, by subject and window, taken in turns."""
-        windows: list[Window] = [subject.window for subject in subjects]
+    def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
+        """Milliseconds of single calls, by candidate and window, taken in turns."""
+        windows: list[Window] = [candidate.window for candidate in candidates]
         return self.rules.take_turns(windows)
 
-    def describe(self, windows: list[list[float]], subject: Subject) -> list[Measurement]:
+    def describe(self, windows: list[list[float]], candidate: Candidate) -> list[Measurement]:
         """Milliseconds per call with their spread, images per second, and how long loading and the first call took."""
         samples = {"latency_ms": tuple(float(sample) for window in windows for sample in window)}
-        described = self.rules.describe(windows, subject.batch)
+        described = self.rules.describe(windows, candidate.batch)
         return [
-            *(Measurement(name, value, unit, samples=samples.get(name, ())) for name, (value, unit) in described.items()),
-            *(Measurement(name, subject.start[name], "ms") for name in ("load_ms", "first_call_ms")),
+            *(
+                Measurement(name, value, unit, samples=samples.get(name, ()))
+                for name, (value, unit) in described.items()
+            ),
+            *(Measurement(name, candidate.start()[name], "ms") for name in ("load_ms", "first_call_ms")),
         ]
 
 
 def speedup(name: str, baseline: list[float], candidate: list[float], resolution: float = 0.0) -> list[Measurement]:
-    """Ratio of two subjects' window medians taken in turns, with its 95 % interval, widened by `resolution`.
+    """Ratio of two candidates' window medians taken in turns, with its 95 % interval, widened by `resolution`.
 
     Window i of both ran side by side, so ratios are taken pair by pair, which cancels a drift of the machine.
     """

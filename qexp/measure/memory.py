@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from qexp.measure.base import Bench, Measure
+from qexp.measure.base import Context, Measure
 from qexp.types import Measurement
 
 
 class Memory(Measure):
-    def measure(self, bench: Bench) -> list[Measurement]:
-        start = bench.subject.start
+    def measure(self, context: Context) -> list[Measurement]:
+        start = context.candidate.start()
         peaks = {"memory_mb": start["memory_mb"], "device_memory_mb": start["device_memory_mb"]}
         if peaks["memory_mb"] is None:
-            bench.notes["memory_mb"] = "this system has no resettable high-water mark of a process's memory"
+            context.notes["memory_mb"] = "this system has no resettable high-water mark of a process's memory"
         return [Measurement(name, value, "MB") for name, value in peaks.items() if value is not None]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 
-from qexp.measure.base import Bench, Measure
+from qexp.measure.base import Context, Measure
 from qexp.types import Measurement
 
 
 class Operators(Measure):
-    def measure(self, bench: Bench) -> list[Measurement]:
-        bench.subject.start  # noqa: B018  (loads the network)
-        profile = bench.subject.child.ask("operators")["profile"]
+    def measure(self, context: Context) -> list[Measurement]:
+        context.candidate.start()
+        profile = context.candidate.ready_child().ask("operators")["profile"]
         if profile is None:
-            bench.notes["allocated_mib"] = f"{bench.subject.engine.name} has no profiler of operators"
+            context.notes["allocated_mib"] = f"{context.candidate.engine.name} has no profiler of operators"
             return []
-        bench.texts["operators.txt"] = profile["text"]
-        bench.texts["operators.json"] = json.dumps(profile["rows"], indent=1)
+        context.texts["operators.txt"] = profile["text"]
+        context.texts["operators.json"] = json.dumps(profile["rows"], indent=1)
         return [Measurement("allocated_mib", profile["allocated_mib"], "MiB")]

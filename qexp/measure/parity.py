@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qexp.measure.base import Bench, Disagrees, Measure, Subject
+from qexp.measure.base import Candidate, Context, Measure, ParityError
 from qexp.types import Measurement
 
 
@@ -19,36 +19,36 @@ class Parity(Measure):
     def __init__(self, images: int, least_agreement: float, batch_size: int):
         self.images, self.least_agreement, self.batch_size = images, least_agreement, batch_size
 
-    def measure(self, bench: Bench) -> list[Measurement]:
-        reference = self.reference(bench)
-        if reference is None or bench.tests is None:
-            bench.notes["parity_agreement"] = "there is no reference, or no images, to compare with"
+    def measure(self, context: Context) -> list[Measurement]:
+        reference = self.reference(context)
+        if reference is None or context.test_set is None:
+            context.notes["parity_agreement"] = "there is no reference, or no images, to compare with"
             return []
         try:
-            expected, _ = reference.logits(bench.tests, self.batch_size, bench.cache, self.images)
+            expected, _ = reference.logits(context.test_set, self.batch_size, context.cache, self.images)
         finally:
-            if reference is not bench.baseline:
+            if reference is not context.baseline:
                 reference.close()
-        logits, _ = bench.subject.logits(bench.tests, self.batch_size, bench.cache, self.images)
+        logits, _ = context.candidate.logits(context.test_set, self.batch_size, context.cache, self.images)
         agreement, error = compare(logits, expected)
-        if bench.tests.meaningful and bench.subject.artifact.has_qdq and agreement < self.least_agreement:
-            raise Disagrees(
-                f"{bench.subject.engine.name} does not compute what the graph says: of {len(logits)} images {agreement:.1%} get the "
+        if context.test_set.meaningful and context.candidate.artifact.has_qdq and agreement < self.least_agreement:
+            raise ParityError(
+                f"{context.candidate.engine.name} does not compute what the graph says: of {len(logits)} images {agreement:.1%} get the "
                 f"reference's class, at least {self.least_agreement:.1%} must; the largest error is {error:.1%} of the largest logit. Take "
                 "another engine, or measure.parity.least_agreement=SHARE if rounding may decide so many images of this network"
             )
-        found = [Measurement("parity_agreement", agreement, "fraction")] if bench.tests.meaningful else []
+        found = [Measurement("parity_agreement", agreement, "fraction")] if context.test_set.meaningful else []
         if not np.isfinite(error):
-            bench.notes["parity_max_error"] = "all logits of the reference are zero: no error is relative to them"
+            context.notes["parity_max_error"] = "all logits of the reference are zero: no error is relative to them"
             return found
         return [*found, Measurement("parity_max_error", error, "fraction")]
 
-    def reference(self, bench: Bench) -> Subject | None:
+    def reference(self, context: Context) -> Candidate | None:
         """What the artifact's graph is compared with; None without a baseline."""
-        subject, baseline = bench.subject, bench.baseline
-        if baseline is None or not subject.artifact.has_qdq:
+        candidate, baseline = context.candidate, context.baseline
+        if baseline is None or not candidate.artifact.has_qdq:
             return baseline
-        return baseline.beside(subject.artifact)
+        return baseline.beside(candidate.artifact)
 
 
 def compare(logits: np.ndarray, expected: np.ndarray) -> tuple[float, float]:

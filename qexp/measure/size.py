@@ -7,7 +7,7 @@ from pathlib import Path
 
 import zstandard
 
-from qexp.measure.base import Bench, Measure
+from qexp.measure.base import Context, Measure
 from qexp.types import Measurement
 
 WHENCE = {False: "estimated", True: "measured"}
@@ -19,20 +19,22 @@ class Size(Measure):
     def __init__(self, zstd_level: int = 3):
         self.zstd_level = zstd_level
 
-    def measure(self, bench: Bench) -> list[Measurement]:
-        file = bench.subject.file
+    def measure(self, context: Context) -> list[Measurement]:
+        file = context.candidate.file
         size = file.stat().st_size
         compressed = len(zstandard.ZstdCompressor(level=self.zstd_level, threads=-1).compress(file.read_bytes()))
-        artifact = bench.subject.artifact
+        artifact = context.candidate.artifact
         # At less than 8 bits weights lie packed in the file; at 8, engines add to them what their kernels need. Coded ones were counted.
-        packed = (tensor_bytes(file), "measured") if artifact.simulated else (artifact.packed_bytes, WHENCE[artifact.coded])
+        packed = (
+            (tensor_bytes(file), "measured") if artifact.simulated else (artifact.packed_bytes, WHENCE[artifact.coded])
+        )
         found = [
             Measurement("size_mb", size / 1e6, "MB"),
             Measurement("packed_size_mb", packed[0] / 1e6, "MB", packed[1]),
             Measurement("zstd_size_mb", compressed / 1e6, "MB"),
         ]
-        if bench.baseline:
-            found.append(Measurement("size_ratio", bench.baseline.file.stat().st_size / size, "x"))
+        if context.baseline:
+            found.append(Measurement("size_ratio", context.baseline.file.stat().st_size / size, "x"))
         return found
 
 

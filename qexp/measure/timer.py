@@ -7,15 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from qexp.engine.base import Engine
-from qexp.measure.base import Limits, Subject, Turns, alone_on_host, engine_identity, ready
+from qexp.measure.base import Candidate, Limits, Turns, alone_on_host, engine_identity, ready
 from qexp.measure.machine import environment
 from qexp.types import Artifact
 
 
-class Timer:
+class PairedTimer:
     """engine: who runs them, in a child process each; turns: how they are timed; batch_size: images per call; the rest as of `Limits`."""
 
-    def __init__(self, engine: Engine, turns: Turns, batch_size: int, threads: int, timeout_s: float, memory_mb: float | None = None):
+    def __init__(
+        self,
+        engine: Engine,
+        turns: Turns,
+        batch_size: int,
+        threads: int,
+        timeout_s: float,
+        memory_mb: float | None = None,
+    ):
         self.engine, self.turns, self.batch_size, self.threads = engine, turns, batch_size, threads
         self.limits = Limits(timeout_s, memory_mb)
 
@@ -30,13 +38,15 @@ class Timer:
         """The median, over pairs of windows that the two took in turns, of the ratio of their median times."""
         self.engine.check_machine()
         lowered = [self.engine.lower(artifact, self.batch_size, self.threads) for artifact in (candidate, reference)]
-        subjects = [Subject(artifact, self.engine, self.batch_size, self.threads, self.limits) for artifact in lowered]
+        candidates = [
+            Candidate(artifact, self.engine, self.batch_size, self.threads, self.limits) for artifact in lowered
+        ]
         with alone_on_host():
             try:
-                ready(subjects)
-                taken = self.turns.take_turns(subjects)
+                ready(candidates)
+                taken = self.turns.take_turns(candidates)
             finally:
-                for subject in subjects:
-                    subject.close()
+                for each in candidates:
+                    each.close()
         ours, theirs = ([statistics.median(window) for window in windows] for windows in taken)
         return statistics.median(b / c for b, c in zip(theirs, ours, strict=True))

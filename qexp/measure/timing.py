@@ -15,13 +15,13 @@ import numpy as np
 LEAST_WINDOWS = 7  # the fewest values whose median has a 95 % interval narrower than all of them
 STATUS = Path("/proc/self/status")
 
-Run = Callable[[np.ndarray], Any]  # x[B,C,H,W] float32 -> logits[B,K]
+Forward = Callable[[np.ndarray], Any]  # x[B,C,H,W] float32 -> logits[B,K]
 Window = Callable[[int, float], list[float]]  # the least calls and seconds -> milliseconds of single calls
 
 
 @dataclass(frozen=True)
 class Rules:
-    """windows: turns of each subject, fewer (but at least LEAST_WINDOWS) where all would take more than budget_s seconds;
+    """windows: turns of each candidate, fewer (but at least LEAST_WINDOWS) where all would take more than budget_s seconds;
     calls, window_s: the least calls and seconds of one window; warmup_calls, warmup_s: the least of what is not counted before;
     resolution: by how much the same network differs between two processes, whatever their windows say (memory is laid out
     differently in each); intervals are widened by this share.
@@ -35,24 +35,24 @@ class Rules:
     budget_s: float
     resolution: float = 0.0
 
-    def take_turns(self, subjects: list[Window]) -> list[list[list[float]]]:
-        """Milliseconds of single calls, by subject and window: every subject's windows alternate with the others'."""
-        for subject in subjects:
-            self.warm_up(subject)
-        taken: list[list[list[float]]] = [[] for _ in subjects]
+    def take_turns(self, candidates: list[Window]) -> list[list[list[float]]]:
+        """Milliseconds of single calls, by candidate and window: every candidate's windows alternate with the others'."""
+        for candidate in candidates:
+            self.warm_up(candidate)
+        taken: list[list[list[float]]] = [[] for _ in candidates]
         began = time.monotonic()
         for turn in range(self.windows):
             if turn >= LEAST_WINDOWS and time.monotonic() - began > self.budget_s:
                 break
-            for subject, windows in zip(subjects, taken, strict=True):
-                windows.append(subject(self.calls, self.window_s))
+            for candidate, windows in zip(candidates, taken, strict=True):
+                windows.append(candidate(self.calls, self.window_s))
         return taken
 
-    def warm_up(self, subject: Window) -> None:
+    def warm_up(self, candidate: Window) -> None:
         """Call until two windows in a row agree within 5 %, for ten times the least warm-up at most."""
         before = float("inf")
         for _ in range(10):
-            now = statistics.median(subject(self.warmup_calls, self.warmup_s))
+            now = statistics.median(candidate(self.warmup_calls, self.warmup_s))
             if abs(now - before) <= 0.05 * now:
                 return
             before = now
@@ -75,7 +75,7 @@ class Rules:
         return described
 
 
-def start(load: Callable[[], Run], x: np.ndarray) -> tuple[Run, dict[str, float | None]]:
+def start(load: Callable[[], Forward], x: np.ndarray) -> tuple[Forward, dict[str, float | None]]:
     """A network loaded, called once and a few times more: it, milliseconds of the first two, and the memory peak above what was there
     before, in MB (None where the system cannot tell)."""
     before = _reset_peak()
@@ -87,7 +87,7 @@ def start(load: Callable[[], Run], x: np.ndarray) -> tuple[Run, dict[str, float 
     return run, {"load_ms": load_ms, "first_call_ms": first_call_ms, "memory_mb": memory_mb}
 
 
-def window(run: Run, x: np.ndarray, calls: int, seconds: float) -> list[float]:
+def window(run: Forward, x: np.ndarray, calls: int, seconds: float) -> list[float]:
     """Milliseconds of at least `calls` calls that together take at least `seconds`."""
     samples: list[float] = []
     began = time.perf_counter()
@@ -112,7 +112,9 @@ def median_interval(values: list[float], confidence: float = 0.95) -> tuple[floa
     held the truth in 87 % of cases.
     """
     count, least, below = len(values), 0, 0.0
-    while below + math.comb(count, least) / 2**count < (1 - confidence) / 2:  # the chance that at most `least` lie below the median
+    while (
+        below + math.comb(count, least) / 2**count < (1 - confidence) / 2
+    ):  # the chance that at most `least` lie below the median
         below += math.comb(count, least) / 2**count
         least += 1
     ordered = sorted(values)

@@ -45,7 +45,10 @@ class BitWidths:
 
 
 def plan_bits(
-    layers: Sequence[str], bits: BitWidths, first_last_bits: int | None = None, overrides: Mapping[str, int | str] | None = None
+    layers: Sequence[str],
+    bits: BitWidths,
+    first_last_bits: int | None = None,
+    overrides: Mapping[str, int | str] | None = None,
 ) -> dict[str, BitWidths]:
     """The bits of each of `layers`, which are in the order they compute in.
 

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from qexp.data.base import ImageData
-from qexp.method.base import ANY, Compressed, Method, make_artifact
-from qexp.method.stage import WEIGHTS_FILE, NetworkMethod, restore
-from qexp.types import UserError, Wants
+from qexp.method.artifacts import make_artifact
+from qexp.method.base import ANY_ENGINE, Compressed, Method
+from qexp.method.prune.base import WEIGHTS_FILE, NetworkMethod, restore
+from qexp.types import EngineSpec, UserError
 
 
 class Chain(Method):
@@ -24,11 +25,15 @@ class Chain(Method):
 
     def __init__(self, stages: Mapping[str, Method]):
         if len(stages) < 2:
-            raise UserError(f"A chain has at least two stages, not {len(stages)}. Name them in the defaults of the method's file.")
+            raise UserError(
+                f"A chain has at least two stages, not {len(stages)}. Name them in the defaults of the method's file."
+            )
         *self.before, self.last = stages.values()
         fixed = [name for name, stage in list(stages.items())[:-1] if not isinstance(stage, NetworkMethod)]
         if fixed:
-            raise UserError(f"The stage {fixed[0]!r} gives no network that another could go on from: it can only be the last of a chain.")
+            raise UserError(
+                f"The stage {fixed[0]!r} gives no network that another could go on from: it can only be the last of a chain."
+            )
         self.name = "+".join(stage.name for stage in stages.values())
         self.format, self.supported_bits, self.bits = self.last.format, self.last.supported_bits, self.last.bits
         self.torchscript = Chain({**stages, [*stages][-1]: self.last.torchscript}) if self.last.torchscript else None
@@ -37,29 +42,31 @@ class Chain(Method):
     def options(self) -> dict[str, Any]:
         return {"stages": [[stage.name, stage.bits, stage.options] for stage in (*self.before, self.last)]}
 
-    def label(self, wants: Wants) -> str:
-        return " + ".join([*(stage.label(form(stage)) for stage in self.before), self.last.label(wants)])
+    def label(self, engine_spec: EngineSpec) -> str:
+        return " + ".join([*(stage.label(own_spec(stage)) for stage in self.before), self.last.label(engine_spec)])
 
-    def settle(self, wants: Wants) -> Wants:
-        return self.last.settle(wants)
+    def resolve(self, engine_spec: EngineSpec) -> EngineSpec:
+        return self.last.resolve(engine_spec)
 
-    def compress(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path, source: dict[str, Any]) -> Compressed:
+    def compress(
+        self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path, source: dict[str, Any]
+    ) -> Compressed:
         changed, labels = network, []
         for stage in (*self.before, self.last):
             stage.teacher = network
         for stage in self.before:
-            artifact = make_artifact(stage, changed, data, form(stage), source, folder.parent)
+            artifact = make_artifact(stage, changed, data, own_spec(stage), source, folder.parent)
             changed, source = restore(changed, artifact.folder / WEIGHTS_FILE), {**source, "after": artifact.key}
             labels.append(artifact.label)
-        made = self.apply(changed, data, wants, folder)
+        made = self.apply(changed, data, engine_spec, folder)
         result = changed if made.network is None else made.network
-        return replace(made, network=result, label=" + ".join([*labels, made.label or self.last.label(wants)]))
+        return replace(made, network=result, label=" + ".join([*labels, made.label or self.last.label(engine_spec)]))
 
-    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
+    def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         """The last stage, on the network that the others gave."""
-        return self.last.apply(network, data, wants, folder)
+        return self.last.apply(network, data, engine_spec, folder)
 
 
-def form(stage: Method) -> Wants:
+def own_spec(stage: Method) -> EngineSpec:
     """In which a stage that is not the last is kept: its own."""
-    return replace(ANY, formats=(stage.format,))
+    return replace(ANY_ENGINE, formats=(stage.format,))

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from qexp.data.base import ImageData
 from qexp.data.loaders import Loaders
 from qexp.model.base import load_weights, read_weights
-from qexp.model.classifier import Classifier
 from qexp.model.trainer import best_and_last, keeping_freed_memory, make_trainer
+from qexp.model.training_module import TrainingModule
 from qexp.types import UserError, digest
 
 
-class Student(Classifier):
+class FineTuningModule(TrainingModule):
     """The network being trained, with an uncompressed one as its teacher. Methods add to `parameter_groups`, and to `after_step`; those
     that compress it on the way say by `complete` whether it is what it shall become, and may be kept.
 
@@ -29,7 +29,14 @@ class Student(Classifier):
     """
 
     def __init__(
-        self, trained: nn.Module, teacher: nn.Module, num_classes: int, recipe: Any, distillation: float, temperature: float, seed: int
+        self,
+        trained: nn.Module,
+        teacher: nn.Module,
+        num_classes: int,
+        recipe: Any,
+        distillation: float,
+        temperature: float,
+        seed: int,
     ):
         super().__init__(
             trained, num_classes, recipe["optimizer"], recipe["scheduler"], recipe["scheduler_per_step"], recipe["label_smoothing"],
@@ -85,7 +92,12 @@ class FineTuning:
         return {name: getattr(self, name) for name in ("recipe", "precision", "distillation", "temperature", "seed")}
 
     def train(
-        self, trained: nn.Module, teacher: nn.Module, data: ImageData, checkpoints: Path, student: Callable[..., Student] = Student
+        self,
+        trained: nn.Module,
+        teacher: nn.Module,
+        data: ImageData,
+        checkpoints: Path,
+        student: Callable[..., FineTuningModule] = FineTuningModule,
     ) -> None:
         """Fine-tune `trained`, going on from the last whole epoch in the folder `checkpoints`, and keep the best epoch by validation.
 
@@ -98,7 +110,14 @@ class FineTuning:
         # Training may have changed the order of memory, which torch.export warns of when it saves.
         trained.cpu().to(memory_format=torch.contiguous_format).eval()
 
-    def _train(self, trained: nn.Module, teacher: nn.Module, data: ImageData, checkpoints: Path, student: Callable[..., Student]) -> None:
+    def _train(
+        self,
+        trained: nn.Module,
+        teacher: nn.Module,
+        data: ImageData,
+        checkpoints: Path,
+        student: Callable[..., FineTuningModule],
+    ) -> None:
         recipe: Any = instantiate(self.recipe)
         trained.train()
         start = copy.deepcopy(trained.state_dict())
@@ -122,7 +141,10 @@ class FineTuning:
                     raise
                 parts *= 2
                 trained.load_state_dict(start)
-                print(f"  out of memory: going on with {parts} steps of {-(-recipe['batch_size'] // parts)} images each", flush=True)
+                print(
+                    f"  out of memory: going on with {parts} steps of {-(-recipe['batch_size'] // parts)} images each",
+                    flush=True,
+                )
             finally:
                 data.batch_size = whole
         trained.cpu()

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from qexp.data.base import ImageData
-from qexp.method.base import Compressed, Method, export, fold_batch_norms, layer_table, save_graph, with_formats
-from qexp.method.facts import rounded_weight
-from qexp.types import Unsupported, UserError, Wants, nearest
+from qexp.method.base import Compressed, Method
+from qexp.method.graph import export, fold_batch_norms, layer_table, save_graph, with_formats
+from qexp.method.layers_csv import rounded_weight
+from qexp.types import EngineSpec, Unsupported, UserError, nearest
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,25 +31,29 @@ class Half(Method):
             raise UserError(f"There is no half precision {dtype!r}. {nearest(dtype, ('auto', *DTYPES))}")
         self.dtype = dtype
 
-    def label(self, wants: Wants) -> str:
-        return wants.half[0].replace("float", "fp").replace("bfp", "bf")
+    def label(self, engine_spec: EngineSpec) -> str:
+        return engine_spec.half[0].replace("float", "fp").replace("bfp", "bf")
 
-    def settle(self, wants: Wants) -> Wants:
-        if not wants.half:
+    def resolve(self, engine_spec: EngineSpec) -> EngineSpec:
+        if not engine_spec.half:
             raise Unsupported("this engine has no kernels that compute in half precision here")
-        dtype = wants.half[0] if self.dtype == "auto" else self.dtype
-        if dtype not in wants.half:
-            raise Unsupported(f"this engine computes in {' and '.join(wants.half)} here, not in {dtype}")
-        return replace(super().settle(wants), half=(dtype,))
+        dtype = engine_spec.half[0] if self.dtype == "auto" else self.dtype
+        if dtype not in engine_spec.half:
+            raise Unsupported(f"this engine computes in {' and '.join(engine_spec.half)} here, not in {dtype}")
+        return replace(super().resolve(engine_spec), half=(dtype,))
 
-    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
-        (dtype,) = wants.half
+    def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
+        (dtype,) = engine_spec.half
         folded = fold_batch_norms(export(network, data).module())
         save_graph(export(_InHalf(folded, DTYPES[dtype]), data), folder / "model.pt2")
         layers = layer_table(network, data)
         weights = {layer.name: network.get_parameter(f"{layer.name}.weight").detach() for layer in layers}
-        facts = {name: rounded_weight(weight, weight.to(DTYPES[dtype]).float()) for name, weight in weights.items()}
-        return Compressed("model.pt2", with_formats(layers, {layer.name: (dtype, dtype) for layer in layers}), facts=facts)
+        statistics = {
+            name: rounded_weight(weight, weight.to(DTYPES[dtype]).float()) for name, weight in weights.items()
+        }
+        return Compressed(
+            "model.pt2", with_formats(layers, {layer.name: (dtype, dtype) for layer in layers}), statistics=statistics
+        )
 
 
 class _InHalf(nn.Module):

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from qexp.data.base import ImageData
-from qexp.method.base import Compressed, Method, export, layer_table, save_graph
-from qexp.types import Wants
+from qexp.method.base import Compressed, Method
+from qexp.method.graph import export, layer_table, save_graph
+from qexp.types import EngineSpec
 
 
 class NoCompression(Method):
@@ -19,9 +20,9 @@ class NoCompression(Method):
     def __init__(self, **common: Any):
         super().__init__(**{**common, "bits": 32})  # one row, whatever bits a sweep goes through
 
-    def label(self, wants: Wants) -> str:
+    def label(self, engine_spec: EngineSpec) -> str:
         return "fp32"
 
-    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
+    def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         save_graph(export(network, data), folder / "model.pt2")
         return Compressed("model.pt2", layer_table(network, data))

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from qexp.data.base import ImageData
-from qexp.method.base import Compressed, Method, export, layer_table, save_graph, with_formats
-from qexp.method.facts import rounded_weight
-from qexp.method.numerics import dequantize
+from qexp.method.base import Compressed, Method
+from qexp.method.graph import export, layer_table, save_graph, with_formats
+from qexp.method.layers_csv import rounded_weight
+from qexp.method.quantize.numerics import dequantize
 from qexp.onnx_file import write_onnx
-from qexp.types import Wants
+from qexp.types import EngineSpec
 
 INTEGER_OPERATORS = ("ConvInteger", "MatMulInteger")
 
@@ -28,7 +29,7 @@ class OnnxDynamic(Method):
     name = "dynamic"
     format = "onnx"
 
-    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
+    def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         save_graph(export(network, data), folder / "whole.pt2")
@@ -36,7 +37,9 @@ class OnnxDynamic(Method):
         whole = onnx.load(folder / "whole.onnx")
         weights = {constant.name: onnx.numpy_helper.to_array(constant) for constant in whole.graph.initializer}
         del whole.graph.value_info[:]  # onnxruntime transposes weights without correcting the shapes noted here
-        root = logging.getLogger()  # onnxruntime logs its advice to run a preprocessing that torch.onnx has done already
+        root = (
+            logging.getLogger()
+        )  # onnxruntime logs its advice to run a preprocessing that torch.onnx has done already
         before, root.disabled = root.disabled, True
         try:
             quantize_dynamic(whole, folder / "model.onnx", weight_type=QuantType.QUInt8)
@@ -47,21 +50,31 @@ class OnnxDynamic(Method):
         integer = {name: weights[name] for name in weights.keys() & _quantised_weights(folder / "model.onnx")}
         layers = layer_table(network, data)
         formats = {layer.name: ("uint8", "uint8") for layer in layers if _holds(integer, network, layer.name)}
-        return Compressed("model.onnx", with_formats(layers, formats), facts=_facts(folder / "model.onnx", weights, formats))
+        return Compressed(
+            "model.onnx", with_formats(layers, formats), statistics=_facts(folder / "model.onnx", weights, formats)
+        )
 
 
 def _facts(file: Path, weights: dict[str, np.ndarray], layers: Iterable[str]) -> dict[str, dict[str, float]]:
     """Of those layers whose weight kept its name; torch.onnx renames it where layers share it or it is transposed."""
-    stored = {constant.name: torch.tensor(onnx.numpy_helper.to_array(constant)) for constant in onnx.load(file).graph.initializer}
-    facts = {}
+    stored = {
+        constant.name: torch.tensor(onnx.numpy_helper.to_array(constant))
+        for constant in onnx.load(file).graph.initializer
+    }
+    statistics = {}
     for layer in layers:
         name = f"{layer}.weight"
         if name in weights and f"{name}_quantized" in stored:
             integers, scale, zero_point = (stored[f"{name}_{part}"] for part in ("quantized", "scale", "zero_point"))
             rounded, weight = dequantize(integers.float(), scale, zero_point.float()), torch.tensor(weights[name])
-            either = [turned for turned in (rounded, rounded.mT) if turned.shape == weight.shape]  # matrices were transposed, maybe
-            facts[layer] = max((rounded_weight(weight, turned, scale, zero_point) for turned in either), key=itemgetter("weight_sqnr_db"))
-    return facts
+            either = [
+                turned for turned in (rounded, rounded.mT) if turned.shape == weight.shape
+            ]  # matrices were transposed, maybe
+            statistics[layer] = max(
+                (rounded_weight(weight, turned, scale, zero_point) for turned in either),
+                key=itemgetter("weight_sqnr_db"),
+            )
+    return statistics
 
 
 def _quantised_weights(file: Path) -> set[str]:
@@ -74,4 +87,6 @@ def _holds(weights: dict[str, np.ndarray], network: nn.Module, layer: str) -> bo
     """Whether the layer's weight is among a graph's `weights`: by its name, for a batch norm may be folded into it, or by its
     values, for torch.onnx renames weights that it transposes or that layers share."""
     own = network.get_parameter(f"{layer}.weight").detach().numpy()
-    return f"{layer}.weight" in weights or any(np.array_equal(value, w) for value in weights.values() for w in (own, own.T))
+    return f"{layer}.weight" in weights or any(
+        np.array_equal(value, w) for value in weights.values() for w in (own, own.T)
+    )

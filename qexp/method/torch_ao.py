@@ -21,12 +21,19 @@ from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from qexp.data.base import ImageData
-from qexp.method.base import Compressed, Method, example_input, layer_table, with_formats
-from qexp.method.facts import rounded_weight
-from qexp.types import Unsupported, UserError, Wants
+from qexp.method.base import Compressed, Method
+from qexp.method.graph import example_input, layer_table, with_formats
+from qexp.method.layers_csv import rounded_weight
+from qexp.types import EngineSpec, Unsupported, UserError
 
 # Beginnings of what torch says of its own deprecated parts, and of scales that tracing makes constants, as they should be.
-KNOWN_WARNINGS = ("torch.ao.quantization is deprecated", "`torch.jit", ".*reduce_range", "torch.quantize_per_", "Converting a tensor")
+KNOWN_WARNINGS = (
+    "torch.ao.quantization is deprecated",
+    "`torch.jit",
+    ".*reduce_range",
+    "torch.quantize_per_",
+    "Converting a tensor",
+)
 DTYPES = {8: torch.qint8, 16: torch.float16}
 
 
@@ -35,8 +42,8 @@ class Classic(Method):
 
     format = "torchscript"
 
-    def settle(self, wants: Wants) -> Wants:
-        return replace(super().settle(wants), kernels=wants.kernels)
+    def resolve(self, engine_spec: EngineSpec) -> EngineSpec:
+        return replace(super().resolve(engine_spec), kernels=engine_spec.kernels)
 
 
 class Traced(Classic):
@@ -45,11 +52,11 @@ class Traced(Classic):
     name = "none"
     supported_bits = (32,)
 
-    def label(self, wants: Wants) -> str:
+    def label(self, engine_spec: EngineSpec) -> str:
         return "fp32"
 
-    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
-        with classic(wants.kernels):
+    def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
+        with classic(engine_spec.kernels):
             return save_torchscript(network, network, data, folder)
 
 
@@ -59,11 +66,11 @@ class ClassicDynamic(Classic):
     name = "dynamic"
     supported_bits = (8, 16)
 
-    def label(self, wants: Wants) -> str:
-        return "dynamic fp16" if self.bits == 16 else super().label(wants)
+    def label(self, engine_spec: EngineSpec) -> str:
+        return "dynamic fp16" if self.bits == 16 else super().label(engine_spec)
 
-    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
-        with classic(wants.kernels):
+    def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
+        with classic(engine_spec.kernels):
             converted = quantize_dynamic(copy.deepcopy(network), {nn.Linear}, DTYPES[int(self.bits)])
             return save_torchscript(converted, network, data, folder)
 
@@ -77,17 +84,23 @@ class ClassicStatic(Classic):
         super().__init__(**common)
         self.fuse, self.calibration_batch = fuse, calibration_batch
 
-    def settle(self, wants: Wants) -> Wants:
+    def resolve(self, engine_spec: EngineSpec) -> EngineSpec:
         if not self.fuse:
-            raise Unsupported("torch_ao always fuses convolution, batch norm and activation; method.fuse=false needs another engine")
-        return super().settle(wants)
+            raise Unsupported(
+                "torch_ao always fuses convolution, batch norm and activation; method.fuse=false needs another engine"
+            )
+        return super().resolve(engine_spec)
 
-    def apply(self, network: nn.Module, data: ImageData, wants: Wants, folder: Path) -> Compressed:
-        with classic(wants.kernels), torch.no_grad():
+    def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
+        with classic(engine_spec.kernels), torch.no_grad():
             try:
-                prepared = prepare_fx(copy.deepcopy(network), get_default_qconfig_mapping(wants.kernels), (example_input(data),))
+                prepared = prepare_fx(
+                    copy.deepcopy(network), get_default_qconfig_mapping(engine_spec.kernels), (example_input(data),)
+                )
             except Exception as error:
-                raise UserError(f"torch.fx cannot trace {type(network).__name__} for torch_ao: {str(error)[:400]}") from error
+                raise UserError(
+                    f"torch.fx cannot trace {type(network).__name__} for torch_ao: {str(error)[:400]}"
+                ) from error
             for images in data.calibration().split(self.calibration_batch):
                 prepared(images)
             return save_torchscript(convert_fx(prepared), network, data, folder)
@@ -114,7 +127,9 @@ def save_torchscript(converted: nn.Module, network: nn.Module, data: ImageData, 
     traced.save(str(folder / "whole.ts"))
     _without_source(folder / "whole.ts", folder / "model.ts")
     (folder / "whole.ts").unlink()
-    return Compressed("model.ts", with_formats(layer_table(network, data), _formats(converted)), facts=_facts(converted, network))
+    return Compressed(
+        "model.ts", with_formats(layer_table(network, data), _formats(converted)), statistics=_facts(converted, network)
+    )
 
 
 def _without_source(whole: Path, target: Path) -> None:

@@ -31,7 +31,9 @@ def build_network(config: DictConfig) -> nn.Module:
     if "_target_" in missing:
         raise UserError("No model was chosen. Give model=NAME (a file of conf/model/) or model._target_=my.module.Net.")
     if missing:
-        raise UserError(f"The model lacks {', '.join(missing)}. Give {' '.join(f'model.{key}=VALUE' for key in missing)}.")
+        raise UserError(
+            f"The model lacks {', '.join(missing)}. Give {' '.join(f'model.{key}=VALUE' for key in missing)}."
+        )
     arguments = {str(k): v for k, v in OmegaConf.to_container(config, resolve=True).items() if k != "id"}  # type: ignore[union-attr]
     _check_arguments(config._target_, _locate(config._target_), arguments)
     try:
@@ -56,7 +58,9 @@ def _locate(target: str) -> Any:
         folder, _, name = target.rpartition(".")
         module = _import(target, folder) if folder else None
         if module is None:
-            raise UserError(f"model._target_={target} is no dotted name of a class or function, such as my.module.Net.") from error
+            raise UserError(
+                f"model._target_={target} is no dotted name of a class or function, such as my.module.Net."
+            ) from error
         known = (n for n, value in vars(module).items() if callable(value) and not n.startswith("_"))
         raise UserError(f"model._target_={target}: {folder} has no {name!r}: {nearest(name, known)}") from error
 
@@ -68,7 +72,9 @@ def _import(target: str, name: str) -> Any:
     except Exception as error:
         absent = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
         if not (name + ".").startswith(absent + "."):  # it was found, and what it imports or does failed
-            raise UserError(f"model._target_={target}: importing {name} failed: {type(error).__name__}: {error}") from error
+            raise UserError(
+                f"model._target_={target}: importing {name} failed: {type(error).__name__}: {error}"
+            ) from error
         parent = absent.rpartition(".")[0]
         places = getattr(sys.modules.get(parent), "__path__", None) if parent else [os.getcwd()]
         known = (module.name for module in pkgutil.iter_modules(places))
@@ -93,7 +99,9 @@ def _check_arguments(target: str, factory: Callable[..., Any], arguments: dict[s
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind in named and n not in given]
     if needed and "_args_" not in arguments:
-        raise UserError(f"{target} needs the arguments {', '.join(needed)}. Give {' '.join(f'+model.{n}=VALUE' for n in needed)}.")
+        raise UserError(
+            f"{target} needs the arguments {', '.join(needed)}. Give {' '.join(f'+model.{n}=VALUE' for n in needed)}."
+        )
 
 
 def check_logits(network: nn.Module, name: str, data: DataSpec) -> None:
@@ -104,7 +112,9 @@ def check_logits(network: nn.Module, name: str, data: DataSpec) -> None:
         with torch.no_grad():
             logits = network.eval()(torch.zeros(2, *data.input_shape))
     except Exception as error:
-        raise UserError(f"The model {name} cannot take images of {shape} (C,H,W): {error}. Another data.image_size may do.") from error
+        raise UserError(
+            f"The model {name} cannot take images of {shape} (C,H,W): {error}. Another data.image_size may do."
+        ) from error
     finally:
         network.train(training)
     given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -122,9 +132,15 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     Errors: UserError that names the file and what is wrong with it.
     """
     if not file.is_file():
-        raise UserError(f"There is no checkpoint file {file}. Give checkpoint=auto, random, a folder of train.py or a file.")
+        raise UserError(
+            f"There is no checkpoint file {file}. Give checkpoint=auto, random, a folder of train.py or a file."
+        )
     try:
-        loaded: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+        loaded: Any = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
     except pickle.UnpicklingError as error:
         raise UserError(
             f"The checkpoint {file} was not loaded: it is damaged, or holds Python objects, which can run code. "
@@ -155,15 +171,21 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], source: str) ->
     misshapen = [f"{k} {theirs} instead of {ours}" for k, (theirs, ours) in shapes.items() if theirs != ours]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(problems.values()):
-        listed = "\n".join(f"  {title} ({len(names)}): {_shortened(names)}" for title, names in problems.items() if names)
-        raise UserError(f"The weights in {source} do not fit this model:\n{listed}\nChoose the model and data they were trained with.")
+        listed = "\n".join(
+            f"  {title} ({len(names)}): {_shortened(names)}" for title, names in problems.items() if names
+        )
+        raise UserError(
+            f"The weights in {source} do not fit this model:\n{listed}\nChoose the model and data they were trained with."
+        )
     network.load_state_dict(weights, strict=False)
 
 
 def _unwrapped(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """`weights` without the prefixes of DataParallel, Lightning and torch.compile, as long as no name is the network's own."""
     for _ in range(4):
-        prefix = next((p for p in ("module.", "network.", "_orig_mod.") if all(name.startswith(p) for name in weights)), None)
+        prefix = next(
+            (p for p in ("module.", "network.", "_orig_mod.") if all(name.startswith(p) for name in weights)), None
+        )
         if prefix is None or weights.keys() & own.keys():
             break
         weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}

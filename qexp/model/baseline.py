@@ -44,7 +44,9 @@ class Baseline:
     def check(self) -> None:
         """Errors: UserError where the weights are not those that the manifest was written for."""
         if not self.weights.is_file() or file_digest(self.weights) != self.weights_digest:
-            raise UserError(f"The weights in {self.folder} are missing or damaged (their digest differs). Train again: {self.command}")
+            raise UserError(
+                f"The weights in {self.folder} are missing or damaged (their digest differs). Train again: {self.command}"
+            )
 
     @classmethod
     def read(cls, folder: Path) -> Baseline:
@@ -56,13 +58,17 @@ class Baseline:
                 raise ValueError("it was written by another program or version")
             return cls(folder=folder, **{**values, "data": DataSpec.from_json(values["data"])})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{manifest} is no manifest of a baseline: {error}. Give a folder that train.py wrote.") from error
+            raise UserError(
+                f"{manifest} is no manifest of a baseline: {error}. Give a folder that train.py wrote."
+            ) from error
 
     def write(self, weights: dict[str, Tensor]) -> Baseline:
         """Write weights, then the manifest: a folder with a manifest is whole. Returns what was written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # Copies, because safetensors refuses tensors that share memory (tied weights).
-        save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}, self.weights)
+        save_file(
+            {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}, self.weights
+        )
         values = {**asdict(self), "format": FORMAT, "weights_digest": file_digest(self.weights)}
         del values["folder"]
         write_json(self.folder / "manifest.json", values)
@@ -97,7 +103,9 @@ def check_space(folder: Path, network: nn.Module) -> None:
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise UserError(f"Cannot write to {folder}: {error.strerror}. Choose another folder with outputs=FOLDER.") from error
+        raise UserError(
+            f"Cannot write to {folder}: {error.strerror}. Choose another folder with outputs=FOLDER."
+        ) from error
     if free < needed:
         raise UserError(
             f"{folder} has {free / 1e6:.0f} MB free, and this training needs up to {needed / 1e6:.0f} MB there. "

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
-def convolution(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def convolution(
+    in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
     return [
         nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -21,7 +23,9 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = in_channels * expansion
         widen = convolution(in_channels, hidden) if expansion > 1 else []
-        self.body = nn.Sequential(*widen, *convolution(hidden, hidden, 3, stride, groups=hidden), *convolution(hidden, out_channels)[:-1])
+        self.body = nn.Sequential(
+            *widen, *convolution(hidden, hidden, 3, stride, groups=hidden), *convolution(hidden, out_channels)[:-1]
+        )
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,7 +24,9 @@ class ResidualBlock(nn.Module):
             layers += [*convolution(*shape), nn.ReLU()]
         self.body = nn.Sequential(*layers[:-1])
         unchanged = stride == 1 and in_channels == out_channels
-        self.shortcut = nn.Identity() if unchanged else nn.Sequential(*convolution(in_channels, out_channels, 1, stride))
+        self.shortcut = (
+            nn.Identity() if unchanged else nn.Sequential(*convolution(in_channels, out_channels, 1, stride))
+        )
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +43,14 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int) -
 class ResNet(nn.Module):
     """x[B,C,H,W] -> logits[B,K]; stage i has blocks[i] blocks of widths[i] channels and halves the image for i > 0."""
 
-    def __init__(self, blocks: Sequence[int], widths: Sequence[int], num_classes: int, in_channels: int = 3, bottleneck: bool = False):
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        widths: Sequence[int],
+        num_classes: int,
+        in_channels: int = 3,
+        bottleneck: bool = False,
+    ):
         super().__init__()
         self.stem = nn.Sequential(*convolution(in_channels, widths[0], 3, 1), nn.ReLU())
         stages: list[nn.Module] = []

@@ -49,9 +49,13 @@ def make_trainer(accelerator: str, precision: str, sync_batchnorm: bool | str = 
     be_quiet()
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     if on_gpu and not torch.cuda.is_available():
-        raise UserError(f"trainer.accelerator={accelerator}, but PyTorch sees no GPU here. Use trainer=cpu (or trainer.accelerator=cpu).")
+        raise UserError(
+            f"trainer.accelerator={accelerator}, but PyTorch sees no GPU here. Use trainer=cpu (or trainer.accelerator=cpu)."
+        )
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
+        fast = (
+            torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
+        )
         precision = "bf16-mixed" if fast else "32-true"
     shown = options.pop("enable_progress_bar", True)
     bar = shown and sys.stdout.isatty()
@@ -63,7 +67,12 @@ def make_trainer(accelerator: str, precision: str, sync_batchnorm: bool | str = 
         # Every process validates all images: a distributed sampler would repeat some to fill the last batches.
         "use_distributed_sampler": False,
     }
-    quiet_options = {"enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 0, "enable_progress_bar": bar}
+    quiet_options = {
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 0,
+        "enable_progress_bar": bar,
+    }
     try:
         return Trainer(accelerator=accelerator, precision=precision, **{**quiet_options, **fixed, **options})  # type: ignore[arg-type]
     except (MisconfigurationException, ValueError) as error:
@@ -118,7 +127,10 @@ def best_and_last(folder: Path) -> list[ModelCheckpoint]:
     Two of them, in this order: `save_last` of Lightning's saves only those epochs that were the best.
     """
     options: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-    return [_Best(folder, "best", monitor="val_top1", mode="max", **options), ModelCheckpoint(folder, "last", **options)]
+    return [
+        _Best(folder, "best", monitor="val_top1", mode="max", **options),
+        ModelCheckpoint(folder, "last", **options),
+    ]
 
 
 class _Best(ModelCheckpoint):
@@ -143,12 +155,16 @@ class _AtomicCheckpoints(TorchCheckpointIO):
             os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             partial.unlink(missing_ok=True)
-            raise UserError(f"Cannot write {path}: {error}. Free some space and give the same command: it goes on.") from error
+            raise UserError(
+                f"Cannot write {path}: {error}. Free some space and give the same command: it goes on."
+            ) from error
 
 
 class _Bar(RichProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num" and not k.endswith("top5")}
+        return {
+            k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num" and not k.endswith("top5")
+        }
 
 
 class _Lines(Callback):
@@ -159,6 +175,11 @@ class _Lines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            values = [f"{k} {float(v):.4f}" for k, v in sorted(trainer.callback_metrics.items()) if not k.endswith("_top5")]
-            epoch, seconds = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"{time.perf_counter() - self.started:.1f} s"
+            values = [
+                f"{k} {float(v):.4f}" for k, v in sorted(trainer.callback_metrics.items()) if not k.endswith("_top5")
+            ]
+            epoch, seconds = (
+                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+                f"{time.perf_counter() - self.started:.1f} s",
+            )
             print("  ".join([epoch, *values, seconds]), flush=True)

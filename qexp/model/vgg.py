@@ -19,7 +19,9 @@ class VGG(nn.Module):
         if depth not in STAGES:
             raise UserError(f"There is no VGG of depth {depth}. {nearest(str(depth), map(str, STAGES))}")
         if image_size < 32:
-            raise UserError(f"VGG halves the image five times and needs at least 32x32 pixels, got data.image_size={image_size}.")
+            raise UserError(
+                f"VGG halves the image five times and needs at least 32x32 pixels, got data.image_size={image_size}."
+            )
         layers: list[nn.Module] = []
         for width, convolutions in zip(WIDTHS, STAGES[depth], strict=True):
             for _ in range(convolutions):

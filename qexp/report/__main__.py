@@ -74,7 +74,9 @@ def points_of(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UserError(f"points={text} is no number of percentage points; give 0 or more, such as points=0.5") from None
+        raise UserError(
+            f"points={text} is no number of percentage points; give 0 or more, such as points=0.5"
+        ) from None
 
 
 if __name__ == "__main__":

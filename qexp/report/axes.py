@@ -39,14 +39,22 @@ COSTS = (
     Axis("load_ms", "time to load, ms", timed=True),
     Axis("first_call_ms", "first call, ms", timed=True),
 )
-WORTHS = (
+BENEFITS = (
     Axis("top1", "top-1 accuracy, %", 100, "top1_low", "top1_high", more_is_better=True),
     Axis("top5", "top-5 accuracy, %", 100, more_is_better=True),
     Axis("val_top1", "top-1 on the validation images, %", 100, "val_top1_low", "val_top1_high", more_is_better=True),
     Axis("agreement", "same answer as fp32, %", 100, more_is_better=True),
-    Axis("speedup", "times as fast as fp32 on eager PyTorch", 1, "speedup_low", "speedup_high", timed=True, more_is_better=True),
+    Axis(
+        "speedup",
+        "times as fast as fp32 on eager PyTorch",
+        1,
+        "speedup_low",
+        "speedup_high",
+        timed=True,
+        more_is_better=True,
+    ),
 )
-AXES = {axis.metric: axis for axis in (*COSTS, *WORTHS)}
+AXES = {axis.metric: axis for axis in (*COSTS, *BENEFITS)}
 
 
 def axis_of(metric: str, runs: list[Run], option: str) -> Axis:
@@ -60,7 +68,7 @@ def drawable(axes: Iterable[Axis], runs: list[Run]) -> list[Axis]:
     return [axis for axis in axes if any(axis.metric in run.record.metrics for run in runs)]
 
 
-def default_worth(runs: list[Run]) -> Axis | None:
+def default_benefit(runs: list[Run]) -> Axis | None:
     """Accuracy: on the validation images where no run has seen the test images; None where there is none."""
     return next((AXES[name] for name in ("top1", "val_top1") if any(name in run.record.metrics for run in runs)), None)
 

@@ -54,7 +54,10 @@ class Search:
     def marked(self, records: list[Record]) -> list[Record]:
         """The same with a mark at the labels of the best."""
         keys = {best.key for best in self.best}
-        named = {True: lambda r: replace(r, params={**r.params, "label": f"{r.params.get('label', '')}{MARK}"}), False: lambda r: r}
+        named = {
+            True: lambda r: replace(r, params={**r.params, "label": f"{r.params.get('label', '')}{MARK}"}),
+            False: lambda r: r,
+        }
         return [named[record.key in keys](record) for record in records]
 
     @property
@@ -66,13 +69,21 @@ class Search:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Titles and cells, the best of the first objective first."""
         known = {column.metric: column for column in COLUMNS}
-        titles = [f"{known[name].title if name in known else name} {ARROWS[way]}" for name, way in self.objectives.items()]
-        formats = [percent if name in known and known[name].format is percent else "{:.5g}".format for name in self.objectives]
+        titles = [
+            f"{known[name].title if name in known else name} {ARROWS[way]}" for name, way in self.objectives.items()
+        ]
+        formats = [
+            percent if name in known and known[name].format is percent else "{:.5g}".format for name in self.objectives
+        ]
         keys = list(dict.fromkeys(key for best in self.best for key in best.settings))
         sign = -1 if next(iter(self.objectives.values())) == "maximize" else 1
         rows = sorted(self.best, key=lambda best: (sign * best.values[0], best.number))
         cells = [
-            [str(b.number), *(b.settings.get(key, NONE) for key in keys), *(f(v) for f, v in zip(formats, b.values, strict=True))]
+            [
+                str(b.number),
+                *(b.settings.get(key, NONE) for key in keys),
+                *(f(v) for f, v in zip(formats, b.values, strict=True)),
+            ]
             for b in rows
         ]
         return ["trial", *keys, *titles], cells
@@ -89,5 +100,9 @@ class Search:
 
     def markdown(self) -> str:
         titles, cells = self.table()
-        lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles), *(f"| {' | '.join(row)} |" for row in cells)]
+        lines = [
+            f"| {' | '.join(titles)} |",
+            "|" + " --- |" * len(titles),
+            *(f"| {' | '.join(row)} |" for row in cells),
+        ]
         return "\n".join([f"{self.title}:\n", *lines, f"\nAll trials; {LEGEND}:\n\n"])

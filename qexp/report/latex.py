@@ -27,6 +27,9 @@ def latex_table(records: list[Record]) -> str:
     ]  # fmt: skip
     for row, marks in zip(cells, best, strict=True):
         shown = (escaped(cell.removesuffix(REUSED)) for cell in row)
-        lines.append(" & ".join(f"\\textbf{{{cell}}}" if mark else cell for cell, mark in zip(shown, marks, strict=True)) + r" \\")
+        lines.append(
+            " & ".join(f"\\textbf{{{cell}}}" if mark else cell for cell, mark in zip(shown, marks, strict=True))
+            + r" \\"
+        )
     notes = [f"% {line}" for line in legend(records)]
     return "\n".join(["% needs \\usepackage{booktabs}", *notes, *lines, r"\bottomrule", r"\end{tabular}", ""])

@@ -114,7 +114,14 @@ def _histogram(axes: Axes, edges: np.ndarray, before: np.ndarray, after: np.ndar
     """Logarithmic, since one bin of zeros would flatten all others."""
     axes.stairs(before / before.sum(), edges, fill=True, color="C0", alpha=0.35, label="before")
     filled = after > 0
-    axes.vlines(((edges[:-1] + edges[1:]) / 2)[filled], 1e-7, (after / after.sum())[filled], color="C1", linewidth=1, label="after")
+    axes.vlines(
+        ((edges[:-1] + edges[1:]) / 2)[filled],
+        1e-7,
+        (after / after.sum())[filled],
+        color="C1",
+        linewidth=1,
+        label="after",
+    )
     axes.set_yscale("log")
     axes.set_ylim(0.5 / before.sum(), 1.5)
 

@@ -18,11 +18,22 @@ SCRIPTS = ("data.js", "front.js", "theme.js", "pareto.js", "curves.js", "layers.
 
 
 def write_page(
-    runs: Sequence[Run], verdicts: Sequence[Verdict], file: Path, title: str, x: str, y: str, colour: str = "", where: str = ""
+    runs: Sequence[Run],
+    verdicts: Sequence[Verdict],
+    file: Path,
+    title: str,
+    x: str,
+    y: str,
+    colour: str = "",
+    where: str = "",
 ) -> None:
     """x, y: metrics of the plot's axes at first; colour: the name that its colours tell apart, or the best one; where: how the runs were
     chosen."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # these two are imported only where a page is written
+    from jinja2 import (
+        Environment,
+        FileSystemLoader,
+        StrictUndefined,
+    )  # these two are imported only where a page is written
     from plotly.offline import get_plotlyjs
 
     data = page_data(runs, file.parent) | {"x": x, "y": y, "colour": colour}

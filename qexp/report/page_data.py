@@ -12,19 +12,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qexp.report.axes import AXES, COSTS, WORTHS, drawable
+from qexp.report.axes import AXES, BENEFITS, COSTS, drawable
 from qexp.report.layers import bits_of
+from qexp.report.options import differing_options, option_suffix
 from qexp.report.reproduce import command_of
 from qexp.report.runs import Run, differing
 from qexp.report.table import COLUMNS, NAMES, legend, names_of, noisy, table
-from qexp.report.varied import told, varied
 from qexp.types import Record, digest
 
 TEXTS = ("layers.csv", "sensitivity.csv", "plan.yaml", "operators.json")
 OPERATORS = 20  # rows of each run's table, those that take longest
 PICTURES_MB = 10.0  # of histograms within the page; the others are linked, beside it
 MOMENTARY = ("load", "affinity")  # what a machine says differently each time
-FACETS = ("model", "label", "bits", "engine", "batch_size", "data", "image_size", "threads", "seed", "machine", "status", "sweep", "kind")
+FACETS = (
+    "model",
+    "label",
+    "bits",
+    "engine",
+    "batch_size",
+    "data",
+    "image_size",
+    "threads",
+    "seed",
+    "machine",
+    "status",
+    "sweep",
+    "kind",
+)
 TITLES = NAMES | {"data": "data", "image_size": "image size", "machine": "machine", "threads": "threads"}
 
 
@@ -32,7 +46,7 @@ def page_data(runs: Sequence[Run], page: Path) -> dict[str, Any]:
     """page: the folder of report.html."""
     known = Known(page)
     records = [run.record for run in runs]
-    options = varied(records)
+    options = differing_options(records)
     units = {m.name: m.unit for record in records for m in record.measurements}
     facets = [name for name in dict.fromkeys((*FACETS, *options)) if name in differing([*runs], [name])]
     return {
@@ -40,7 +54,7 @@ def page_data(runs: Sequence[Run], page: Path) -> dict[str, Any]:
         "columns": columns_of(records), "legend": legend(records), "units": units,
         "facets": [{"name": name, "title": TITLES.get(name, options.get(name, name))} for name in facets],
         "costs": [axis_of(axis.metric) for axis in drawable(COSTS, [*runs])],
-        "worths": [axis_of(axis.metric) for axis in drawable(WORTHS, [*runs])],
+        "benefits": [axis_of(axis.metric) for axis in drawable(BENEFITS, [*runs])],
         "texts": known.texts, "machines": known.machines,
     }  # fmt: skip
 
@@ -95,9 +109,13 @@ class Known:
 def row_of(run: Run, index: int, options: dict[str, str], known: Known) -> dict[str, Any]:
     record = run.record
     names = {name: value for name, value in run.names.items() if name not in record.metrics}
-    texts = {Path(name).stem: known.text(read(text)) for name, text in texts_of(run).items() if (read := READERS.get(name, str))}
+    texts = {
+        Path(name).stem: known.text(read(text))
+        for name, text in texts_of(run).items()
+        if (read := READERS.get(name, str))
+    }
     return {
-        "id": index, "name": record.label + told(record, options), "status": record.status, "reason": record.reason,
+        "id": index, "name": record.label + option_suffix(record, options), "status": record.status, "reason": record.reason,
         "names": {name: names[name] for name in (*FACETS, *options) if name in names},
         "metrics": {name: shortened(value) for name, value in record.metrics.items()},
         "other_kinds": {m.name: m.kind for m in record.measurements if m.kind != "measured"}, "noisy": noisy(record),
@@ -127,7 +145,11 @@ def texts_of(run: Run) -> dict[str, str]:
 def artifacts_of(run: Run) -> list[Path]:
     """Where the artifact may lie: its path is as seen from where the run was started."""
     artifact = run.record.artifact
-    return [Path(artifact), run.folder.parents[2] / "artifacts" / Path(artifact).name] if artifact and len(run.folder.parents) > 2 else []
+    return (
+        [Path(artifact), run.folder.parents[2] / "artifacts" / Path(artifact).name]
+        if artifact and len(run.folder.parents) > 2
+        else []
+    )
 
 
 def pictures_of(run: Run) -> list[Path]:
@@ -158,7 +180,10 @@ def sensitivity_of(text: str) -> list[dict[str, Any]]:
 
 def operators_of(text: str) -> dict[str, Any]:
     rows = sorted(json.loads(text), key=lambda row: -row["self_cpu_time_us"])
-    shown = [{name: shortened(value) if isinstance(value, float) else value for name, value in row.items()} for row in rows[:OPERATORS]]
+    shown = [
+        {name: shortened(value) if isinstance(value, float) else value for name, value in row.items()}
+        for row in rows[:OPERATORS]
+    ]
     return {"rows": shown, "all": len(rows)}
 
 

@@ -11,26 +11,36 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from qexp.report.axes import AXES, Axis
+from qexp.report.options import differing_options, option_suffix
 from qexp.report.pareto import pareto_front
 from qexp.report.runs import Run, grouped
-from qexp.report.varied import told, varied
 from qexp.types import Record
 
 MARKERS = "osD^vPX*<>"
 
 
 def accuracy_plot(
-    records: list[Record], file: Path, costs: Sequence[str] = ("size_mb", "latency_ms"), worth: str = "", formats: Sequence[str] = ("png",)
+    records: list[Record],
+    file: Path,
+    costs: Sequence[str] = ("size_mb", "latency_ms"),
+    benefit: str = "",
+    formats: Sequence[str] = ("png",),
 ) -> list[Path]:
     """Write how good the runs are, by `worth` (top-1), against each of the costs: all runs that have both, their 95 % intervals and the
     Pareto fronts. The files written: `file` in each of the formats, none where no run has both."""
     finished = [Run(r, Path()) for r in records if r.status == "finished"]
-    up = AXES[worth or _accuracy(records)[0]]
-    panels = {AXES[c]: rows for c in costs if (rows := [run for run in finished if {c, up.metric} <= run.record.metrics.keys()])}
+    up = AXES[benefit or _accuracy(records)[0]]
+    panels = {
+        AXES[c]: rows
+        for c in costs
+        if (rows := [run for run in finished if {c, up.metric} <= run.record.metrics.keys()])
+    }
     if not panels:
         return []
     figure = Figure(figsize=(4.5 * len(panels) + 0.5, 4.5), layout="constrained")
-    for axes, (cost, rows) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True):
+    for axes, (cost, rows) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+    ):
         _intervals(axes, rows, cost, up)
         _fronts(axes, rows, cost, up)
         _scatter(axes, [run.record for run in rows], cost, up)
@@ -54,16 +64,18 @@ def _logarithmic(axes: Axes) -> None:
     """With ticks at 1, 2 and 5 where few decades are shown, at even distances within one, written as plain numbers."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(MaxNLocator(4) if high / low < 5 else LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
+    axes.xaxis.set_major_locator(
+        MaxNLocator(4) if high / low < 5 else LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,))
+    )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _intervals(axes: Axes, rows: list[Run], cost: Axis, worth: Axis) -> None:
-    if not any(axis.low in run.record.metrics for run in rows for axis in (cost, worth)):
+def _intervals(axes: Axes, rows: list[Run], cost: Axis, benefit: Axis) -> None:
+    if not any(axis.low in run.record.metrics for run in rows for axis in (cost, benefit)):
         return
     bars = []
-    for axis in (cost, worth):
+    for axis in (cost, benefit):
         metrics = [run.record.metrics for run in rows]
         below = [axis.factor * (m[axis.metric] - m.get(axis.low, m[axis.metric])) for m in metrics]
         above = [axis.factor * (m.get(axis.high, m[axis.metric]) - m[axis.metric]) for m in metrics]
@@ -72,13 +84,21 @@ def _intervals(axes: Axes, rows: list[Run], cost: Axis, worth: Axis) -> None:
     axes.errorbar(x, y, xerr=x_bars, yerr=y_bars, fmt="none", ecolor="0.6", elinewidth=0.8, zorder=0)
 
 
-def _fronts(axes: Axes, rows: list[Run], cost: Axis, worth: Axis) -> None:
+def _fronts(axes: Axes, rows: list[Run], cost: Axis, benefit: Axis) -> None:
     """A line of steps for each group of runs that may be compared: between two points no run is cheaper and as good."""
-    for members in grouped(rows, dict.fromkeys((*cost.same, *worth.same))).values():
-        x, y = ([axis.factor * run.record.metrics[axis.metric] for run in members] for axis in (cost, worth))
+    for members in grouped(rows, dict.fromkeys((*cost.same, *benefit.same))).values():
+        x, y = ([axis.factor * run.record.metrics[axis.metric] for run in members] for axis in (cost, benefit))
         front = pareto_front(x, y)
         if len({x[i] for i in front}) > 1:
-            axes.step([x[i] for i in front], [y[i] for i in front], where="post", color="0.5", linewidth=1, linestyle=":", zorder=0)
+            axes.step(
+                [x[i] for i in front],
+                [y[i] for i in front],
+                where="post",
+                color="0.5",
+                linewidth=1,
+                linestyle=":",
+                zorder=0,
+            )
 
 
 def _accuracy(records: list[Record]) -> tuple[str, str]:
@@ -89,23 +109,27 @@ def _accuracy(records: list[Record]) -> tuple[str, str]:
 
 def _legend(axes: Axes, figure: Figure) -> None:
     """To the right of the axes, of all panels, and all of it: a long one makes the figure higher, one of long names wider."""
-    handles = {label: handle for each in figure.axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for each in figure.axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)
+    }
     axes.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.set_figheight(max(figure.get_figheight(), 0.3 + 0.22 * len(handles)))
     figure.set_figwidth(figure.get_figwidth() + 0.07 * max(map(len, handles), default=0))
 
 
-def _scatter(axes: Axes, rows: list[Record], cost: Axis, worth: Axis) -> None:
+def _scatter(axes: Axes, rows: list[Record], cost: Axis, benefit: Axis) -> None:
     """A colour per model, a shape per method and options that differ; of one model, a colour per method, a shape per options."""
-    options = varied(rows)
+    options = differing_options(rows)
     several = len({row.params["model"] for row in rows}) > 1
     styles: dict[str, tuple[str, str]] = {}
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        model, label, apart = row.params["model"], row.params["label"], told(row, options)
+        model, label, apart = row.params["model"], row.params["label"], option_suffix(row, options)
         name = f"{model} · {label}{apart}"
         styles[name] = (model, label + apart) if several else (label, apart if options else label)
-        points.setdefault(name, []).append((cost.factor * row.metrics[cost.metric], worth.factor * row.metrics[worth.metric]))
+        points.setdefault(name, []).append(
+            (cost.factor * row.metrics[cost.metric], benefit.factor * row.metrics[benefit.metric])
+        )
     hues, shapes = (list(dict.fromkeys(style[i] for style in styles.values())) for i in (0, 1))
     for name, (hue, shape) in styles.items():
         hollow = shapes.index(shape) // len(MARKERS) % 2  # once all shapes are taken
@@ -136,11 +160,13 @@ def bits_plots(records: list[Record], folder: Path, formats: Sequence[str] = ("p
 
 def _accuracy_by_bits(rows: list[Record], title: str) -> Figure:
     """One line per method and options that differ, and where fp32 lies."""
-    options, (metric, accuracy) = varied(rows), _accuracy(rows)
+    options, (metric, accuracy) = differing_options(rows), _accuracy(rows)
     lines: dict[str, list[tuple[tuple[int, int], float]]] = {}
     for row in rows:
         if widths := _widths(row):
-            lines.setdefault(f"{row.params['method']}{told(row, options)}", []).append((widths, 100 * row.metrics[metric]))
+            lines.setdefault(f"{row.params['method']}{option_suffix(row, options)}", []).append(
+                (widths, 100 * row.metrics[metric])
+            )
     ticks = sorted({widths for line in lines.values() for widths, _ in line}, reverse=True)
     figure = Figure(figsize=(6.2, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -148,7 +174,14 @@ def _accuracy_by_bits(rows: list[Record], title: str) -> Figure:
         line.sort(reverse=True)
         aside = min(0.05, 0.3 / len(lines)) * (index - (len(lines) - 1) / 2)  # equal points stay visible
         places = [ticks.index(widths) + aside for widths, _ in line]
-        axes.plot(places, [top1 for _, top1 in line], label=name, marker=MARKERS[index % len(MARKERS)], markersize=7, alpha=0.85)
+        axes.plot(
+            places,
+            [top1 for _, top1 in line],
+            label=name,
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=7,
+            alpha=0.85,
+        )
     for top1 in _fp32(rows, metric):
         axes.axhline(top1, color="black", linestyle="--", linewidth=1, label=f"fp32, {top1:.2f} %", zorder=0)
     axes.set(xlabel="bits of weights and activations", ylabel=accuracy, title=title)
@@ -180,7 +213,9 @@ def latency_plots(records: list[Record], folder: Path, formats: Sequence[str] = 
     written = []
     for key, title in (("batch_size", "images per call"), ("image_size", "side of the image, pixels")):
         for model in dict.fromkeys(r.params["model"] for r in records):
-            rows = [r for r in records if r.params["model"] == model and "latency_mean_ms" in r.metrics and key in r.params]
+            rows = [
+                r for r in records if r.params["model"] == model and "latency_mean_ms" in r.metrics and key in r.params
+            ]
             if len({row.params[key] for row in rows}) > 1:
                 file = folder / f"latency-by-{key}-{model.replace('/', '_')}.png"
                 written += _saved(_curves(rows, key, title), file, formats)
@@ -191,17 +226,19 @@ def _curves(rows: list[Record], key: str, title: str) -> Figure:
     """One line per method, engine and whatever else the runs of one model differ in."""
     others = [k for k in ("label", "engine", "batch_size", "image_size", "threads", "data") if k != key]
     shown = [k for k in others if k in ("label", "engine") or len({r.params.get(k) for r in rows}) > 1]
-    options = varied(rows)
+    options = differing_options(rows)
     figure = Figure(figsize=(6.2, 4.5), layout="constrained")
     axes = figure.subplots()
     lines: dict[str, list[Record]] = {}
     for row in rows:
         name = " · ".join(f"{'' if k in ('label', 'engine') else k + ' '}{row.params[k]}" for k in shown)
-        lines.setdefault(name + told(row, options), []).append(row)
+        lines.setdefault(name + option_suffix(row, options), []).append(row)
     for index, (name, line) in enumerate(lines.items()):
         line.sort(key=lambda r: r.params[key])
         mean, std = ([r.metrics[metric] for r in line] for metric in ("latency_mean_ms", "latency_std_ms"))
-        axes.errorbar([r.params[key] for r in line], mean, std, label=name, marker=MARKERS[index % len(MARKERS)], capsize=3)
+        axes.errorbar(
+            [r.params[key] for r in line], mean, std, label=name, marker=MARKERS[index % len(MARKERS)], capsize=3
+        )
     axes.set(xscale="log", yscale="log", xlabel=title, ylabel="latency of one call, ms (mean ± standard deviation)")
     ticks = sorted({row.params[key] for row in rows})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -28,7 +28,7 @@ Figure = Callable[[Figures, Figures | None], float | None]
 
 
 @dataclass(frozen=True)
-class Column:
+class ReferenceColumn:
     """One figure of ours beside theirs. figure: of a row's metrics and those of the row that it is compared with, if there is one; None
     where it is missing; sign: 1 where more is better, -1 where less is, 0 where ours and theirs are not compared."""
 
@@ -51,20 +51,20 @@ def times_less(metric: str) -> Figure:
 
 
 COLUMNS = (
-    Column("top-1 %", own("top1"), percent),
-    Column("top-1 lost", lost("top1"), percent, -1),
-    Column("top-5 %", own("top5"), percent),
-    Column("top-5 lost", lost("top5"), percent, -1),
-    Column("loss", own("loss"), significant),
-    Column("size MB", own("size_mb"), significant, -1),
-    Column("smaller", times_less("size_mb"), times, 1),
-    Column("ms", own("latency_ms"), significant),
-    Column("faster", times_less("latency_ms"), times, 1),
-    Column("ms per image", own("latency_ms_per_image"), significant),
-    Column("faster ", times_less("latency_ms_per_image"), times, 1),
-    Column("test set s", own("test_seconds"), significant),
-    Column("faster  ", times_less("test_seconds"), times, 1),
-    Column("allocated MiB", own("allocated_mib"), significant),
+    ReferenceColumn("top-1 %", own("top1"), percent),
+    ReferenceColumn("top-1 lost", lost("top1"), percent, -1),
+    ReferenceColumn("top-5 %", own("top5"), percent),
+    ReferenceColumn("top-5 lost", lost("top5"), percent, -1),
+    ReferenceColumn("loss", own("loss"), significant),
+    ReferenceColumn("size MB", own("size_mb"), significant, -1),
+    ReferenceColumn("smaller", times_less("size_mb"), times, 1),
+    ReferenceColumn("ms", own("latency_ms"), significant),
+    ReferenceColumn("faster", times_less("latency_ms"), times, 1),
+    ReferenceColumn("ms per image", own("latency_ms_per_image"), significant),
+    ReferenceColumn("faster ", times_less("latency_ms_per_image"), times, 1),
+    ReferenceColumn("test set s", own("test_seconds"), significant),
+    ReferenceColumn("faster  ", times_less("test_seconds"), times, 1),
+    ReferenceColumn("allocated MiB", own("allocated_mib"), significant),
 )
 
 
@@ -110,7 +110,9 @@ class Reference:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Titles and cells: ours, and theirs in brackets."""
-        shown = [column for column in COLUMNS if any(column.figure(row.theirs, row.base) is not None for row in self.rows)]
+        shown = [
+            column for column in COLUMNS if any(column.figure(row.theirs, row.base) is not None for row in self.rows)
+        ]
         batches = {row.ours.params.get("batch_size") for row in self.rows if row.ours}
         titles = ["row", *(["batch"] if len(batches) > 1 else []), *(column.title for column in shown)]
         cells = []
@@ -124,7 +126,9 @@ class Reference:
     def caption(self) -> str:
         """What ours are of, as another network and other images than the reference's may have been chosen."""
         ours = [row.ours.params for row in self.rows if row.ours]
-        networks, images = (", ".join(dict.fromkeys(str(params.get(name)) for params in ours)) for name in ("model", "data"))
+        networks, images = (
+            ", ".join(dict.fromkeys(str(params.get(name)) for params in ours)) for name in ("model", "data")
+        )
         return f"{networks} on {images}; {LEGEND}" if ours else LEGEND
 
     def rich_table(self) -> Table:
@@ -139,16 +143,22 @@ class Reference:
     def markdown(self) -> str:
         titles, cells = self.table()
         lines = [f"| {' | '.join(title.strip() for title in titles)} |", "| --- |" + " ---: |" * (len(titles) - 1)]
-        return "\n".join([f"## {self.title}\n", *lines, *(f"| {' | '.join(row)} |" for row in cells), f"\n{self.caption}\n"])
+        return "\n".join(
+            [f"## {self.title}\n", *lines, *(f"| {' | '.join(row)} |" for row in cells), f"\n{self.caption}\n"]
+        )
 
 
 def _figures(row: Mapping[str, Any], ours: Record | None) -> Figures:
     """What the reference says of a row; at another batch size than the reference's only what does not depend on it."""
     same_batch = ours is None or ours.params.get("batch_size") == row.get("batch_size", ours.params.get("batch_size"))
-    return {name: row[name] for name in row if name in ANY_BATCH or same_batch and name not in ("name", "run", "against", "batch_size")}
+    return {
+        name: row[name]
+        for name in row
+        if name in ANY_BATCH or same_batch and name not in ("name", "run", "against", "batch_size")
+    }
 
 
-def _cell(column: Column, row: Row) -> str:
+def _cell(column: ReferenceColumn, row: Row) -> str:
     ours = column.figure(row.ours.metrics, row.our_base.metrics if row.our_base else None) if row.ours else None
     theirs = column.figure(row.theirs, row.base)
     if ours is None and theirs is None:

@@ -28,14 +28,18 @@ def results(outputs: list[Path], before: str = "") -> str:
     Errors: UserError where there is no sweep of a table.
     """
     newest: dict[str, tuple[Path, list[Run], Reference]] = {}
-    for folder in sorted((sweep for place in outputs for sweep in sweeps_with_records(place)), key=lambda sweep: sweep.name):
+    for folder in sorted(
+        (sweep for place in outputs for sweep in sweeps_with_records(place)), key=lambda sweep: sweep.name
+    ):
         runs = runs_of(folder)
         if reference := Reference.read(folder, runs):
             newest[reference.title] = (folder, runs, reference)
     if not newest:
         run = "run one first (python compress.py experiment=lenet5_mnist), or give its outputs=FOLDER"
         raise UserError(f"There is no sweep of a table in {', '.join(map(str, outputs))}; {run}.")
-    kept = {text.partition("\n")[0]: f"## {text.rstrip()}\n" for text in re.split(r"^## ", before, flags=re.MULTILINE)[1:]}
+    kept = {
+        text.partition("\n")[0]: f"## {text.rstrip()}\n" for text in re.split(r"^## ", before, flags=re.MULTILINE)[1:]
+    }
     tables = kept | {title: section(*found) for title, found in newest.items()}
     return "\n".join([HEAD, *(tables[title] for title in sorted(tables))])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qexp.report.varied import option_texts
+from qexp.report.options import option_texts
 from qexp.tracking.store import read_folders
 from qexp.types import Record, UserError, nearest
 
@@ -45,7 +45,9 @@ def read_runs(outputs: Path, sweep: str) -> list[Run]:
     """
     folders = sweeps_with_records(outputs)
     if not folders:
-        raise UserError(f"{outputs} holds no finished runs: give outputs=FOLDER, or make some with compress.py or benchmark.py.")
+        raise UserError(
+            f"{outputs} holds no finished runs: give outputs=FOLDER, or make some with compress.py or benchmark.py."
+        )
     if sweep == "all":
         found = [run for folder in folders for run in runs_of(folder)]
         return [run for run in found if not run.record.reused]
@@ -53,7 +55,9 @@ def read_runs(outputs: Path, sweep: str) -> list[Run]:
         return runs_of(folders[-1])
     chosen = [folder for folder in folders if folder.name == sweep]
     if not chosen:
-        raise UserError(f"There is no sweep={sweep} in {outputs}. {nearest(sweep, ['latest', 'all', *(f.name for f in folders)])}")
+        raise UserError(
+            f"There is no sweep={sweep} in {outputs}. {nearest(sweep, ['latest', 'all', *(f.name for f in folders)])}"
+        )
     return runs_of(chosen[0])
 
 
@@ -85,7 +89,9 @@ def _parts(conditions: str) -> list[str]:
 def _condition(text: str, known: list[str]) -> Callable[[Run], bool]:
     found = re.fullmatch(r"\s*([\w.\-]+)\s*(!=|<=|>=|=|<|>)\s*(.*)", text)
     if not found:
-        raise UserError(f"where={text!r} is no condition. Give NAME=VALUE, or one of {' '.join(COMPARISONS)} between the two.")
+        raise UserError(
+            f"where={text!r} is no condition. Give NAME=VALUE, or one of {' '.join(COMPARISONS)} between the two."
+        )
     name, sign, given = found[1], found[2], found[3].strip().strip("\"'")
     check_names([name], known, "where")
     if sign in ("<", ">", "<=", ">=") and _number(given) is None:

@@ -43,6 +43,8 @@ def show_verdicts(console: Console, verdicts: list[Verdict]) -> None:
         for sentence in verdict.sentences:
             console.print(f"  {sentence}", highlight=False, markup=False)
     if len(verdicts) > ON_SCREEN:
-        console.print(f"\n{len(verdicts) - ON_SCREEN} more verdicts are in results.md and report.html.", highlight=False)
+        console.print(
+            f"\n{len(verdicts) - ON_SCREEN} more verdicts are in results.md and report.html.", highlight=False
+        )
     if caution(verdicts):
         console.print(f"\n{caution(verdicts)}", style="dim", highlight=False)

@@ -11,8 +11,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from qexp.report.options import NONE
 from qexp.report.table import COLUMNS, Column, cell_name, names_of, shows, text_titles
-from qexp.report.varied import NONE
 from qexp.types import Record
 
 TITLE = "Mean ± standard deviation over seeds"
@@ -39,9 +39,13 @@ class Seeds:
         columns = [column for column in COLUMNS if any(shows(column, record) for record in rows)]
 
         def of_all(column: Column, seeds: dict[Any, Record]) -> str:
-            return spread([r.metrics[column.metric] for r in seeds.values() if column.metric in r.metrics], column.format)
+            return spread(
+                [r.metrics[column.metric] for r in seeds.values() if column.metric in r.metrics], column.format
+            )
 
-        cells = [[*name, str(len(seeds)), *(of_all(column, seeds) for column in columns)] for name, seeds in groups.items()]
+        cells = [
+            [*name, str(len(seeds)), *(of_all(column, seeds) for column in columns)] for name, seeds in groups.items()
+        ]
         return cls([*names.values(), "seeds", *(column.title for column in columns)], cells, text_titles(records))
 
     def markdown(self) -> str:

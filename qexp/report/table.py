@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
-from qexp.report.varied import NONE, option_texts, varied
+from qexp.report.options import NONE, differing_options, option_texts
 from qexp.types import Record
 
 NOISY = 0.1  # interquartile range over the median above which a latency is flagged
@@ -76,7 +76,20 @@ IF_SEVERAL = {"data": "data", "image_size": "image", "threads": "threads", "host
 TEXT = ("model", "method", "engine", "data", "machine")  # titles of columns aligned to the left
 TITLES = (*NAMES.values(), *IF_SEVERAL.values(), *(column.title for column in COLUMNS))  # of no option
 # What a narrow screen leaves out, in this order: the files have it all. Names are folded to so many characters first.
-SPARED = ("low-bit", "zeros", "top-5 %", "memory MB", "MACs M", "smaller", "fewer", "faster", "drop", "val drop", "vs fp32", "size MB")
+SPARED = (
+    "low-bit",
+    "zeros",
+    "top-5 %",
+    "memory MB",
+    "MACs M",
+    "smaller",
+    "fewer",
+    "faster",
+    "drop",
+    "val drop",
+    "vs fp32",
+    "size MB",
+)
 FOLDED = 20
 LEGEND = "* best of its model and batch size; several where their intervals overlap"
 REUSED = " ↺"
@@ -96,7 +109,9 @@ def table(records: list[Record]) -> tuple[list[str], list[list[str]], list[list[
             rivals.setdefault((column, _group(row, column)), []).append(row)
     winners = {group: _best(group[0], members) for group, members in rivals.items()}
     cells = [[*(_name(key, row) for key in names), *(_cell(column, row) for column in columns)] for row in rows]
-    best = [[False] * len(names) + [id(row) in winners[column, _group(row, column)] for column in columns] for row in rows]
+    best = [
+        [False] * len(names) + [id(row) in winners[column, _group(row, column)] for column in columns] for row in rows
+    ]
     return [*names.values(), *(column.title for column in columns)], cells, best
 
 
@@ -109,13 +124,16 @@ def shows(column: Column, record: Record) -> bool:
 def names_of(records: list[Record]) -> dict[str, str]:
     """Parameters, and options of the methods, that tell the rows apart, and their titles."""
     several = {key: title for key, title in IF_SEVERAL.items() if len({_value(key, r) for r in records} - {None}) > 1}
-    return NAMES | several | varied(records, TITLES)
+    return NAMES | several | differing_options(records, TITLES)
 
 
 def text_titles(records: list[Record]) -> set[str]:
     """Titles of columns aligned to the left: names, and options that are not numbers throughout."""
-    options = varied(records, TITLES).items()
-    return {*TEXT, *(title for name, title in options if not all(_is_number(_name(name, record)) for record in records))}
+    options = differing_options(records, TITLES).items()
+    return {
+        *TEXT,
+        *(title for name, title in options if not all(_is_number(_name(name, record)) for record in records)),
+    }
 
 
 def noisy(record: Record) -> bool:
@@ -128,7 +146,9 @@ def _value(key: str, record: Record) -> Any:
 
 def _group(record: Record, column: Column) -> tuple[object, ...]:
     """What rows have in common that are compared with each other in that column."""
-    return tuple(_value(key, record) for key in ("model", "batch_size", *IF_SEVERAL) if key != "host" or column.interval)
+    return tuple(
+        _value(key, record) for key in ("model", "batch_size", *IF_SEVERAL) if key != "host" or column.interval
+    )
 
 
 def cell_name(key: str, record: Record) -> str:
@@ -159,11 +179,19 @@ def _best(column: Column, rivals: list[Record]) -> set[int]:
     if column.best is None or not compared:
         return set()
     leader = column.best(compared, key=lambda r: r.metrics[column.metric])
-    best = {id(r) for r in compared if tied(r.metrics, leader.metrics, column.metric, column.format, column.interval or ())}
+    best = {
+        id(r) for r in compared if tied(r.metrics, leader.metrics, column.metric, column.format, column.interval or ())
+    }
     return best if len(best) < len(compared) else set()
 
 
-def tied(ours: Mapping[str, float], theirs: Mapping[str, float], metric: str, shown: Callable[[float], str], bounds: Sequence[str]) -> bool:
+def tied(
+    ours: Mapping[str, float],
+    theirs: Mapping[str, float],
+    metric: str,
+    shown: Callable[[float], str],
+    bounds: Sequence[str],
+) -> bool:
     """Whether two runs' metrics show the same (a winner in digits that nobody sees would confuse), or the intervals that `bounds` name
     overlap."""
     if shown(ours[metric]) == shown(theirs[metric]):
@@ -188,13 +216,17 @@ def rich_table(records: list[Record], title: str, width: int = sys.maxsize) -> T
     """The table for a screen of `width` characters, on which no number is ever cut."""
     titles, cells, best = table(records)
     marked = [[cell + "*" * mark for cell, mark in zip(*row, strict=True)] for row in zip(cells, best, strict=True)]
-    folding = {"method", *varied(records, TITLES).values()}
+    folding = {"method", *differing_options(records, TITLES).values()}
     left_out, fits = spared({name: [row[i] for row in marked] for i, name in enumerate(titles)}, folding, width)
     hint = [f"not on a screen as narrow as this: {', '.join(left_out)}"] * bool(left_out)
-    shown = Table(title=title, title_justify="left", caption="\n".join([LEGEND, *legend(records), *hint]), caption_justify="left")
+    shown = Table(
+        title=title, title_justify="left", caption="\n".join([LEGEND, *legend(records), *hint]), caption_justify="left"
+    )
     text, kept = text_titles(records), [i for i, name in enumerate(titles) if name not in left_out]
     for name in (titles[i] for i in kept):
-        shown.add_column(name, justify="left" if name in text else "right", no_wrap=fits and name not in folding, overflow="fold")
+        shown.add_column(
+            name, justify="left" if name in text else "right", no_wrap=fits and name not in folding, overflow="fold"
+        )
     for row, marks in zip(marked, best, strict=True):
         shown.add_row(*(f"[bold green]{escape(row[i])}[/]" if marks[i] else escape(row[i]) for i in kept))
     return shown
@@ -217,22 +249,32 @@ def spared(columns: dict[str, list[str]], folding: Collection[str], width: int) 
 def markdown_table(records: list[Record]) -> str:
     titles, cells, best = table(records)
     text = text_titles(records)
-    lines = ["| " + " | ".join(titles) + " |", "|" + "|".join(" --- " if name in text else " ---: " for name in titles) + "|"]
+    lines = [
+        "| " + " | ".join(titles) + " |",
+        "|" + "|".join(" --- " if name in text else " ---: " for name in titles) + "|",
+    ]
     for row, marks in zip(cells, best, strict=True):
-        lines.append("| " + " | ".join(f"**{cell}**" if mark else cell for cell, mark in zip(row, marks, strict=True)) + " |")
+        lines.append(
+            "| " + " | ".join(f"**{cell}**" if mark else cell for cell, mark in zip(row, marks, strict=True)) + " |"
+        )
     return "\n".join([*lines, *(f"\n{line}" for line in legend(records) + unfinished(records))])
 
 
 def csv_table(records: list[Record]) -> str:
     """Every parameter, varied option and metric of every run, unrounded."""
     params = sorted({key for record in records for key in record.params})
-    options = [name for name in varied(records) if name not in params]
+    options = [name for name in differing_options(records) if name not in params]
     metrics = sorted({key for record in records for key in record.metrics})
     out = io.StringIO()
     writer = csv.DictWriter(out, ["status", "reason", "reused", "host", *params, *options, *metrics])
     writer.writeheader()
     for record in records:
         texts = {name: text for name, text in option_texts(record).items() if name in options}
-        how = {"status": record.status, "reason": record.reason, "reused": record.reused, "host": _value("host", record)}
+        how = {
+            "status": record.status,
+            "reason": record.reason,
+            "reused": record.reused,
+            "host": _value("host", record),
+        }
         writer.writerow({**how, **record.params, **texts, **record.metrics})
     return out.getvalue()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qexp.files import not_writable
-from qexp.report.axes import COSTS, WORTHS, default_cost, default_worth, drawable
+from qexp.report.axes import BENEFITS, COSTS, default_benefit, default_cost, drawable
 from qexp.report.latex import latex_table
 from qexp.report.page import write_page
 from qexp.report.plot import accuracy_plot, bits_plots, latency_plots
@@ -39,7 +39,9 @@ class Style:
             if name not in FORMATS:
                 raise UserError(f"The report has no format {name!r}. {nearest(str(name), FORMATS)}")
         if not isinstance(self.points, int | float) or not self.points >= 0:
-            raise UserError(f"points={self.points} is no number of percentage points; give 0 or more, such as points=0.5")
+            raise UserError(
+                f"points={self.points} is no number of percentage points; give 0 or more, such as points=0.5"
+            )
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,13 @@ class Report:
 
 
 def write_report(
-    runs: Sequence[Run], folder: Path, title: str, style: Style, chosen: str = "", preface: str = "", named: Sequence[Run] = ()
+    runs: Sequence[Run],
+    folder: Path,
+    title: str,
+    style: Style,
+    chosen: str = "",
+    preface: str = "",
+    named: Sequence[Run] = (),
 ) -> Report:
     """chosen: the conditions that the runs were filtered by; preface: Markdown before the tables; named: the runs as tables for people call
     them, where that is not as they are. Errors: UserError where the folder cannot be written to."""
@@ -62,7 +70,11 @@ def write_report(
     records = [run.record for run in runs]
     seeds = Seeds.of(records)
     markdown = preface + "\n\n".join([*tables, *([seeds.markdown()] if seeds else []), *words])
-    texts = {"results.md": markdown, "results.csv": csv_table(records), "results.tex": "\n".join(by_group(groups, latex_table, "% {}\n"))}
+    texts = {
+        "results.md": markdown,
+        "results.csv": csv_table(records),
+        "results.tex": "\n".join(by_group(groups, latex_table, "% {}\n")),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / name for name in texts if Path(name).suffix[1:] in style.formats]
@@ -81,8 +93,8 @@ def write_report(
 
 def axes_of(runs: list[Run], style: Style) -> tuple[str, str]:
     """The metrics that are drawn: those asked for, the usual ones, or any that the runs have."""
-    cost, worth = default_cost(runs), default_worth(runs) or next(iter(drawable(WORTHS, runs)), None)
-    return style.x or (cost or COSTS[0]).metric, style.y or (worth or WORTHS[0]).metric
+    cost, benefit = default_cost(runs), default_benefit(runs) or next(iter(drawable(BENEFITS, runs)), None)
+    return style.x or (cost or COSTS[0]).metric, style.y or (benefit or BENEFITS[0]).metric
 
 
 def parts(runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[Record]]:
@@ -104,4 +116,8 @@ def pictures(records: list[Record], folder: Path, style: Style) -> list[Path]:
         return []
     costs = (style.x,) if style.x else ("size_mb", "latency_ms")
     drawn = accuracy_plot(records, folder / "accuracy.png", costs, style.y, formats)
-    return [*drawn, *(bits_plots(records, folder, formats) if style.lines else []), *latency_plots(records, folder, formats)]
+    return [
+        *drawn,
+        *(bits_plots(records, folder, formats) if style.lines else []),
+        *latency_plots(records, folder, formats),
+    ]

@@ -20,19 +20,29 @@ ON_TEST = (*ON_VALIDATION, "test_seconds", "parity_agreement", "parity_max_error
 def check_objectives(objectives: Mapping[str, str], config: DictConfig) -> None:
     """Errors: UserError where there are none, one would choose by the test images, or cannot be measured as the command stands."""
     if not objectives:
-        raise UserError("A search needs objectives: +hydra.sweeper.objectives.val_top1=maximize, or size_mb, latency_ms, ...=minimize")
+        raise UserError(
+            "A search needs objectives: +hydra.sweeper.objectives.val_top1=maximize, or size_mb, latency_ms, ...=minimize"
+        )
     for name, direction in objectives.items():
         if name in ON_TEST:
             instead = f"use {ON_VALIDATION[name]}" if name in ON_VALIDATION else "use val_top1, size_mb or latency_ms"
-            raise UserError(f"{name} is taken on the test images, which choose nothing: {instead} (measure.accuracy.part=validation).")
+            raise UserError(
+                f"{name} is taken on the test images, which choose nothing: {instead} (measure.accuracy.part=validation)."
+            )
         if direction not in DIRECTIONS:
-            raise UserError(f"hydra.sweeper.objectives.{name}={direction} is unknown. {nearest(str(direction), DIRECTIONS)}")
+            raise UserError(
+                f"hydra.sweeper.objectives.{name}={direction} is unknown. {nearest(str(direction), DIRECTIONS)}"
+            )
         if direction != BETTER.get(name, direction):
-            raise UserError(f"hydra.sweeper.objectives.{name}={direction} would look for the worst: give {BETTER[name]}.")
+            raise UserError(
+                f"hydra.sweeper.objectives.{name}={direction} would look for the worst: give {BETTER[name]}."
+            )
     part = (config.measure.get("accuracy") or {}).get("part")
     on_validation = next((name for name in objectives if name in ON_VALIDATION.values()), None)
     if on_validation and part != "validation":
-        raise UserError(f"{on_validation} needs measure.accuracy.part=validation, it is {part}: a trial leaves the test images alone.")
+        raise UserError(
+            f"{on_validation} needs measure.accuracy.part=validation, it is {part}: a trial leaves the test images alone."
+        )
 
 
 def values_of(record: Record, objectives: Mapping[str, str]) -> tuple[list[float], str]:

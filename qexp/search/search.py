@@ -52,12 +52,22 @@ def search(options: Options, sweeper: Sweeper, arguments: list[str]) -> None:
     objectives = dict(options.objectives)
     check_objectives(objectives, config)
     if config.phase != "all":
-        raise UserError(f"phase={config.phase} measures nothing, or makes nothing, and a search needs both: leave phase=all.")
-    overrides = OverridesParser.create(loader).parse_overrides([*(f"{key}={value}" for key, value in options.params.items()), *arguments])
-    space = Space(overrides, lambda words: loader.load_sweep_config(config, words), lambda key: bool(loader.get_group_options(key)))
+        raise UserError(
+            f"phase={config.phase} measures nothing, or makes nothing, and a search needs both: leave phase=all."
+        )
+    overrides = OverridesParser.create(loader).parse_overrides(
+        [*(f"{key}={value}" for key, value in options.params.items()), *arguments]
+    )
+    space = Space(
+        overrides,
+        lambda words: loader.load_sweep_config(config, words),
+        lambda key: bool(loader.get_group_options(key)),
+    )
     sampler: Any = OmegaConf.to_container(options.sampler)
     if sampler["_target_"].endswith("BruteForceSampler") and not space.finite:
-        raise UserError(f"A grid of {space} has no end: give intervals as range(FIRST,END,STEP), or choose another sampler.")
+        raise UserError(
+            f"A grid of {space} has no end: give intervals as range(FIRST,END,STEP), or choose another sampler."
+        )
     others: Any = OmegaConf.to_container(config)
     definition = {
         "space": space.definition, "objectives": objectives, "sampler": sampler, "seed": options.seed,
@@ -112,7 +122,9 @@ class Trials:
         record = read_record(file)
         folder = self.sweep / str(self.jobs)
         if EndedRuns(self.outputs).first_in(self.sweep, record.key, folder):
-            write_record(replace(record, sweep=self.sweep.name, reused=record.reused or trial.user_attrs[PLACE]), folder)
+            write_record(
+                replace(record, sweep=self.sweep.name, reused=record.reused or trial.user_attrs[PLACE]), folder
+            )
             self.jobs += 1
 
     def tell(self, proposal: Proposal, job: int) -> bool:
@@ -132,4 +144,6 @@ class Trials:
     def note(self) -> None:
         """What was found so far, for the tables."""
         ended = {word: self.study.count(state) for state, word in ENDED.items()}
-        Search(self.name, self.options.storage, dict(self.options.objectives), ended, self.study.best()).write(self.sweep)
+        Search(self.name, self.options.storage, dict(self.options.objectives), ended, self.study.best()).write(
+            self.sweep
+        )

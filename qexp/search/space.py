@@ -18,7 +18,7 @@ EXAMPLES = "Give choices (8,6,4), int(interval(1,9)), interval(0.1,1), tag(log,i
 
 
 @dataclass(frozen=True)
-class Axis:
+class Dimension:
     """key: as on the command line; kind: `categorical`, `int` or `float`, and the bounds or choices as Optuna's trials take them."""
 
     key: str
@@ -26,25 +26,38 @@ class Axis:
     bounds: dict[str, Any]
 
     @classmethod
-    def of(cls, override: Override) -> Axis:
+    def of(cls, override: Override) -> Dimension:
         """Errors: UserError where there is nothing between the bounds."""
         key, value = override.get_key_element(), override.value()
         if isinstance(value, RangeSweep):
             return cls._between(override, sorted(value.range()), abs(value.step), value.tags)
         if isinstance(value, IntervalSweep):
             return cls._between(override, [value.start, value.end], None, value.tags)
-        choices = sorted(override.sweep_string_iterator()) if getattr(value, "shuffle", False) else override.sweep_string_iterator()
+        choices = (
+            sorted(override.sweep_string_iterator())
+            if getattr(value, "shuffle", False)
+            else override.sweep_string_iterator()
+        )
         return cls(key, "categorical", {"choices": list(dict.fromkeys(choices))})
 
     @classmethod
-    def _between(cls, override: Override, values: list[Any], step: float | None, tags: set[str]) -> Axis:
+    def _between(cls, override: Override, values: list[Any], step: float | None, tags: set[str]) -> Dimension:
         log = "log" in tags
-        if not values or values[0] > values[-1] or tags - {"log"} or (log and (values[0] <= 0 or step not in (None, 1))):
+        if (
+            not values
+            or values[0] > values[-1]
+            or tags - {"log"}
+            or (log and (values[0] <= 0 or step not in (None, 1)))
+        ):
             hint = " A logarithm needs numbers above 0, and no step." * log
             raise UserError(f"{override.input_line} cannot be searched.{hint} {EXAMPLES}")
         whole = all(isinstance(value, int) for value in values)
         bounds = {"low": values[0], "high": values[-1], "log": log}
-        return cls(override.get_key_element(), "int" if whole else "float", bounds | ({"step": step} if step and not log else {}))
+        return cls(
+            override.get_key_element(),
+            "int" if whole else "float",
+            bounds | ({"step": step} if step and not log else {}),
+        )
 
     def suggest(self, trial: Any) -> str:
         """The value that an Optuna trial has or gets here; numbers to about 1/10,000 of what they may be, so that people can read them."""
@@ -73,32 +86,44 @@ class Space:
     compose: a job's config for overrides; groups: whether a key is that of a config group.
     """
 
-    def __init__(self, overrides: list[Override], compose: Callable[[list[str]], DictConfig], is_group: Callable[[str], bool]):
-        last = {override.get_key_element(): override for override in overrides}  # the command line over the experiment file
+    def __init__(
+        self, overrides: list[Override], compose: Callable[[list[str]], DictConfig], is_group: Callable[[str], bool]
+    ):
+        last = {
+            override.get_key_element(): override for override in overrides
+        }  # the command line over the experiment file
         self.fixed = [str(override.input_line) for override in last.values() if not override.is_sweep_override()]
-        self.axes = [Axis.of(override) for override in last.values() if override.is_sweep_override()]
-        if not self.axes:
-            raise UserError(f"There is nothing to search: hydra.sweeper.params has no key with several values. {EXAMPLES}")
-        self.groups = [axis for axis in self.axes if is_group(axis.key)]
-        self.options = [axis for axis in self.axes if axis not in self.groups]
+        self.dimensions = [Dimension.of(override) for override in last.values() if override.is_sweep_override()]
+        if not self.dimensions:
+            raise UserError(
+                f"There is nothing to search: hydra.sweeper.params has no key with several values. {EXAMPLES}"
+            )
+        self.groups = [dimension for dimension in self.dimensions if is_group(dimension.key)]
+        self.options = [dimension for dimension in self.dimensions if dimension not in self.groups]
         self.compose = compose
         self._check()
 
     def _check(self) -> None:
         """Errors: UserError where no choice has one of the options, or Hydra's where a choice does not exist."""
-        if wrong := next((axis.key for axis in self.groups if axis.kind != "categorical"), None):
+        if wrong := next((dimension.key for dimension in self.groups if dimension.kind != "categorical"), None):
             raise UserError(f"{wrong} is chosen by name. {EXAMPLES}")
-        first = {axis.key: axis.bounds["choices"][0] for axis in self.groups}
-        tried = [{**first, axis.key: choice} for axis in self.groups for choice in axis.bounds["choices"]] or [first]
-        known = set().union(*(self._names(tuple(self.overrides(choices))) for choices in tried))  # tells of a choice that is not there
-        for axis in self.options:
-            if not axis.key.startswith("+") and axis.key not in known:
-                raise UserError(f"hydra.sweeper.params: {axis.key} is no option. {nearest(axis.key, known)}")
+        first = {dimension.key: dimension.bounds["choices"][0] for dimension in self.groups}
+        tried = [
+            {**first, dimension.key: choice} for dimension in self.groups for choice in dimension.bounds["choices"]
+        ] or [first]
+        known = set().union(
+            *(self._names(tuple(self.overrides(choices))) for choices in tried)
+        )  # tells of a choice that is not there
+        for dimension in self.options:
+            if not dimension.key.startswith("+") and dimension.key not in known:
+                raise UserError(f"hydra.sweeper.params: {dimension.key} is no option. {nearest(dimension.key, known)}")
 
     def settings(self, trial: Any) -> Settings:
         """Those of an Optuna trial, which gets the values that it does not have yet."""
-        chosen = {axis.key: axis.suggest(trial) for axis in self.groups}
-        return chosen | {axis.key: axis.suggest(trial) for axis in self.options if self._has(axis.key, chosen)}
+        chosen = {dimension.key: dimension.suggest(trial) for dimension in self.groups}
+        return chosen | {
+            dimension.key: dimension.suggest(trial) for dimension in self.options if self._has(dimension.key, chosen)
+        }
 
     def overrides(self, settings: Settings) -> list[str]:
         """Of a job with these settings."""
@@ -110,18 +135,22 @@ class Space:
     @functools.cache  # noqa: B019  (of the few combinations of groups; there is one space per command)
     def _names(self, overrides: tuple[str, ...]) -> set[str]:
         config = self.compose(list(overrides))
-        return {*_names_in(OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])))}
+        return {
+            *_names_in(
+                OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+            )
+        }
 
     @property
     def finite(self) -> bool:
-        return all(axis.finite for axis in self.axes)
+        return all(dimension.finite for dimension in self.dimensions)
 
     @property
     def definition(self) -> dict[str, Any]:
-        return {axis.key: [axis.kind, axis.bounds] for axis in self.axes}
+        return {dimension.key: [dimension.kind, dimension.bounds] for dimension in self.dimensions}
 
     def __str__(self) -> str:
-        return " × ".join(map(str, self.axes))
+        return " × ".join(map(str, self.dimensions))
 
 
 def _names_in(node: object, prefix: str = "") -> list[str]:

@@ -19,11 +19,20 @@ from qexp.types import UserError, digest, first_line
 
 ATTEMPTS = 10  # of a sampler to propose what was not tried yet
 RANDOM_ATTEMPTS = 100  # then, where there are endless settings
-DEFINITION, EXHAUSTED, PLACE, KEY, REASON, REPEATS = "definition", "exhausted", "place", "key", "reason", "repeats"  # of attributes
+DEFINITION, EXHAUSTED, PLACE, KEY, REASON, REPEATS = (
+    "definition",
+    "exhausted",
+    "place",
+    "key",
+    "reason",
+    "repeats",
+)  # of attributes
 
 
 @contextmanager
-def opened(outputs: Path, url: str, name: str, objectives: Mapping[str, str], definition: dict[str, Any], anew: bool) -> Iterator[Any]:
+def opened(
+    outputs: Path, url: str, name: str, objectives: Mapping[str, str], definition: dict[str, Any], anew: bool
+) -> Iterator[Any]:
     """The study of that name, which no other process has meanwhile; made where it is missing, or `anew`.
 
     Errors: UserError where another process has it, it is of other definition, or Optuna or the storage are not there.
@@ -33,14 +42,21 @@ def opened(outputs: Path, url: str, name: str, objectives: Mapping[str, str], de
     try:
         lock = FileLock(outputs / f".search-{digest([url, name])[:16]}.lock", timeout=0).acquire()
     except Timeout as error:
-        raise UserError(f"The search {name} runs already. Wait for it, or give this one another hydra.sweeper.study=NAME.") from error
+        raise UserError(
+            f"The search {name} runs already. Wait for it, or give this one another hydra.sweeper.study=NAME."
+        ) from error
     with lock:
         try:
             with FileLock(outputs / ".searches.lock"):  # two processes that set up one database would ruin it
                 storage = optuna.storages.get_storage(url)
                 if anew and name in optuna.get_all_study_names(storage):
                     optuna.delete_study(study_name=name, storage=storage)
-                made = {"study_name": name, "storage": storage, "directions": list(objectives.values()), "load_if_exists": True}
+                made = {
+                    "study_name": name,
+                    "storage": storage,
+                    "directions": list(objectives.values()),
+                    "load_if_exists": True,
+                }
                 study = optuna.create_study(**made)
         except Exception as error:
             raise UserError(f"hydra.sweeper.storage={url} cannot be opened: {first_line(error)}") from error
@@ -49,7 +65,9 @@ def opened(outputs: Path, url: str, name: str, objectives: Mapping[str, str], de
             study.set_user_attr(DEFINITION, definition)
         elif before != definition:
             changed = ", ".join(key for key in definition if before.get(key) != definition[key])
-            raise UserError(f"The search {name} had other {changed}. Give another hydra.sweeper.study=NAME, or force=true to begin anew.")
+            raise UserError(
+                f"The search {name} had other {changed}. Give another hydra.sweeper.study=NAME, or force=true to begin anew."
+            )
         yield study
         storage.remove_session()
 
@@ -83,7 +101,9 @@ class Study:
 
         self.optuna, self.states = optuna, optuna.trial.TrialState
         self.study, self.space, self.sampler, self.seed = study, space, sampler, seed
-        self.tried: dict[frozenset[tuple[str, str]], Any] = {}  # frozen trials that ended, the last of each settings; None: one that runs
+        self.tried: dict[
+            frozenset[tuple[str, str]], Any
+        ] = {}  # frozen trials that ended, the last of each settings; None: one that runs
         self.interrupted, failed = [], {}
         for trial in study.get_trials(deepcopy=False):
             if trial.state == self.states.RUNNING:
@@ -150,7 +170,9 @@ class Study:
         self.tried[_name(settings)] = None
         return Proposal(trial, settings)
 
-    def tell(self, proposal: Proposal, values: list[float], reason: str, failed: bool = False, **attributes: str) -> None:
+    def tell(
+        self, proposal: Proposal, values: list[float], reason: str, failed: bool = False, **attributes: str
+    ) -> None:
         """values: of the objectives, none where there is a reason instead, which is that of a failure or of what cannot exist."""
         for name, value in {REASON: reason, **attributes}.items():
             proposal.trial.set_user_attr(name, value)
@@ -165,7 +187,10 @@ class Study:
     def best(self) -> list[Best]:
         """The trials that no other is better than in every objective (Optuna's `best_trials`)."""
         trials = sorted(self.study.best_trials, key=lambda trial: trial.number)
-        return [Best(t.number, self.space.settings(_Had(t.params)), list(t.values), t.user_attrs.get(KEY, "")) for t in trials]
+        return [
+            Best(t.number, self.space.settings(_Had(t.params)), list(t.values), t.user_attrs.get(KEY, ""))
+            for t in trials
+        ]
 
     def count(self, state: str) -> int:
         return sum(trial.state == self.states[state] for trial in self.ended)

@@ -28,7 +28,11 @@ DEFAULT = Path(__file__).parents[2] / "conf" / "tracking" / "mlflow.yaml"
 def main(words: list[str]) -> int:
     given = dict(word.split("=", 1) for word in words[1:] if "=" in word)
     files = [Path(word) for word in words[1:] if "=" not in word]
-    if words[:1] not in (["sync"], ["import"]) or bool(files) != (words[0] == "import") or not {*given} <= {"outputs", "uri"}:
+    if (
+        words[:1] not in (["sync"], ["import"])
+        or bool(files) != (words[0] == "import")
+        or not {*given} <= {"outputs", "uri"}
+    ):
         print(__doc__, file=sys.stderr)
         return 2
     outputs = Path(given.get("outputs", "outputs"))
@@ -40,7 +44,9 @@ def main(words: list[str]) -> int:
         if config and "uri" not in given:
             return instantiate(config)
         composed = OmegaConf.create({"outputs": str(outputs), "tracking": OmegaConf.load(DEFAULT)})
-        return instantiate(OmegaConf.merge(composed, {"tracking": {"uri": given["uri"]} if "uri" in given else {}}).tracking)
+        return instantiate(
+            OmegaConf.merge(composed, {"tracking": {"uri": given["uri"]} if "uri" in given else {}}).tracking
+        )
 
     return import_all(files, outputs, tracking_of) if files else sync_all(outputs, tracking_of, given.get("uri"))
 
@@ -63,7 +69,9 @@ def import_all(files: list[Path], outputs: Path, tracking_of: Callable[[dict[str
             failed = True
             continue
         known = "with the accuracy of the same file" if "top1" in record.metrics else record.notes.get("top1", "")
-        print(f"{folder}: {record.label} on {record.environment['host']}, {record.metrics['latency_ms']:.4g} ms, {known}")
+        print(
+            f"{folder}: {record.label} on {record.environment['host']}, {record.metrics['latency_ms']:.4g} ms, {known}"
+        )
         try:
             tracking_of(record.config.get("tracking")).log(record, folder)
         except Exception as error:

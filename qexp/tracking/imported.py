@@ -39,14 +39,24 @@ def import_record(file: Path, outputs: Path) -> tuple[Record, Path]:
     if own:
         carried = [replace(m, samples=()) for m in own.measurements if CARRIED.fullmatch(m.name)]
         where = own.environment.get("host")
-        notes = {"carried": f"accuracy, size and coverage are those of the same file on the same engine, measured on {where}"}
-        params, config = own.params, {**own.config, **device.config, **{k: device.params[k] for k in ("batch_size", "threads")}}
+        notes = {
+            "carried": f"accuracy, size and coverage are those of the same file on the same engine, measured on {where}"
+        }
+        params, config = (
+            own.params,
+            {**own.config, **device.config, **{k: device.params[k] for k in ("batch_size", "threads")}},
+        )
     else:
         reason = "not those of this file" if artifact else "not there"
-        carried, notes = [], {"top1": f"not known: the records of the artifact {measured_file['artifact']} are {reason}"}
+        carried, notes = (
+            [],
+            {"top1": f"not known: the records of the artifact {measured_file['artifact']} are {reason}"},
+        )
         params, config = {name: device.params[name] for name in PARAMS if name in device.params}, device.config
     params = {**params, **{name: device.params[name] for name in ("engine", "batch_size", "threads")}}
-    label = " · ".join([str(params["model"]), str(params["label"]), str(params["engine"]), f"batch {params['batch_size']}"])
+    label = " · ".join(
+        [str(params["model"]), str(params["label"]), str(params["engine"]), f"batch {params['batch_size']}"]
+    )
     sweep = own.sweep if own and (outputs / "sweeps" / own.sweep).is_dir() else f"device-{folder_name(host)}"
     record = replace(
         device, sweep=sweep, label=label, params=params, config=config, measurements=(*device.measurements, *carried),
@@ -69,8 +79,15 @@ def checked(file: Path) -> Record:
         texts += [deployment[name] for name in ("artifact", "file", "sha256")]
         whole = (record.params["batch_size"], record.params["threads"])
         figures = [m for m in record.measurements if MEASURED.fullmatch(m.name) and math.isfinite(m.value)]
-        right = all(isinstance(text, str) and text for text in texts) and all(isinstance(n, int) and n > 0 for n in whole)
-        if not right or record.status != "finished" or "latency_ms" not in record.metrics or len(figures) != len(record.measurements):
+        right = all(isinstance(text, str) and text for text in texts) and all(
+            isinstance(n, int) and n > 0 for n in whole
+        )
+        if (
+            not right
+            or record.status != "finished"
+            or "latency_ms" not in record.metrics
+            or len(figures) != len(record.measurements)
+        ):
             raise ValueError("its values are not those that benchmark.py writes")
     except OSError as error:
         raise UserError(f"Cannot read {file}: {error.strerror}.") from error
@@ -93,7 +110,11 @@ def own_record(artifact: Artifact, device: Record) -> Record | None:
     deployment = device.config["deployment"]
     if artifact.files.get(deployment["file"]) != deployment["sha256"]:
         return None
-    found = [r for r in records_of(artifact) if r.params["engine"] == device.params["engine"] and "deployment" not in r.config]
+    found = [
+        r
+        for r in records_of(artifact)
+        if r.params["engine"] == device.params["engine"] and "deployment" not in r.config
+    ]
     return max(found, key=lambda r: (r.params["batch_size"] == device.params["batch_size"], r.created), default=None)
 
 

@@ -36,7 +36,12 @@ def view_tag(name: str, search: str, options: list[str], created_ms: int) -> str
     columns |= {"attributes.`Dataset`": 200}
     run_name, own, others = "attributes.`Run Name`", "qexp", "metrics"
     clouds = [
-        {"type": "SCATTER", "xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"}, "runsCountToCompare": 100}
+        {
+            "type": "SCATTER",
+            "xaxis": {"key": x, "type": "METRIC"},
+            "yaxis": {"key": y, "type": "METRIC"},
+            "runsCountToCompare": 100,
+        }
         for x, y in CLOUDS
     ]
     charts = [*clouds, *({"type": "BAR", "metricKey": name, "runsCountToCompare": 20} for name in BARS)]
@@ -95,7 +100,9 @@ def described(markdown: str, links: dict[str, str]) -> str:
 
 def swept_options(records: list[Record]) -> list[str]:
     """The names, as MLflow has them, of parameters and of options of a method in which some of its runs differ."""
-    found = {name for name in ("data", "image_size", "threads", "seed") if len({r.params.get(name) for r in records}) > 1}
+    found = {
+        name for name in ("data", "image_size", "threads", "seed") if len({r.params.get(name) for r in records}) > 1
+    }
     by_method: dict[Any, list[dict[str, Any]]] = {}
     for record in records:
         by_method.setdefault(record.params.get("method"), []).append(flatten({"method": record.config.get("method")}))

@@ -51,7 +51,9 @@ class MlflowView:
 
         for name in ("mlflow", "alembic"):  # they tell of every step of setting up the database
             logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of every try; the error after the last is enough
+        logging.getLogger("urllib3.connectionpool").setLevel(
+            logging.ERROR
+        )  # of every try; the error after the last is enough
         with self._first_contact():  # a client sets up its database when it is made
             return MlflowClient(self.uri)
 
@@ -62,7 +64,11 @@ class MlflowView:
         with self._first_contact():
             known = client.get_experiment_by_name(self.experiment)
             if not known:
-                place = Path(self.artifacts).resolve().as_uri() if self.artifacts and not self.uri.startswith("http") else None
+                place = (
+                    Path(self.artifacts).resolve().as_uri()
+                    if self.artifacts and not self.uri.startswith("http")
+                    else None
+                )
                 return str(client.create_experiment(self.experiment, tags=EXPERIMENT_TAGS, artifact_location=place))
             for name, value in EXPERIMENT_TAGS.items():
                 if known.tags.get(name) != value:  # of an earlier version
@@ -132,7 +138,9 @@ class MlflowView:
             if record.reason:
                 tags["mlflow.note.content"] = record.reason
             ended = int(datetime.fromisoformat(record.created).timestamp() * 1000)
-            made = self._create_run(record.label.removesuffix(" · batch 1"), tags, record.command, ended - round(1000 * record.seconds))
+            made = self._create_run(
+                record.label.removesuffix(" · batch 1"), tags, record.command, ended - round(1000 * record.seconds)
+            )
             run = made.info.run_id
             self._log(run, {**flatten(record.config), **record.params}, record.metrics)
             for file in sorted(folder.iterdir()):
@@ -151,13 +159,18 @@ class MlflowView:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         profile = {"classes": data.num_classes, "channels": data.channels, "image_size": data.image_size}
-        shown = Dataset(data.name, data.digest[:SHOWN_DIGEST], "local", json.dumps({"uri": source}), profile=json.dumps(profile))
+        shown = Dataset(
+            data.name, data.digest[:SHOWN_DIGEST], "local", json.dumps({"uri": source}), profile=json.dumps(profile)
+        )
         self.client.log_inputs(run, [DatasetInput(shown, [InputTag("mlflow.data.context", context)])])
 
     def _log_network(self, run: Any, artifact: Artifact, record: Record, folder: Path) -> None:
         """The compressed network as it is on disk, in the run's folder `artifact`, with the run's record, and a model of MLflow's; it
         takes no space where MLflow's files are on the same disk."""
-        place, known = urlsplit(run.info.artifact_uri), {name: artifact.folder / name for name in ("artifact.json", *artifact.files)}
+        place, known = (
+            urlsplit(run.info.artifact_uri),
+            {name: artifact.folder / name for name in ("artifact.json", *artifact.files)},
+        )
         with tempfile.TemporaryDirectory() as temporary:
             known["MLmodel"] = Path(temporary) / "MLmodel"
             known["MLmodel"].write_text(mlmodel(artifact, run.info.run_id, record.params["engine"]))
@@ -184,7 +197,9 @@ class MlflowView:
         found = list(self.client.search_runs([self.experiment_id], of_sweep))
         for record in records:
             if record.reused:  # its run is that of an earlier sweep
-                found += self.client.search_runs([self.experiment_id], f"tags.`qexp.key` = '{record.key}'", max_results=1)
+                found += self.client.search_runs(
+                    [self.experiment_id], f"tags.`qexp.key` = '{record.key}'", max_results=1
+                )
         runs = [run.info.run_id for run in found]
         reused = [run.info.run_id for run in found if run.data.tags["qexp.sweep"] != sweep]
         search = f"attributes.run_id IN ({', '.join(repr(run) for run in runs)})" if reused else of_sweep
@@ -192,11 +207,16 @@ class MlflowView:
         view = pages.view_tag(f"sweep {sweep}", search, pages.swept_options(records), now)
         self.client.set_experiment_tag(self.experiment_id, pages.VIEW + key, view)
         page = pages.view_page(self.experiment_id, key)
-        links = {"Charts of these runs": page, "Compare them side by side": pages.compare_page(self.experiment_id, runs)}
+        links = {
+            "Charts of these runs": page,
+            "Compare them side by side": pages.compare_page(self.experiment_id, runs),
+        }
         status = "failed" if any(record.status == "failed" for record in records) else "finished"
         tags = {"qexp.kind": "sweep", "qexp.sweep": sweep, "qexp.status": status, "qexp.reused": " ".join(reused)}
         run = self._create_run(f"sweep {sweep}", tags).info.run_id
-        links |= {f"Page {f.name}": pages.file_page(self.experiment_id, run, f.name) for f in files if f.suffix == ".html"}
+        links |= {
+            f"Page {f.name}": pages.file_page(self.experiment_id, run, f.name) for f in files if f.suffix == ".html"
+        }
         self.client.set_tag(run, "mlflow.note.content", pages.described(markdown, links))
         for file in files:
             self.client.log_artifact(run, str(file))
@@ -217,7 +237,9 @@ class MlflowView:
 
         now = int(time.time() * 1000)
         rows = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in params.items()]
-        self.client.log_batch(run, [Metric(name, value, now, 0) for name, value in metrics.items()], rows[:PARAMS_PER_REQUEST])
+        self.client.log_batch(
+            run, [Metric(name, value, now, 0) for name, value in metrics.items()], rows[:PARAMS_PER_REQUEST]
+        )
         for start in range(PARAMS_PER_REQUEST, len(rows), PARAMS_PER_REQUEST):
             self.client.log_batch(run, params=rows[start : start + PARAMS_PER_REQUEST])
 

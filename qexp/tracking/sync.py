@@ -14,7 +14,9 @@ class Tracking(Protocol):
     def log(self, record: Record, folder: Path) -> None: ...
 
 
-def sync(outputs: Path, tracking_of: Callable[[dict[str, Any]], Tracking], uri: str | None = None) -> tuple[int, list[str]]:
+def sync(
+    outputs: Path, tracking_of: Callable[[dict[str, Any]], Tracking], uri: str | None = None
+) -> tuple[int, list[str]]:
     """Log every record below `outputs` that is a run of its own; those that are there already stay as they are.
 
     tracking_of: makes the tracking that a record's config asks for; uri: where they all shall be, instead of where each was told to.
@@ -35,7 +37,9 @@ def sync(outputs: Path, tracking_of: Callable[[dict[str, Any]], Tracking], uri: 
             continue
         config = record.config.get("tracking")
         place = str(config)
-        if record.reused or record.status == "compressed" or not config or place in failures:  # it would only fail again
+        if (
+            record.reused or record.status == "compressed" or not config or place in failures
+        ):  # it would only fail again
             continue
         try:
             if place not in known:

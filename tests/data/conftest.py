@@ -21,7 +21,9 @@ def cache_dir(tmp_path: Path) -> str:
     return str(tmp_path / "cache")
 
 
-def write_images(root: Path, classes: tuple[str, ...] = ("cat", "dog"), train: int = 10, test: int = 4, size: int = 8) -> Path:
+def write_images(
+    root: Path, classes: tuple[str, ...] = ("cat", "dog"), train: int = 10, test: int = 4, size: int = 8
+) -> Path:
     """root/{train,test}/CLASS/N.png with random colour pixels."""
     rng = np.random.default_rng(0)
     for part, count in (("train", train), ("test", test)):
@@ -29,7 +31,9 @@ def write_images(root: Path, classes: tuple[str, ...] = ("cat", "dog"), train: i
             folder = root / part / name
             folder.mkdir(parents=True)
             for number in range(count):
-                Image.fromarray(rng.integers(256, size=(size, size, 3), dtype=np.uint8)).save(folder / f"{number:03}.png")
+                Image.fromarray(rng.integers(256, size=(size, size, 3), dtype=np.uint8)).save(
+                    folder / f"{number:03}.png"
+                )
     return root
 
 
@@ -43,7 +47,13 @@ def make_folder(images_root: Path, cache_dir: str) -> Callable[..., FolderData]:
     """A FolderData of 2 classes, 10 + 4 images of 8x8 pixels each, with options changed as asked."""
 
     def make(**options: Any) -> FolderData:
-        defaults = {"root": str(images_root), "image_size": 8, "channels": 3, "cache_dir": cache_dir, "augmentation": Augmentation(2)}
+        defaults = {
+            "root": str(images_root),
+            "image_size": 8,
+            "channels": 3,
+            "cache_dir": cache_dir,
+            "augmentation": Augmentation(2),
+        }
         return FolderData(**{**defaults, **options})
 
     return make

@@ -58,12 +58,19 @@ class PublishedCifar:
         key = "labels" if classes == 10 else "fine_labels"
         files = [name for name, _ in self.kind.train_list + self.kind.test_list]
         self.content = {
-            name: (rng.integers(256, size=(2 * classes, 32, 32, 3), dtype=np.uint8), rng.permutation(2 * classes) % classes)
+            name: (
+                rng.integers(256, size=(2 * classes, 32, 32, 3), dtype=np.uint8),
+                rng.permutation(2 * classes) % classes,
+            )
             for name in files
         }
         self.names = [f"thing {number}" for number in range(classes)]
-        self.pickled = {name: self._pickle(images, {key: labels.tolist()}) for name, (images, labels) in self.content.items()}
-        self.pickled[self.kind.meta["filename"]] = pickle.dumps({self.kind.meta["key"]: self.names, "coarse_label_names": ["x"]}, 2)
+        self.pickled = {
+            name: self._pickle(images, {key: labels.tolist()}) for name, (images, labels) in self.content.items()
+        }
+        self.pickled[self.kind.meta["filename"]] = pickle.dumps(
+            {self.kind.meta["key"]: self.names, "coarse_label_names": ["x"]}, 2
+        )
         self.archive = self._packed()
 
     @staticmethod
@@ -106,10 +113,13 @@ class PublishedMnist:
 
     def __init__(self) -> None:
         self.content = {
-            p: (rng.integers(256, size=(n, 28, 28), dtype=np.uint8), rng.permutation(n) % 10) for p, n in (("train", 30), ("test", 20))
+            p: (rng.integers(256, size=(n, 28, 28), dtype=np.uint8), rng.permutation(n) % 10)
+            for p, n in (("train", 30), ("test", 20))
         }
         names = [name for name, _ in MNIST.resources]
-        self.files = dict(zip(names, (packed(array) for part in ("train", "test") for array in self.content[part]), strict=True))
+        self.files = dict(
+            zip(names, (packed(array) for part in ("train", "test") for array in self.content[part]), strict=True)
+        )
 
     def offer(self, urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(MNIST, "mirrors", urls)

@@ -25,7 +25,9 @@ def reference(image: np.ndarray, padding: int, choice: Choice) -> np.ndarray:
     """The window of image[H,W,C] padded by reflection whose corner is at (top, left), mirrored or not."""
     top, left, mirrored = choice
     height, width, _ = image.shape
-    window = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode="reflect")[top : top + height, left : left + width]
+    window = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode="reflect")[
+        top : top + height, left : left + width
+    ]
     return window[:, ::-1] if mirrored else window
 
 
@@ -56,7 +58,9 @@ def test_all_shifts_are_equally_likely_and_half_is_mirrored() -> None:
     assert abs(mirrored - 5000) < 4 * 50  # four deviations
     counts = Counter(choice[:2] for choice in choices)
     assert len(counts) == 25 and all(abs(count - 400) < 4.5 * 20 for count in counts.values())
-    assert abs(sum(choice == (2, 2, True) for choice in choices) - 200) < 4.5 * 15  # mirroring is independent of the shift
+    assert (
+        abs(sum(choice == (2, 2, True) for choice in choices) - 200) < 4.5 * 15
+    )  # mirroring is independent of the shift
 
 
 def test_no_flip_unless_asked() -> None:
@@ -89,7 +93,10 @@ def test_cutout_hides_one_square_centred_anywhere(side: int) -> None:
 
 
 def test_augment_is_fixed_by_seed_step_and_rank(make_folder: Callable[..., FolderData]) -> None:
-    data, reseeded = make_folder(augmentation=Augmentation(2, True, 3)), make_folder(augmentation=Augmentation(2, True, 3), seed=1)
+    data, reseeded = (
+        make_folder(augmentation=Augmentation(2, True, 3)),
+        make_folder(augmentation=Augmentation(2, True, 3), seed=1),
+    )
     data.open()
     reseeded.open()
     images = torch.randint(256, (16, 8, 8, 3), dtype=torch.uint8)

@@ -20,14 +20,23 @@ from qexp.types import UserError
 @pytest.fixture
 def digits(cache_dir: str) -> Callable[..., DigitsData]:
     def make(**options: Any) -> DigitsData:
-        common = {"name": "digits", "image_size": 8, "channels": 1, "cache_dir": cache_dir, "augmentation": Augmentation(2, False)}
+        common = {
+            "name": "digits",
+            "image_size": 8,
+            "channels": 1,
+            "cache_dir": cache_dir,
+            "augmentation": Augmentation(2, False),
+        }
         return DigitsData(**{**common, **options})
 
     return make
 
 
 def rows(data: DigitsData | RandomData, part: str) -> list[bytes]:
-    return [image.tobytes() + bytes([label]) for image, label in zip(data.splits[part].images, data.splits[part].labels, strict=True)]
+    return [
+        image.tobytes() + bytes([label])
+        for image, label in zip(data.splits[part].images, data.splits[part].labels, strict=True)
+    ]
 
 
 def test_digits_are_those_of_scikit_learn(digits: Callable[..., DigitsData]) -> None:
@@ -43,7 +52,10 @@ def test_digits_are_those_of_scikit_learn(digits: Callable[..., DigitsData]) -> 
 
 
 def test_digits_test_part_never_moves(digits: Callable[..., DigitsData]) -> None:
-    one, other = digits(), digits(seed=1, split_seed=1, validation_share=0.3, cache_dir=str(digits().cache_dir / "other"))
+    one, other = (
+        digits(),
+        digits(seed=1, split_seed=1, validation_share=0.3, cache_dir=str(digits().cache_dir / "other")),
+    )
     assert one.open().digest == other.open().digest and rows(one, "test") == rows(other, "test")
 
 
@@ -97,7 +109,11 @@ def test_random_of_any_shape(cache_dir: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"num_classes": None}, "data.num_classes is None"), ({"num_classes": 1}, "at least 2"), ({"images": 1}, "data.images is 1")],
+    [
+        ({"num_classes": None}, "data.num_classes is None"),
+        ({"num_classes": 1}, "at least 2"),
+        ({"images": 1}, "data.images is 1"),
+    ],
 )
 def test_random_bad_options(cache_dir: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -84,7 +84,9 @@ def test_jobs_that_start_at_once_decode_once(tmp_path: Path) -> None:
         return some_images()
 
     found: list[Decoded] = []
-    jobs = [threading.Thread(target=lambda: found.append(cache.open_or_build(tmp_path / "x", slowly))) for _ in range(4)]
+    jobs = [
+        threading.Thread(target=lambda: found.append(cache.open_or_build(tmp_path / "x", slowly))) for _ in range(4)
+    ]
     for job in jobs:
         job.start()
     for job in jobs:
@@ -113,7 +115,9 @@ def test_read_only_folder_is_enough_once_it_is_filled(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), OSError("18 requested and 0 written")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), OSError("18 requested and 0 written")]
+)
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     def full(*_: Any) -> None:
         raise error
@@ -163,7 +167,9 @@ def test_digest_notices_bytes_changed_under_the_same_size_and_time(make_folder: 
     assert make_folder().source_digest() != digest
 
 
-def test_digest_is_kept_and_a_damaged_note_of_it_is_no_harm(make_folder: Make, cache_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digest_is_kept_and_a_damaged_note_of_it_is_no_harm(
+    make_folder: Make, cache_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     digest = make_folder().source_digest()
     (note,) = Path(cache_dir, "digests").iterdir()
     with monkeypatch.context() as patched:

@@ -57,19 +57,25 @@ def test_cifar_resized_and_grey(published: PublishedCifar, data_root: Path, cach
     assert np.array_equal(data.splits["test"].images[3, ..., 0], np.asarray(image))
 
 
-def test_cifar_already_unpacked_needs_no_archive(published: PublishedCifar, server: Server, data_root: Path, cache_dir: str) -> None:
+def test_cifar_already_unpacked_needs_no_archive(
+    published: PublishedCifar, server: Server, data_root: Path, cache_dir: str
+) -> None:
     folder = data_root / published.kind.base_folder
     folder.mkdir(parents=True)
     for name, content in published.pickled.items():
         (folder / name).write_bytes(content)
     check(cifar(published, data_root, cache_dir), published)
     assert not server.asked
-    (folder / "test_batch" if published.classes == 10 else folder / "test").write_bytes(b"damaged, so the archive is needed")
+    (folder / "test_batch" if published.classes == 10 else folder / "test").write_bytes(
+        b"damaged, so the archive is needed"
+    )
     check(cifar(published, data_root, cache_dir + "2"), published)
     assert server.asked
 
 
-def test_damaged_archive_is_named_and_never_used(published: PublishedCifar, server: Server, data_root: Path, cache_dir: str) -> None:
+def test_damaged_archive_is_named_and_never_used(
+    published: PublishedCifar, server: Server, data_root: Path, cache_dir: str
+) -> None:
     file = data_root / published.kind.filename
     data_root.mkdir()
     file.write_bytes(published.archive[:-1])
@@ -82,11 +88,19 @@ def test_damaged_archive_is_named_and_never_used(published: PublishedCifar, serv
     check(cifar(published, data_root, cache_dir), published)
 
 
-def test_damaged_download_leaves_nothing(published: PublishedCifar, server: Server, data_root: Path, cache_dir: str) -> None:
+def test_damaged_download_leaves_nothing(
+    published: PublishedCifar, server: Server, data_root: Path, cache_dir: str
+) -> None:
     (server.folder / published.kind.filename).write_bytes(published.archive[:-1])
     with pytest.raises(UserError) as caught:
         cifar(published, data_root, cache_dir).open()
-    for part in (str(data_root), published.kind.filename, md5(published.archive), md5(published.archive[:-1]), "damaged"):
+    for part in (
+        str(data_root),
+        published.kind.filename,
+        md5(published.archive),
+        md5(published.archive[:-1]),
+        "damaged",
+    ):
         assert part in str(caught.value)
     assert not list(data_root.iterdir())
 
@@ -105,7 +119,9 @@ def test_missing_on_the_server(published: PublishedCifar, server: Server, data_r
         cifar(published, data_root, cache_dir).open()
 
 
-def test_server_that_never_answers(published: PublishedCifar, data_root: Path, cache_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_never_answers(
+    published: PublishedCifar, data_root: Path, cache_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(download, "TIMEOUT_S", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

@@ -31,7 +31,9 @@ def test_there_are_yamls() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_yaml_makes_a_dataset(name: str, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_yaml_makes_a_dataset(
+    name: str, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QEXP_DATA", str(tmp_path))
     config = compose(f"data={name}")
     assert issubclass(get_class(config.data._target_), ImageData)
@@ -50,7 +52,9 @@ def test_opened_data_tell_the_config_what_they_found(compose: Compose, images_ro
 
 
 def test_no_root(compose: Compose, images_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"data\.root is not set\. Give data\.root=.* or set the environment variable QEXP_DATA"):
+    with pytest.raises(
+        UserError, match=r"data\.root is not set\. Give data\.root=.* or set the environment variable QEXP_DATA"
+    ):
         open_data(compose("data=folder"))
     monkeypatch.setenv("QEXP_DATA", str(images_root))
     assert open_data(compose("data=folder")).spec.name == "pets"

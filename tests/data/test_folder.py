@@ -41,7 +41,9 @@ def test_pixels_labels_and_classes_are_those_of_the_files(make_folder: Make, ima
     spec = data.open()
     assert spec.name == "pets" and spec.class_names == ("cat", "dog") and not spec.pretend
     for part, count in (("train", 10), ("test", 4)):
-        expected = np.stack([pixels(images_root / part / c / f"{i:03}.png") for c in ("cat", "dog") for i in range(count)])
+        expected = np.stack(
+            [pixels(images_root / part / c / f"{i:03}.png") for c in ("cat", "dog") for i in range(count)]
+        )
         assert np.array_equal(data.splits[part].images, expected)
         assert data.splits[part].labels.tolist() == [0] * count + [1] * count
 
@@ -88,7 +90,9 @@ def test_palette_with_transparency(make_folder: Make, images_root: Path) -> None
     assert np.array_equal(data.splits["train"].images[0], colours[np.asarray(palette)])
 
 
-def test_hidden_and_other_files_are_ignored_and_links_and_uppercase_suffixes_are_not(make_folder: Make, images_root: Path) -> None:
+def test_hidden_and_other_files_are_ignored_and_links_and_uppercase_suffixes_are_not(
+    make_folder: Make, images_root: Path
+) -> None:
     folder = images_root / "train/cat"
     (folder / "._000.png").write_bytes(b"what macOS writes")
     (folder / "Thumbs.db").write_bytes(b"what Windows writes")
@@ -108,7 +112,9 @@ def test_hidden_and_other_files_are_ignored_and_links_and_uppercase_suffixes_are
     assert np.array_equal(data.splits["train"].images[10], pixels(elsewhere))
 
 
-def test_relative_root_and_root_below_home(make_folder: Make, images_root: Path, cache_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_root_and_root_below_home(
+    make_folder: Make, images_root: Path, cache_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     absolute = make_folder().open()
     monkeypatch.setenv("HOME", str(images_root.parent))
     monkeypatch.chdir(images_root)
@@ -128,7 +134,9 @@ def test_relative_root_and_root_below_home(make_folder: Make, images_root: Path,
     ],
     ids=["truncated jpeg", "truncated png", "empty", "text", "float tiff", "32-bit tiff"],
 )
-def test_bad_image_is_named(make_folder: Make, images_root: Path, cache_dir: str, kind: str, content: bytes, why: str) -> None:
+def test_bad_image_is_named(
+    make_folder: Make, images_root: Path, cache_dir: str, kind: str, content: bytes, why: str
+) -> None:
     file = replace_first(images_root, content, kind)
     with pytest.raises(UserError) as caught:
         make_folder().open()
@@ -162,7 +170,10 @@ def empty(folder: Path) -> None:
             lambda root: shutil.copy(root / "train/cat/000.png", root / "train"),
             r"pets/train holds images that belong to no class: 000\.png",
         ),
-        (lambda root: (root / "train/cat/gone.png").symlink_to(root / "gone"), r"Cannot read .*cat/gone\.png: No such file"),
+        (
+            lambda root: (root / "train/cat/gone.png").symlink_to(root / "gone"),
+            r"Cannot read .*cat/gone\.png: No such file",
+        ),
         (lambda root: remove(root / "train/cat", root / "test/cat"), r"has 1 class"),
         (lambda root: [f.unlink() for f in root.glob("train/*/00[1-9].png")], r"no class with two images"),
     ],
@@ -202,7 +213,9 @@ def test_bad_option(make_folder: Make, options: dict[str, object], message: str)
         make_folder(**options).open()
 
 
-@pytest.mark.parametrize(("name", "message"), [("000.png", "Cannot read .*000.png"), ("", "Cannot read the folder .*train/cat")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("000.png", "Cannot read .*000.png"), ("", "Cannot read the folder .*train/cat")]
+)
 def test_unreadable_file_or_folder(make_folder: Make, images_root: Path, name: str, message: str) -> None:
     path = images_root / "train/cat" / name
     mode = path.stat().st_mode

@@ -20,7 +20,9 @@ Make = Callable[..., FolderData]
 
 def normalised(data: FolderData, images: np.ndarray) -> np.ndarray:
     """x[B,C,H,W] float64 of images[B,H,W,C]."""
-    return ((images.astype(np.float64) / 255 - np.array(data.spec.mean)) / np.array(data.spec.std)).transpose(0, 3, 1, 2)
+    return ((images.astype(np.float64) / 255 - np.array(data.spec.mean)) / np.array(data.spec.std)).transpose(
+        0, 3, 1, 2
+    )
 
 
 def opened(make_folder: Make, **options: Any) -> FolderData:
@@ -35,7 +37,11 @@ def test_normalise_against_float64(make_folder: Make, channels: int) -> None:
     data.open()
     images = data.splits["train"].images
     x = data.normalise(torch.from_numpy(np.array(images)))
-    assert x.dtype == torch.float32 and x.shape == (20, channels, 8, 8) and x.is_contiguous(memory_format=torch.channels_last)
+    assert (
+        x.dtype == torch.float32
+        and x.shape == (20, channels, 8, 8)
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
     np.testing.assert_allclose(x.numpy(), normalised(data, images), atol=2e-6)
 
 
@@ -61,7 +67,9 @@ def test_calibration_images_are_plain_training_images(make_folder: Make) -> None
     found = indices_of(data, x)  # fails for an augmented image
     assert len(set(found)) == 7 and set(found) <= set(data.train_indices.tolist())
     np.testing.assert_allclose(x.numpy(), normalised(data, data.splits["train"].images[found]), atol=2e-6)
-    again, reseeded, resplit = (make_folder(calibration_images=7, validation_share=0.4, **o) for o in ({}, {"seed": 9}, {"split_seed": 9}))
+    again, reseeded, resplit = (
+        make_folder(calibration_images=7, validation_share=0.4, **o) for o in ({}, {"seed": 9}, {"split_seed": 9})
+    )
     assert torch.equal(again.calibration(), x) and torch.equal(reseeded.calibration(), x)
     assert not torch.equal(resplit.calibration(), x)
 
@@ -92,7 +100,10 @@ def test_images_and_labels_belong_together(make_folder: Make) -> None:
     data = make_folder(eval_batch_size=3)
     data.open()
     loaders = Loaders(data)
-    parts = ((loaders.val_dataloader(), "train", data.validation_indices), (loaders.test_dataloader(), "test", range(8)))
+    parts = (
+        (loaders.val_dataloader(), "train", data.validation_indices),
+        (loaders.test_dataloader(), "test", range(8)),
+    )
     for loader, part, indices in parts:
         images, labels = (torch.cat(column).numpy() for column in zip(*loader, strict=True))
         split, chosen = data.splits[part], list(indices)
@@ -119,7 +130,9 @@ def test_only_training_batches_are_augmented(make_folder: Make) -> None:
     images, labels = torch.from_numpy(np.array(data.splits["train"].images)), torch.arange(20)
     for training, step in ((True, 3), (True, 4), (False, 3)):
         progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=step)))
-        loaders.trainer = SimpleNamespace(training=training, global_rank=1, fit_loop=SimpleNamespace(epoch_loop=progress))  # type: ignore
+        loaders.trainer = SimpleNamespace(
+            training=training, global_rank=1, fit_loop=SimpleNamespace(epoch_loop=progress)
+        )  # type: ignore
         x, unchanged = loaders.on_after_batch_transfer((images, labels), 0)
         expected = data.augment(images, step, rank=1) if training else images
         assert torch.equal(x, data.normalise(expected)) and torch.equal(unchanged, labels)
@@ -130,7 +143,10 @@ class Watching(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.fed = nn.Conv2d(3, 2, 8), {"train": list[Tensor](), "val": list[Tensor](), "test": list[Tensor]()}
+        self.layer, self.fed = (
+            nn.Conv2d(3, 2, 8),
+            {"train": list[Tensor](), "val": list[Tensor](), "test": list[Tensor]()},
+        )
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         self.fed["train"].append(batch[0])
@@ -149,13 +165,22 @@ class Watching(LightningModule):
 @pytest.mark.filterwarnings("ignore")
 def test_fed_by_lightning(make_folder: Make) -> None:
     data = make_folder(batch_size=6, eval_batch_size=5, validation_share=0.4)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trainer, network = Trainer(accelerator="cpu", max_epochs=2, num_sanity_val_steps=1, **quiet), Watching()  # type: ignore[arg-type]
-    trainer.fit(network, Loaders(data))  # the first images are normalised in inference mode, and training goes on from there
+    trainer.fit(
+        network, Loaders(data)
+    )  # the first images are normalised in inference mode, and training goes on from there
     trainer.test(network, Loaders(data), verbose=False)
     assert len(network.fed["train"]) == 4
     assert indices_of(data, torch.cat(network.fed["val"][-2:])) == data.validation_indices.tolist()
-    np.testing.assert_allclose(torch.cat(network.fed["test"]).numpy(), normalised(data, data.splits["test"].images), atol=2e-6)
+    np.testing.assert_allclose(
+        torch.cat(network.fed["test"]).numpy(), normalised(data, data.splits["test"].images), atol=2e-6
+    )
     loader = Loaders(opened(make_folder, batch_size=6, validation_share=0.4)).train_dataloader()
     expected = list[Tensor]()
     for epoch in range(2):

@@ -18,7 +18,9 @@ from tests.data.publisher import PublishedMnist, Server, md5, nobody, packed
 
 
 def mnist(data_root: Path, cache_dir: str, **options: Any) -> MnistData:
-    return MnistData(root=str(data_root), **{"name": "mnist", "image_size": 28, "channels": 1, "cache_dir": cache_dir, **options})
+    return MnistData(
+        root=str(data_root), **{"name": "mnist", "image_size": 28, "channels": 1, "cache_dir": cache_dir, **options}
+    )
 
 
 @pytest.fixture
@@ -36,7 +38,9 @@ def test_mnist_is_downloaded_from_the_second_mirror_and_kept(
     data = mnist(data_root, cache_dir)
     assert data.open().class_names == tuple("0123456789")
     for part, (images, labels) in published.content.items():
-        assert np.array_equal(data.splits[part].images, images[..., None]) and np.array_equal(data.splits[part].labels, labels)
+        assert np.array_equal(data.splits[part].images, images[..., None]) and np.array_equal(
+            data.splits[part].labels, labels
+        )
     assert {p.name: p.read_bytes() for p in (data_root / "MNIST/raw").iterdir()} == published.files
     asked = len(server.asked)
     assert mnist(data_root, cache_dir + "2").open() == data.spec
@@ -60,7 +64,9 @@ def test_mnist_damaged_file_is_named(published: PublishedMnist, data_root: Path,
     assert str(file) in str(caught.value) and md5(published.files[file.name]) in str(caught.value)
 
 
-def test_mnist_unpacked_files_without_checksum_are_not_trusted(published: PublishedMnist, data_root: Path, cache_dir: str) -> None:
+def test_mnist_unpacked_files_without_checksum_are_not_trusted(
+    published: PublishedMnist, data_root: Path, cache_dir: str
+) -> None:
     mnist(data_root, cache_dir).open()
     other = packed(np.zeros((20, 28, 28)))
     (data_root / "MNIST/raw/t10k-images-idx3-ubyte").write_bytes(gzip.decompress(other))
@@ -83,7 +89,9 @@ def test_mnist_offline_lists_every_missing_file(
     assert first not in str(caught.value)
 
 
-def test_no_room_to_unpack(published: PublishedMnist, data_root: Path, cache_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_to_unpack(
+    published: PublishedMnist, data_root: Path, cache_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, os.strerror(28))
 

@@ -40,7 +40,10 @@ def test_pixels_and_labels_are_those_of_the_files(photographs: FolderData) -> No
 def test_the_validation_part_has_its_share_of_every_class(photographs: FolderData) -> None:
     """4,500 images of each class to train on, 500 to validate on; the statistics against NumPy's."""
     data, spec = photographs, photographs.spec
-    counts = [np.bincount(data.splits["train"].labels[part]).tolist() for part in (data.train_indices, data.validation_indices)]
+    counts = [
+        np.bincount(data.splits["train"].labels[part]).tolist()
+        for part in (data.train_indices, data.validation_indices)
+    ]
     assert counts == [[4500] * 10, [500] * 10]
     values = data.splits["train"].images[data.train_indices].reshape(-1, 3)
     assert spec.mean == pytest.approx(values.mean(0, np.float64) / 255, abs=1e-9)

@@ -16,7 +16,8 @@ labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 7], [100, 53, 
 
 
 @pytest.mark.parametrize(
-    ("share", "expected"), [(0.1, [10, 5, 1, 0]), (0.25, [25, 13, 1, 0]), (0.001, [1, 1, 1, 0]), (0.999, [99, 52, 1, 0])]
+    ("share", "expected"),
+    [(0.1, [10, 5, 1, 0]), (0.25, [25, 13, 1, 0]), (0.001, [1, 1, 1, 0]), (0.999, [99, 52, 1, 0])],
 )
 def test_stratified_disjoint_and_complete(share: float, expected: list[int]) -> None:
     train, validation = split_train(labels, share, seed=0)
@@ -43,7 +44,9 @@ def test_nothing_to_validate_on() -> None:
 
 
 def test_dataset_splits_by_split_seed_and_not_by_seed(make_folder: Callable[..., FolderData]) -> None:
-    one, seeded, other = (make_folder(validation_share=0.3, **options) for options in ({}, {"seed": 5}, {"split_seed": 1}))
+    one, seeded, other = (
+        make_folder(validation_share=0.3, **options) for options in ({}, {"seed": 5}, {"split_seed": 1})
+    )
     for data in (one, seeded, other):
         data.open()
     assert np.array_equal(one.validation_indices, seeded.validation_indices) and one.spec == seeded.spec
@@ -59,10 +62,14 @@ def test_the_validation_part_is_kept_beside_the_images(make_folder: Callable[...
     assert len(list(file.parent.glob("validation-*.json"))) == 3
 
 
-def test_a_baseline_of_another_split_knows_images_of_this_validation_part(make_folder: Callable[..., FolderData]) -> None:
+def test_a_baseline_of_another_split_knows_images_of_this_validation_part(
+    make_folder: Callable[..., FolderData],
+) -> None:
     trained, same, other = (make_folder(split_seed=seed) for seed in (0, 0, 1))
     same.normalise_like(trained.open())
-    with pytest.raises(UserError, match=r"knows images of this validation part. Give its data.split_seed=0 data.validation_share=0.1"):
+    with pytest.raises(
+        UserError, match=r"knows images of this validation part. Give its data.split_seed=0 data.validation_share=0.1"
+    ):
         other.normalise_like(trained.open())
 
 
@@ -82,7 +89,9 @@ def test_statistics_of_more_images_than_one_chunk() -> None:
     indices = np.arange(0, 9000, 2)
     mean, std = channel_statistics(images, indices)
     values = images[indices].astype(np.float64) / 255
-    assert mean == pytest.approx(values.mean((0, 1, 2)), abs=1e-12) and std == pytest.approx(values.std((0, 1, 2)), abs=1e-12)
+    assert mean == pytest.approx(values.mean((0, 1, 2)), abs=1e-12) and std == pytest.approx(
+        values.std((0, 1, 2)), abs=1e-12
+    )
 
 
 def test_constant_channel_can_be_divided_by() -> None:

@@ -39,13 +39,23 @@ sys.argv[:] = {argv!r}
 runpy.run_path({argv!r}[0], run_name="__main__")
 """
 NOT_THERE = {"qexp", "torch", "hydra", "omegaconf", "mlflow", "psutil", "scipy", "pandas", "onnx", "filelock", "rich"}
-QUICK = {"windows": 7, "calls": 3, "window_s": 0.001, "warmup_calls": 2, "warmup_s": 0.001, "budget_s": 5, "resolution": 0.0}
+QUICK = {
+    "windows": 7,
+    "calls": 3,
+    "window_s": 0.001,
+    "warmup_calls": 2,
+    "warmup_s": 0.001,
+    "budget_s": 5,
+    "resolution": 0.0,
+}
 
 
 def alone(folder: Path, *argv: str, blocked: set[str] = NOT_THERE) -> str:
     """What a script of a deployment prints where the packages `blocked` are not there; some engines need torch themselves."""
     code = ALONE.format(blocked=blocked, argv=list(argv))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PYTHONPATH": str(folder)}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "PYTHONPATH": str(folder)
+    }
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -56,7 +66,11 @@ def outputs(animal_artifact: Artifact, tmp_path: Path) -> Path:
     """The artifact below outputs/artifacts, with one record of its own in a sweep, and another of an earlier run on another engine."""
     folder = tmp_path / "outputs" / "artifacts" / animal_artifact.key
     shutil.copytree(animal_artifact.folder, folder)
-    where = {"_target_": "qexp.tracking.mlflow_view.MlflowView", "uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "qexp"}
+    where = {
+        "_target_": "qexp.tracking.mlflow_view.MlflowView",
+        "uri": f"sqlite:///{tmp_path}/mlflow.db",
+        "experiment": "qexp",
+    }
     values = (("top1", 0.75, "fraction"), ("size_mb", 0.5, "MB"), ("latency_ms", 9.0, "ms"), ("speedup", 3.0, "x"))
     own = make_record(
         artifact=str(folder), environment={"host": "workstation", "cpu": "fast"}, created="2026-05-01T00:00:00+00:00",
@@ -64,7 +78,9 @@ def outputs(animal_artifact: Artifact, tmp_path: Path) -> Path:
         config={"method": {"bits": 8}, "tracking": {**where, "artifacts": str(tmp_path / "files")}},
         measurements=tuple(Measurement(*value) for value in values),
     )  # fmt: skip
-    other = replace(own, params={**own.params, "engine": "openvino"}, measurements=(Measurement("top1", 0.25, "fraction"),))
+    other = replace(
+        own, params={**own.params, "engine": "openvino"}, measurements=(Measurement("top1", 0.25, "fraction"),)
+    )
     for job, record in (("0", own), ("1", other)):
         write_record(record, tmp_path / "outputs" / "sweeps" / "monday" / job)
         write_record(record, folder / "records")
@@ -102,7 +118,9 @@ def expected(artifact: Artifact, engine: str, pictures: list[str]) -> list[str]:
     return ["\t".join([file, *top]) for file, top in zip(pictures, tops, strict=True)]
 
 
-def test_it_predicts_as_qexp_does_without_it_and_without_torch(dist: Path, artifact: Artifact, pictures: list[str]) -> None:
+def test_it_predicts_as_qexp_does_without_it_and_without_torch(
+    dist: Path, artifact: Artifact, pictures: list[str]
+) -> None:
     assert alone(dist, "infer.py", *pictures).splitlines() == expected(artifact, "onnxruntime", pictures)
     arrays = alone(dist, "infer.py", pictures[1], blocked=NOT_THERE | {"PIL"})
     assert arrays.splitlines() == expected(artifact, "onnxruntime", pictures)[1:]
@@ -111,7 +129,9 @@ def test_it_predicts_as_qexp_does_without_it_and_without_torch(dist: Path, artif
 @pytest.mark.parametrize("engine", ["openvino", "executorch", "eager"])
 def test_other_engines(engine: str, artifact: Artifact, pictures: list[str], tmp_path: Path) -> None:
     assert deploy([f"artifact={artifact.folder}", f"engine={engine}", f"to={tmp_path / 'dist'}"]) == 0
-    blocked = NOT_THERE if engine == "openvino" else {"qexp", "hydra", "omegaconf", "mlflow"}  # the others need torch, and what that needs
+    blocked = (
+        NOT_THERE if engine == "openvino" else {"qexp", "hydra", "omegaconf", "mlflow"}
+    )  # the others need torch, and what that needs
     printed = alone(tmp_path / "dist", "infer.py", *pictures, blocked=blocked)
     assert printed.splitlines() == expected(artifact, engine, pictures)
 
@@ -128,7 +148,10 @@ def test_the_folder_is_small_and_says_what_was_measured(dist: Path, artifact: Ar
     assert (dist / "model.onnx").stat().st_nlink == 1  # changing it there changes no artifact
     assert json.loads((dist / "labels.json").read_text()) == ["ant", "bee", "cow"]
     readme = (dist / "README.md").read_text()
-    assert "| workstation, fast | 1 | 1 | 75 | – | 0.5 | 9 | – | – | – | 2026-05-01 |" in readme and readme.count("workstation") == 1
+    assert (
+        "| workstation, fast | 1 | 1 | 75 | – | 0.5 | 9 | – | – | – | 2026-05-01 |" in readme
+        and readme.count("workstation") == 1
+    )
     needed = (dist / "requirements.txt").read_text().splitlines()
     assert [line.split("==")[0].split()[0] for line in needed] == ["onnxruntime", "numpy", "pillow"]
 
@@ -150,8 +173,14 @@ def test_what_it_measures_are_the_statistics_of_its_samples(dist: Path) -> None:
     assert found["latency_p50_ms"] == pytest.approx(statistics.median(samples))
     assert found["latency_std_ms"] == pytest.approx(statistics.stdev(samples))
     assert found["latency_low_ms"] <= found["latency_ms"] <= found["latency_high_ms"]
-    assert found["throughput_ips"] == pytest.approx(2000 / found["latency_ms"]) and found["latency_ms_per_image"] == found["latency_ms"] / 2
-    assert min(found[name] for name in ("load_ms", "first_call_ms")) > 0 and record.environment["versions"]["numpy"] == np.__version__
+    assert (
+        found["throughput_ips"] == pytest.approx(2000 / found["latency_ms"])
+        and found["latency_ms_per_image"] == found["latency_ms"] / 2
+    )
+    assert (
+        min(found[name] for name in ("load_ms", "first_call_ms")) > 0
+        and record.environment["versions"]["numpy"] == np.__version__
+    )
     assert record.environment["cores"] and record.environment["memory_gb"] > 0.1  # without psutil
 
 
@@ -182,7 +211,11 @@ def test_another_file_has_no_accuracy(dist: Path, outputs: Path) -> None:
     values["config"]["deployment"]["sha256"] = "0" * 64
     file.write_text(json.dumps(values))
     record, folder = import_record(file, outputs)
-    assert "top1" not in record.metrics and "size_mb" not in record.metrics and "not those of this file" in record.notes["top1"]
+    assert (
+        "top1" not in record.metrics
+        and "size_mb" not in record.metrics
+        and "not those of this file" in record.notes["top1"]
+    )
     assert folder.parent.name == "device-board_7"
     shutil.rmtree(outputs / "artifacts")
     assert "not there" in import_record(file, outputs)[0].notes["top1"]
@@ -249,7 +282,13 @@ def test_an_older_deployment_is_replaced_and_what_was_added_stays(dist: Path, ar
 
 
 def test_an_engine_it_was_not_lowered_for_is_made_ready(artifact: Artifact, tmp_path: Path) -> None:
-    deployed = [f"artifact={artifact.folder}", "engine=executorch", "batch_size=2", "threads=1", f"to={tmp_path / 'two'}"]
+    deployed = [
+        f"artifact={artifact.folder}",
+        "engine=executorch",
+        "batch_size=2",
+        "threads=1",
+        f"to={tmp_path / 'two'}",
+    ]
     assert deploy(deployed) == 0 and (tmp_path / "two" / "model-batch2.pte").exists()
 
 
@@ -261,7 +300,9 @@ def test_an_engine_it_was_not_lowered_for_is_made_ready(artifact: Artifact, tmp_
         (["engine=executorch", "batch_size=0"], "batch_size=0 is out of range"),
     ],
 )
-def test_what_cannot_be_is_told(words: list[str], message: str, artifact: Artifact, tmp_path: Path, capsys: Any) -> None:
+def test_what_cannot_be_is_told(
+    words: list[str], message: str, artifact: Artifact, tmp_path: Path, capsys: Any
+) -> None:
     assert deploy([f"artifact={artifact.folder}", f"to={tmp_path / 'dist'}", *words]) == 1
     assert message in capsys.readouterr().err and not (tmp_path / "dist").exists()
 
@@ -282,7 +323,9 @@ def test_a_fresh_environment(dist: Path, artifact: Artifact, pictures: list[str]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def fresh_run(*words: str) -> str:
-        return subprocess.run([python, *words], cwd=dist, env=environment, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [python, *words], cwd=dist, env=environment, capture_output=True, text=True, check=True
+        ).stdout
 
     assert "torch" not in fresh_run("-c", "import importlib.metadata as m; print([d.name for d in m.distributions()])")
     assert fresh_run("infer.py", *pictures).splitlines() == expected(artifact, "onnxruntime", pictures)

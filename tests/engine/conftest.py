@@ -11,7 +11,8 @@ from torch import nn
 
 from qexp.data.random import RandomData
 from qexp.engine.base import Engine
-from qexp.method.base import Method, make_artifact
+from qexp.method.artifacts import make_artifact
+from qexp.method.base import Method
 from qexp.model.resnet import ResNet
 from qexp.types import Artifact
 from tests.engine.support import BATCH
@@ -20,7 +21,9 @@ from tests.engine.support import BATCH
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> RandomData:
     cache = str(tmp_path_factory.mktemp("images"))
-    made = RandomData(images=64, num_classes=10, name="random", image_size=16, channels=3, cache_dir=cache, calibration_images=32)
+    made = RandomData(
+        images=64, num_classes=10, name="random", image_size=16, channels=3, cache_dir=cache, calibration_images=32
+    )
     made.open()
     return made
 
@@ -50,12 +53,14 @@ def own_logits(small: nn.Module, images: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def lowered(small: nn.Module, data: RandomData, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Method, Engine], Artifact]:
+def lowered(
+    small: nn.Module, data: RandomData, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Method, Engine], Artifact]:
     """The network compressed by a method and lowered for an engine, one thread and calls of BATCH images."""
     root = tmp_path_factory.mktemp("engines") / "artifacts"
 
     def make(method: Method, engine: Engine) -> Artifact:
-        made = make_artifact(method, small, data, engine.wants, {"model": "small", "weights": "random"}, root)
+        made = make_artifact(method, small, data, engine.spec, {"model": "small", "weights": "random"}, root)
         return engine.lower(made, BATCH, 1)
 
     return make

@@ -18,7 +18,9 @@ from qexp.types import Artifact
 CONF = Path(__file__).parents[2] / "conf" / "engine"
 BATCH = 2  # images per call of the files that are made for one number
 ANIMAL_ENGINES = ("onnxruntime", "openvino", "executorch", "eager")  # of the fixture animal_artifact
-NAMES = sorted(file.stem for file in CONF.glob("*.yaml") if file.stem not in ("auto", "tensorrt"))  # tensorrt needs its hardware
+NAMES = sorted(
+    file.stem for file in CONF.glob("*.yaml") if file.stem not in ("auto", "tensorrt")
+)  # tensorrt needs its hardware
 
 
 def engine_named(name: str) -> Engine:
@@ -42,7 +44,9 @@ def error(logits: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(logits - expected).max() / np.abs(expected).max())
 
 
-def openvino_layers(engine: Engine, artifact: Artifact, x: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
+def openvino_layers(
+    engine: Engine, artifact: Artifact, x: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> Counter[tuple[str, str]]:
     """(kind, precision) of the layers with weights that OpenVINO executes, as the engine loads the artifact."""
     import openvino
 

@@ -20,7 +20,8 @@ from torch import nn
 from qexp.data.random import RandomData
 from qexp.engine.base import Engine, in_batches_of
 from qexp.files import write_json
-from qexp.method.base import Method, export
+from qexp.method.base import Method
+from qexp.method.graph import export
 from qexp.method.none import NoCompression
 from qexp.method.torch_ao import Traced
 from qexp.types import Artifact, Unsupported, UserError, versions
@@ -50,7 +51,9 @@ def file(engine: Engine, artifact: Artifact) -> Path:
 
 
 @pytest.mark.parametrize("batch", [1, BATCH, 3])
-def test_an_engine_gives_the_networks_own_logits(batch: int, engine: Engine, artifact: Artifact, small: nn.Module) -> None:
+def test_an_engine_gives_the_networks_own_logits(
+    batch: int, engine: Engine, artifact: Artifact, small: nn.Module
+) -> None:
     x = np.random.default_rng(batch).standard_normal((batch, 3, 16, 16), dtype=np.float32)
     logits = run(engine, artifact, x)
     with torch.no_grad():
@@ -101,7 +104,10 @@ def test_the_file_an_engine_loads_is_recorded_with_its_digest(artifact: Artifact
 
 def test_lowering_again_changes_nothing(engine: Engine, artifact: Artifact, file: Path) -> None:
     before = file.stat().st_mtime_ns
-    stale = replace(artifact, files={name: sha for name, sha in artifact.files.items() if name == artifact.graph or name != file.name})
+    stale = replace(
+        artifact,
+        files={name: sha for name, sha in artifact.files.items() if name == artifact.graph or name != file.name},
+    )
     assert engine.lower(artifact, BATCH, 1) == engine.lower(stale, BATCH, 1) == artifact
     assert file.stat().st_mtime_ns == before
 
@@ -111,7 +117,9 @@ def test_only_the_reference_runs_a_simulated_format(engine: Engine, artifact: Ar
     if engine.runs_simulated:
         assert engine.lower(simulated, BATCH, 1) == simulated
     else:
-        with pytest.raises(Unsupported, match=f"{engine.name} has no kernels for static int4; engine=eager simulates it"):
+        with pytest.raises(
+            Unsupported, match=f"{engine.name} has no kernels for static int4; engine=eager simulates it"
+        ):
             engine.lower(simulated, BATCH, 1)
 
 
@@ -129,7 +137,14 @@ def contents(file: Path) -> bytes:
 
 def traces(file: Path) -> list[str]:
     """What a file tells of the machine it was made on."""
-    told = (str(ROOT), "site-packages", str(Path.home()), str(Path(torch.__file__).parent), tempfile.gettempdir(), 'stack_trace": "')
+    told = (
+        str(ROOT),
+        "site-packages",
+        str(Path.home()),
+        str(Path(torch.__file__).parent),
+        tempfile.gettempdir(),
+        'stack_trace": "',
+    )
     return [word for word in told if word.encode() in contents(file)]
 
 

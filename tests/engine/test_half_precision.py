@@ -19,7 +19,10 @@ from qexp.types import Artifact, Unsupported
 from tests.engine.support import BATCH, engine_named, error, graph_logits, openvino_layers, run
 
 Lowered = Callable[[Method, Engine], Artifact]
-PRECISION = {"bfloat16": 8, "float16": 11}  # binary digits of a significand (IEEE 754 for float16), the implied one included
+PRECISION = {
+    "bfloat16": 8,
+    "float16": 11,
+}  # binary digits of a significand (IEEE 754 for float16), the implied one included
 
 
 def half_for(engine: Engine, lowered: Lowered, dtype: str = "auto") -> Artifact:
@@ -51,7 +54,9 @@ def test_logits_are_wrong_by_the_rounding_of_the_format(
     assert error(logits, graph_logits(artifact, images)) < 2 * step
 
 
-@pytest.mark.parametrize("name", ["eager", "openvino", "inductor"])  # XNNPACK's convolutions keep their weights in fp32 in the file
+@pytest.mark.parametrize(
+    "name", ["eager", "openvino", "inductor"]
+)  # XNNPACK's convolutions keep their weights in fp32 in the file
 def test_a_file_saves_two_bytes_for_each_parameter(name: str, lowered: Lowered) -> None:
     engine = engine_named(name)
     half, full = half_for(engine, lowered), lowered(NoCompression(), engine)
@@ -65,9 +70,15 @@ def test_openvino_computes_in_bfloat16_only_what_is_in_bfloat16(
     engine = OpenVino()
     full = lowered(NoCompression(), engine)
     assert error(run(engine, full, images), own_logits) < 1e-5
-    assert openvino_layers(engine, full, images, monkeypatch) == {("Convolution", "f32"): 6, ("FullyConnected", "f32"): 1}
+    assert openvino_layers(engine, full, images, monkeypatch) == {
+        ("Convolution", "f32"): 6,
+        ("FullyConnected", "f32"): 1,
+    }
     half = half_for(engine, lowered)
-    assert openvino_layers(engine, half, images, monkeypatch) == {("Convolution", "bf16"): 6, ("FullyConnected", "bf16"): 1}
+    assert openvino_layers(engine, half, images, monkeypatch) == {
+        ("Convolution", "bf16"): 6,
+        ("FullyConnected", "bf16"): 1,
+    }
 
 
 def test_the_onnx_file_is_in_bfloat16(lowered: Lowered) -> None:

@@ -27,18 +27,22 @@ from qexp.method.base import Method
 from qexp.method.half import Half
 from qexp.method.none import NoCompression
 from qexp.method.onnx_dynamic import OnnxDynamic
-from qexp.method.static import Static
+from qexp.method.quantize.static import Static
 from qexp.method.torch_ao import ClassicDynamic, ClassicStatic, Traced
 from qexp.types import Artifact
 from tests.engine.support import BATCH, engine_named, error, graph_logits, openvino_layers, run
 
 Lowered = Callable[[Method, Engine], Artifact]
 CONVOLUTIONS, ADDITIONS = 6, 2  # of the network, beside one linear layer
-FOUR_STEPS = 4 / 127  # of logits in 8 bits: a value on the edge of two steps may be rounded to the other side in any layer
+FOUR_STEPS = (
+    4 / 127
+)  # of logits in 8 bits: a value on the edge of two steps may be rounded to the other side in any layer
 
 
 @pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino", "inductor", "executorch"])
-def test_an_engine_computes_what_the_graph_says(name: str, lowered: Lowered, images: np.ndarray, own_logits: np.ndarray) -> None:
+def test_an_engine_computes_what_the_graph_says(
+    name: str, lowered: Lowered, images: np.ndarray, own_logits: np.ndarray
+) -> None:
     engine = engine_named(name)
     artifact = lowered(Static(), engine)
     reference = graph_logits(artifact, images)
@@ -58,7 +62,9 @@ def test_classic_kernels_stay_near_the_network(
     assert least < error(run(engine, lowered(method, engine), images), own_logits) < most
 
 
-def test_openvino_executes_convolutions_on_integers(lowered: Lowered, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openvino_executes_convolutions_on_integers(
+    lowered: Lowered, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = engine_named("openvino")
     layers = openvino_layers(engine, lowered(Static(), engine), images, monkeypatch)
     assert layers == {("Convolution", "u8"): CONVOLUTIONS, ("FullyConnected", "u8"): 1}
@@ -95,7 +101,9 @@ def kernels(artifact: Artifact, engine: Engine) -> set[str]:
     return {name.decode() for name in re.findall(rb"aoti_torch_cpu_(?:mkldnn_)?(\w*(?:conv|linear|mm)\w*)", code)}
 
 
-def test_executorch_delegates_everything_to_integer_kernels(lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executorch_delegates_everything_to_integer_kernels(
+    lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = engine_named("executorch")
     outside, inside = program(engine, lowered(Static(), engine), tmp_path, monkeypatch)
     assert outside == []
@@ -111,7 +119,9 @@ def test_executorch_delegates_everything_to_integer_kernels(lowered: Lowered, tm
     }
 
 
-def test_executorch_computes_in_half_precision(lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executorch_computes_in_half_precision(
+    lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = engine_named("executorch")
     outside, inside = program(engine, lowered(Half(), engine), tmp_path, monkeypatch)
     assert set(outside) == {"dim_order_ops::_to_dim_order_copy"}  # to float16 and back
@@ -159,9 +169,13 @@ def test_a_graph_for_tensorrt_is_symmetric(lowered: Lowered, images: np.ndarray,
     assert len(pairs) > 2 * CONVOLUTIONS and all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
     assert all((constants[node.input[1]] > 0).all() for node in pairs)
     weights = [constants[node.input[0]] for node in pairs if node.input[0] in constants]
-    assert len([w for w in weights if w.ndim > 1]) == CONVOLUTIONS + 1 and all(w.dtype == np.int8 for w in weights if w.ndim > 1)
+    assert len([w for w in weights if w.ndim > 1]) == CONVOLUTIONS + 1 and all(
+        w.dtype == np.int8 for w in weights if w.ndim > 1
+    )
 
-    options = onnxruntime.SessionOptions()  # in float: int8 x int8 products may not fit the 16 bits that some processors add them in
+    options = (
+        onnxruntime.SessionOptions()
+    )  # in float: int8 x int8 products may not fit the 16 bits that some processors add them in
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     reference = graph_logits(artifact, images)
@@ -190,7 +204,9 @@ def test_graphs_for_processors_are_not_symmetric(lowered: Lowered) -> None:
         (NoCompression(torchscript=Traced()), "torch_ao", False),
     ],
 )
-def test_parity_is_judged_where_the_graph_spells_out_the_integers(method: Method, name: str, spelt_out: bool, lowered: Lowered) -> None:
+def test_parity_is_judged_where_the_graph_spells_out_the_integers(
+    method: Method, name: str, spelt_out: bool, lowered: Lowered
+) -> None:
     assert lowered(method, engine_named(name)).has_qdq == spelt_out
 
 

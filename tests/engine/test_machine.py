@@ -20,7 +20,7 @@ from qexp.engine.torch_ao import TorchAo
 from qexp.method.base import Method
 from qexp.method.half import Half
 from qexp.method.none import NoCompression
-from qexp.method.static import Static
+from qexp.method.quantize.static import Static
 from qexp.types import Artifact, Unsupported, UserError
 from tests.engine.support import BATCH, NAMES, engine_named
 
@@ -50,7 +50,9 @@ def test_the_command_that_installs_an_optional_library_exists(name: str, monkeyp
 
 
 @pytest.mark.parametrize("kind", [Eager, Inductor])
-def test_torch_without_a_gpu_cannot_use_one(kind: type[Eager] | type[Inductor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_without_a_gpu_cannot_use_one(
+    kind: type[Eager] | type[Inductor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(Unsupported, match=f"{kind.name} with device=cuda needs an NVIDIA GPU"):
         kind(device="cuda").check_machine()
@@ -95,7 +97,11 @@ def test_inductor_has_integer_kernels_for_x86_processors_only(
         (Half(dtype="bfloat16"), "executorch", "computes in float16 here, not in bfloat16"),
         (Half(bits=8), "eager", "half works at 16 bits, not at 8"),
         (Half(), "torch_ao", "half gives pt2, and this engine reads torchscript"),
-        (Static(fuse=False), "inductor", "fuse=false needs an engine that runs the placement `fused`, such as onnxruntime"),
+        (
+            Static(fuse=False),
+            "inductor",
+            "fuse=false needs an engine that runs the placement `fused`, such as onnxruntime",
+        ),
     ],
 )
 def test_what_an_engine_cannot_compute_is_said(

@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 from qexp.engine.base import Engine
 from qexp.files import file_digest, write_json
 from qexp.measure import base
-from qexp.measure.base import Bench, Limits, Subject, TestSet
-from qexp.types import Artifact, DataSpec, Layer, Wants
+from qexp.measure.base import Candidate, Context, EvaluationSet, Limits
+from qexp.types import Artifact, DataSpec, EngineSpec, Layer
 from tests.measure.fake_engines import CLASSES
 
 SPEC = DataSpec("fake", tuple("abcdef"), 3, 8, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), digest="0" * 64)
@@ -50,9 +50,9 @@ def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_standing_child_outlives_its_test() -> Iterator[None]:
-    base.STANDING.stop()  # those of tests elsewhere
+    base.PERSISTENT.stop()  # those of tests elsewhere
     yield
-    base.STANDING.stop()
+    base.PERSISTENT.stop()
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def make_artifact(tmp_path: Path) -> Callable[..., Artifact]:
         with (folder / "model.pt2").open("wb") as stream:
             np.save(stream, np.eye(3, CLASSES) if weights is None else weights)
         artifact = Artifact(
-            folder, key, Wants(), "model.pt2", "tiny", "none", 32, "fp32", SPEC, LAYERS, parameters=450, macs=10000, packed_bytes=1800,
+            folder, key, EngineSpec(), "model.pt2", "tiny", "none", 32, "fp32", SPEC, LAYERS, parameters=450, macs=10000, packed_bytes=1800,
             reference="one", files={"model.pt2": file_digest(folder / "model.pt2")}, source={}, versions={},
         )  # fmt: skip
         artifact = replace(artifact, **changes)
@@ -76,28 +76,35 @@ def make_artifact(tmp_path: Path) -> Callable[..., Artifact]:
 
 
 @pytest.fixture
-def make_subject(make_artifact: Callable[..., Artifact]) -> Iterator[Callable[..., Subject]]:
+def make_candidate(make_artifact: Callable[..., Artifact]) -> Iterator[Callable[..., Candidate]]:
     """An engine on an artifact of its own, or on the one given, in a child that ends with the test."""
-    made: list[Subject] = []
+    made: list[Candidate] = []
 
-    def make(engine: Engine, artifact: Artifact | None = None, batch: int = 2, standing: bool = False, **limits: float) -> Subject:
+    def make(
+        engine: Engine, artifact: Artifact | None = None, batch: int = 2, persistent: bool = False, **limits: float
+    ) -> Candidate:
         artifact = artifact or make_artifact(f"artifact{len(made)}")
         within = Limits(**{"timeout_s": 120, "memory_mb": None, **limits})  # type: ignore[arg-type]
-        made.append(Subject(artifact, engine, batch, 1, within, standing))
+        made.append(Candidate(artifact, engine, batch, 1, within, persistent))
         return made[-1]
 
     yield make
-    for subject in made:
-        subject.close()
+    for candidate in made:
+        candidate.close()
 
 
 @pytest.fixture
-def make_bench(make_subject: Callable[..., Subject], tmp_path: Path) -> Callable[..., Bench]:
-    """A bench of one engine, beside others as the baseline and the rival if these are given."""
+def make_context(make_candidate: Callable[..., Candidate], tmp_path: Path) -> Callable[..., Context]:
+    """The context of one engine, beside others as the baseline and the best fp32 engine if these are given."""
 
-    def make(engine: Engine, baseline: Engine | None = None, rival: Engine | None = None, artifact: Artifact | None = None) -> Bench:
-        others = [make_subject(other) if other else None for other in (baseline, rival)]
-        return Bench(make_subject(engine, artifact), others[0], None, tmp_path / "cache", others[1])
+    def make(
+        engine: Engine,
+        baseline: Engine | None = None,
+        best_fp32: Engine | None = None,
+        artifact: Artifact | None = None,
+    ) -> Context:
+        others = [make_candidate(other) if other else None for other in (baseline, best_fp32)]
+        return Context(make_candidate(engine, artifact), others[0], None, tmp_path / "cache", others[1])
 
     return make
 
@@ -124,10 +131,10 @@ def weights() -> list[np.ndarray]:
 
 
 @pytest.fixture
-def tests_of(images: np.ndarray, tmp_path: Path) -> Callable[[Artifact], TestSet | None]:
+def tests_of(images: np.ndarray, tmp_path: Path) -> Callable[[Artifact], EvaluationSet | None]:
     """The test set of an artifact: the images above, with labels that take turns."""
     folder = tmp_path / "cache" / "data" / SPEC.cache_name
     folder.mkdir(parents=True)
     np.save(folder / "test_images.npy", images)
     np.save(folder / "test_labels.npy", np.arange(IMAGES) % CLASSES)
-    return lambda artifact: TestSet.of(artifact, tmp_path / "cache")
+    return lambda artifact: EvaluationSet.of(artifact, tmp_path / "cache")

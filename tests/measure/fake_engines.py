@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from qexp.engine.base import Engine, Run
-from qexp.types import Artifact, Wants
+from qexp.engine.base import Engine, Forward
+from qexp.types import Artifact, EngineSpec
 
 CLASSES = 6
 
@@ -23,14 +23,14 @@ class Fake(Engine):
     """Calls that do nothing; the base of the others. They take any graph for theirs, and few of them open it."""
 
     name = "fake"
-    wants = Wants()
+    spec = EngineSpec()
     file = "model.pt2"
     packages = ("numpy",)
 
     def import_libraries(self) -> None:
         pass
 
-    def load(self, file: Path, threads: int) -> Run:
+    def load(self, file: Path, threads: int) -> Forward:
         return self.call
 
     def call(self, x: np.ndarray) -> np.ndarray:
@@ -69,7 +69,7 @@ class SlowStart(Fake):
     def __init__(self, load_ms: float, first_ms: float):
         self.load_ms, self.first_ms = load_ms, first_ms
 
-    def load(self, file: Path, threads: int) -> Run:
+    def load(self, file: Path, threads: int) -> Forward:
         time.sleep(self.load_ms / 1000)
         self.pending = [self.first_ms]
         return self.call
@@ -90,7 +90,7 @@ class Logs(Fake):
         time.sleep(self.import_ms / 1000)
         self.tell("imported")
 
-    def load(self, file: Path, threads: int) -> Run:
+    def load(self, file: Path, threads: int) -> Forward:
         self.tell("loaded")
         return self.call
 
@@ -109,7 +109,7 @@ class Holds(Fake):
     def import_libraries(self) -> None:
         np.ones(self.imports * 1_000_000, np.uint8)
 
-    def load(self, file: Path, threads: int) -> Run:
+    def load(self, file: Path, threads: int) -> Forward:
         np.ones(self.spike * 1_000_000, np.uint8)
         self.kept = np.ones(self.held * 1_000_000, np.uint8)
         return self.call
@@ -183,9 +183,14 @@ class Tells(Fake):
     def __init__(self, numbers: list[int] | None = None, flag: bool = False):
         self.numbers, self.flag = numbers, flag
 
-    def operators(self, run: Run, x: np.ndarray) -> dict[str, Any]:
+    def operators(self, run: Forward, x: np.ndarray) -> dict[str, Any]:
         helper = subprocess.Popen(["sleep", "3600"])
-        known = {"modules": sorted(sys.modules), "options": [self.numbers, self.flag], "helper": helper.pid, "shape": x.shape}
+        known = {
+            "modules": sorted(sys.modules),
+            "options": [self.numbers, self.flag],
+            "helper": helper.pid,
+            "shape": x.shape,
+        }
         return {"text": json.dumps(known), "rows": [{"name": "relu", "calls": 2}], "allocated_mib": 2.5}
 
 
@@ -198,7 +203,7 @@ class Scores(Fake):
     def __init__(self, log: str = "", sign: int = 1, bias: float = 0):
         self.log, self.sign, self.bias = log, sign, bias
 
-    def load(self, file: Path, threads: int) -> Run:
+    def load(self, file: Path, threads: int) -> Forward:
         with file.open("rb") as stream:
             self.weights = self.sign * np.load(stream)
         return self.call

@@ -19,12 +19,12 @@ from qexp.engine.base import Engine
 from qexp.launch import ChildFailed
 from qexp.measure import base
 from qexp.measure.accuracy import Accuracy, mcnemar, score
-from qexp.measure.base import Bench, Subject
+from qexp.measure.base import Candidate, Context
 from qexp.types import Artifact, Measurement, UserError
 from tests.measure.conftest import IMAGES, SPEC
 from tests.measure.fake_engines import CLASSES, Scores
 
-MakeSubject = Callable[..., Subject]
+MakeCandidate = Callable[..., Candidate]
 
 
 def by_name(found: list[Measurement]) -> dict[str, float]:
@@ -44,7 +44,10 @@ def test_scores_are_scikit_learns(classes: int, scale: float) -> None:
         assert values["loss"] == pytest.approx(log_loss(labels, softmax(wide, 1), labels=known), rel=1e-9)
     else:
         assert values["loss"] == pytest.approx(np.mean(wide.max(1) - wide[np.arange(200), labels]), rel=1e-3)
-    assert {m.name: m.unit for m in found} == {**dict.fromkeys(("top1", "top1_low", "top1_high", "top5"), "fraction"), "loss": "nats"}
+    assert {m.name: m.unit for m in found} == {
+        **dict.fromkeys(("top1", "top1_low", "top1_high", "top5"), "fraction"),
+        "loss": "nats",
+    }
 
 
 def test_the_interval_of_top1_is_wilsons() -> None:
@@ -77,11 +80,18 @@ def test_top5_of_five_classes_says_nothing_and_is_left_out() -> None:
 
 
 def test_accuracy_is_that_of_the_whole_test_set_and_its_difference_from_the_baselines(
-    colours: np.ndarray, weights: list[np.ndarray], tests_of: Any, make_artifact: Any, make_subject: MakeSubject, tmp_path: Path
+    colours: np.ndarray,
+    weights: list[np.ndarray],
+    tests_of: Any,
+    make_artifact: Any,
+    make_candidate: MakeCandidate,
+    tmp_path: Path,
 ) -> None:
     artifacts = [make_artifact(key, w) for key, w in zip(("baseline", "compressed"), weights, strict=True)]
-    baseline, subject = (make_subject(Scores(), artifact) for artifact in artifacts)
-    found = by_name(Accuracy(batch_size=7).measure(Bench(subject, baseline, tests_of(artifacts[0]), tmp_path / "cache")))
+    baseline, candidate = (make_candidate(Scores(), artifact) for artifact in artifacts)
+    found = by_name(
+        Accuracy(batch_size=7).measure(Context(candidate, baseline, tests_of(artifacts[0]), tmp_path / "cache"))
+    )
 
     guesses = [(colours @ w).argmax(1) for w in weights]
     rights = [int((guess == np.arange(IMAGES) % CLASSES).sum()) for guess in guesses]
@@ -90,7 +100,9 @@ def test_accuracy_is_that_of_the_whole_test_set_and_its_difference_from_the_base
     assert found["top1"] == rights[1] / IMAGES
     assert found["top1_drop"] == pytest.approx((rights[0] - rights[1]) / IMAGES)
     assert found["agreement"] == same / IMAGES
-    assert found["loss"] == pytest.approx(log_loss(np.arange(IMAGES) % CLASSES, softmax(colours @ weights[1], 1)), rel=1e-5)
+    assert found["loss"] == pytest.approx(
+        log_loss(np.arange(IMAGES) % CLASSES, softmax(colours @ weights[1], 1)), rel=1e-5
+    )
     assert found["test_seconds"] > 0
     right = [guess == np.arange(IMAGES) % CLASSES for guess in guesses]
     only = [int((right[i] & ~right[1 - i]).sum()) for i in (0, 1)]
@@ -98,37 +110,45 @@ def test_accuracy_is_that_of_the_whole_test_set_and_its_difference_from_the_base
     assert found["mcnemar_p"] == pytest.approx(min(1, 2 * binom.cdf(min(only), sum(only), 0.5)))
 
 
-@pytest.mark.parametrize("changes", [{"data": replace(SPEC, pretend=True)}, {"random_weights": True}], ids=["pretend", "random"])
-def test_what_has_no_meaning_has_no_accuracy(changes: dict[str, Any], tests_of: Any, make_artifact: Any, make_bench: Any) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"data": replace(SPEC, pretend=True)}, {"random_weights": True}], ids=["pretend", "random"]
+)
+def test_what_has_no_meaning_has_no_accuracy(
+    changes: dict[str, Any], tests_of: Any, make_artifact: Any, make_context: Any
+) -> None:
     artifact = make_artifact(**changes)
-    bench = make_bench(Scores(), artifact=artifact)
-    bench.tests = tests_of(artifact)
-    assert bench.tests and not bench.tests.meaningful and tests_of(make_artifact("real")).meaningful
-    assert Accuracy().measure(bench) == [] and bench.notes["top1"] == "there are no real images, or no trained weights"
+    context = make_context(Scores(), artifact=artifact)
+    context.test_set = tests_of(artifact)
+    assert context.test_set and not context.test_set.meaningful and tests_of(make_artifact("real")).meaningful
+    assert (
+        Accuracy().measure(context) == [] and context.notes["top1"] == "there are no real images, or no trained weights"
+    )
 
 
 def test_pretend_data_has_images_to_compare_engines_on(make_artifact: Any, tmp_path: Path) -> None:
     artifact = make_artifact(data=replace(SPEC, pretend=True))
-    tests = base.TestSet.of(artifact, tmp_path / "cache")
-    assert tests and tests == base.TestSet.of(artifact, tmp_path / "cache") and not tests.meaningful
+    tests = base.EvaluationSet.of(artifact, tmp_path / "cache")
+    assert tests and tests == base.EvaluationSet.of(artifact, tmp_path / "cache") and not tests.meaningful
     images = np.load(tests.images)
     assert images.shape == (64, 8, 8, 3) and images.dtype == np.uint8 and len(np.load(tests.labels)) == 64
     assert images.min() < 5 and images.max() > 250 and len(np.unique(images, axis=0)) == 64
 
 
 def test_without_the_decoded_images_there_is_no_test_set(make_artifact: Any, tmp_path: Path) -> None:
-    assert base.TestSet.of(make_artifact(), tmp_path / "cache") is None
+    assert base.EvaluationSet.of(make_artifact(), tmp_path / "cache") is None
 
 
 def test_logits_are_computed_again_only_for_what_could_change_them(
-    weights: list[np.ndarray], tests_of: Any, make_artifact: Any, make_subject: MakeSubject, tmp_path: Path
+    weights: list[np.ndarray], tests_of: Any, make_artifact: Any, make_candidate: MakeCandidate, tmp_path: Path
 ) -> None:
     log = tmp_path / "calls"
 
     def logits(artifact: Artifact, engine: Engine, batch: int = 1, passes: int = 25) -> tuple[np.ndarray, list[int]]:
         """The logits, and the batch sizes of the calls that the accuracy pass took."""
         log.unlink(missing_ok=True)
-        found, seconds = make_subject(engine, artifact, batch=batch).logits(tests_of(artifact), passes, tmp_path / "cache")
+        found, seconds = make_candidate(engine, artifact, batch=batch).logits(
+            tests_of(artifact), passes, tmp_path / "cache"
+        )
         assert seconds > 0
         sizes = [int(line) for line in log.read_text().split()] if log.exists() else []
         return found, [size for size in sizes if size != batch]  # without the calls of loading
@@ -145,15 +165,17 @@ def test_logits_are_computed_again_only_for_what_could_change_them(
     assert logits(replace(one, files={"model.pt2": "another"}), Scores(str(log)))[1] == [25, 25]
 
 
-def test_an_interrupted_pass_leaves_no_logits(tests_of: Any, make_artifact: Any, make_subject: MakeSubject, tmp_path: Path) -> None:
+def test_an_interrupted_pass_leaves_no_logits(
+    tests_of: Any, make_artifact: Any, make_candidate: MakeCandidate, tmp_path: Path
+) -> None:
     artifact = make_artifact("bad", np.ones((2, CLASSES)))  # three channels do not fit
     with pytest.raises(ChildFailed, match="ValueError"):
-        make_subject(Scores(), artifact).logits(tests_of(artifact), 10, tmp_path / "cache")
+        make_candidate(Scores(), artifact).logits(tests_of(artifact), 10, tmp_path / "cache")
     assert not [p for p in (tmp_path / "cache").rglob("*") if "logits" in str(p) and p.is_file()]
 
 
 def test_accuracy_on_the_validation_part_is_that_of_its_images_alone(
-    images: np.ndarray, colours: np.ndarray, weights: list[np.ndarray], tests_of: Any, make_artifact: Any, make_subject: MakeSubject,
+    images: np.ndarray, colours: np.ndarray, weights: list[np.ndarray], tests_of: Any, make_artifact: Any, make_candidate: MakeCandidate,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """The training images are those of the other tests backwards, and every third of them is validated on."""
@@ -162,9 +184,9 @@ def test_accuracy_on_the_validation_part_is_that_of_its_images_alone(
     np.save(folder / "train_labels.npy", np.arange(IMAGES) % CLASSES)
     (folder / SPEC.validation_file).write_text(json.dumps([*chosen]))
     artifacts = [make_artifact(key, w) for key, w in zip(("baseline", "compressed"), weights, strict=True)]
-    baseline, subject = (make_subject(Scores(), artifact) for artifact in artifacts)
-    bench = Bench(subject, baseline, tests_of(artifacts[0]), tmp_path / "cache")
-    found = {part: by_name(Accuracy(part, batch_size=7).measure(bench)) for part in ("test", "validation", "both")}
+    baseline, candidate = (make_candidate(Scores(), artifact) for artifact in artifacts)
+    context = Context(candidate, baseline, tests_of(artifacts[0]), tmp_path / "cache")
+    found = {part: by_name(Accuracy(part, batch_size=7).measure(context)) for part in ("test", "validation", "both")}
 
     rights = [np.mean([(colours[::-1][i] @ w).argmax() == i % CLASSES for i in chosen]) for w in weights]
     assert rights[0] != rights[1] and found["validation"]["val_top1"] == rights[1]

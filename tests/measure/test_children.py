@@ -12,14 +12,14 @@ import pytest
 
 from qexp.engine.base import Engine
 from qexp.launch import ChildFailed
-from qexp.measure.base import Bench, Subject
+from qexp.measure.base import Candidate, Context
 from qexp.measure.memory import Memory
 from qexp.measure.operators import Operators
 from tests.measure.conftest import measuring_children
 from tests.measure.fake_engines import Chatters, Fails, Fake, Holds, SlowStart, Tells
 
-MakeSubject = Callable[..., Subject]
-MakeBench = Callable[..., Bench]
+MakeCandidate = Callable[..., Candidate]
+MakeBench = Callable[..., Context]
 
 
 @pytest.mark.parametrize(
@@ -34,57 +34,57 @@ MakeBench = Callable[..., Bench]
     ],
 )
 def test_every_end_has_its_reason_and_the_parent_goes_on(
-    how: str, limits: dict[str, float], reason: str, make_subject: MakeSubject
+    how: str, limits: dict[str, float], reason: str, make_candidate: MakeCandidate
 ) -> None:
-    subject = make_subject(Fails(how), **limits)
+    candidate = make_candidate(Fails(how), **limits)
     with pytest.raises(ChildFailed, match=reason):
-        _ = subject.start
-    subject.close()
+        candidate.start()
+    candidate.close()
     assert not measuring_children()
-    assert make_subject(Fake()).window(3, 0)
+    assert make_candidate(Fake()).window(3, 0)
 
 
-def test_an_end_while_the_engine_imports_has_its_reason_too(make_subject: MakeSubject) -> None:
+def test_an_end_while_the_engine_imports_has_its_reason_too(make_candidate: MakeCandidate) -> None:
     with pytest.raises(ChildFailed, match="ended with exit code 3: no licence found"):
-        _ = make_subject(Fails("leave", importing=True)).start
+        make_candidate(Fails("leave", importing=True)).start()
 
 
-def test_a_closed_subject_answers_from_a_new_child(make_subject: MakeSubject) -> None:
-    subject = make_subject(Fake())
-    first = subject.child.process.pid
-    subject.close()
-    assert len(subject.window(3, 0)) >= 3
-    assert measuring_children() == {subject.child.process.pid} != {first}
+def test_a_closed_candidate_answers_from_a_new_child(make_candidate: MakeCandidate) -> None:
+    candidate = make_candidate(Fake())
+    first = candidate.ready_child().process.pid
+    candidate.close()
+    assert len(candidate.window(3, 0)) >= 3
+    assert measuring_children() == {candidate.ready_child().process.pid} != {first}
 
 
-def test_memory_below_the_limit_is_no_reason(make_subject: MakeSubject) -> None:
-    assert make_subject(Holds(held=100), memory_mb=500).start["memory_mb"] > 90
+def test_memory_below_the_limit_is_no_reason(make_candidate: MakeCandidate) -> None:
+    assert make_candidate(Holds(held=100), memory_mb=500).start()["memory_mb"] > 90
 
 
-def test_a_child_that_died_between_two_questions(make_subject: MakeSubject) -> None:
-    subject = make_subject(Fake())
-    _ = subject.start
-    subject.child.process.kill()
-    subject.child.process.wait()
+def test_a_child_that_died_between_two_questions(make_candidate: MakeCandidate) -> None:
+    candidate = make_candidate(Fake())
+    candidate.start()
+    candidate.ready_child().process.kill()
+    candidate.ready_child().process.wait()
     with pytest.raises(ChildFailed, match="killed by SIGKILL"):
-        subject.window(1, 0)
-    subject.close()  # the question that nobody read is in the pipe
-    subject.close()
+        candidate.window(1, 0)
+    candidate.close()  # the question that nobody read is in the pipe
+    candidate.close()
 
 
-def test_an_engine_may_print(make_subject: MakeSubject) -> None:
-    subject = make_subject(Chatters())
-    assert subject.start["load_ms"] >= 0
-    assert len(subject.window(3, 0)) == 3
+def test_an_engine_may_print(make_candidate: MakeCandidate) -> None:
+    candidate = make_candidate(Chatters())
+    assert candidate.start()["load_ms"] >= 0
+    assert len(candidate.window(3, 0)) == 3
 
 
-def test_nothing_is_left_of_a_child(make_subject: MakeSubject) -> None:
+def test_nothing_is_left_of_a_child(make_candidate: MakeCandidate) -> None:
     descriptors = psutil.Process().num_fds()
-    subject = make_subject(Tells())
-    _ = subject.start
-    helper = json.loads(subject.child.ask("operators")["profile"]["text"])["helper"]
+    candidate = make_candidate(Tells())
+    candidate.start()
+    helper = json.loads(candidate.ready_child().ask("operators")["profile"]["text"])["helper"]
     assert psutil.pid_exists(helper)
-    subject.close()
+    candidate.close()
     assert psutil.Process().num_fds() == descriptors
     assert not measuring_children()
     wait_until(lambda: not psutil.pid_exists(helper) or psutil.Process(helper).status() == psutil.STATUS_ZOMBIE)
@@ -97,57 +97,74 @@ def wait_until(happened: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_child_imports_its_engine_and_nothing_else_and_gets_its_options(make_subject: MakeSubject) -> None:
-    subject = make_subject(Tells([1, 2], flag=True))
-    _ = subject.start
-    told = json.loads(subject.child.ask("operators")["profile"]["text"])
+def test_a_child_imports_its_engine_and_nothing_else_and_gets_its_options(make_candidate: MakeCandidate) -> None:
+    candidate = make_candidate(Tells([1, 2], flag=True))
+    candidate.start()
+    told = json.loads(candidate.ready_child().ask("operators")["profile"]["text"])
     os.kill(told["helper"], 9)
-    heavy = {"torch", "torchvision", "torchao", "mlflow", "hydra", "omegaconf", "onnxruntime", "psutil", "filelock", "pandas"}
+    heavy = {
+        "torch",
+        "torchvision",
+        "torchao",
+        "mlflow",
+        "hydra",
+        "omegaconf",
+        "onnxruntime",
+        "psutil",
+        "filelock",
+        "pandas",
+    }
     assert not heavy & set(told["modules"]) and "numpy" in told["modules"]
     assert told["options"] == [[1, 2], True]
     assert told["shape"] == [2, 3, 8, 8]
 
 
-def test_load_and_first_call_are_told_apart(make_subject: MakeSubject) -> None:
-    subject = make_subject(SlowStart(load_ms=150, first_ms=300))
-    assert 150 <= subject.start["load_ms"] < 300 <= subject.start["first_call_ms"] < 450
-    assert sorted(subject.window(11, 0))[5] < 5
+def test_load_and_first_call_are_told_apart(make_candidate: MakeCandidate) -> None:
+    candidate = make_candidate(SlowStart(load_ms=150, first_ms=300))
+    assert 150 <= candidate.start()["load_ms"] < 300 <= candidate.start()["first_call_ms"] < 450
+    assert sorted(candidate.window(11, 0))[5] < 5
 
 
 @pytest.mark.parametrize(
     ("engine", "expected"),
-    [(Holds(held=100), 100), (Holds(spike=100), 100), (Holds(held=60, spike=100), 100), (Holds(held=40, imports=200), 40), (Fake(), 0)],
+    [
+        (Holds(held=100), 100),
+        (Holds(spike=100), 100),
+        (Holds(held=60, spike=100), 100),
+        (Holds(held=40, imports=200), 40),
+        (Fake(), 0),
+    ],
     ids=["held", "spike", "held after a spike", "imported", "nothing"],
 )
-def test_memory_is_the_peak_above_the_imported_engine(engine: Engine, expected: float, make_bench: MakeBench) -> None:
-    (memory,) = Memory().measure(make_bench(engine))
+def test_memory_is_the_peak_above_the_imported_engine(engine: Engine, expected: float, make_context: MakeBench) -> None:
+    (memory,) = Memory().measure(make_context(engine))
     assert (memory.name, memory.unit) == ("memory_mb", "MB")
     assert memory.value == pytest.approx(expected, rel=0.05, abs=1)
 
 
-def test_the_peak_of_an_accelerator_is_told_beside_it(make_bench: MakeBench) -> None:
-    found = Memory().measure(make_bench(Holds(device=321.5)))
+def test_the_peak_of_an_accelerator_is_told_beside_it(make_context: MakeBench) -> None:
+    found = Memory().measure(make_context(Holds(device=321.5)))
     assert [(m.name, m.unit) for m in found] == [("memory_mb", "MB"), ("device_memory_mb", "MB")]
     assert found[1].value == 321.5
 
 
-def test_without_a_high_water_mark_a_note_says_so(make_bench: MakeBench) -> None:
-    bench = make_bench(Fake())
-    _ = bench.subject.start
-    bench.subject.started = {"memory_mb": None, "device_memory_mb": None}  # as on other systems than Linux
-    assert Memory().measure(bench) == [] and "no resettable high-water mark" in bench.notes["memory_mb"]
+def test_without_a_high_water_mark_a_note_says_so(make_context: MakeBench) -> None:
+    context = make_context(Fake())
+    context.candidate.start()
+    context.candidate.started = {"memory_mb": None, "device_memory_mb": None}  # as on other systems than Linux
+    assert Memory().measure(context) == [] and "no resettable high-water mark" in context.notes["memory_mb"]
 
 
-def test_operators_are_a_table_where_the_engine_has_a_profiler(make_bench: MakeBench) -> None:
-    bench = make_bench(Tells())
-    (allocated,) = Operators().measure(bench)
+def test_operators_are_a_table_where_the_engine_has_a_profiler(make_context: MakeBench) -> None:
+    context = make_context(Tells())
+    (allocated,) = Operators().measure(context)
     assert (allocated.name, allocated.value, allocated.unit) == ("allocated_mib", 2.5, "MiB")
-    assert "modules" in bench.texts["operators.txt"]
-    assert json.loads(bench.texts["operators.json"]) == [{"name": "relu", "calls": 2}]
-    os.kill(json.loads(bench.texts["operators.txt"])["helper"], 9)
+    assert "modules" in context.texts["operators.txt"]
+    assert json.loads(context.texts["operators.json"]) == [{"name": "relu", "calls": 2}]
+    os.kill(json.loads(context.texts["operators.txt"])["helper"], 9)
 
 
-def test_an_engine_without_a_profiler_has_a_note_instead(make_bench: MakeBench) -> None:
-    bench = make_bench(Fake())
-    assert Operators().measure(bench) == [] and bench.texts == {}
-    assert bench.notes == {"allocated_mib": "fake has no profiler of operators"}
+def test_an_engine_without_a_profiler_has_a_note_instead(make_context: MakeBench) -> None:
+    context = make_context(Fake())
+    assert Operators().measure(context) == [] and context.texts == {}
+    assert context.notes == {"allocated_mib": "fake has no profiler of operators"}

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from qexp.engine.base import Engine
 from qexp.jobs.comparison import accepted_by, engines_of, fastest_known, measure
 from qexp.launch import ChildFailed
-from qexp.measure.base import Disagrees, Subject, ranking
+from qexp.measure.base import Candidate, ParityError, ranking
 from qexp.measure.latency import Latency
 from qexp.types import Artifact, Unsupported, UserError
 from tests.measure.conftest import QUANTIZED, is_free, measuring_children
@@ -21,7 +21,7 @@ from tests.measure.fake_engines import Fails, Fake, Logs, Missing, Says, Takes, 
 
 TRIAL = {"windows": 3, "calls": 3, "window_s": 0.01, "warmup_calls": 3, "warmup_s": 0.01, "budget_s": 60}
 QUICK = Latency(**TRIAL)  # type: ignore[arg-type]
-MakeSubject = Callable[..., Subject]
+MakeCandidate = Callable[..., Candidate]
 
 
 @pytest.fixture(autouse=True)
@@ -31,38 +31,42 @@ def no_child_is_left_over() -> Iterator[None]:
 
 
 class Counts:
-    """Times nobody: of two subjects the second is the faster; `timed` counts how often it was asked."""
+    """Times nobody: of two candidates the second is the faster; `timed` counts how often it was asked."""
 
     timed = 0
 
-    def take_turns(self, subjects: list[Subject]) -> list[list[list[float]]]:
+    def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
         self.timed += 1
-        return [[[10.0 - place] * 3] * 2 for place in range(len(subjects))]
+        return [[[10.0 - place] * 3] * 2 for place in range(len(candidates))]
 
 
 class Gives:
     """Hands out an exception instead of times."""
 
-    def take_turns(self, subjects: list[Subject]) -> list[list[list[float]]]:
+    def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
         raise KeyboardInterrupt
 
 
-def test_candidates_are_ranked_by_their_time_and_the_fastest_keeps_its_child(make_subject: MakeSubject) -> None:
-    subjects = {"slow": make_subject(TakesToo(6)), "quick": make_subject(Takes(1)), "middle": make_subject(Takes(3))}
+def test_candidates_are_ranked_by_their_time_and_the_fastest_keeps_its_child(make_candidate: MakeCandidate) -> None:
+    candidates = {
+        "slow": make_candidate(TakesToo(6)),
+        "quick": make_candidate(Takes(1)),
+        "middle": make_candidate(Takes(3)),
+    }
     notes: dict[str, str] = {}
-    ranked = ranking(subjects, QUICK, notes)
+    ranked = ranking(candidates, QUICK, notes)
     assert list(ranked) == ["quick", "middle", "slow"] and notes == {}
     assert ranked == pytest.approx({"quick": 1, "middle": 3, "slow": 6}, rel=0.05)
-    assert measuring_children() == {subjects["quick"].child.process.pid}
+    assert measuring_children() == {candidates["quick"].child.process.pid}
 
 
-def test_a_disturbed_window_does_not_change_the_ranking(make_subject: MakeSubject) -> None:
+def test_a_disturbed_window_does_not_change_the_ranking(make_candidate: MakeCandidate) -> None:
     class Disturbed:
-        def take_turns(self, subjects: list[Subject]) -> list[list[list[float]]]:
+        def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
             return [[[2.0, 2.0, 90.0], [2.0], [900.0]], [[3.0], [3.0, 3.0, 0.1], [3.0]]]
 
-    subjects = {name: make_subject(Fake()) for name in ("a", "b")}
-    assert ranking(subjects, Disturbed(), {}) == {"a": 2, "b": 3}
+    candidates = {name: make_candidate(Fake()) for name in ("a", "b")}
+    assert ranking(candidates, Disturbed(), {}) == {"a": 2, "b": 3}
 
 
 @pytest.mark.parametrize(
@@ -76,33 +80,35 @@ def test_a_disturbed_window_does_not_change_the_ranking(make_subject: MakeSubjec
     ],
     ids=["crash", "memory", "hang", "error", "import"],
 )
-def test_a_candidate_that_does_not_survive_is_left_out_with_its_reason(engine: Engine, reason: str, make_subject: MakeSubject) -> None:
-    victim = make_subject(engine, **({"timeout_s": 8} if "hung" in reason else {}))
-    subjects = {"victim": victim, "slow": make_subject(Takes(3)), "quick": make_subject(Takes(1))}
+def test_a_candidate_that_does_not_survive_is_left_out_with_its_reason(
+    engine: Engine, reason: str, make_candidate: MakeCandidate
+) -> None:
+    victim = make_candidate(engine, **({"timeout_s": 8} if "hung" in reason else {}))
+    candidates = {"victim": victim, "slow": make_candidate(Takes(3)), "quick": make_candidate(Takes(1))}
     notes: dict[str, str] = {}
-    assert list(ranking(subjects, QUICK, notes)) == ["quick", "slow"]
+    assert list(ranking(candidates, QUICK, notes)) == ["quick", "slow"]
     assert notes == {"candidate victim": f"left out: it {reason}"}
-    assert measuring_children() == {subjects["quick"].child.process.pid}
+    assert measuring_children() == {candidates["quick"].child.process.pid}
 
 
-def test_if_none_survives_the_reason_comes_through_and_nothing_is_left(make_subject: MakeSubject) -> None:
+def test_if_none_survives_the_reason_comes_through_and_nothing_is_left(make_candidate: MakeCandidate) -> None:
     notes: dict[str, str] = {}
     with pytest.raises(ChildFailed, match="wrong colour"):
-        ranking({"first": make_subject(Fails("segfault")), "last": make_subject(Fails("error"))}, QUICK, notes)
+        ranking({"first": make_candidate(Fails("segfault")), "last": make_candidate(Fails("error"))}, QUICK, notes)
     assert set(notes) == {"candidate first", "candidate last"}
     assert is_free() and not measuring_children()
 
 
-def test_an_interrupted_trial_leaves_nothing(make_subject: MakeSubject) -> None:
+def test_an_interrupted_trial_leaves_nothing(make_candidate: MakeCandidate) -> None:
     with pytest.raises(KeyboardInterrupt):
-        ranking({name: make_subject(Fake()) for name in ("a", "b")}, Gives(), {})
+        ranking({name: make_candidate(Fake()) for name in ("a", "b")}, Gives(), {})
     assert is_free() and not measuring_children()
 
 
-def test_no_candidate_is_loaded_while_another_imports(make_subject: MakeSubject, tmp_path: Path) -> None:
+def test_no_candidate_is_loaded_while_another_imports(make_candidate: MakeCandidate, tmp_path: Path) -> None:
     """The winner's load and first call, which are kept, are its own."""
     log = tmp_path / "log"
-    ranking({str(ms): make_subject(Logs(str(log), ms)) for ms in (0, 800)}, Counts(), {})
+    ranking({str(ms): make_candidate(Logs(str(log), ms)) for ms in (0, 800)}, Counts(), {})
     assert log.read_text().split() == ["imported", "imported", "loaded", "loaded"]
 
 
@@ -152,7 +158,9 @@ def target(name: str, **options: Any) -> dict[str, Any]:
 
 
 def test_engines_of_a_choice_and_of_its_candidates() -> None:
-    assert {name: type(engine) for name, engine in engines_of(OmegaConf.create(target("Says", answer=3))).items()} == {"says": Says}
+    assert {name: type(engine) for name, engine in engines_of(OmegaConf.create(target("Says", answer=3))).items()} == {
+        "says": Says
+    }
     several = {"candidates": {"a": target("Takes", ms=4), "left_out": None, "b": target("Fake")}, "trial": {}}
     engines = engines_of(OmegaConf.create(several))
     assert list(engines) == ["a", "b"] and vars(engines["a"])["ms"] == 4
@@ -164,49 +172,68 @@ def test_candidates_that_are_all_null_are_a_clear_error() -> None:
 
 
 @pytest.fixture
-def rivals(make_artifact: Callable[..., Artifact], make_subject: MakeSubject) -> Callable[..., dict[str, Subject]]:
+def fp32_engines(
+    make_artifact: Callable[..., Artifact], make_candidate: MakeCandidate
+) -> Callable[..., dict[str, Candidate]]:
     """Two engines on one artifact, as each job of a sweep makes them anew; in `Counts` the second wins."""
     artifact = make_artifact("fp32")
 
-    def made(**changes: Any) -> dict[str, Subject]:
-        return {"takes": make_subject(Takes(1), artifact, **changes), "fake": make_subject(Fake(), artifact, **changes)}
+    def made(**changes: Any) -> dict[str, Candidate]:
+        return {
+            "takes": make_candidate(Takes(1), artifact, **changes),
+            "fake": make_candidate(Fake(), artifact, **changes),
+        }
 
     return made
 
 
-def test_the_fastest_rival_is_timed_once_for_all_jobs(rivals: Callable[..., dict[str, Subject]], tmp_path: Path) -> None:
+def test_the_fastest_rival_is_timed_once_for_all_jobs(
+    fp32_engines: Callable[..., dict[str, Candidate]], tmp_path: Path
+) -> None:
     trial = Counts()
     for _ in range(3):
-        subjects = rivals()
-        assert fastest_known(subjects, trial, tmp_path) is subjects["fake"]
+        candidates = fp32_engines()
+        assert fastest_known(candidates, trial, tmp_path) is candidates["fake"]
         assert trial.timed == 1 and not measuring_children()
     (file,) = (tmp_path / "fastest").iterdir()
     assert json.loads(file.read_text()) == {"fake": 9, "takes": 10}
 
 
 def test_another_batch_size_thread_count_or_file_is_timed_again(
-    rivals: Callable[..., dict[str, Subject]], make_artifact: Callable[..., Artifact], make_subject: MakeSubject, tmp_path: Path
+    fp32_engines: Callable[..., dict[str, Candidate]],
+    make_artifact: Callable[..., Artifact],
+    make_candidate: MakeCandidate,
+    tmp_path: Path,
 ) -> None:
     trial = Counts()
     other = make_artifact("other")
-    threads = rivals()
-    for subject in threads.values():
-        subject.threads = 2
-    cases = [rivals(), rivals(batch=8), threads, {name: make_subject(s.engine, other) for name, s in rivals().items()}]
-    for count, subjects in enumerate([*cases, *cases], 1):
-        assert fastest_known(subjects, trial, tmp_path) is subjects["fake"]
+    threads = fp32_engines()
+    for candidate in threads.values():
+        candidate.threads = 2
+    cases = [
+        fp32_engines(),
+        fp32_engines(batch=8),
+        threads,
+        {name: make_candidate(s.engine, other) for name, s in fp32_engines().items()},
+    ]
+    for count, candidates in enumerate([*cases, *cases], 1):
+        assert fastest_known(candidates, trial, tmp_path) is candidates["fake"]
         assert trial.timed == min(count, len(cases))
 
 
-def test_one_rival_alone_is_not_timed(make_subject: MakeSubject, tmp_path: Path) -> None:
-    subject = make_subject(Fails("leave"))
-    assert fastest_known({"only": subject}, Gives(), tmp_path) is subject
+def test_one_rival_alone_is_not_timed(make_candidate: MakeCandidate, tmp_path: Path) -> None:
+    candidate = make_candidate(Fails("leave"))
+    assert fastest_known({"only": candidate}, Gives(), tmp_path) is candidate
     assert not list(tmp_path.glob("fastest"))
 
 
-def test_the_measured_times_decide_which_rival_is_the_fastest(make_subject: MakeSubject, tmp_path: Path) -> None:
-    subjects = {"slow": make_subject(Takes(4)), "crashes": make_subject(Fails("leave")), "quick": make_subject(TakesToo(1))}
-    assert fastest_known(subjects, QUICK, tmp_path) is subjects["quick"]
+def test_the_measured_times_decide_which_rival_is_the_fastest(make_candidate: MakeCandidate, tmp_path: Path) -> None:
+    candidates = {
+        "slow": make_candidate(Takes(4)),
+        "crashes": make_candidate(Fails("leave")),
+        "quick": make_candidate(TakesToo(1)),
+    }
+    assert fastest_known(candidates, QUICK, tmp_path) is candidates["quick"]
 
 
 @pytest.fixture
@@ -216,50 +243,64 @@ def config(tmp_path: Path) -> DictConfig:
     parity = {"_target_": "qexp.measure.parity.Parity", "images": 50, "least_agreement": 0.99, "batch_size": 16}
     measures = {"parity": parity, "accuracy": None, "timeout_s": 60, "memory_mb": None}
     return OmegaConf.create({
-        "outputs": str(tmp_path), "engine": {"trial": trial, "candidates": {}}, "rivals": target("Fake"), "measure": measures,
+        "outputs": str(tmp_path), "engine": {"trial": trial, "candidates": {}}, "fp32_engines": target("Fake"), "measure": measures,
         "picture": None,
     })  # fmt: skip
 
 
 @pytest.fixture
-def on_graph(make_artifact: Callable[..., Artifact], make_subject: MakeSubject) -> Callable[[Engine], Subject]:
-    """A subject on one quantised graph; what `Fake` says of it is true if `Fake` is the baseline's engine."""
+def on_graph(make_artifact: Callable[..., Artifact], make_candidate: MakeCandidate) -> Callable[[Engine], Candidate]:
+    """A candidate on one quantised graph; what `Fake` says of it is true if `Fake` is the baseline's engine."""
     artifact = make_artifact("graph", layers=QUANTIZED)
-    return lambda engine: make_subject(engine, artifact)
+    return lambda engine: make_candidate(engine, artifact)
 
 
 def test_a_candidate_that_disagrees_with_its_graph_is_passed_over(
-    config: DictConfig, on_graph: Callable[[Engine], Subject], make_subject: MakeSubject, tests_of: Any
+    config: DictConfig, on_graph: Callable[[Engine], Candidate], make_candidate: MakeCandidate, tests_of: Any
 ) -> None:
-    subjects = {"liar": on_graph(Says(3)), "slow": on_graph(Takes(4)), "honest": on_graph(TakesToo(2))}
+    candidates = {"liar": on_graph(Says(3)), "slow": on_graph(Takes(4)), "honest": on_graph(TakesToo(2))}
     notes = {"candidate missing": "left out: it is not installed"}
-    outcome = measure(config, subjects, make_subject(Fake()), {}, tests_of(subjects["liar"].artifact), notes)
-    assert outcome.subject is subjects["honest"]
+    outcome = measure(config, candidates, make_candidate(Fake()), {}, tests_of(candidates["liar"].artifact), notes)
+    assert outcome.candidate is candidates["honest"]
     found = {m.name: m.value for m in outcome.measurements}
-    assert list(found) == ["parity_agreement", "parity_max_error", "candidate_liar_ms", "candidate_honest_ms", "candidate_slow_ms"]
+    assert list(found) == [
+        "parity_agreement",
+        "parity_max_error",
+        "candidate_liar_ms",
+        "candidate_honest_ms",
+        "candidate_slow_ms",
+    ]
     assert found["parity_agreement"] == 1 and found["candidate_honest_ms"] == pytest.approx(2, rel=0.05)
     assert set(outcome.notes) == {"candidate missing", "candidate liar"}
-    assert outcome.notes["candidate liar"].startswith("left out: says does not compute what the graph says: of 50 images 0.0% get")
+    assert outcome.notes["candidate liar"].startswith(
+        "left out: says does not compute what the graph says: of 50 images 0.0% get"
+    )
     assert not measuring_children()
 
 
 def test_if_all_disagree_with_their_graph_that_is_the_end(
-    config: DictConfig, on_graph: Callable[[Engine], Subject], make_subject: MakeSubject, tests_of: Any
+    config: DictConfig, on_graph: Callable[[Engine], Candidate], make_candidate: MakeCandidate, tests_of: Any
 ) -> None:
-    subjects = {"liar": on_graph(Says(3)), "other": on_graph(Says(4))}
+    candidates = {"liar": on_graph(Says(3)), "other": on_graph(Says(4))}
     notes: dict[str, str] = {}
-    with pytest.raises(Disagrees, match="0.0% get"):
-        measure(config, subjects, make_subject(Fake()), {}, tests_of(subjects["liar"].artifact), notes)
+    with pytest.raises(ParityError, match="0.0% get"):
+        measure(config, candidates, make_candidate(Fake()), {}, tests_of(candidates["liar"].artifact), notes)
     assert len(notes) == 1 and not measuring_children()
 
 
 def test_one_engine_alone_is_measured_without_a_trial_beside_one_rival(
-    config: DictConfig, on_graph: Callable[[Engine], Subject], make_subject: MakeSubject, tests_of: Any
+    config: DictConfig, on_graph: Callable[[Engine], Candidate], make_candidate: MakeCandidate, tests_of: Any
 ) -> None:
     config.engine = target("TakesToo", ms=2)
-    config.measure = {"latency": {"_target_": "qexp.measure.latency.Latency", **TRIAL}, "timeout_s": 60, "memory_mb": None}
-    subject, rival = on_graph(TakesToo(2)), make_subject(Takes(6))
-    outcome = measure(config, {"takes_too": subject}, make_subject(Fake()), {"takes": rival}, tests_of(subject.artifact), {})
+    config.measure = {
+        "latency": {"_target_": "qexp.measure.latency.Latency", **TRIAL},
+        "timeout_s": 60,
+        "memory_mb": None,
+    }
+    candidate, best_fp32 = on_graph(TakesToo(2)), make_candidate(Takes(6))
+    outcome = measure(
+        config, {"takes_too": candidate}, make_candidate(Fake()), {"takes": best_fp32}, tests_of(candidate.artifact), {}
+    )
     found = {m.name: m.value for m in outcome.measurements}
     assert found["speedup_vs_best_fp32"] == pytest.approx(3, rel=0.05)
     assert not [name for name in found if name.startswith(("candidate", "parity"))]

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from qexp.measure.base import Bench
+from qexp.measure.base import Context
 from qexp.measure.energy import Energy
 
 
 @dataclass
 class Network:
-    """A subject that computes 5 calls of 4 images in a window, and 50 in one of a second or more."""
+    """A candidate that computes 5 calls of 4 images in a window, and 50 in one of a second or more."""
 
     images: int = 0
     batch: int = 4
@@ -45,7 +45,9 @@ class GpuError(Exception):
 class Devices:
     """Zeus's processors or GPUs: the counter of each grows by its millijoules per image, from its own beginning."""
 
-    def __init__(self, network: Network, per_image: list[float], error: type[Exception] | None = None, wrap: Any = None):
+    def __init__(
+        self, network: Network, per_image: list[float], error: type[Exception] | None = None, wrap: Any = None
+    ):
         self.network, self.per_image, self.error, self.wrap = network, per_image, error, wrap
 
     def __len__(self) -> int:
@@ -64,8 +66,8 @@ def network() -> Network:
 
 
 @pytest.fixture
-def bench(network: Network) -> Bench:
-    return Bench(network, None, None, Path())  # type: ignore[arg-type]
+def context(network: Network) -> Context:
+    return Context(network, None, None, Path())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -86,44 +88,53 @@ def zeus(network: Network, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
         device, exception = ModuleType("zeus.device"), ModuleType("zeus.device.exception")
         device.__dict__.update(get_cpus=get_cpus, get_gpus=get_gpus)
         exception.__dict__.update(ZeusBaseCPUError=CpuError, ZeusBaseGPUError=GpuError)
-        for name, module in (("zeus", ModuleType("zeus")), ("zeus.device", device), ("zeus.device.exception", exception)):
+        for name, module in (
+            ("zeus", ModuleType("zeus")),
+            ("zeus.device", device),
+            ("zeus.device.exception", exception),
+        ):
             monkeypatch.setitem(sys.modules, name, module)
 
     return install
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "expected"), [([3.0], [], 3.0), ([3.0, 0.5], [], 3.5), ([], [7.0], 7.0), ([3.0, 0.5], [7.0, 1.0], 11.5)]
+    ("cpus", "gpus", "expected"),
+    [([3.0], [], 3.0), ([3.0, 0.5], [], 3.5), ([], [7.0], 7.0), ([3.0, 0.5], [7.0, 1.0], 11.5)],
 )
 def test_energy_is_what_all_counters_together_grow_by_for_an_image(
-    cpus: list[float], gpus: list[float], expected: float, zeus: Callable[..., None], bench: Bench
+    cpus: list[float], gpus: list[float], expected: float, zeus: Callable[..., None], context: Context
 ) -> None:
     zeus(cpus, gpus)
-    (energy,) = Energy(seconds=2).measure(bench)
+    (energy,) = Energy(seconds=2).measure(context)
     assert (energy.name, energy.unit, energy.kind, energy.value) == ("energy_mj_per_image", "mJ", "measured", expected)
-    assert bench.notes == {}
+    assert context.notes == {}
 
 
-def test_a_gpu_that_cannot_be_read_is_left_out(zeus: Callable[..., None], bench: Bench) -> None:
+def test_a_gpu_that_cannot_be_read_is_left_out(zeus: Callable[..., None], context: Context) -> None:
     zeus([3.0], [7.0], unreadable=True)
-    assert [m.value for m in Energy(seconds=2).measure(bench)] == [3.0]
+    assert [m.value for m in Energy(seconds=2).measure(context)] == [3.0]
 
 
 @pytest.mark.parametrize("gpus", [[], [7.0]], ids=["none", "unreadable"])
-def test_without_a_counter_a_note_says_so(gpus: list[float], zeus: Callable[..., None], network: Network, bench: Bench) -> None:
+def test_without_a_counter_a_note_says_so(
+    gpus: list[float], zeus: Callable[..., None], network: Network, context: Context
+) -> None:
     zeus([], gpus, unreadable=True)
-    assert Energy(seconds=2).measure(bench) == [] and network.images == 0
-    assert "this machine shows no energy counter" in bench.notes["energy_mj_per_image"]
+    assert Energy(seconds=2).measure(context) == [] and network.images == 0
+    assert "this machine shows no energy counter" in context.notes["energy_mj_per_image"]
 
 
-def test_without_zeus_a_note_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, network: Network, bench: Bench) -> None:
+def test_without_zeus_a_note_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, network: Network, context: Context
+) -> None:
     monkeypatch.setitem(sys.modules, "zeus", None)  # as if it was not installed
-    assert Energy(seconds=2).measure(bench) == [] and network.images == 0
-    assert "uv sync --extra energy" in bench.notes["energy_mj_per_image"]
+    assert Energy(seconds=2).measure(context) == [] and network.images == 0
+    assert "uv sync --extra energy" in context.notes["energy_mj_per_image"]
 
 
-def test_a_simulated_format_has_no_energy(zeus: Callable[..., None], network: Network, bench: Bench) -> None:
+def test_a_simulated_format_has_no_energy(zeus: Callable[..., None], network: Network, context: Context) -> None:
     zeus([3.0], [])
     network.simulated = True
-    assert Energy(seconds=2).measure(bench) == [] and network.images == 0
-    assert "no kernel computes in this format" in bench.notes["energy_mj_per_image"]
+    assert Energy(seconds=2).measure(context) == [] and network.images == 0
+    assert "no kernel computes in this format" in context.notes["energy_mj_per_image"]

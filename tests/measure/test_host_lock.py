@@ -15,7 +15,7 @@ import pytest
 
 from qexp.launch import ChildFailed
 from qexp.measure import base
-from qexp.measure.base import Bench, Measure, Subject, alone_on_host, ranking, run_measures
+from qexp.measure.base import Candidate, Context, Measure, alone_on_host, ranking, run_measures
 from qexp.types import Measurement
 from tests.measure.conftest import is_free, measuring_children
 from tests.measure.fake_engines import Fails, Fake
@@ -36,43 +36,45 @@ class LooksAtLock(Measure):
     seen_free: bool | None = None
     seen_children: int = 0
 
-    def measure(self, bench: Bench) -> list[Measurement]:
+    def measure(self, context: Context) -> list[Measurement]:
         self.seen_free, self.seen_children = is_free(), len(measuring_children())
         return [Measurement("answer", 42, "x")]
 
-    def take_turns(self, subjects: list[Subject]) -> list[list[list[float]]]:
+    def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
         self.seen_free = is_free()
-        return [[[1.0]] for _ in subjects]
+        return [[[1.0]] for _ in candidates]
 
 
 class StartsChild(Measure):
-    def measure(self, bench: Bench) -> list[Measurement]:
-        _ = bench.subject.start
+    def measure(self, context: Context) -> list[Measurement]:
+        context.candidate.start()
         return []
 
 
-def test_measurements_hold_the_lock_and_end_their_children(make_bench: Callable[..., Bench]) -> None:
-    bench, look = make_bench(Fake(), baseline=Fake(), rival=Fake()), LooksAtLock()
-    assert [m.value for m in run_measures({"child": StartsChild(), "look": look}, bench)] == [42]
+def test_measurements_hold_the_lock_and_end_their_children(make_context: Callable[..., Context]) -> None:
+    context, look = make_context(Fake(), baseline=Fake(), best_fp32=Fake()), LooksAtLock()
+    assert [m.value for m in run_measures({"child": StartsChild(), "look": look}, context)] == [42]
     assert look.seen_free is False and is_free()
     assert look.seen_children == 3 and not measuring_children()
 
 
-def test_a_failed_measurement_frees_the_lock_and_ends_its_child(make_bench: Callable[..., Bench]) -> None:
-    bench = make_bench(Fails("error"))
+def test_a_failed_measurement_frees_the_lock_and_ends_its_child(make_context: Callable[..., Context]) -> None:
+    context = make_context(Fails("error"))
     with pytest.raises(ChildFailed, match="wrong colour"):
-        run_measures({"child": StartsChild()}, bench)
+        run_measures({"child": StartsChild()}, context)
     assert is_free() and not measuring_children()
 
 
-def test_candidates_are_timed_under_the_lock(make_subject: Callable[..., Subject]) -> None:
+def test_candidates_are_timed_under_the_lock(make_candidate: Callable[..., Candidate]) -> None:
     look = LooksAtLock()
-    ranking({"one": make_subject(Fake()), "other": make_subject(Fake())}, look, {})
+    ranking({"one": make_candidate(Fake()), "other": make_candidate(Fake())}, look, {})
     assert look.seen_free is False and is_free()
 
 
 def test_two_processes_never_measure_at_once_and_a_crash_frees_the_lock() -> None:
-    other = subprocess.Popen([sys.executable, "-c", HOLD, str(base.HOST_LOCK)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(base.HOST_LOCK)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
     assert other.stdout and other.stdout.readline() == b"held\n"
     assert not is_free()
     other.send_signal(signal.SIGKILL)

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from qexp.measure import latency, timing
-from qexp.measure.base import Bench, Subject
+from qexp.measure.base import Candidate, Context
 from qexp.measure.latency import Latency, speedup
 from qexp.measure.timing import median_interval
 from qexp.types import Artifact, Measurement, UserError
 from tests.measure.fake_engines import Fails, SlowStart, Takes, TakesToo
 
 QUICK = Latency(windows=7, calls=5, window_s=0.02, warmup_calls=3, warmup_s=0.01, budget_s=60)
-MakeBench = Callable[..., Bench]
+MakeBench = Callable[..., Context]
 
 
 def by_name(found: list[Measurement]) -> dict[str, float]:
@@ -31,8 +31,8 @@ def by_name(found: list[Measurement]) -> dict[str, float]:
     return {m.name: m.value for m in found}
 
 
-def test_five_milliseconds_read_five_milliseconds(make_bench: MakeBench) -> None:
-    found = QUICK.measure(make_bench(Takes(5)))
+def test_five_milliseconds_read_five_milliseconds(make_context: MakeBench) -> None:
+    found = QUICK.measure(make_context(Takes(5)))
     values = by_name(found)
     assert values["latency_ms"] == pytest.approx(5, rel=0.05)
     assert values["latency_p50_ms"] == pytest.approx(5, rel=0.05)
@@ -42,57 +42,57 @@ def test_five_milliseconds_read_five_milliseconds(make_bench: MakeBench) -> None
     assert next(m for m in found if m.name == "latency_ms").unit == "ms"
 
 
-def test_the_clock_is_that_of_the_wall(make_bench: MakeBench) -> None:
-    found = QUICK.measure(make_bench(Takes(1, own_clock=False)))  # short enough to be seldom interrupted
+def test_the_clock_is_that_of_the_wall(make_context: MakeBench) -> None:
+    found = QUICK.measure(make_context(Takes(1, own_clock=False)))  # short enough to be seldom interrupted
     samples = next(m.samples for m in found if m.name == "latency_ms")
     assert min(samples) == pytest.approx(1, rel=0.05)  # other programs only ever add to it
     assert min(samples) >= 1 and len(samples) >= 7 * 5
 
 
-def test_a_slow_first_call_is_seen_in_first_call_ms_only(make_bench: MakeBench) -> None:
-    values = by_name(QUICK.measure(make_bench(SlowStart(load_ms=0, first_ms=250))))
+def test_a_slow_first_call_is_seen_in_first_call_ms_only(make_context: MakeBench) -> None:
+    values = by_name(QUICK.measure(make_context(SlowStart(load_ms=0, first_ms=250))))
     assert values["first_call_ms"] >= 250
     assert values["latency_ms"] < 5 and values["latency_p90_ms"] < 25
 
 
-def test_half_the_time_is_twice_as_fast(make_bench: MakeBench) -> None:
-    values = by_name(QUICK.measure(make_bench(Takes(2), baseline=Takes(4))))
+def test_half_the_time_is_twice_as_fast(make_context: MakeBench) -> None:
+    values = by_name(QUICK.measure(make_context(Takes(2), baseline=Takes(4))))
     assert values["latency_ms"] == pytest.approx(2, rel=0.05)
     assert values["speedup"] == pytest.approx(2, rel=0.05)
     assert values["speedup_low"] <= values["speedup"] <= values["speedup_high"]
     assert values["speedup_low"] * 0.99 <= 2 <= values["speedup_high"] * 1.01  # 1 %: the calls' own cost
 
 
-def test_a_against_a_shows_no_difference(make_bench: MakeBench) -> None:
-    values = by_name(QUICK.measure(make_bench(Takes(2), baseline=Takes(2))))
+def test_a_against_a_shows_no_difference(make_context: MakeBench) -> None:
+    values = by_name(QUICK.measure(make_context(Takes(2), baseline=Takes(2))))
     assert values["speedup"] == pytest.approx(1, rel=0.05)
     assert values["speedup_low"] * 0.99 <= 1 <= values["speedup_high"] * 1.01
 
 
-def test_the_best_fp32_engine_is_another_yardstick(make_bench: MakeBench) -> None:
-    bench = make_bench(Takes(2), baseline=Takes(8), rival=TakesToo(5))
-    values = by_name(QUICK.measure(bench))
+def test_the_best_fp32_engine_is_another_yardstick(make_context: MakeBench) -> None:
+    context = make_context(Takes(2), baseline=Takes(8), best_fp32=TakesToo(5))
+    values = by_name(QUICK.measure(context))
     assert values["speedup"] == pytest.approx(4, rel=0.05)
     assert values["speedup_vs_best_fp32"] == pytest.approx(2.5, rel=0.05)
     assert values["speedup_vs_best_fp32_low"] <= values["speedup_vs_best_fp32"] <= values["speedup_vs_best_fp32_high"]
-    assert bench.notes == {"speedup_vs_best_fp32": "the fastest fp32 engine here was takes_too"}
+    assert context.notes == {"speedup_vs_best_fp32": "the fastest fp32 engine here was takes_too"}
 
 
-def test_the_baseline_itself_has_no_speedup(make_bench: MakeBench, make_subject: Callable[..., Subject]) -> None:
-    bench = make_bench(Takes(1))
-    bench.baseline = make_subject(Takes(1), bench.subject.artifact)
-    assert bench.subjects == [bench.subject]
-    assert "speedup" not in by_name(QUICK.measure(bench))
+def test_the_baseline_itself_has_no_speedup(make_context: MakeBench, make_candidate: Callable[..., Candidate]) -> None:
+    context = make_context(Takes(1))
+    context.baseline = make_candidate(Takes(1), context.candidate.artifact)
+    assert context.candidates == [context.candidate]
+    assert "speedup" not in by_name(QUICK.measure(context))
 
 
-def test_a_simulated_format_has_no_latency(make_bench: MakeBench, make_artifact: Callable[..., Artifact]) -> None:
-    bench = make_bench(Fails("leave"), artifact=make_artifact(simulated=True))
-    assert QUICK.measure(bench) == [] and "no kernel computes in this format" in bench.notes["latency_ms"]
+def test_a_simulated_format_has_no_latency(make_context: MakeBench, make_artifact: Callable[..., Artifact]) -> None:
+    context = make_context(Fails("leave"), artifact=make_artifact(simulated=True))
+    assert QUICK.measure(context) == [] and "no kernel computes in this format" in context.notes["latency_ms"]
 
 
 @dataclass
 class Scripted:
-    """A subject whose windows are given, with itself for an engine; `asked` collects who was asked in which order."""
+    """A candidate whose windows are given, with itself for an engine; `asked` collects who was asked in which order."""
 
     windows: Iterator[list[float]]
     name: str = "a"
@@ -120,7 +120,7 @@ def scripted(*windows: list[float], **values: Any) -> Any:
 
 
 def steady(name: str, ms: float, asked: list[str]) -> Any:
-    """A subject whose calls all take `ms`."""
+    """A candidate whose calls all take `ms`."""
     return Scripted(itertools.repeat([ms]), name, asked)
 
 
@@ -129,41 +129,46 @@ PLAIN = Latency(windows=8, calls=1, window_s=0, warmup_calls=1, warmup_s=0, budg
 
 def test_baseline_and_rival_take_turns_with_the_subject_and_both_ratios_are_exact() -> None:
     asked: list[str] = []
-    bench = Bench(steady("int8", 2, asked), steady("eager", 9, asked), None, Path(), steady("best", 5, asked))
-    values = by_name(PLAIN.measure(bench))
+    context = Context(steady("int8", 2, asked), steady("eager", 9, asked), None, Path(), steady("best", 5, asked))
+    values = by_name(PLAIN.measure(context))
     assert {values[f"speedup{end}"] for end in ("", "_low", "_high")} == {4.5}
     assert {values[f"speedup_vs_best_fp32{end}"] for end in ("", "_low", "_high")} == {2.5}
     assert asked[-24:] == ["int8", "eager", "best"] * 8
-    assert bench.notes["speedup_vs_best_fp32"] == "the fastest fp32 engine here was best"
+    assert context.notes["speedup_vs_best_fp32"] == "the fastest fp32 engine here was best"
 
 
 def test_a_rival_that_is_the_baseline_is_timed_once() -> None:
     asked: list[str] = []
-    values = by_name(PLAIN.measure(Bench(steady("int8", 2, asked), steady("eager", 9, asked), None, Path(), steady("eager", 9, asked))))
+    values = by_name(
+        PLAIN.measure(
+            Context(steady("int8", 2, asked), steady("eager", 9, asked), None, Path(), steady("eager", 9, asked))
+        )
+    )
     assert values["speedup"] == values["speedup_vs_best_fp32"] == 4.5
     assert asked[-16:] == ["int8", "eager"] * 8 and asked.count("eager") == 8 + 2  # two windows to warm up
 
 
 def test_the_rival_itself_has_no_speedup_over_it() -> None:
     asked: list[str] = []
-    bench = Bench(steady("best", 5, asked), steady("eager", 9, asked), None, Path(), steady("best", 5, asked))
-    values = by_name(PLAIN.measure(bench))
+    context = Context(steady("best", 5, asked), steady("eager", 9, asked), None, Path(), steady("best", 5, asked))
+    values = by_name(PLAIN.measure(context))
     assert values["speedup"] == 1.8 and not [name for name in values if name.startswith("speedup_vs")]
     assert asked[-16:] == ["best", "eager"] * 8
-    assert bench.notes["speedup_vs_best_fp32"] == "the fastest fp32 engine here was best"
+    assert context.notes["speedup_vs_best_fp32"] == "the fastest fp32 engine here was best"
 
 
 @pytest.mark.parametrize(
-    ("windows", "budget_s", "subjects", "taken"), [(20, 9.5, 1, 10), (20, 3, 1, 7), (20, 100, 1, 20), (20, 9.5, 2, 7), (5, 0, 1, 5)]
+    ("windows", "budget_s", "candidates", "taken"),
+    [(20, 9.5, 1, 10), (20, 3, 1, 7), (20, 100, 1, 20), (20, 9.5, 2, 7), (5, 0, 1, 5)],
 )
 def test_turns_end_when_their_time_is_over_but_seven_are_taken(
-    windows: int, budget_s: float, subjects: int, taken: int, monkeypatch: pytest.MonkeyPatch
+    windows: int, budget_s: float, candidates: int, taken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each window takes a second, by a clock that only windows move."""
     asked: list[str] = []
     monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: float(len(asked))))
-    found = Latency(windows, 1, 0, 1, 0, budget_s).take_turns([steady(str(i), 1, asked) for i in range(subjects)])
-    assert [len(windows) for windows in found] == [taken] * subjects
+    found = Latency(windows, 1, 0, 1, 0, budget_s).take_turns([steady(str(i), 1, asked) for i in range(candidates)])
+    assert [len(windows) for windows in found] == [taken] * candidates
 
 
 def test_statistics_are_those_of_the_standard_library() -> None:
@@ -209,7 +214,9 @@ def test_the_interval_holds_the_median_as_often_as_the_binomial_distribution_say
     rng, trials = np.random.default_rng(count), 2000
     intervals = [median_interval(list(sample)) for sample in rng.lognormal(0, 1, (trials, count))]
     held = sum(interval is not None and interval[0] <= 1 <= interval[1] for interval in intervals) / trials
-    exact = 1 - 2 * sum(math.comb(count, k) for k in range(lowest)) / 2**count  # fewer than `lowest` values on one side of it
+    exact = (
+        1 - 2 * sum(math.comb(count, k) for k in range(lowest)) / 2**count
+    )  # fewer than `lowest` values on one side of it
     assert exact > 0.95 and held >= 0.95
     assert held == pytest.approx(exact, abs=0.01)
 
@@ -241,33 +248,38 @@ def test_a_speedup_is_the_median_of_the_ratios_of_pairs() -> None:
 
 def test_windows_are_taken_in_turns() -> None:
     asked: list[str] = []
-    subjects = [scripted(*[[1.0]] * 9, name=name, asked=asked) for name in "ab"]
-    Latency(3, 1, 0, 1, 0, 60).take_turns(subjects)
+    candidates = [scripted(*[[1.0]] * 9, name=name, asked=asked) for name in "ab"]
+    Latency(3, 1, 0, 1, 0, 60).take_turns(candidates)
     assert asked[-6:] == list("ababab")
 
 
 def test_warm_up_goes_on_until_two_windows_agree() -> None:
     times = [16.0, 8.0, 4.0, 2.0, 1.0, 0.98, 0.97, 0.97, 0.97]
-    subject = scripted(*([t] for t in times))
-    windows = Latency(2, 1, 0, 1, 0, 60).take_turns([subject])
+    candidate = scripted(*([t] for t in times))
+    windows = Latency(2, 1, 0, 1, 0, 60).take_turns([candidate])
     assert windows == [[[0.97], [0.97]]]
 
 
 def test_warm_up_ends_on_a_machine_that_never_settles() -> None:
-    subject = scripted(*([float(t)] for t in 2.0 ** np.arange(50)))
-    Latency(2, 1, 0, 1, 0, 60).rules.warm_up(subject.window)
-    assert len(subject.asked) == 10
+    candidate = scripted(*([float(t)] for t in 2.0 ** np.arange(50)))
+    Latency(2, 1, 0, 1, 0, 60).rules.warm_up(candidate.window)
+    assert len(candidate.asked) == 10
 
 
 @pytest.mark.parametrize("options", [{"windows": 1}, {"calls": 0}, {"warmup_calls": 0}])
 def test_too_little_to_time_is_an_error(options: dict[str, int]) -> None:
     with pytest.raises(UserError, match="at least 2 windows"):
-        Latency(**{"windows": 5, "calls": 10, "window_s": 0, "warmup_calls": 1, "warmup_s": 0, "budget_s": 1, **options})
+        Latency(
+            **{"windows": 5, "calls": 10, "window_s": 0, "warmup_calls": 1, "warmup_s": 0, "budget_s": 1, **options}
+        )
 
 
 def test_intervals_are_widened_by_what_two_processes_differ() -> None:
     ratios = [1.0, 1.1, 0.9, 1.2, 1.05, 0.95, 1.0]
-    narrow, wide = by_name(speedup("speedup", ratios, [1.0] * 7)), by_name(speedup("speedup", ratios, [1.0] * 7, resolution=0.25))
+    narrow, wide = (
+        by_name(speedup("speedup", ratios, [1.0] * 7)),
+        by_name(speedup("speedup", ratios, [1.0] * 7, resolution=0.25)),
+    )
     assert (narrow["speedup_low"], narrow["speedup_high"]) == (0.9, 1.2)
     assert (wide["speedup_low"], wide["speedup_high"]) == pytest.approx((0.72, 1.5))
     assert narrow["speedup"] == wide["speedup"] == 1.0
@@ -276,14 +288,18 @@ def test_intervals_are_widened_by_what_two_processes_differ() -> None:
 PLACES = [180, 330, 190, 335, 175, 185, 180, 340, 182, 178]  # ns; all but three near each other
 
 
-def placed(trips: list[int], most_round_trip_ns: float | None, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, float], dict[str, str]]:
+def placed(
+    trips: list[int], most_round_trip_ns: float | None, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, float], dict[str, str]]:
     """A speed-up of 10 with the cores near each other, of 12 with them apart."""
     times = itertools.chain(trips[:1] * 2, trips)  # two windows to warm up
-    monkeypatch.setattr(latency, "watched", lambda threads: contextlib.nullcontext([lambda calls, seconds: [next(times) / 1e6]]))
+    monkeypatch.setattr(
+        latency, "watched", lambda threads: contextlib.nullcontext([lambda calls, seconds: [next(times) / 1e6]])
+    )
     slow = itertools.chain([[20.0]] * 2, ([24.0 if trip > 250 else 20.0] for trip in trips))
-    bench = Bench(scripted(*[[2.0]] * 12, threads=2), Scripted(slow, "eager"), None, Path())  # type: ignore[arg-type]
-    found = Latency(len(trips), 1, 0, 1, 0, 60, most_round_trip_ns=most_round_trip_ns).measure(bench)
-    return by_name(found), bench.notes
+    context = Context(scripted(*[[2.0]] * 12, threads=2), Scripted(slow, "eager"), None, Path())  # type: ignore[arg-type]
+    found = Latency(len(trips), 1, 0, 1, 0, 60, most_round_trip_ns=most_round_trip_ns).measure(context)
+    return by_name(found), context.notes
 
 
 def test_turns_with_the_cores_elsewhere_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,10 +308,15 @@ def test_turns_with_the_cores_elsewhere_do_not_count(monkeypatch: pytest.MonkeyP
     assert values["latency_ms"] == 2 and values["core_round_trip_ns"] == pytest.approx(183.5)
 
 
-def test_all_turns_count_where_nothing_is_asked_and_the_record_says_that_cores_were_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_turns_count_where_nothing_is_asked_and_the_record_says_that_cores_were_moved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     values, notes = placed(PLACES, None, monkeypatch)
     assert (values["speedup_low"], values["speedup"], values["speedup_high"]) == (10, 10, 12)
-    assert notes["core_round_trip_ns"] == "the cores were moved between turns: a byte's way between the cores and back took 175 to 340 ns"
+    assert (
+        notes["core_round_trip_ns"]
+        == "the cores were moved between turns: a byte's way between the cores and back took 175 to 340 ns"
+    )
     _, notes = placed([180] * 10, None, monkeypatch)
     assert "core_round_trip_ns" not in notes
 
@@ -307,7 +328,7 @@ def test_too_few_turns_in_that_place_leave_the_time_out_and_say_why(monkeypatch:
 
 
 def test_one_thread_has_no_place_and_the_record_says_so() -> None:
-    bench = Bench(scripted(*[[2.0]] * 12, threads=1), scripted(*[[20.0]] * 12, name="eager"), None, Path())
-    values = by_name(Latency(8, 1, 0, 1, 0, 60, most_round_trip_ns=250).measure(bench))
+    context = Context(scripted(*[[2.0]] * 12, threads=1), scripted(*[[20.0]] * 12, name="eager"), None, Path())
+    values = by_name(Latency(8, 1, 0, 1, 0, 60, most_round_trip_ns=250).measure(context))
     assert values["speedup"] == 10 and "core_round_trip_ns" not in values
-    assert bench.notes["core_round_trip_ns"].startswith("not measured: it needs two threads")
+    assert context.notes["core_round_trip_ns"].startswith("not measured: it needs two threads")

@@ -12,15 +12,15 @@ import pytest
 
 from qexp.engine.base import Engine
 from qexp.launch import ChildFailed
-from qexp.measure.base import Bench, Disagrees, Subject
+from qexp.measure.base import Candidate, Context, ParityError
 from qexp.measure.parity import Parity
-from qexp.types import Artifact, Layer, Measurement, Wants
+from qexp.types import Artifact, EngineSpec, Layer, Measurement
 from tests.measure.conftest import IMAGES, QUANTIZED, SPEC, measuring_children
 from tests.measure.fake_engines import Fails, Says, Scores
 
 ALL = Parity(images=IMAGES, least_agreement=0.99, batch_size=16)
 HALF = (Layer("fc", "linear", 300, 1000, "float16", "float16"),)
-Make = Callable[..., Bench]
+Make = Callable[..., Context]
 
 
 def by_name(found: list[Measurement]) -> dict[str, float]:
@@ -29,14 +29,20 @@ def by_name(found: list[Measurement]) -> dict[str, float]:
 
 
 @pytest.fixture
-def make(make_artifact: Callable[..., Artifact], make_subject: Callable[..., Subject], weights: Any, tests_of: Any, tmp_path: Path) -> Make:
+def make(
+    make_artifact: Callable[..., Artifact],
+    make_candidate: Callable[..., Candidate],
+    weights: Any,
+    tests_of: Any,
+    tmp_path: Path,
+) -> Make:
     """A bench of `engine` on an artifact with the second weights, changed as asked, beside `Scores` on an fp32 one with the first."""
 
-    def made(engine: Engine, baseline: Engine | None = None, **changes: Any) -> Bench:
+    def made(engine: Engine, baseline: Engine | None = None, **changes: Any) -> Context:
         artifact = make_artifact("compressed", weights[1], **changes)
         baseline = baseline or Scores()
-        other = make_subject(baseline, make_artifact("fp32", weights[0]))
-        return Bench(make_subject(engine, artifact), other, tests_of(artifact), tmp_path / "cache")
+        other = make_candidate(baseline, make_artifact("fp32", weights[0]))
+        return Context(make_candidate(engine, artifact), other, tests_of(artifact), tmp_path / "cache")
 
     return made
 
@@ -47,32 +53,41 @@ def test_an_engine_that_runs_the_graph_agrees_with_it(make: Make) -> None:
     }  # fmt: skip
 
 
-def test_agreement_and_error_are_those_of_the_logits(make: Make, colours: np.ndarray, weights: list[np.ndarray]) -> None:
+def test_agreement_and_error_are_those_of_the_logits(
+    make: Make, colours: np.ndarray, weights: list[np.ndarray]
+) -> None:
     lenient = Parity(images=IMAGES, least_agreement=0.1, batch_size=16)
     values = by_name(lenient.measure(make(Scores(bias=0.8), layers=QUANTIZED)))
     reference = colours @ weights[1]
     biased = reference + [0.8, 0, 0, 0, 0, 0]
     same = int((biased.argmax(1) == reference.argmax(1)).sum())
     assert 0.1 * IMAGES < same < 0.99 * IMAGES
-    assert values == {"parity_agreement": same / IMAGES, "parity_max_error": pytest.approx(0.8 / np.abs(reference).max(), rel=1e-5)}
+    assert values == {
+        "parity_agreement": same / IMAGES,
+        "parity_max_error": pytest.approx(0.8 / np.abs(reference).max(), rel=1e-5),
+    }
 
 
-@pytest.mark.parametrize(("bias", "found"), [(0, {"parity_agreement": 1, "parity_max_error": 0}), (-0.5, {"parity_agreement": 0})])
-def test_all_logits_zero_have_no_relative_error(bias: float, found: dict[str, float], make: Make, weights: list[np.ndarray]) -> None:
+@pytest.mark.parametrize(
+    ("bias", "found"), [(0, {"parity_agreement": 1, "parity_max_error": 0}), (-0.5, {"parity_agreement": 0})]
+)
+def test_all_logits_zero_have_no_relative_error(
+    bias: float, found: dict[str, float], make: Make, weights: list[np.ndarray]
+) -> None:
     weights[1][:] = 0
-    bench = make(Scores(bias=bias), layers=QUANTIZED)
-    assert by_name(Parity(IMAGES, least_agreement=0, batch_size=16).measure(bench)) == found
-    assert ("parity_max_error" in bench.notes) == (bias != 0)
+    context = make(Scores(bias=bias), layers=QUANTIZED)
+    assert by_name(Parity(IMAGES, least_agreement=0, batch_size=16).measure(context)) == found
+    assert ("parity_max_error" in context.notes) == (bias != 0)
 
 
 def test_a_graph_that_an_engine_does_not_run_is_an_error_with_the_figures(
     make: Make, colours: np.ndarray, weights: list[np.ndarray]
 ) -> None:
-    bench = make(Scores(bias=0.8), layers=QUANTIZED)
+    context = make(Scores(bias=0.8), layers=QUANTIZED)
     reference = colours @ weights[1]
     same = ((reference + [0.8, 0, 0, 0, 0, 0]).argmax(1) == reference.argmax(1)).mean()
-    with pytest.raises(Disagrees) as error:
-        ALL.measure(bench)
+    with pytest.raises(ParityError) as error:
+        ALL.measure(context)
     assert str(error.value) == (
         f"scores does not compute what the graph says: of 50 images {100 * same:.1f}% get the reference's class, at least 99.0% must; "
         f"the largest error is {80 / np.abs(reference).max():.1f}% of the largest logit. Take another engine, or "
@@ -84,13 +99,13 @@ def test_a_graph_that_an_engine_does_not_run_is_an_error_with_the_figures(
 def test_one_image_in_a_hundred_may_differ_and_no_more(wrong: int, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference and the engine are asked in this order, and their logits of 100 images are given."""
     given = iter(np.eye(6)[np.where(np.arange(100) < differing, 2, 1)] for differing in (0, wrong))
-    monkeypatch.setattr(Subject, "logits", lambda *_: (next(given), 1.0))
-    bench = make(Scores(), layers=QUANTIZED)
+    monkeypatch.setattr(Candidate, "logits", lambda *_: (next(given), 1.0))
+    context = make(Scores(), layers=QUANTIZED)
     if wrong > 1:
-        with pytest.raises(Disagrees, match=r"of 100 images 98\.0% get"):
-            ALL.measure(bench)
+        with pytest.raises(ParityError, match=r"of 100 images 98\.0% get"):
+            ALL.measure(context)
     else:
-        assert by_name(ALL.measure(bench))["parity_agreement"] == 1 - wrong / 100
+        assert by_name(ALL.measure(context))["parity_agreement"] == 1 - wrong / 100
 
 
 @pytest.mark.parametrize("layers", [(), HALF], ids=["fp32", "fp16"])
@@ -106,70 +121,88 @@ def test_without_quantised_layers_fp32_is_the_yardstick_and_judges_nothing(
 
 
 def test_a_graph_that_spells_out_its_integers_is_its_own_reference(make: Make) -> None:
-    bench = make(Says(1), layers=QUANTIZED)
-    reference = ALL.reference(bench)
-    assert bench.baseline and reference and reference.artifact is bench.subject.artifact and reference.engine is bench.baseline.engine
+    context = make(Says(1), layers=QUANTIZED)
+    reference = ALL.reference(context)
+    assert (
+        context.baseline
+        and reference
+        and reference.artifact is context.candidate.artifact
+        and reference.engine is context.baseline.engine
+    )
 
 
-@pytest.mark.parametrize("form", [Wants(("torchscript",), kernels="x86"), Wants(("onnx",))], ids=lambda form: form.formats[0])
-def test_packed_integers_are_compared_with_fp32_and_fail_nobody(form: Wants, make: Make) -> None:
+@pytest.mark.parametrize(
+    "form", [EngineSpec(("torchscript",), kernels="x86"), EngineSpec(("onnx",))], ids=lambda form: form.formats[0]
+)
+def test_packed_integers_are_compared_with_fp32_and_fail_nobody(form: EngineSpec, make: Make) -> None:
     assert by_name(ALL.measure(make(Scores(), layers=QUANTIZED, form=form)))["parity_agreement"] < 0.99
 
 
-@pytest.mark.parametrize("changes", [{"data": replace(SPEC, pretend=True)}, {"random_weights": True}], ids=["pretend", "random"])
+@pytest.mark.parametrize(
+    "changes", [{"data": replace(SPEC, pretend=True)}, {"random_weights": True}], ids=["pretend", "random"]
+)
 def test_where_predictions_mean_nothing_only_the_error_counts(changes: dict[str, Any], make: Make) -> None:
-    bench = make(Says(2), baseline=Says(1), layers=QUANTIZED, **changes)
-    assert by_name(ALL.measure(bench)) == {"parity_max_error": 1}
+    context = make(Says(2), baseline=Says(1), layers=QUANTIZED, **changes)
+    assert by_name(ALL.measure(context)) == {"parity_max_error": 1}
 
 
-def test_the_images_are_spread_evenly_over_the_test_set(make: Make, colours: np.ndarray, weights: list[np.ndarray]) -> None:
-    bench = make(Scores())
-    assert bench.tests
+def test_the_images_are_spread_evenly_over_the_test_set(
+    make: Make, colours: np.ndarray, weights: list[np.ndarray]
+) -> None:
+    context = make(Scores())
+    assert context.test_set
     chosen = [0, 7, 14, 21, 28, 35, 42, 49]
-    logits, _ = bench.subject.logits(bench.tests, 3, bench.cache, count=8)
+    logits, _ = context.candidate.logits(context.test_set, 3, context.cache, count=8)
     np.testing.assert_allclose(logits, colours[chosen] @ weights[1], rtol=1e-5, atol=1e-6)
-    everything, _ = bench.subject.logits(bench.tests, 3, bench.cache)
+    everything, _ = context.candidate.logits(context.test_set, 3, context.cache)
     np.testing.assert_allclose(everything, colours @ weights[1], rtol=1e-5, atol=1e-6)
-    more_than_there_are, _ = bench.subject.logits(bench.tests, 3, bench.cache, count=512)
+    more_than_there_are, _ = context.candidate.logits(context.test_set, 3, context.cache, count=512)
     np.testing.assert_array_equal(more_than_there_are, everything)
 
 
-def test_as_many_images_as_asked_for_are_compared(make: Make, colours: np.ndarray, weights: list[np.ndarray], tmp_path: Path) -> None:
-    bench = make(Scores(log=str(tmp_path / "subject")), baseline=Scores(log=str(tmp_path / "reference")), layers=QUANTIZED)
-    assert by_name(Parity(images=8, least_agreement=0.99, batch_size=3).measure(bench))["parity_agreement"] == 1
-    for log in ("subject", "reference"):
+def test_as_many_images_as_asked_for_are_compared(
+    make: Make, colours: np.ndarray, weights: list[np.ndarray], tmp_path: Path
+) -> None:
+    context = make(
+        Scores(log=str(tmp_path / "candidate")), baseline=Scores(log=str(tmp_path / "reference")), layers=QUANTIZED
+    )
+    assert by_name(Parity(images=8, least_agreement=0.99, batch_size=3).measure(context))["parity_agreement"] == 1
+    for log in ("candidate", "reference"):
         calls = [int(line) for line in (tmp_path / log).read_text().split()]
         assert calls[:4] == [2] * 4 and calls[4:] == [3, 3, 2], "two images per call to load, three to compare"
 
 
 def test_the_reference_is_gone_when_it_has_answered(make: Make) -> None:
-    bench = make(Scores(bias=1e-6), layers=QUANTIZED)
-    ALL.measure(bench)
-    assert measuring_children() == {bench.subject.child.process.pid}
+    context = make(Scores(bias=1e-6), layers=QUANTIZED)
+    ALL.measure(context)
+    assert measuring_children() == {context.candidate.ready_child().process.pid}
 
 
 def test_the_reference_itself_is_not_asked_twice(make: Make) -> None:
-    bench = make(Scores(), layers=QUANTIZED)
-    assert by_name(ALL.measure(bench)) == {"parity_agreement": 1, "parity_max_error": 0}
+    context = make(Scores(), layers=QUANTIZED)
+    assert by_name(ALL.measure(context)) == {"parity_agreement": 1, "parity_max_error": 0}
     assert not measuring_children(), "the engine's own logits were on disk already"
 
 
 def test_a_reference_that_fails_is_gone_too(make: Make) -> None:
-    bench = make(Scores(), baseline=Fails("error"), layers=QUANTIZED)
+    context = make(Scores(), baseline=Fails("error"), layers=QUANTIZED)
     with pytest.raises(ChildFailed, match="wrong colour"):
-        ALL.measure(bench)
+        ALL.measure(context)
     assert not measuring_children()
 
 
 def test_the_baseline_keeps_its_child(make: Make) -> None:
-    bench = make(Scores())
-    ALL.measure(bench)
-    assert bench.baseline and measuring_children() == {bench.subject.child.process.pid, bench.baseline.child.process.pid}
+    context = make(Scores())
+    ALL.measure(context)
+    assert context.baseline and measuring_children() == {
+        context.candidate.ready_child().process.pid,
+        context.baseline.ready_child().process.pid,
+    }
 
 
 @pytest.mark.parametrize("missing", ["baseline", "tests"])
 def test_without_something_to_compare_a_note_says_so(missing: str, make: Make) -> None:
-    bench = make(Fails("leave"))
-    setattr(bench, missing, None)
-    assert ALL.measure(bench) == []
-    assert bench.notes == {"parity_agreement": "there is no reference, or no images, to compare with"}
+    context = make(Fails("leave"))
+    setattr(context, missing, None)
+    assert ALL.measure(context) == []
+    assert context.notes == {"parity_agreement": "there is no reference, or no images, to compare with"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from qexp.measure.base import Bench, Subject
+from qexp.measure.base import Candidate, Context
 from qexp.measure.coverage import Coverage
 from qexp.measure.size import Size
 from qexp.types import Artifact, Layer, Measurement
@@ -23,15 +23,15 @@ def by_name(found: list[Measurement]) -> dict[str, float]:
 
 
 def test_sizes_are_bytes_of_the_file_the_engine_loads(
-    make_artifact: Callable[..., Artifact], make_subject: Callable[..., Subject], tmp_path: Path
+    make_artifact: Callable[..., Artifact], make_candidate: Callable[..., Candidate], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
     weights = rng.normal(0, 20, (3, 10_000)).round()  # float64 of few values, which compress well
-    subject = make_subject(Fake(), make_artifact("small", weights, packed_bytes=123_000))
-    baseline = make_subject(Fake(), make_artifact("large", np.tile(weights, 3)))
-    (subject.artifact.folder / "other.bin").write_bytes(bytes(1000))  # another engine's file
-    found = {level: Size(level).measure(Bench(subject, baseline, None, tmp_path)) for level in LEVELS}
-    file = subject.artifact.folder / "model.pt2"
+    candidate = make_candidate(Fake(), make_artifact("small", weights, packed_bytes=123_000))
+    baseline = make_candidate(Fake(), make_artifact("large", np.tile(weights, 3)))
+    (candidate.artifact.folder / "other.bin").write_bytes(bytes(1000))  # another engine's file
+    found = {level: Size(level).measure(Context(candidate, baseline, None, tmp_path)) for level in LEVELS}
+    file = candidate.artifact.folder / "model.pt2"
 
     values = by_name(found[19])
     assert values["size_mb"] * 1e6 == file.stat().st_size
@@ -46,78 +46,88 @@ def test_sizes_are_bytes_of_the_file_the_engine_loads(
 
 
 def test_of_an_engine_with_a_file_for_each_batch_size_the_one_in_use_counts(
-    make_artifact: Callable[..., Artifact], make_subject: Callable[..., Subject], tmp_path: Path
+    make_artifact: Callable[..., Artifact], make_candidate: Callable[..., Candidate], tmp_path: Path
 ) -> None:
     engine, artifact = MadeFor(), make_artifact()
     lowered = [engine.lower(artifact, batch, threads=1) for batch in (2, 8)]
     assert set(lowered[1].files) == {"model.pt2", "model-2-1.fake", "model-8-1.fake"}
     for batch in (2, 8):
-        subject = make_subject(engine, lowered[1], batch=batch)
-        assert by_name(Size(1).measure(Bench(subject, None, None, tmp_path)))["size_mb"] == (1000 * batch + 1) / 1e6
-    assert subject.window(3, 0)
+        candidate = make_candidate(engine, lowered[1], batch=batch)
+        assert by_name(Size(1).measure(Context(candidate, None, None, tmp_path)))["size_mb"] == (1000 * batch + 1) / 1e6
+    assert candidate.window(3, 0)
 
 
-def test_without_a_baseline_there_is_no_ratio(make_bench: Callable[..., Bench]) -> None:
-    assert "size_ratio" not in by_name(Size(1).measure(make_bench(Fake())))
+def test_without_a_baseline_there_is_no_ratio(make_context: Callable[..., Context]) -> None:
+    assert "size_ratio" not in by_name(Size(1).measure(make_context(Fake())))
 
 
-def coverage(bench: Bench) -> dict[str, float]:
-    found = Coverage().measure(bench)
+def coverage(context: Context) -> dict[str, float]:
+    found = Coverage().measure(context)
     assert {m.name: m.unit for m in found} == {
         "params_m": "M", "macs_m": "M", "quantized_params_share": "fraction", "quantized_macs_share": "fraction",
-        **({"macs_ratio": "x"} if bench.baseline else {}),
+        **({"macs_ratio": "x"} if context.baseline else {}),
     }  # fmt: skip
     return by_name(found)
 
 
-def test_shares_are_those_of_the_quantised_layers(make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]) -> None:
+def test_shares_are_those_of_the_quantised_layers(
+    make_artifact: Callable[..., Artifact], make_context: Callable[..., Context]
+) -> None:
     layers = (
         Layer("conv", "conv2d", 100, 900_000),
         Layer("fc1", "linear", 600, 80_000, "int8", "uint8"),
         Layer("fc2", "linear", 300, 20_000, "float16"),
     )
-    bench = make_bench(Fake(), artifact=make_artifact(layers=layers, parameters=1_050, macs=1_000_000))
-    assert coverage(bench) == {
+    context = make_context(Fake(), artifact=make_artifact(layers=layers, parameters=1_050, macs=1_000_000))
+    assert coverage(context) == {
         "params_m": 0.00105, "macs_m": 1.0, "quantized_params_share": 900 / 1050, "quantized_macs_share": 0.1,
     }  # fmt: skip
 
 
 def test_what_a_method_wrote_for_people_is_kept_with_the_run(
-    make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]
+    make_artifact: Callable[..., Artifact], make_context: Callable[..., Context]
 ) -> None:
     made = make_artifact(files={"model.pt2": "", "layers.csv": "", "plan.yaml": ""})
     (made.folder / "layers.csv").write_text("layer\nconv\n")
     (made.folder / "plan.yaml").write_text("conv: 4\n")
-    bench = make_bench(Fake(), artifact=made)
-    coverage(bench)
-    assert bench.texts == {"layers.csv": "layer\nconv\n", "plan.yaml": "conv: 4\n"}
+    context = make_context(Fake(), artifact=made)
+    coverage(context)
+    assert context.texts == {"layers.csv": "layer\nconv\n", "plan.yaml": "conv: 4\n"}
 
 
 @pytest.mark.parametrize("layers", [(), (Layer("fc", "linear", 300, 20_000),)])
 def test_shares_without_any_quantised_layer_are_zero(
-    layers: tuple[Layer, ...], make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]
+    layers: tuple[Layer, ...], make_artifact: Callable[..., Artifact], make_context: Callable[..., Context]
 ) -> None:
-    values = coverage(make_bench(Fake(), artifact=make_artifact(layers=layers, macs=sum(layer.macs for layer in layers))))
+    values = coverage(
+        make_context(Fake(), artifact=make_artifact(layers=layers, macs=sum(layer.macs for layer in layers)))
+    )
     assert values["quantized_params_share"] == values["quantized_macs_share"] == 0
 
 
 def test_zeros_and_notes_of_the_artifact_are_in_the_record(
-    make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]
+    make_artifact: Callable[..., Artifact], make_context: Callable[..., Context]
 ) -> None:
-    bench = make_bench(Fake(), artifact=make_artifact(sparsity=0.25, notes={"coded": "computed dense"}))
-    assert by_name(Coverage().measure(bench))["sparsity"] == 0.25 and bench.notes["coded"] == "computed dense"
+    context = make_context(Fake(), artifact=make_artifact(sparsity=0.25, notes={"coded": "computed dense"}))
+    assert by_name(Coverage().measure(context))["sparsity"] == 0.25 and context.notes["coded"] == "computed dense"
 
 
-def test_the_size_of_coded_weights_was_measured(make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]) -> None:
+def test_the_size_of_coded_weights_was_measured(
+    make_artifact: Callable[..., Artifact], make_context: Callable[..., Context]
+) -> None:
     kinds = []
     for coded in (False, True):
-        found = Size(1).measure(make_bench(Fake(), artifact=make_artifact(f"coded {coded}", coded=coded, packed_bytes=2000)))
+        found = Size(1).measure(
+            make_context(Fake(), artifact=make_artifact(f"coded {coded}", coded=coded, packed_bytes=2000))
+        )
         kinds += [(m.value, m.kind) for m in found if m.name == "packed_size_mb"]
     assert kinds == [(0.002, "estimated"), (0.002, "measured")]
 
 
-def test_operations_are_compared_with_the_baselines(make_artifact: Callable[..., Artifact], make_bench: Callable[..., Bench]) -> None:
-    bench = make_bench(Fake(), baseline=Fake(), artifact=make_artifact("pruned", macs=4000))
-    values = coverage(bench)
+def test_operations_are_compared_with_the_baselines(
+    make_artifact: Callable[..., Artifact], make_context: Callable[..., Context]
+) -> None:
+    context = make_context(Fake(), baseline=Fake(), artifact=make_artifact("pruned", macs=4000))
+    values = coverage(context)
     assert values["macs_m"] == 0.004 and values["macs_ratio"] == 10000 / 4000
-    assert "macs_ratio" not in coverage(make_bench(Fake(), artifact=make_artifact("alone")))
+    assert "macs_ratio" not in coverage(make_context(Fake(), artifact=make_artifact("alone")))

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from qexp.measure.base import Subject
-from qexp.measure.timer import Timer
+from qexp.measure.base import Candidate
+from qexp.measure.timer import PairedTimer
 from qexp.types import Artifact, Unsupported
 from tests.measure.conftest import is_free, measuring_children
 from tests.measure.fake_engines import Fake, Missing
@@ -16,14 +16,19 @@ from tests.measure.fake_engines import Fake, Missing
 class Given:
     """Windows of the candidate and of the reference, as they are told here instead of being timed."""
 
-    def take_turns(self, subjects: list[Subject]) -> list[list[list[float]]]:
-        assert [subject.artifact.key for subject in subjects] == ["pruned", "whole"] and not is_free()
-        assert all(subject.child.alive and (subject.batch, subject.threads) == (4, 1) for subject in subjects)
-        return [[[1.0, 1.1, 9.0], [2.0, 2.0, 2.0], [1.0, 1.0, 1.0]], [[2.2, 2.2, 2.2], [6.0, 6.0, 6.0], [2.5, 2.5, 2.5]]]
+    def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
+        assert [candidate.artifact.key for candidate in candidates] == ["pruned", "whole"] and not is_free()
+        assert all(
+            candidate.ready_child().alive and (candidate.batch, candidate.threads) == (4, 1) for candidate in candidates
+        )
+        return [
+            [[1.0, 1.1, 9.0], [2.0, 2.0, 2.0], [1.0, 1.0, 1.0]],
+            [[2.2, 2.2, 2.2], [6.0, 6.0, 6.0], [2.5, 2.5, 2.5]],
+        ]
 
 
 def test_it_is_the_median_of_ratios_of_pairs(make_artifact: Callable[..., Artifact]) -> None:
-    timer = Timer(Fake(), Given(), batch_size=4, threads=1, timeout_s=60)
+    timer = PairedTimer(Fake(), Given(), batch_size=4, threads=1, timeout_s=60)
     speedup = timer.speedup(make_artifact("pruned"), make_artifact("whole"))
     assert speedup == pytest.approx(2.5), "of 2.2 / 1.1, 6 / 2 and 2.5 / 1"
     assert is_free() and not measuring_children()
@@ -32,4 +37,4 @@ def test_it_is_the_median_of_ratios_of_pairs(make_artifact: Callable[..., Artifa
 
 def test_an_engine_that_does_not_run_here_is_unsupported(make_artifact: Callable[..., Artifact]) -> None:
     with pytest.raises(Unsupported):
-        Timer(Missing(), Given(), 4, 1, 60).speedup(make_artifact("pruned"), make_artifact("whole"))
+        PairedTimer(Missing(), Given(), 4, 1, 60).speedup(make_artifact("pruned"), make_artifact("whole"))

@@ -20,16 +20,18 @@ from qexp.engine.inductor import Inductor
 from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.engine.openvino import OpenVino
 from qexp.engine.torch_ao import TorchAo
-from qexp.method.base import Compressed, Method, counterpart, layer_table, make_artifact
+from qexp.method.artifacts import make_artifact
+from qexp.method.base import Compressed, Method, counterpart
+from qexp.method.graph import layer_table
 from qexp.method.half import Half
 from qexp.method.none import NoCompression
 from qexp.method.onnx_dynamic import OnnxDynamic
-from qexp.method.static import Static
+from qexp.method.quantize.static import Static
 from qexp.method.torch_ao import ClassicDynamic, ClassicStatic, Traced
-from qexp.types import Artifact, Unsupported, UserError, Wants
+from qexp.types import Artifact, EngineSpec, Unsupported, UserError
 
 SOURCE = {"model": "small", "weights": "random"}
-TORCHSCRIPT = Wants(("torchscript",), kernels="x86")
+TORCHSCRIPT = EngineSpec(("torchscript",), kernels="x86")
 
 
 def test_macs_match_the_count_by_hand(pretend_data: RandomData, network: nn.Module) -> None:
@@ -63,17 +65,19 @@ def test_operations_outside_of_layers_count_as_not_quantised(pretend_data: Rando
 
 
 def test_packed_size_is_the_bits_of_every_tensor(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    artifact = make_artifact(Static(reduce_range=False), network, pretend_data, Wants(), SOURCE, tmp_path)
+    artifact = make_artifact(Static(reduce_range=False), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     weights = {n: p for n, p in network.named_parameters() if p.ndim > 1}
     int8_bytes = sum(p.numel() for p in weights.values())
     scale_bytes = 4 * sum(p.shape[0] for p in weights.values())
     rest_bytes = 4 * sum(p.numel() for n, p in network.named_parameters() if n not in weights)
     assert artifact.packed_bytes == int8_bytes + scale_bytes + rest_bytes
-    plain = make_artifact(NoCompression(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    plain = make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert plain.packed_bytes == 4 * sum(p.numel() for p in network.parameters())
 
 
-def test_dynamic_quantisation_leaves_convolutions_in_float(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+def test_dynamic_quantisation_leaves_convolutions_in_float(
+    pretend_data: RandomData, network: nn.Module, tmp_path: Path
+) -> None:
     artifact = make_artifact(ClassicDynamic(), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
     assert {layer.name for layer in artifact.layers if layer.quantized} == {"classifier"}
     half = make_artifact(ClassicDynamic(bits=16), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
@@ -89,40 +93,59 @@ def test_classic_static_quantises_every_layer(pretend_data: RandomData, network:
 
 
 @pytest.mark.parametrize(
-    ("method", "wants", "reason"),
+    ("method", "engine_spec", "reason"),
     [
         (ClassicDynamic(bits=3), TORCHSCRIPT, "dynamic works at 8 and 16 bits, not at 3"),
-        (ClassicDynamic(), Wants(), "dynamic gives torchscript, and this engine reads pt2"),
-        (OnnxDynamic(torchscript=ClassicDynamic()), Wants(), "dynamic gives onnx and torchscript, and this engine reads pt2"),
-        (OnnxDynamic(bits=16), Wants(("pt2", "onnx")), "dynamic works at 8 bits, not at 16"),
-        (Static(bits=16), Wants(), "static works at 2 to 8 bits, .* not at 16"),
+        (ClassicDynamic(), EngineSpec(), "dynamic gives torchscript, and this engine reads pt2"),
+        (
+            OnnxDynamic(torchscript=ClassicDynamic()),
+            EngineSpec(),
+            "dynamic gives onnx and torchscript, and this engine reads pt2",
+        ),
+        (OnnxDynamic(bits=16), EngineSpec(("pt2", "onnx")), "dynamic works at 8 bits, not at 16"),
+        (Static(bits=16), EngineSpec(), "static works at 2 to 8 bits, .* not at 16"),
         (Static(), TORCHSCRIPT, "static gives pt2, and this engine reads torchscript"),
         (ClassicStatic(fuse=False), TORCHSCRIPT, "torch_ao always fuses"),
     ],
 )
 def test_what_cannot_exist_is_unsupported_with_its_reason(
-    method: Method, wants: Wants, reason: str, pretend_data: RandomData, network: nn.Module, tmp_path: Path
+    method: Method, engine_spec: EngineSpec, reason: str, pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
     with pytest.raises(Unsupported, match=reason):
-        make_artifact(method, network, pretend_data, wants, SOURCE, tmp_path)
+        make_artifact(method, network, pretend_data, engine_spec, SOURCE, tmp_path)
     assert not list(tmp_path.glob("small*"))
 
 
 def test_an_engine_gets_the_counterpart_that_it_reads() -> None:
     method = OnnxDynamic(torchscript=ClassicDynamic())
-    assert counterpart(method, OnnxRuntime().wants) is method
+    assert counterpart(method, OnnxRuntime().spec) is method
     assert counterpart(method, TORCHSCRIPT) is method.torchscript
-    assert counterpart(method, Wants(("torchscript", "onnx"))) is method, "the method itself comes first"
+    assert counterpart(method, EngineSpec(("torchscript", "onnx"))) is method, "the method itself comes first"
 
 
-ENGINES = [Eager(), OnnxRuntime(), OpenVino(), Inductor(), ExecuTorch(), OnnxRuntime("tensorrt"), TorchAo("x86"), TorchAo("fbgemm")]
+ENGINES = [
+    Eager(),
+    OnnxRuntime(),
+    OpenVino(),
+    Inductor(),
+    ExecuTorch(),
+    OnnxRuntime("tensorrt"),
+    TorchAo("x86"),
+    TorchAo("fbgemm"),
+]
 
 
 @pytest.mark.parametrize(
     ("method", "groups"),
     [
-        (NoCompression(torchscript=Traced()), "eager onnxruntime openvino inductor executorch tensorrt | torch_ao | torch_ao"),
-        (Static(torchscript=ClassicStatic()), "eager onnxruntime openvino | inductor | executorch | tensorrt | torch_ao | torch_ao"),
+        (
+            NoCompression(torchscript=Traced()),
+            "eager onnxruntime openvino inductor executorch tensorrt | torch_ao | torch_ao",
+        ),
+        (
+            Static(torchscript=ClassicStatic()),
+            "eager onnxruntime openvino | inductor | executorch | tensorrt | torch_ao | torch_ao",
+        ),
         (Half(), "eager openvino inductor | executorch tensorrt"),
         (Half(dtype="float16"), "eager inductor executorch tensorrt"),
         (OnnxDynamic(torchscript=ClassicDynamic()), "onnxruntime | torch_ao | torch_ao"),
@@ -130,11 +153,11 @@ ENGINES = [Eager(), OnnxRuntime(), OpenVino(), Inductor(), ExecuTorch(), OnnxRun
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_engines_share_an_artifact_where_they_need_the_same(method: Method, groups: str) -> None:
-    shared: dict[Wants, list[str]] = {}
+    shared: dict[EngineSpec, list[str]] = {}
     for engine in ENGINES:
         with suppress(Unsupported):
-            form = counterpart(method, engine.wants).settle(engine.wants)
-            assert engine.wants.reads(form), f"{engine.name} does not read what was made for it"
+            form = counterpart(method, engine.spec).resolve(engine.spec)
+            assert engine.spec.reads(form), f"{engine.name} does not read what was made for it"
             shared.setdefault(form, []).append(engine.name)
     assert " | ".join(" ".join(names) for names in shared.values()) == groups
 
@@ -156,14 +179,16 @@ def test_engines_share_an_artifact_where_they_need_the_same(method: Method, grou
     ],
 )
 def test_an_engine_reads_what_was_made_for_its_kernels(method: Method, maker: Engine, readers: str) -> None:
-    form = method.settle(maker.wants)
-    assert " ".join(getattr(e, "kernels", e.name) for e in ENGINES if e.wants.reads(form)) == readers
-    assert Wants.from_json(json.loads(json.dumps(asdict(form)))) == form
+    form = method.resolve(maker.spec)
+    assert " ".join(getattr(e, "kernels", e.name) for e in ENGINES if e.spec.reads(form)) == readers
+    assert EngineSpec.from_json(json.loads(json.dumps(asdict(form)))) == form
 
 
-def test_engines_with_the_same_needs_find_the_same_folder(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+def test_engines_with_the_same_needs_find_the_same_folder(
+    pretend_data: RandomData, network: nn.Module, tmp_path: Path
+) -> None:
     def folder(method: Method, engine: Engine) -> Path:
-        return make_artifact(method, network, pretend_data, engine.wants, SOURCE, tmp_path).folder
+        return make_artifact(method, network, pretend_data, engine.spec, SOURCE, tmp_path).folder
 
     assert folder(Static(), Eager()) == folder(Static(), OnnxRuntime()) == folder(Static(), OpenVino())
     assert len({folder(Static(), engine) for engine in (Eager(), Inductor(), ExecuTorch())}) == 3
@@ -183,53 +208,62 @@ def test_none_is_fp32_whatever_bits_says() -> None:
 class Counting(NoCompression):
     applied = 0
 
-    def apply(self, network: nn.Module, data: RandomData, wants: Wants, folder: Path) -> Compressed:  # type: ignore[override]
+    def apply(self, network: nn.Module, data: RandomData, engine_spec: EngineSpec, folder: Path) -> Compressed:  # type: ignore[override]
         Counting.applied += 1
-        return super().apply(network, data, wants, folder)
+        return super().apply(network, data, engine_spec, folder)
 
 
 def test_the_same_inputs_are_compressed_once(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     Counting.applied = 0
-    first = make_artifact(Counting(), network, pretend_data, Wants(), SOURCE, tmp_path)
-    again = make_artifact(Counting(), network, pretend_data, Wants(), SOURCE, tmp_path)
-    other = make_artifact(Counting(), network, pretend_data, Wants(), {**SOURCE, "weights": "abc"}, tmp_path)
+    first = make_artifact(Counting(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    again = make_artifact(Counting(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    other = make_artifact(Counting(), network, pretend_data, EngineSpec(), {**SOURCE, "weights": "abc"}, tmp_path)
     assert Counting.applied == 2
     assert first == again and first.folder != other.folder
 
 
 class Interrupted(NoCompression):
-    def apply(self, network: nn.Module, data: RandomData, wants: Wants, folder: Path) -> Compressed:  # type: ignore[override]
+    def apply(self, network: nn.Module, data: RandomData, engine_spec: EngineSpec, folder: Path) -> Compressed:  # type: ignore[override]
         (folder / "model.pt2").write_bytes(b"half")
         raise KeyboardInterrupt
 
 
-def test_an_interrupted_compression_leaves_no_artifact(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+def test_an_interrupted_compression_leaves_no_artifact(
+    pretend_data: RandomData, network: nn.Module, tmp_path: Path
+) -> None:
     with pytest.raises(KeyboardInterrupt):
-        make_artifact(Interrupted(), network, pretend_data, Wants(), SOURCE, tmp_path)
+        make_artifact(Interrupted(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert not [p for p in tmp_path.rglob("*") if p.suffix == ".pt2"]
-    make_artifact(NoCompression(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
 
 
 def test_an_artifact_that_was_changed_is_refused(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    artifact = make_artifact(NoCompression(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    artifact = make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     content = bytearray((artifact.folder / "model.pt2").read_bytes())
     content[len(content) // 2] ^= 1
     (artifact.folder / "model.pt2").write_bytes(content)
     with pytest.raises(UserError, match="model.pt2 is missing or was changed"):
-        make_artifact(NoCompression(), network, pretend_data, Wants(), SOURCE, tmp_path)
+        make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
 
 
 def test_every_artifact_names_its_fp32_reference(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    plain = make_artifact(NoCompression(), network, pretend_data, Wants(), SOURCE, tmp_path)
-    static = make_artifact(Static(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    plain = make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    static = make_artifact(Static(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     traced = make_artifact(NoCompression(torchscript=Traced()), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
     assert {plain.reference, static.reference, traced.reference} == {plain.folder.name}
 
 
-def test_artifacts_hold_no_pickles_and_read_back_the_same(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    artifact = make_artifact(Static(), network, pretend_data, Wants(), SOURCE, tmp_path)
+def test_artifacts_hold_no_pickles_and_read_back_the_same(
+    pretend_data: RandomData, network: nn.Module, tmp_path: Path
+) -> None:
+    artifact = make_artifact(Static(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert Artifact.read(artifact.folder) == artifact
-    assert sorted(p.name for p in artifact.folder.iterdir()) == ["artifact.json", "histograms.npz", "layers.csv", "model.pt2"]
+    assert sorted(p.name for p in artifact.folder.iterdir()) == [
+        "artifact.json",
+        "histograms.npz",
+        "layers.csv",
+        "model.pt2",
+    ]
     with np.load(artifact.folder / "histograms.npz", allow_pickle=False) as histograms:
         assert all(histograms[name].dtype == np.float64 for name in histograms)
     with torch.no_grad():
@@ -242,4 +276,4 @@ def test_a_network_that_export_cannot_trace_is_a_clear_error(pretend_data: Rando
             return x.flatten(1)[:, :10] if x.sum() > 0 else x.flatten(1)[:, 10:20]
 
     with pytest.raises(UserError, match="torch.export cannot trace Branching"):
-        make_artifact(NoCompression(), Branching(), pretend_data, Wants(), SOURCE, tmp_path)
+        make_artifact(NoCompression(), Branching(), pretend_data, EngineSpec(), SOURCE, tmp_path)

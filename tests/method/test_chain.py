@@ -11,21 +11,21 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from tests.method.prune.test_prune_channels import pruning
+from tests.method.quantize.test_qat import qat
 from torch import nn
 
 from qexp.data.random import RandomData
 from qexp.engine.onnxruntime import OnnxRuntime
-from qexp.method.base import make_artifact
+from qexp.method.artifacts import make_artifact
 from qexp.method.chain import Chain
 from qexp.method.none import NoCompression
-from qexp.method.qat import QAT
-from qexp.method.stage import NetworkMethod, restore
-from qexp.method.static import Static
+from qexp.method.prune.base import NetworkMethod, restore
+from qexp.method.quantize.qat import QAT
+from qexp.method.quantize.static import Static
 from qexp.method.torch_ao import ClassicStatic
-from qexp.types import Unsupported, UserError, Wants
+from qexp.types import EngineSpec, Unsupported, UserError
 from tests.method.test_base import SOURCE, TORCHSCRIPT
-from tests.method.test_prune_channels import pruning
-from tests.method.test_qat import qat
 from tests.method.training import RECIPE, TRAINER
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -58,36 +58,40 @@ def logits(artifact: Any, x: torch.Tensor) -> torch.Tensor:
         return torch.export.load(artifact.folder / artifact.graph).module()(x)
 
 
-def test_stages_go_on_from_each_other_and_are_made_once(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+def test_stages_go_on_from_each_other_and_are_made_once(
+    pretend_data: RandomData, network: nn.Module, tmp_path: Path
+) -> None:
     asked: list[Any] = []
     x = pretend_data.calibration()
 
     def chain(*factors: float) -> Chain:
         return Chain({f"s{i}": Scaled(factor, asked) for i, factor in enumerate(factors)})
 
-    made = make_artifact(chain(2, 3, 5), network, pretend_data, Wants(), SOURCE, tmp_path)
+    made = make_artifact(chain(2, 3, 5), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(logits(made, x), 30 * network(x), rtol=1e-4, atol=1e-3)
     assert [factor for factor, _ in asked] == [2, 3, 5] and all(teacher is network for _, teacher in asked)
     assert made.method == "scaled+scaled+scaled" and made.label == "scaled + scaled + scaled"
-    make_artifact(chain(2, 3, 7), network, pretend_data, Wants(), SOURCE, tmp_path)
-    make_artifact(Scaled(2, asked), network, pretend_data, Wants(), SOURCE, tmp_path)
-    assert [factor for factor, _ in asked] == [2, 3, 5, 7], "of another chain and of the stage alone only what is missing"
-    other = make_artifact(chain(3, 3, 5), network, pretend_data, Wants(), SOURCE, tmp_path)
+    make_artifact(chain(2, 3, 7), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    make_artifact(Scaled(2, asked), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    assert [factor for factor, _ in asked] == [2, 3, 5, 7], (
+        "of another chain and of the stage alone only what is missing"
+    )
+    other = make_artifact(chain(3, 3, 5), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert [factor for factor, _ in asked] == [2, 3, 5, 7, 3, 3, 5], "a stage after another one is another artifact"
-    plain = make_artifact(NoCompression(), network, pretend_data, Wants(), SOURCE, tmp_path)
+    plain = make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert {made.reference, other.reference} == {plain.folder.name}
-    make_artifact(chain(2, 3, 5), network, pretend_data, Wants(), SOURCE, tmp_path)
+    make_artifact(chain(2, 3, 5), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert len(asked) == 7
 
 
 def test_a_pruned_network_is_quantised(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    wants = OnnxRuntime().wants
+    engine_spec = OnnxRuntime().spec
     chain = Chain({"prune_channels": pruning(), "static": Static()})
-    artifact = make_artifact(chain, network, pretend_data, wants, SOURCE, tmp_path)
-    stage = make_artifact(pruning(), network, pretend_data, wants, SOURCE, tmp_path)
+    artifact = make_artifact(chain, network, pretend_data, engine_spec, SOURCE, tmp_path)
+    stage = make_artifact(pruning(), network, pretend_data, engine_spec, SOURCE, tmp_path)
     pruned = restore(network, stage.folder / "weights.safetensors")
-    alone = make_artifact(Static(), pruned, pretend_data, wants, {**SOURCE, "weights": "pruned"}, tmp_path)
+    alone = make_artifact(Static(), pruned, pretend_data, engine_spec, {**SOURCE, "weights": "pruned"}, tmp_path)
     x = pretend_data.calibration()
     assert torch.equal(logits(artifact, x), logits(alone, x)), "as if static had been given the pruned network"
     assert artifact.macs == stage.macs and artifact.packed_bytes == alone.packed_bytes
@@ -103,7 +107,9 @@ def test_an_engine_that_reads_torchscript_gets_the_last_stages_counterpart(
     artifact = make_artifact(chain, network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
     assert artifact.graph == "model.ts" and artifact.method == "prune_channels+static"
     with pytest.raises(Unsupported, match="gives pt2, and this engine reads torchscript"):
-        make_artifact(Chain({"a": pruning(), "b": pruning(ratio=3)}), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
+        make_artifact(
+            Chain({"a": pruning(), "b": pruning(ratio=3)}), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path
+        )
 
 
 def test_training_with_rounding_asks_the_uncompressed_network(
@@ -117,15 +123,21 @@ def test_training_with_rounding_asks_the_uncompressed_network(
         train(trained, teacher, *rest)
 
     monkeypatch.setattr(last.fine_tuning, "train", remember)
-    artifact = make_artifact(Chain({"prune": pruning(), "qat": last}), network, pretend_data, Wants(), SOURCE, tmp_path)
+    artifact = make_artifact(
+        Chain({"prune": pruning(), "qat": last}), network, pretend_data, EngineSpec(), SOURCE, tmp_path
+    )
     assert taught_by == [network] and artifact.bits == 4 and artifact.simulated
 
 
 def test_each_stage_has_its_own_node() -> None:
     given = ["model=resnet8", "data=digits", "method=prune_channels_static", "bits=6", "trainer=cpu"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("compress", [*given, "method.stages.prune_channels.ratio=3", "method.stages.static.fuse=false"]).method
-        nested = compose("compress", ["model=resnet8", "method=prune_channels_qat", "method.stages.qat.recipe.epochs=7"]).method
+        config = compose(
+            "compress", [*given, "method.stages.prune_channels.ratio=3", "method.stages.static.fuse=false"]
+        ).method
+        nested = compose(
+            "compress", ["model=resnet8", "method=prune_channels_qat", "method.stages.qat.recipe.epochs=7"]
+        ).method
     chain = instantiate(config)
     assert chain.bits == 6 and chain.last.bits == 6 and chain.before[0].bits == 32, "bits are the last stage's"
     assert chain.before[0].ratio == 3 and chain.torchscript.last.fuse is False, "options refer to their own stage"
@@ -146,14 +158,16 @@ def test_what_is_no_chain_is_an_error(stages: dict[str, Any], message: str) -> N
         Chain(stages)
 
 
-def test_bits_that_the_last_stage_does_not_have_are_unsupported(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+def test_bits_that_the_last_stage_does_not_have_are_unsupported(
+    pretend_data: RandomData, network: nn.Module, tmp_path: Path
+) -> None:
     chain = Chain({"prune_channels": pruning(), "static": Static(bits=16)})
     with pytest.raises(Unsupported, match="static works at 2 to 8 bits"):
-        make_artifact(chain, network, pretend_data, Wants(), SOURCE, tmp_path)
+        make_artifact(chain, network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert not list(tmp_path.glob("small*")), "nothing is pruned for it"
 
 
 def test_a_recipe_of_no_epochs_trains_nothing(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     method = QAT(OmegaConf.create({**RECIPE, "epochs": 0}), OmegaConf.create(TRAINER), observer="mse")
-    make_artifact(method, network, pretend_data, Wants(), SOURCE, tmp_path)
+    make_artifact(method, network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert not list(tmp_path.glob(".training-*"))

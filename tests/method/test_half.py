@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from qexp.data.random import RandomData
-from qexp.method.base import make_artifact
+from qexp.method.artifacts import make_artifact
 from qexp.method.half import Half
 from qexp.method.none import NoCompression
 from qexp.model.resnet import ResNet
-from qexp.types import UserError, Wants
+from qexp.types import EngineSpec, UserError
 
 SOURCE = {"model": "small", "weights": "random"}
-WANTS = Wants(half=("bfloat16", "float16"))
+WANTS = EngineSpec(half=("bfloat16", "float16"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -56,7 +56,9 @@ def test_the_network_itself_is_not_changed(pretend_data: RandomData, network: nn
 
 def test_a_file_is_about_half_as_large(pretend_data: RandomData, tmp_path: Path) -> None:
     wide = ResNet([1, 1], [64, 128], num_classes=10).eval()
-    half, full = (make_artifact(method, wide, pretend_data, WANTS, SOURCE, tmp_path) for method in (Half(), NoCompression()))
+    half, full = (
+        make_artifact(method, wide, pretend_data, WANTS, SOURCE, tmp_path) for method in (Half(), NoCompression())
+    )
     sizes = [(artifact.folder / artifact.graph).stat().st_size for artifact in (half, full)]
     assert 0.48 < sizes[0] / sizes[1] < 0.55
     weights = sum(p.numel() for p in wide.parameters() if p.ndim > 1)
@@ -64,11 +66,15 @@ def test_a_file_is_about_half_as_large(pretend_data: RandomData, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("wants", "dtype", "chosen"),
-    [(WANTS, "auto", "bfloat16"), (WANTS, "float16", "float16"), (Wants(half=("float16", "bfloat16")), "auto", "float16")],
+    ("engine_spec", "dtype", "chosen"),
+    [
+        (WANTS, "auto", "bfloat16"),
+        (WANTS, "float16", "float16"),
+        (EngineSpec(half=("float16", "bfloat16")), "auto", "float16"),
+    ],
 )
-def test_auto_takes_the_format_that_the_engine_favours(wants: Wants, dtype: str, chosen: str) -> None:
-    assert Half(dtype=dtype).settle(wants).half == (chosen,)
+def test_auto_takes_the_format_that_the_engine_favours(engine_spec: EngineSpec, dtype: str, chosen: str) -> None:
+    assert Half(dtype=dtype).resolve(engine_spec).half == (chosen,)
 
 
 def test_an_unknown_format_names_the_nearest() -> None:

@@ -14,18 +14,18 @@ from torch import nn
 
 from qexp.data.random import RandomData
 from qexp.engine.onnxruntime import OnnxRuntime
-from qexp.method.base import make_artifact
+from qexp.method.artifacts import make_artifact
 from qexp.method.onnx_dynamic import OnnxDynamic
 from qexp.method.torch_ao import ClassicDynamic
-from qexp.types import Artifact, Unsupported, Wants
+from qexp.types import Artifact, EngineSpec, Unsupported
 
 SOURCE = {"model": "small", "weights": "random"}
-TORCHSCRIPT = Wants(("torchscript",), kernels="x86")
+TORCHSCRIPT = EngineSpec(("torchscript",), kernels="x86")
 
 
 @pytest.fixture
 def artifact(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> Artifact:
-    return make_artifact(OnnxDynamic(), network, pretend_data, OnnxRuntime().wants, SOURCE, tmp_path)
+    return make_artifact(OnnxDynamic(), network, pretend_data, OnnxRuntime().spec, SOURCE, tmp_path)
 
 
 def test_convolutions_and_linear_layers_are_integer_operators(artifact: Artifact) -> None:
@@ -41,7 +41,9 @@ def test_convolutions_and_linear_layers_are_integer_operators(artifact: Artifact
 
 def test_the_layer_table_says_what_is_in_the_graph(artifact: Artifact, network: nn.Module) -> None:
     names = [name for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    assert [(la.name, la.weight, la.activation) for la in artifact.layers] == [(name, "uint8", "uint8") for name in names]
+    assert [(la.name, la.weight, la.activation) for la in artifact.layers] == [
+        (name, "uint8", "uint8") for name in names
+    ]
     assert (artifact.method, artifact.bits, artifact.label, artifact.has_qdq) == ("dynamic", 8, "dynamic int8", False)
 
 
@@ -60,7 +62,7 @@ def test_layers_are_found_whatever_the_graph_calls_their_weights(pretend_data: R
             tokens = self.of_tokens(self.patches(x).flatten(2).transpose(1, 2))
             return self.classifier(self.shared(self.same(tokens).relu()).mean(1))
 
-    made = make_artifact(OnnxDynamic(), Tokens().eval(), pretend_data, OnnxRuntime().wants, SOURCE, tmp_path)
+    made = make_artifact(OnnxDynamic(), Tokens().eval(), pretend_data, OnnxRuntime().spec, SOURCE, tmp_path)
     used = ("patches", "of_tokens", "same", "shared", "classifier")
     assert {layer.name: layer.weight for layer in made.layers} == {**dict.fromkeys(used, "uint8"), "unused": "float32"}
     operators = Counter(node.op_type for node in onnx.load(made.folder / made.graph).graph.node)
@@ -73,14 +75,18 @@ def test_logits_stay_near_the_network(artifact: Artifact, pretend_data: RandomDa
     x = pretend_data.calibration().numpy()
     with torch.no_grad():
         expected = network(torch.from_numpy(x)).numpy()
-    error = np.abs(engine.load(artifact.folder / engine.file_name(1, 1), 1)(x) - expected).max() / np.abs(expected).max()
+    error = (
+        np.abs(engine.load(artifact.folder / engine.file_name(1, 1), 1)(x) - expected).max() / np.abs(expected).max()
+    )
     assert 0.001 < error < 0.1
 
 
 def test_nothing_but_the_graph_is_left(artifact: Artifact) -> None:
     assert sorted(p.name for p in artifact.folder.iterdir()) == ["artifact.json", "layers.csv", "model.onnx"]
     assert sorted(artifact.files) == ["layers.csv", "model.onnx"]
-    assert [p for p in artifact.folder.parent.iterdir() if p.is_dir() and p.name.startswith("small")] == [artifact.folder]
+    assert [p for p in artifact.folder.parent.iterdir() if p.is_dir() and p.name.startswith("small")] == [
+        artifact.folder
+    ]
 
 
 def test_logging_is_as_before(artifact: Artifact) -> None:
@@ -93,4 +99,4 @@ def test_bits_16_are_for_torchscript_only(pretend_data: RandomData, network: nn.
     assert {layer.name: layer.weight for layer in made.layers if layer.quantized} == {"classifier": "float16"}
     assert (made.graph, made.label, made.form.formats) == ("model.ts", "dynamic fp16", ("torchscript",))
     with pytest.raises(Unsupported, match="dynamic works at 8 bits, not at 16"):
-        make_artifact(method, network, pretend_data, OnnxRuntime().wants, SOURCE, tmp_path)
+        make_artifact(method, network, pretend_data, OnnxRuntime().spec, SOURCE, tmp_path)

@@ -41,7 +41,9 @@ def test_unknown_torchvision_name() -> None:
 
 
 def test_torchvision_takes_no_grey_images() -> None:
-    assert "data.channels=3" in message(_target_="qexp.model.torchvision.build", name="resnet18", num_classes=3, in_channels=1)
+    assert "data.channels=3" in message(
+        _target_="qexp.model.torchvision.build", name="resnet18", num_classes=3, in_channels=1
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,10 @@ from qexp.model.vgg import VGG
 
 CONF = Path(__file__).parents[2] / "conf"
 MODELS = sorted(p.stem for p in (CONF / "model").glob("[!_]*.yaml"))
-NEEDED = {"torchvision": ["model.name=squeezenet1_1"], "custom": ["model._target_=qexp.model.lenet.LeNet5", "+model.in_channels=3"]}
+NEEDED = {
+    "torchvision": ["model.name=squeezenet1_1"],
+    "custom": ["model._target_=qexp.model.lenet.LeNet5", "+model.in_channels=3"],
+}
 
 
 def model_config(name: str, classes: int = 10, channels: int = 3) -> DictConfig:
@@ -93,7 +96,8 @@ def test_parameter_counts(name: str, classes: int, channels: int, expected: int)
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "millions", "digits"), [("resnet34", 100, 21.3, 1), ("vgg19", 100, 39, 0), ("resnet8", 10, 0.078, 3)]
+    ("name", "classes", "millions", "digits"),
+    [("resnet34", 100, 21.3, 1), ("vgg19", 100, 39, 0), ("resnet8", 10, 0.078, 3)],
 )
 def test_published_sizes(name: str, classes: int, millions: float, digits: int) -> None:
     with torch.device("meta"):
@@ -107,7 +111,9 @@ def test_every_model_maps_images_to_logits(name: str) -> None:
         assert network(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 
-@pytest.mark.parametrize(("name", "size", "channels"), [("lenet5", 40, 1), ("vgg11", 64, 1), ("resnet8", 28, 1), ("mobilenet_v2", 48, 1)])
+@pytest.mark.parametrize(
+    ("name", "size", "channels"), [("lenet5", 40, 1), ("vgg11", 64, 1), ("resnet8", 28, 1), ("mobilenet_v2", 48, 1)]
+)
 def test_other_image_sizes(name: str, size: int, channels: int) -> None:
     config = model_config(name, classes=7, channels=channels)
     if "image_size" in config:
@@ -131,7 +137,9 @@ def conv_bn(x: Tensor, conv: nn.Module, bn: nn.Module, stride: int) -> Tensor:
     return (x - mean) / torch.sqrt(var + 1e-5) * bn.weight[:, None, None] + bn.bias[:, None, None]  # type: ignore[index]
 
 
-@pytest.mark.parametrize(("inputs", "stride", "bottleneck"), [(8, 1, False), (4, 2, False), (8, 2, False), (8, 2, True), (32, 1, True)])
+@pytest.mark.parametrize(
+    ("inputs", "stride", "bottleneck"), [(8, 1, False), (4, 2, False), (8, 2, False), (8, 2, True), (32, 1, True)]
+)
 def test_residual_block_by_hand(inputs: int, stride: int, bottleneck: bool) -> None:
     torch.manual_seed(0)
     block = shaken(ResidualBlock(inputs, 8, stride, bottleneck))
@@ -175,7 +183,9 @@ def test_mobilenet_against_torchvision() -> None:
 def test_vgg_features_against_torchvision() -> None:
     ours = shaken(VGG(11, 10).features)
     theirs = torchvision.models.vgg11_bn(num_classes=10).features
-    names = [name for name in theirs.state_dict() if name in ours.state_dict()]  # theirs have biases, which are 0 after init
+    names = [
+        name for name in theirs.state_dict() if name in ours.state_dict()
+    ]  # theirs have biases, which are 0 after init
     theirs.load_state_dict({name: ours.state_dict()[name] for name in names}, strict=False)
     for module in theirs.modules():
         if isinstance(module, nn.Conv2d):

@@ -68,7 +68,9 @@ def test_a_network_with_a_wrappers_name(prefix: str) -> None:
 
 
 def test_without_step_counters() -> None:
-    weights = {name: tensor for name, tensor in small(1).state_dict().items() if not name.endswith("num_batches_tracked")}
+    weights = {
+        name: tensor for name, tensor in small(1).state_dict().items() if not name.endswith("num_batches_tracked")
+    }
     network = small()
     load_weights(network, weights, "w")
     for name, tensor in weights.items():
@@ -95,7 +97,9 @@ class Evil:
         ("mixed.pt", {"a": torch.zeros(2), "epoch": 3}, "not a state dict"),
     ],
 )
-def test_refused_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: Any, expected: str) -> None:
+def test_refused_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: Any, expected: str
+) -> None:
     file = tmp_path / name
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -132,8 +136,21 @@ def test_mismatch_is_listed() -> None:
     assert lines[3] == "  of another shape (1): 3.weight (100, 8) instead of (2, 8)"
 
 
-def baseline(folder: Path, created: str = "2026-01-01T00:00:00+00:00", model: str = "small", data: DataSpec = DATA) -> Baseline:
-    return Baseline(folder, {"id": model}, data, {"epochs": 1}, 0, {"val_top1": 0.5}, created, "python train.py", 1.0, {"python": "3"})
+def baseline(
+    folder: Path, created: str = "2026-01-01T00:00:00+00:00", model: str = "small", data: DataSpec = DATA
+) -> Baseline:
+    return Baseline(
+        folder,
+        {"id": model},
+        data,
+        {"epochs": 1},
+        0,
+        {"val_top1": 0.5},
+        created,
+        "python train.py",
+        1.0,
+        {"python": "3"},
+    )
 
 
 def test_baseline_round_trip(tmp_path: Path) -> None:
@@ -166,7 +183,9 @@ def test_tampered_weights(tmp_path: Path) -> None:
         written.check()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", '"text"', "{}", '{"format": 1}', '{"format": 99}', '{"format": 1, "data": {"name": 1}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", '"text"', "{}", '{"format": 1}', '{"format": 99}', '{"format": 1, "data": {"name": 1}}']
+)
 def test_wrong_manifests(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match="no manifest of a baseline.*Give a folder that train.py wrote"):
@@ -185,7 +204,9 @@ def test_find_baseline(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seed", "expected"), [(0, "2"), (1, "1"), (7, "3")])
 def test_a_baseline_of_the_seed_is_taken_before_newer_ones(tmp_path: Path, seed: int, expected: str) -> None:
     for i, trained_with in enumerate([0, 1, 0, 2]):
-        replace(baseline(tmp_path / str(i), f"2026-01-0{i + 1}", "small"), seed=trained_with).write(small().state_dict())
+        replace(baseline(tmp_path / str(i), f"2026-01-0{i + 1}", "small"), seed=trained_with).write(
+            small().state_dict()
+        )
     found = find_baseline(tmp_path, "small", "toy", seed)
     assert found is not None and found.folder == tmp_path / expected
 

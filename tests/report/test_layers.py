@@ -14,9 +14,18 @@ TENSOR = {"low": "-2", "high": "3", "clip_low": "-1", "clip_high": "1.5", "scale
           "zero_point_max": "0", "clipped": "0.0123", "sqnr_db": "21.5"}  # fmt: skip
 
 
-def row(layer: str, weight: str = "int4", activation: str = "uint8", output: str = "17.5", **changes: str) -> dict[str, str]:
+def row(
+    layer: str, weight: str = "int4", activation: str = "uint8", output: str = "17.5", **changes: str
+) -> dict[str, str]:
     tensors = {f"{tensor}_{name}": value for tensor in ("weight", "input") for name, value in TENSOR.items()}
-    made = {"layer": layer, "kind": "conv2d", "weight": weight, "activation": activation, **tensors, "output_sqnr_db": output}
+    made = {
+        "layer": layer,
+        "kind": "conv2d",
+        "weight": weight,
+        "activation": activation,
+        **tensors,
+        "output_sqnr_db": output,
+    }
     return {**made, **changes}
 
 
@@ -29,15 +38,26 @@ EDGES = np.linspace(-2, 3, 11)
 HISTOGRAMS = {
     f"body.0/{tensor}/{part}": values
     for tensor in ("weight", "input")
-    for part, values in {"edges": EDGES, "before": np.arange(10.0), "after": np.array([0, 0, 5, 0, 30, 0, 10, 0, 0, 0])}.items()
+    for part, values in {
+        "edges": EDGES,
+        "before": np.arange(10.0),
+        "after": np.array([0, 0, 5, 0, 30, 0, 10, 0, 0, 0]),
+    }.items()
 }
 SENSITIVITIES = [
     {"layer": layer, "weight_bits": bits, "activation_bits": bits, "loss_change_nats": loss, "sqnr_db": sqnr}
-    for layer, bits, loss, sqnr in [("a", "2", "0.5", "3"), ("a", "4", "0.01", "20"), ("b", "2", "0.25", "6"), ("b", "4", "0.02", "inf")]
+    for layer, bits, loss, sqnr in [
+        ("a", "2", "0.5", "3"),
+        ("a", "4", "0.01", "20"),
+        ("b", "2", "0.25", "6"),
+        ("b", "4", "0.02", "inf"),
+    ]
 ]
 
 
-@pytest.mark.parametrize(("number_format", "bits"), [("int4", 4), ("uint8", 8), ("float32", 32), ("bfloat16", 16), ("float16", 16)])
+@pytest.mark.parametrize(
+    ("number_format", "bits"), [("int4", 4), ("uint8", 8), ("float32", 32), ("bfloat16", 16), ("float16", 16)]
+)
 def test_bits_of_a_format(number_format: str, bits: int) -> None:
     assert bits_of(number_format) == bits
 
@@ -54,7 +74,10 @@ def test_all_layers_with_their_errors_and_bits() -> None:
 
 def test_sensitivities_are_a_line_for_each_width() -> None:
     above, below = sensitivity_figure(SENSITIVITIES).axes
-    assert {line.get_label(): list(line.get_ydata()) for line in above.lines} == {"2 bits": [0.5, 0.25], "4 bits": [0.01, 0.02]}
+    assert {line.get_label(): list(line.get_ydata()) for line in above.lines} == {
+        "2 bits": [0.5, 0.25],
+        "4 bits": [0.01, 0.02],
+    }
     np.testing.assert_array_equal(below.lines[1].get_ydata(), [20, np.nan])
     assert [tick.get_text() for tick in below.get_xticklabels()] == ["a", "b"]
 
@@ -66,7 +89,10 @@ def test_histograms_of_a_layer_show_where_values_are_clipped() -> None:
         tops = [(segment[1][0], segment[1][1]) for segment in lines.get_segments()]  # type: ignore[attr-defined]
         np.testing.assert_allclose(tops, [(-0.75, 5 / 45), (0.25, 30 / 45), (1.25, 10 / 45)])
         assert [line.get_xdata()[0] for line in axes.lines] == [-1, 1.5]  # type: ignore[index]
-        assert axes.get_title().endswith("21.5 dB, 1.2 % clipped") and "scales 0.1 to 0.3, zero point 0" in axes.get_title()
+        assert (
+            axes.get_title().endswith("21.5 dB, 1.2 % clipped")
+            and "scales 0.1 to 0.3, zero point 0" in axes.get_title()
+        )
 
 
 def test_pictures_are_those_that_there_is_something_for(tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def synthetic(count: int, folder: Path) -> list[Run]:
     runs = []
     for index in range(count):
         model, method = f"net{rng.integers(3)}", str(rng.choice([*METHODS]))
-        batch, engine, host = (rng.choice(values) for values in ([1, 8, 32], ["eager", "onnxruntime", "openvino"], ["desk", "board"]))
+        batch, engine, host = (
+            rng.choice(values) for values in ([1, 8, 32], ["eager", "onnxruntime", "openvino"], ["desk", "board"])
+        )
         label, size, speed = METHODS[method]
         top1 = 0.9 - 0.05 * rng.random()
         ms = float(np.exp(rng.normal()) * batch * speed)
@@ -61,7 +63,9 @@ def synthetic(count: int, folder: Path) -> list[Run]:
         made.params.update(engine=str(engine), method=method)
         name = f"{model} · {label} · {engine} · batch {batch}"
         place = folder / "sweeps" / "monday" / str(index)
-        made = replace(made, label=name, environment={"host": str(host), "cores": 2}, command=f"python compress.py seed={index}")
+        made = replace(
+            made, label=name, environment={"host": str(host), "cores": 2}, command=f"python compress.py seed={index}"
+        )
         runs.append(Run(made, place))
     first = runs[0].record
     numbers = ("calls", "self_cpu_time_us", "cpu_time_us", "self_cpu_memory_bytes", "cpu_memory_bytes")
@@ -80,7 +84,13 @@ def driver() -> Iterator[Any]:
 
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1400,1000"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1400,1000",
+    ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     started = webdriver.Chrome(options, Service(DRIVER))
@@ -102,15 +112,15 @@ class Page:
     def wait(self, condition: str) -> None:
         from selenium.webdriver.support.ui import WebDriverWait
 
-        WebDriverWait(self.driver, 120, 0.1).until(lambda driver: driver.execute_script(f"return {condition}"), condition)
+        WebDriverWait(self.driver, 120, 0.1).until(
+            lambda driver: driver.execute_script(f"return {condition}"), condition
+        )
 
     def js(self, code: str, *values: Any) -> Any:
         return self.driver.execute_script(f"return {code}", *values)
 
     def choose(self, name: str, value: str) -> None:
-        script = (
-            "const chosen = document.getElementById(arguments[0]); chosen.value = arguments[1]; chosen.dispatchEvent(new Event('change'))"
-        )
+        script = "const chosen = document.getElementById(arguments[0]); chosen.value = arguments[1]; chosen.dispatchEvent(new Event('change'))"
         self.driver.execute_script(script, name, value)
 
     def tick(self, facet: str, value: str) -> None:
@@ -130,7 +140,10 @@ class Page:
     @property
     def rows(self) -> list[int]:
         """Ids of the runs on this page of the table."""
-        return [int(i) for i in self.js("[...document.querySelectorAll('#table tbody tr[data-id]')].map(line => line.dataset.id)")]
+        return [
+            int(i)
+            for i in self.js("[...document.querySelectorAll('#table tbody tr[data-id]')].map(line => line.dataset.id)")
+        ]
 
     @property
     def console(self) -> list[dict[str, Any]]:
@@ -172,9 +185,13 @@ def test_a_click_on_a_title_sorts(page: Page) -> None:
         return [page.runs[i].record.metrics.get("latency_ms", float("inf")) for i in page.rows]
 
     for way in ("ascending", "descending"):
-        header = next(h for h in page.driver.find_elements("css selector", "#runs .dt-scroll-headInner th") if h.text == "ms")
+        header = next(
+            h for h in page.driver.find_elements("css selector", "#runs .dt-scroll-headInner th") if h.text == "ms"
+        )
         header.click()
-        page.wait(f"document.querySelector('#runs .dt-scroll-headInner th[aria-sort={way}]')?.innerText.trim() === 'ms'")
+        page.wait(
+            f"document.querySelector('#runs .dt-scroll-headInner th[aria-sort={way}]')?.innerText.trim() === 'ms'"
+        )
         everything = [run.record.metrics["latency_ms"] for run in page.runs if run.record.status == "finished"]
         times = [ms for ms in shown() if ms != float("inf")]
         assert len(page.rows) == 25 and len(times) > 20
@@ -186,7 +203,9 @@ def test_filters_narrow_the_table_and_all_plots(page: Page) -> None:
     page.tick("model", "net1")
     wanted = finished(page.runs, engine="openvino", model="net1")
     assert page.points == wanted and 0 < len(wanted) < 25
-    everyone = [i for i, run in enumerate(page.runs) if run.names["engine"] == "openvino" and run.names["model"] == "net1"]
+    everyone = [
+        i for i, run in enumerate(page.runs) if run.names["engine"] == "openvino" and run.names["model"] == "net1"
+    ]
     assert sorted(page.rows) == everyone
     assert page.js("document.getElementById('count').textContent") == f"{len(everyone)} of 60 runs"
     page.find("#reset").click()
@@ -219,10 +238,14 @@ def test_axes_and_their_fronts_are_those_of_python(page: Page, x: str, y: str) -
     for members in grouped(rows, same).values():
         front = pareto_front([run.record.metrics[x] for run in members], [run.record.metrics[y] for run in members])
         expected.add(tuple(page.runs.index(members[i]) for i in front))
-    assert {tuple(front) for front in page.js("qexp.fronts().map(front => front.map(point => point.row.id))")} == expected
+    assert {
+        tuple(front) for front in page.js("qexp.fronts().map(front => front.map(point => point.row.id))")
+    } == expected
     points = "data.filter(trace => trace.customdata).flatMap(trace => trace.x.map((x, i) => [trace.customdata[i], x]))"
     drawn = page.js(f"document.getElementById('pareto-plot').{points}")
-    assert {i: pytest.approx(value, rel=1e-6) for i, value in drawn} == {i: page.runs[i].record.metrics[x] for i in finished(page.runs)}
+    assert {i: pytest.approx(value, rel=1e-6) for i, value in drawn} == {
+        i: page.runs[i].record.metrics[x] for i in finished(page.runs)
+    }
 
 
 def test_a_click_on_a_row_shows_the_run_with_its_command(page: Page) -> None:
@@ -243,7 +266,9 @@ def test_a_click_on_a_row_shows_the_run_with_its_command(page: Page) -> None:
 def test_it_follows_the_theme_and_fits_narrow_windows(page: Page) -> None:
     colours = []
     for theme in ("light", "dark"):
-        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]})
+        page.driver.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+        )
         page.wait(f"matchMedia('(prefers-color-scheme: {theme})').matches")
         text = "getComputedStyle(document.documentElement).getPropertyValue('--text').trim()"
         page.wait(f"document.getElementById('pareto-plot').layout.font.color === {text}")

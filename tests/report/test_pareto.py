@@ -19,14 +19,14 @@ def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 @given(POINTS)
 def test_the_front_has_all_that_no_other_dominates_in_the_order_of_costs(points: list[tuple[float, float]]) -> None:
-    costs, worths = [p[0] for p in points], [p[1] for p in points]
-    found = pareto_front(costs, worths)
+    costs, benefits = [p[0] for p in points], [p[1] for p in points]
+    found = pareto_front(costs, benefits)
     assert set(found) == {i for i, p in enumerate(points) if not any(dominates(q, p) for q in points)}
     assert len(set(found)) == len(found) and [costs[i] for i in found] == sorted(costs[i] for i in found)
 
 
 def distance(point: tuple[float, float], start: tuple[float, float], end: tuple[float, float]) -> float:
-    """Signed, from the line through start and end, positive above it, in the plane of log cost and worth scaled to 0..1."""
+    """Signed, from the line through start and end, positive above it, in the plane of log cost and benefit scaled to 0..1."""
     x = math.log(point[0] / start[0]) / math.log(end[0] / start[0])
     y = (point[1] - start[1]) / (end[1] - start[1])
     return (y - x) / math.sqrt(2)  # of the diagonal
@@ -34,8 +34,8 @@ def distance(point: tuple[float, float], start: tuple[float, float], end: tuple[
 
 @given(POINTS)
 def test_the_knee_is_farthest_from_the_line_between_the_ends_of_the_front(points: list[tuple[float, float]]) -> None:
-    costs, worths = [p[0] for p in points], [p[1] for p in points]
-    found = knee(costs, worths)
+    costs, benefits = [p[0] for p in points], [p[1] for p in points]
+    found = knee(costs, benefits)
     front = sorted({p for p in points if not any(dominates(q, p) for q in points)})
     far = [distance(p, front[0], front[-1]) for p in front] if len(front) > 2 else [0.0]
     if found is None:

@@ -21,7 +21,12 @@ def timed(label: str, batch: int, mean: float, std: float, model: str = "vgg", s
     return made
 
 
-SWEEP = [timed("fp32", 8, 16.0, 2.0), timed("fp32", 1, 2.0, 0.5), timed("static int8", 1, 0.5, 0.1), timed("static int8", 8, 4.0, 0.2)]
+SWEEP = [
+    timed("fp32", 8, 16.0, 2.0),
+    timed("fp32", 1, 2.0, 0.5),
+    timed("static int8", 1, 0.5, 0.1),
+    timed("static int8", 8, 4.0, 0.2),
+]
 
 
 def test_curves_hold_mean_and_deviation_in_the_order_of_the_axis() -> None:
@@ -44,8 +49,13 @@ def test_lines_are_told_apart_by_what_else_differs() -> None:
 
 
 @pytest.mark.parametrize(("sizes", "written"), [((32, 32), ["batch_size"]), ((32, 64), ["batch_size", "image_size"])])
-def test_a_picture_for_each_model_and_each_axis_the_sweep_went_through(sizes: tuple[int, int], written: list[str], tmp_path: Path) -> None:
-    rows = [timed("fp32", batch, 1.0, 0.1, model="torchvision/a", size=size) for batch, size in zip((1, 2), sizes, strict=True)]
+def test_a_picture_for_each_model_and_each_axis_the_sweep_went_through(
+    sizes: tuple[int, int], written: list[str], tmp_path: Path
+) -> None:
+    rows = [
+        timed("fp32", batch, 1.0, 0.1, model="torchvision/a", size=size)
+        for batch, size in zip((1, 2), sizes, strict=True)
+    ]
     rows.append(timed("fp32", 1, 1.0, 0.1, model="once"))
     rows.append(record("bad", status="failed"))
     files = latency_plots(rows, tmp_path)
@@ -73,7 +83,10 @@ def lines(figure: Figure) -> dict[str, tuple[list[int], list[float]]]:
     """The nearest ticks and the heights of the points of each line."""
     (axes,) = figure.axes
     assert all(abs(x - round(x)) < 0.2 for line in axes.lines if len(line.get_xdata()) > 2 for x in line.get_xdata())
-    return {str(line.get_label()): ([round(x) for x in line.get_xdata()], pytest.approx(list(line.get_ydata()))) for line in axes.lines}
+    return {
+        str(line.get_label()): ([round(x) for x in line.get_xdata()], pytest.approx(list(line.get_ydata())))
+        for line in axes.lines
+    }
 
 
 def test_accuracy_falls_with_bits_from_left_to_right() -> None:
@@ -88,7 +101,10 @@ def test_accuracy_falls_with_bits_from_left_to_right() -> None:
 def test_fp32_is_what_the_runs_were_compared_with_if_it_has_none() -> None:
     rows = [lowered(8, 0.9, top1_drop=0.01), lowered(4, 0.7, top1_drop=0.21)]
     assert [*lines(_accuracy_by_bits(rows, "vgg"))] == ["static", "fp32, 91.00 %"]
-    assert [*lines(_accuracy_by_bits([*rows, lowered(32, 0.95, method="none", top1_drop=0.0)], "vgg"))] == ["static", "fp32, 95.00 %"]
+    assert [*lines(_accuracy_by_bits([*rows, lowered(32, 0.95, method="none", top1_drop=0.0)], "vgg"))] == [
+        "static",
+        "fp32, 95.00 %",
+    ]
     assert [*lines(_accuracy_by_bits(OBSERVERS[:4], "vgg"))] == ["static"]
 
 
@@ -100,7 +116,14 @@ def test_points_of_equal_height_do_not_cover_each_other() -> None:
 
 
 def test_a_picture_of_bits_for_each_model_with_several(tmp_path: Path) -> None:
-    rows = [lowered(8, 0.9), lowered(4, 0.8), lowered(8, 0.9), lowered(4, 0.8), lowered(8, 0.9), lowered(32, 0.91, method="none")]
+    rows = [
+        lowered(8, 0.9),
+        lowered(4, 0.8),
+        lowered(8, 0.9),
+        lowered(4, 0.8),
+        lowered(8, 0.9),
+        lowered(32, 0.91, method="none"),
+    ]
     rows[2].params["model"] = rows[3].params["model"] = "torchvision/a"
     rows[4].params["model"] = rows[5].params["model"] = "once"  # fp32 is no second point
     failed = replace(lowered(4, 0.8), status="failed")
@@ -119,11 +142,17 @@ def test_options_that_differ_are_in_the_names_of_all_pictures(tmp_path: Path, mo
     rows = [lowered(8, 0.9, observer, **numbers) for observer in ("mse", "minmax")]
     assert accuracy_plot(rows, tmp_path / "accuracy.png")
     drawn = [points for points in saved[0].axes[1].collections if points.get_label()]
-    assert [points.get_label() for points in drawn] == ["vgg · static 8 · observer mse", "vgg · static 8 · observer minmax"]
+    assert [points.get_label() for points in drawn] == [
+        "vgg · static 8 · observer mse",
+        "vgg · static 8 · observer minmax",
+    ]
     first, second = (points.get_paths()[0].vertices for points in drawn)
     assert first.shape != second.shape, "two shapes"
     (axes,) = _curves(rows, "batch_size", "").axes
-    assert [c.get_label() for c in axes.containers] == ["static 8 · eager · observer mse", "static 8 · eager · observer minmax"]
+    assert [c.get_label() for c in axes.containers] == [
+        "static 8 · eager · observer mse",
+        "static 8 · eager · observer minmax",
+    ]
 
 
 def test_a_long_legend_is_not_cut(tmp_path: Path) -> None:

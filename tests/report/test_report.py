@@ -37,7 +37,14 @@ def written(folder: Path) -> list[str]:
 def test_everything_of_the_latest_sweep(outputs: Path, capsys: Printed) -> None:
     assert main([f"outputs={outputs}"]) == 0
     folder = outputs / "reports" / "monday"
-    assert written(folder) == ["accuracy.png", "accuracy.svg", "report.html", "results.csv", "results.md", "results.tex"]
+    assert written(folder) == [
+        "accuracy.png",
+        "accuracy.svg",
+        "report.html",
+        "results.csv",
+        "results.md",
+        "results.tex",
+    ]
     printed = capsys.readouterr().out
     assert "5 runs" in printed and "unsupported: vgg · bad: no kernels" in printed and "Written to" in printed
     assert "Fastest within 1 point of fp32 (90.00 %): static int8 on eager, 1.00 ms" in printed
@@ -56,14 +63,16 @@ def test_what_was_asked_for(outputs: Path, tmp_path: Path, capsys: Printed) -> N
     assert "label half: 1 run" in printed and "dynamic" not in printed
     assert re.findall(r"^## (.+)$", markdown, re.M) == ["label fp32", "label static int8", "label half", "Verdict"]
     assert "within 0.5 points" in markdown
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', (to / "report.html").read_text(), re.S)
+    found = re.search(
+        r'<script type="application/json" id="data">(.*?)</script>', (to / "report.html").read_text(), re.S
+    )
     assert found
     data = json.loads(found[1])
     assert (data["x"], data["y"], data["colour"], len(data["rows"])) == ("size_mb", "top1", "label", 3)
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "option_suffix"),
     [
         ("swep=monday", "'swep=monday' is no option.*did you mean 'sweep'"),
         ("html", "'html' is no option"),
@@ -79,10 +88,10 @@ def test_what_was_asked_for(outputs: Path, tmp_path: Path, capsys: Printed) -> N
         ("to=/dev/null/x", "Cannot write /dev/null/x"),
     ],
 )
-def test_what_cannot_be(word: str, told: str, outputs: Path, capsys: Printed) -> None:
+def test_what_cannot_be(word: str, option_suffix: str, outputs: Path, capsys: Printed) -> None:
     assert main([f"outputs={outputs}", word]) == 1
     printed = capsys.readouterr()
-    assert re.search(f"^error: .*{told}", printed.err) and not printed.out
+    assert re.search(f"^error: .*{option_suffix}", printed.err) and not printed.out
 
 
 def test_help(capsys: Printed) -> None:
@@ -96,12 +105,19 @@ def test_the_table_in_latex() -> None:
     rows = [line.removesuffix(r" \\").split(" & ") for line in lines if line.endswith(r"\\")]
     assert {len(row) for row in rows} == {10}
     assert rows[0][:5] == ["model", "method", "engine", "batch", r"top-1 \%"]
-    assert rows[2][1] == "static int8" and rows[2][4] == "89.12" and rows[2][rows[0].index("size MB")] == r"\textbf{2.50}"
+    assert (
+        rows[2][1] == "static int8" and rows[2][4] == "89.12" and rows[2][rows[0].index("size MB")] == r"\textbf{2.50}"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "safe"),
-    [("a_b & 50 %", r"a\_b \& 50 \%"), ("1.0~", r"1.0\textasciitilde{}"), ("\\{}", r"\textbackslash{}\{\}"), ("–", "--")],
+    [
+        ("a_b & 50 %", r"a\_b \& 50 \%"),
+        ("1.0~", r"1.0\textasciitilde{}"),
+        ("\\{}", r"\textbackslash{}\{\}"),
+        ("–", "--"),
+    ],
 )
 def test_special_characters_of_latex(text: str, safe: str) -> None:
     assert escaped(text) == safe

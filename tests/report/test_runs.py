@@ -19,7 +19,9 @@ def runs(*records: Record) -> list[Run]:
 
 ROWS = runs(
     replace(FP32, environment={"host": "one"}, config={"seed": 1}),
-    replace(INT8, environment={"host": "two"}, config={"method": {"_target_": "x", "observer": "mse", "group_size": None}}),
+    replace(
+        INT8, environment={"host": "two"}, config={"method": {"_target_": "x", "observer": "mse", "group_size": None}}
+    ),
     record("half", model="torchvision/a,b", batch=8, status="failed"),
 )
 
@@ -48,7 +50,7 @@ def test_conditions(conditions: str, kept: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("conditions", "told"),
+    ("conditions", "option_suffix"),
     [
         ("modle=vgg", "no run has a 'modle'. did you mean 'model'"),
         ("vgg", "where='vgg' is no condition"),
@@ -56,13 +58,16 @@ def test_conditions(conditions: str, kept: list[int]) -> None:
         ("top1>", "is no number: ''"),
     ],
 )
-def test_conditions_that_mean_nothing(conditions: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_conditions_that_mean_nothing(conditions: str, option_suffix: str) -> None:
+    with pytest.raises(UserError, match=option_suffix):
         where(ROWS, conditions)
 
 
 def test_groups_keep_their_order() -> None:
-    assert {key: len(rows) for key, rows in grouped(ROWS, ["model", "nothing"]).items()} == {("vgg", ""): 2, ("torchvision/a,b", ""): 1}
+    assert {key: len(rows) for key, rows in grouped(ROWS, ["model", "nothing"]).items()} == {
+        ("vgg", ""): 2,
+        ("torchvision/a,b", ""): 1,
+    }
     assert differing(ROWS, ["model", "data", "machine"]) == ["model", "machine"]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from tests.report.test_options import made
 
 from qexp.report.runs import Run
 from qexp.report.seeds import Seeds, spread
@@ -17,7 +18,6 @@ from qexp.report.table import percent, share, significant, times
 from qexp.report.write import Style, write_report
 from qexp.types import Record
 from tests.report.test_table import record
-from tests.report.test_varied import made
 
 
 def seeded(label: str, seed: int, top1: float, **options: Any) -> Record:
@@ -46,7 +46,11 @@ def test_a_seed_that_ran_again_counts_once() -> None:
 
 
 def test_other_options_part_the_rows() -> None:
-    rows = [seeded("static int8", seed, 0.5 + seed / 10, observer=observer) for seed in (0, 1) for observer in ("mse", "minmax")]
+    rows = [
+        seeded("static int8", seed, 0.5 + seed / 10, observer=observer)
+        for seed in (0, 1)
+        for observer in ("mse", "minmax")
+    ]
     seeds = Seeds.of(rows)
     assert seeds is not None and seeds.titles.count("observer") == 1 and "seed" not in seeds.titles
     assert [row[seeds.titles.index("observer")] for row in seeds.cells] == ["mse", "minmax"]

@@ -15,9 +15,22 @@ from qexp.types import Measurement, Record
 
 
 def record(
-    label: str, batch: int = 1, model: str = "vgg", data: str = "pets", status: str = "finished", reason: str = "", **metrics: Any
+    label: str,
+    batch: int = 1,
+    model: str = "vgg",
+    data: str = "pets",
+    status: str = "finished",
+    reason: str = "",
+    **metrics: Any,
 ) -> Record:
-    params = {"model": model, "data": data, "label": label, "engine": "eager", "batch_size": batch, "method": label.split()[0]}
+    params = {
+        "model": model,
+        "data": data,
+        "label": label,
+        "engine": "eager",
+        "batch_size": batch,
+        "method": label.split()[0],
+    }
     return Record(
         kind="compress", key=label, sweep="monday", status=status, reason=reason, label=f"{model} · {label}", params=params, config={},
         measurements=tuple(Measurement(name, value, "x") for name, value in metrics.items()), environment={}, command="", created="",
@@ -32,7 +45,9 @@ HALF = record("half", top1=0.90, top1_drop=0.0, size_mb=5.0, size_ratio=2.0)
 def marked(records: list[Record]) -> dict[str, set[str]]:
     """The labels of the rows that each column marks as best."""
     titles, cells, best = table(records)
-    return {title: {row[1] for row, marks in zip(cells, best, strict=True) if marks[i]} for i, title in enumerate(titles)}
+    return {
+        title: {row[1] for row, marks in zip(cells, best, strict=True) if marks[i]} for i, title in enumerate(titles)
+    }
 
 
 def test_times_of_several_machines_are_told_apart() -> None:
@@ -40,7 +55,11 @@ def test_times_of_several_machines_are_told_apart() -> None:
         return replace(made, environment={"host": host})
 
     assert "machine" not in table([on("one", FP32), on("one", INT8)])[0]
-    records = [on("one", FP32), on("one", INT8), on("two", record("again", top1=0.95, latency_ms=0.5, speedup=9.0, size_mb=1.0))]
+    records = [
+        on("one", FP32),
+        on("one", INT8),
+        on("two", record("again", top1=0.95, latency_ms=0.5, speedup=9.0, size_mb=1.0)),
+    ]
     assert [row[table(records)[0].index("machine")] for row in table(records)[1]] == ["one", "one", "two"]
     best = marked(records)
     assert best["ms"] == {"static int8"}, "of machine one; on two there is nothing to compare with"
@@ -58,13 +77,18 @@ def test_the_best_of_each_column_is_marked() -> None:
 
 
 def test_operations_stand_beside_times_where_rows_differ_in_them() -> None:
-    whole = replace(INT8, measurements=(*INT8.measurements, Measurement("macs_m", 40.8, "M"), Measurement("macs_ratio", 1.0, "x")))
+    whole = replace(
+        INT8, measurements=(*INT8.measurements, Measurement("macs_m", 40.8, "M"), Measurement("macs_ratio", 1.0, "x"))
+    )
     pruned = record("prune_channels 2x MACs", latency_ms=2.0, speedup=2.0, macs_m=20.1, macs_ratio=2.03)
     assert not {"MACs M", "fewer"} & {*table([whole])[0]}, "all rows have the same"
     titles, cells, _ = table([whole, pruned])
     first = titles.index("MACs M")
     assert titles[first : first + 4] == ["MACs M", "fewer", "ms", "faster"]
-    assert [row[first : first + 4] for row in cells] == [["40.8", "1.00x", "1.00", "4.00x"], ["20.1", "2.03x", "2.00", "2.00x"]]
+    assert [row[first : first + 4] for row in cells] == [
+        ["40.8", "1.00x", "1.00", "4.00x"],
+        ["20.1", "2.03x", "2.00", "2.00x"],
+    ]
     assert marked([whole, pruned])["fewer"] == {"prune_channels 2x MACs"}
 
 
@@ -79,7 +103,9 @@ def test_rivals_have_the_same_model_data_and_batch_size() -> None:
 def test_what_looks_equal_is_not_ranked() -> None:
     best = marked([record("one", latency_ms=1.2301, top1=0.5), record("other", latency_ms=1.2299, top1=0.5)])
     assert best["ms"] == best["top-1 %"] == set()
-    best = marked([record("one", latency_ms=1.2301), record("other", latency_ms=1.2299), record("third", latency_ms=2.0)])
+    best = marked(
+        [record("one", latency_ms=1.2301), record("other", latency_ms=1.2299), record("third", latency_ms=2.0)]
+    )
     assert best["ms"] == {"one", "other"}
 
 
@@ -96,7 +122,8 @@ def test_rows_whose_intervals_overlap_are_not_ranked() -> None:
 
 def test_the_winner_of_a_speedup_is_the_largest() -> None:
     rows = [
-        record(name, speedup=middle, speedup_low=middle - 1, speedup_high=middle + 1) for name, middle in (("a", 9), ("b", 4), ("c", 8))
+        record(name, speedup=middle, speedup_low=middle - 1, speedup_high=middle + 1)
+        for name, middle in (("a", 9), ("b", 4), ("c", 8))
     ]
     assert marked(rows)["faster"] == {"a", "c"}
 
@@ -138,7 +165,10 @@ def test_three_significant_digits(value: float, shown: str) -> None:
 
 
 def test_markdown_reads_back() -> None:
-    others = [record("ternary", status="unsupported", reason="no 2 bits"), record("bad", status="failed", reason="crashed")]
+    others = [
+        record("ternary", status="unsupported", reason="no 2 bits"),
+        record("bad", status="failed", reason="crashed"),
+    ]
     records = [FP32, INT8, HALF, *others]
     head, _, after = markdown_table(records).partition("\n\n")
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in head.splitlines()]
@@ -147,11 +177,20 @@ def test_markdown_reads_back() -> None:
     assert all(cell == ("---" if i < 3 else "---:") for i, cell in enumerate(ruler))
     by_label = {row[1]: dict(zip(titles, row, strict=True)) for row in rows}
     assert by_label["static int8"]["ms"] == "**1.00**" and by_label["static int8"]["top-1 %"] == "89.12"
-    columns = (("top-1 %", "top1", 100), ("size MB", "size_mb", 1), ("smaller", "size_ratio", 1), ("ms", "latency_ms", 1))
+    columns = (
+        ("top-1 %", "top1", 100),
+        ("size MB", "size_mb", 1),
+        ("smaller", "size_ratio", 1),
+        ("ms", "latency_ms", 1),
+    )
     for made in (FP32, INT8, HALF):
         for title, metric, factor in columns:
             shown = by_label[made.params["label"]][title].strip("*").removesuffix("x")
-            assert shown == "–" if metric not in made.metrics else float(shown) == pytest.approx(factor * made.metrics[metric], rel=0.005)
+            assert (
+                shown == "–"
+                if metric not in made.metrics
+                else float(shown) == pytest.approx(factor * made.metrics[metric], rel=0.005)
+            )
     assert after.split("\n\n") == ["unsupported: vgg · ternary: no 2 bits", "failed: vgg · bad: crashed"]
 
 
@@ -189,8 +228,13 @@ def test_the_table_on_screen_shows_every_cell() -> None:
 
 @pytest.mark.parametrize("width", [70, 80, 100, 120, 160, 200])
 def test_a_narrow_screen_leaves_columns_out_and_cuts_no_number(width: int) -> None:
-    metrics = {name: 0.123 for name in ("top1", "top1_drop", "top5", "size_mb", "size_ratio", "latency_ms", "speedup", "memory_mb")}
-    rows = [record("prune_channels 2x MACs + static int8", **metrics, speedup_vs_best_fp32=value) for value in (0.5, 1234.5)]
+    metrics = {
+        name: 0.123
+        for name in ("top1", "top1_drop", "top5", "size_mb", "size_ratio", "latency_ms", "speedup", "memory_mb")
+    }
+    rows = [
+        record("prune_channels 2x MACs + static int8", **metrics, speedup_vs_best_fp32=value) for value in (0.5, 1234.5)
+    ]
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(rich_table(rows, "2 runs", width))
     lines = console.export_text().splitlines()
@@ -198,10 +242,19 @@ def test_a_narrow_screen_leaves_columns_out_and_cuts_no_number(width: int) -> No
     shown = [cell.strip() for cell in header.strip("┃").split("┃")]
     printed = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if "│ vgg" in line]
     titles, cells, _ = table(rows)
-    assert [title for title in titles if title in shown] == shown and {"model", "method", "engine", "batch", "top-1 %", "ms"} <= {*shown}
+    assert [title for title in titles if title in shown] == shown and {
+        "model",
+        "method",
+        "engine",
+        "batch",
+        "top-1 %",
+        "ms",
+    } <= {*shown}
     for row, ours in zip(printed, cells, strict=True):
         expected = dict(zip(titles, ours, strict=True))
-        assert [cell.rstrip("*") for cell in row if cell[:5] != "prune"] == [expected[title] for title in shown if title != "method"]
+        assert [cell.rstrip("*") for cell in row if cell[:5] != "prune"] == [
+            expected[title] for title in shown if title != "method"
+        ]
     left_out = [title for title in titles if title not in shown]
     hint = f"not on a screen as narrow as this: {', '.join(sorted(left_out, key=SPARED.index))}"
     assert (hint in " ".join(" ".join(lines).split())) == bool(left_out)
@@ -213,4 +266,11 @@ def test_where_nothing_is_left_to_leave_out_numbers_are_folded() -> None:
     console.print(rich_table([record("static int8", top1=0.8765, latency_ms=123456.0)], "1 run", 38))
     lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
     columns = zip(*(line.strip("│").split("│") for line in lines), strict=True)
-    assert ["".join(part.strip() for part in parts) for parts in columns] == ["vgg", "staticint8", "eager", "1", "87.65", "123456"]
+    assert ["".join(part.strip() for part in parts) for parts in columns] == [
+        "vgg",
+        "staticint8",
+        "eager",
+        "1",
+        "87.65",
+        "123456",
+    ]

@@ -12,7 +12,9 @@ from qexp.report.verdict import CAUTION, Verdict, as_text, caution, verdicts
 from tests.report.test_table import record
 
 
-def row(label: str, top1: float, size: float, ms: float, p: float | None = None, host: str = "one", **more: float) -> Run:
+def row(
+    label: str, top1: float, size: float, ms: float, p: float | None = None, host: str = "one", **more: float
+) -> Run:
     """Its latency's interval is 1 % wide to either side."""
     known = more if p is None else more | {"mcnemar_p": p}
     timed = {"latency_ms": ms, "latency_low_ms": 0.99 * ms, "latency_high_ms": 1.01 * ms}
@@ -21,7 +23,9 @@ def row(label: str, top1: float, size: float, ms: float, p: float | None = None,
 
 
 FP32 = row("none", 0.9, 10, 4)
-NO_KNEE = "The front of accuracy against size on disk has no knee: its runs do not differ in accuracy by more than chance."
+NO_KNEE = (
+    "The front of accuracy against size on disk has no knee: its runs do not differ in accuracy by more than chance."
+)
 INT8 = row("static int8", 0.895, 2.5, 1, 0.2, speedup=4.0, speedup_vs_best_fp32=2.0)
 INT4 = row("static int4", 0.87, 1.3, 0.9, 0.001)
 HALF = row("half bf16", 0.9, 5, 1.01, 1.0)
@@ -47,10 +51,30 @@ def test_fastest_and_smallest_within_the_points() -> None:
 
 
 def test_a_fastest_run_that_fp32_beats_is_told_so() -> None:
-    slow = row("static int8", 0.9, 2.5, 2, speedup_vs_best_fp32=0.6, speedup_vs_best_fp32_low=0.5, speedup_vs_best_fp32_high=0.8)
-    noted = replace(slow, record=replace(slow.record, notes={"speedup_vs_best_fp32": "the fastest fp32 engine here was openvino"}))
-    assert only(verdicts([FP32, noted], 1))[0].endswith(" fp32 is faster than it: the fastest fp32 engine here was openvino.")
-    maybe = row("static int8", 0.9, 2.5, 2, speedup_vs_best_fp32=0.9, speedup_vs_best_fp32_low=0.8, speedup_vs_best_fp32_high=1.1)
+    slow = row(
+        "static int8",
+        0.9,
+        2.5,
+        2,
+        speedup_vs_best_fp32=0.6,
+        speedup_vs_best_fp32_low=0.5,
+        speedup_vs_best_fp32_high=0.8,
+    )
+    noted = replace(
+        slow, record=replace(slow.record, notes={"speedup_vs_best_fp32": "the fastest fp32 engine here was openvino"})
+    )
+    assert only(verdicts([FP32, noted], 1))[0].endswith(
+        " fp32 is faster than it: the fastest fp32 engine here was openvino."
+    )
+    maybe = row(
+        "static int8",
+        0.9,
+        2.5,
+        2,
+        speedup_vs_best_fp32=0.9,
+        speedup_vs_best_fp32_low=0.8,
+        speedup_vs_best_fp32_high=1.1,
+    )
     assert "fp32 is faster" not in only(verdicts([FP32, maybe], 1))[0], "the interval does not tell"
 
 
@@ -58,7 +82,10 @@ def test_the_points_decide() -> None:
     assert "static int4 on eager, 0.900 ms" in only(verdicts([FP32, INT8, INT4], points=3.01))[0]
     assert "none on eager, 4.00 ms" in only(verdicts([FP32, INT8, INT4], points=0))[0]
     said = only(verdicts([INT8, INT4], points=0.1))
-    assert said[0] == "No run is within 0.1 points of fp32 (90.00 %); the nearest is static int8 on eager, 89.50 %, 0.50 points lower."
+    assert (
+        said[0]
+        == "No run is within 0.1 points of fp32 (90.00 %); the nearest is static int8 on eager, 89.50 %, 0.50 points lower."
+    )
 
 
 def test_the_knee_is_that_of_the_front() -> None:
@@ -85,7 +112,9 @@ def test_times_are_never_compared_across_machines_nor_shapes() -> None:
     assert [verdict.title for verdict in found] == ["vgg, pets, on one", "vgg, pets, on two"]
     assert "1.00 ms" in found[0].sentences[0] and "0.100 ms" in found[1].sentences[0]
     assert not any("0.100" in text for text in found[0].sentences)
-    batch = [replace(run, record=replace(run.record, params={**run.record.params, "batch_size": 8})) for run in (FP32, INT8)]
+    batch = [
+        replace(run, record=replace(run.record, params={**run.record.params, "batch_size": 8})) for run in (FP32, INT8)
+    ]
     assert [v.title for v in verdicts([FP32, INT8, *batch], 1)] == ["vgg, pets, batch 1", "vgg, pets, batch 8"]
 
 
@@ -93,20 +122,30 @@ def test_models_have_their_own_baseline_and_share_a_knee() -> None:
     def of(model: str, run: Run) -> Run:
         return replace(run, record=replace(run.record, params={**run.record.params, "model": model}))
 
-    small = [of("lenet", row("none", 0.1, 1, 1)), of("lenet", row("static", 0.1, 1, 1.1)), of("lenet", row("qat", 0.89, 1, 10))]
+    small = [
+        of("lenet", row("none", 0.1, 1, 1)),
+        of("lenet", row("static", 0.1, 1, 1.1)),
+        of("lenet", row("qat", 0.89, 1, 10)),
+    ]
     found = verdicts([*small, row("none", 0.9, 10, 100), row("static", 0.8, 10, 200)], 1)
     assert [verdict.title for verdict in found] == ["lenet, pets", "vgg, pets", "all models, pets"]
     assert "lenet qat on eager" in found[2].sentences[0]
 
 
 def test_without_accuracy_there_is_no_baseline() -> None:
-    rows = [Run(record(label, size_mb=size, latency_ms=ms), Path()) for label, size, ms in (("a", 1.0, 2.0), ("b", 2.0, 1.0))]
+    rows = [
+        Run(record(label, size_mb=size, latency_ms=ms), Path())
+        for label, size, ms in (("a", 1.0, 2.0), ("b", 2.0, 1.0))
+    ]
     assert only(verdicts(rows, 1))[1:] == ("Fastest: b on eager, 1.00 ms.", "Smallest: a on eager, 1.00 MB.")
     assert caution(verdicts(rows, 1)) == "" and CAUTION not in as_text(verdicts(rows, 1))
 
 
 def test_the_validation_images_take_the_place_of_test_images_that_nobody_saw() -> None:
-    made = [record(label, val_top1=top1, val_top1_drop=0.9 - top1, size_mb=mb) for label, top1, mb in (("a", 0.9, 2.0), ("b", 0.895, 1.0))]
+    made = [
+        record(label, val_top1=top1, val_top1_drop=0.9 - top1, size_mb=mb)
+        for label, top1, mb in (("a", 0.9, 2.0), ("b", 0.895, 1.0))
+    ]
     rows = [Run(each, Path()) for each in made]
     assert "Smallest within 1 point of fp32 (90.00 %): b on eager, 1.00 MB, 89.50 %." in only(verdicts(rows, 1))
 

@@ -17,7 +17,7 @@ import compress
 from qexp.search.objectives import ON_VALIDATION
 from qexp.tracking.store import read_records
 from qexp.types import Record
-from tests.commands import FEW_WINDOWS, PRETEND, Run, fake, write_images
+from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake, write_images
 from tests.processes import started
 from tests.search.fronts import OBJECTIVES, pareto
 from tests.test_launchers import CHEAP, NETWORK
@@ -55,14 +55,18 @@ SEARCH = [
         (["method=static,statik"], "There is no method=statik"),
     ],
 )
-def test_what_cannot_be_searched_is_told_before_anything_runs(run: Run, tmp_path: Path, words: list[str], message: str) -> None:
-    accuracy = [word for word in COMMON if not any(word.startswith("measure.") and "accuracy" in other for other in words)]
+def test_what_cannot_be_searched_is_told_before_anything_runs(
+    run: RunCommand, tmp_path: Path, words: list[str], message: str
+) -> None:
+    accuracy = [
+        word for word in COMMON if not any(word.startswith("measure.") and "accuracy" in other for other in words)
+    ]
     code, printed = run("-m", *PRETEND, *fake("Fake"), *FEW_WINDOWS, "tracking=none", *accuracy, "bits=8,4", *words)
     assert code == 1 and message in printed and "Traceback" not in printed
     assert not list((tmp_path / "outputs").glob("sweeps/*/*/record.json"))
 
 
-def test_without_optuna_the_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_optuna_the_extra_is_named(run: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     code, printed = run("-m", *PRETEND, "tracking=none", *COMMON, "bits=8,4")
     assert code == 1 and "Optuna is not installed: pip install qexp[search]" in printed
@@ -123,10 +127,17 @@ def test_what_is_unsupported_is_left_behind(whole: Path) -> None:
     assert "Pareto set of 12 trials" in table and table.partition("All trials")[2].count("◆ |") == len(front)
 
 
-def test_bits_are_chosen_between_accuracy_and_size(tmp_path: Path, run: Run) -> None:
-    network = ["model=lenet5", "data=digits", "recipe.epochs=4", "recipe.batch_size=64", "recipe.optimizer.lr=0.05", "trainer=cpu"]
+def test_bits_are_chosen_between_accuracy_and_size(tmp_path: Path, run: RunCommand) -> None:
+    network = [
+        "model=lenet5",
+        "data=digits",
+        "recipe.epochs=4",
+        "recipe.batch_size=64",
+        "recipe.optimizer.lr=0.05",
+        "trainer=cpu",
+    ]
     words = ["bits=8,2", "method.first_last_bits=null", *CHEAP, *COMMON, "hydra.sweeper.trials=2", "threads=1"]
-    code, printed = run("-m", *network, *words, "engine=eager", "engine@rivals=eager", "tracking=none")
+    code, printed = run("-m", *network, *words, "engine=eager", "engine@fp32_engines=eager", "tracking=none")
     assert code == 0 and "Pareto set of 2 trials (2 finished)" in printed, printed
     assert len(check_front(tmp_path)) == 2, "8 bits are more accurate, 2 bits are smaller"
 
@@ -152,7 +163,9 @@ def test_a_search_killed_again_and_again_ends_as_one_that_was_not(whole: Path, t
     ended(tmp_path, "hydra.sweeper.trials=20")
     result, records = found(tmp_path)
     expected, rows = found(whole)
-    assert [(b["settings"], b["values"]) for b in result["best"]] == [(b["settings"], b["values"]) for b in expected["best"]]
+    assert [(b["settings"], b["values"]) for b in result["best"]] == [
+        (b["settings"], b["values"]) for b in expected["best"]
+    ]
     assert result["ended"] == expected["ended"] and len(records) == 10 and any(r.reused for r in records)
     assert [r.label for r in records] == [r.label for r in rows], "in the same order"
 
@@ -169,7 +182,9 @@ def test_trials_run_side_by_side(whole: Path, tmp_path: Path) -> None:
     assert sum(result["ended"].values()) == len(records) == 4 and "#0 " in log and "#3 " in log
 
     def told(record: Record) -> tuple[Any, ...]:
-        size = record.metrics.get("size_mb")  # the compressed text of a graph differs by some bytes from process to process
+        size = record.metrics.get(
+            "size_mb"
+        )  # the compressed text of a graph differs by some bytes from process to process
         return record.label, record.status, record.metrics.get("val_top1"), size and round(size, 4)
 
     assert {told(each) for each in records} <= {told(each) for each in found(whole)[1]}

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from qexp.search.objectives import values_of
-from qexp.search.space import Axis, Settings, Space
+from qexp.search.space import Dimension, Settings, Space
 from qexp.search.study import Study, opened
 from qexp.types import Record, UserError
 from tests.search.fronts import OBJECTIVES, pareto
@@ -43,20 +43,22 @@ def overrides(*words: str) -> list[Any]:
     ],
 )
 def test_axes_in_hydras_words(words: str, kind: str, bounds: dict[str, Any]) -> None:
-    axis = Axis.of(overrides(words)[0])
-    assert (axis.key, axis.kind, axis.bounds) == ("a", kind, bounds)
+    dimension = Dimension.of(overrides(words)[0])
+    assert (dimension.key, dimension.kind, dimension.bounds) == ("a", kind, bounds)
     trials = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     for _ in range(5):
         trial = trials.ask()
-        text = axis.suggest(trial)
+        text = dimension.suggest(trial)
         assert text in bounds["choices"] if kind == "categorical" else bounds["low"] <= float(text) <= bounds["high"]
         assert kind == "categorical" or float(text) == pytest.approx(trial.params["a"], rel=1e-3) and len(text) < 10
 
 
-@pytest.mark.parametrize("words", ["a=interval(2,1)", "a=tag(log,interval(0,1))", "a=tag(log,range(1,9,2))", "a=range(3,3)"])
+@pytest.mark.parametrize(
+    "words", ["a=interval(2,1)", "a=tag(log,interval(0,1))", "a=tag(log,range(1,9,2))", "a=range(3,3)"]
+)
 def test_an_axis_with_nothing_on_it_is_refused(words: str) -> None:
     with pytest.raises(UserError, match="cannot be searched"):
-        Axis.of(overrides(words)[0])
+        Dimension.of(overrides(words)[0])
 
 
 def compose(words: list[str]) -> DictConfig:
@@ -87,7 +89,9 @@ def tell(study: Study, proposal: Any) -> None:
     study.tell(proposal, [] if unsupported else values(proposal.settings), "no five bits" * unsupported)
 
 
-def searched(folder: Path, sampler: str, trials: int, kill: Callable[[int], bool] = lambda step: False) -> tuple[list[Settings], Any]:
+def searched(
+    folder: Path, sampler: str, trials: int, kill: Callable[[int], bool] = lambda step: False
+) -> tuple[list[Settings], Any]:
     """Settings in the order they ended, and the front; at each step that is to be killed, a new process in effect."""
     url, found, step = f"sqlite:///{folder}/searches.db", [], 0
     while True:
@@ -144,7 +148,10 @@ def test_failures_are_tried_again_unless_told_otherwise(tmp_path: Path) -> None:
 def test_a_study_belongs_to_one_process_and_one_definition(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/searches.db"
     with opened(tmp_path, url, "name", OBJECTIVES, {"space": 1, "seed": 0}, anew=False):  # noqa: SIM117
-        with pytest.raises(UserError, match="runs already"), opened(tmp_path, url, "name", OBJECTIVES, {"space": 1}, anew=False):
+        with (
+            pytest.raises(UserError, match="runs already"),
+            opened(tmp_path, url, "name", OBJECTIVES, {"space": 1}, anew=False),
+        ):
             pass
     with (
         pytest.raises(UserError, match="had other space. Give another"),

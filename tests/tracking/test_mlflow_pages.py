@@ -27,13 +27,18 @@ def test_a_view_shows_what_compares_compressed_networks() -> None:
     assert len(tag) < 5000
     state = unpacked(json.loads(tag))
     assert state["searchFilter"] == "tags.a = 'b'"
-    assert state["selectedColumns"][:2] == ["params.`method.observer`", "metrics.`top1`"] and len(METRICS) < len(state["selectedColumns"])
+    assert state["selectedColumns"][:2] == ["params.`method.observer`", "metrics.`top1`"] and len(METRICS) < len(
+        state["selectedColumns"]
+    )
     assert state["columnOrder"][1:] == state["selectedColumns"] and {*state["columnOrder"]} == {*state["columnWidths"]}
     charts, (own, others) = state["compareRunCharts"], state["compareRunSections"]
     assert {chart["metricSectionId"] for chart in charts} == {own["uuid"]} and own["display"] and not others["display"]
     assert len({chart["uuid"] for chart in charts}) == len(charts)
     assert [chart["metricKey"] for chart in charts if chart["type"] == "BAR"] == list(BARS)
-    assert [(c["xaxis"]["key"], c["yaxis"]["key"]) for c in charts if c["type"] == "SCATTER"][0] == ("latency_ms", "top1")
+    assert [(c["xaxis"]["key"], c["yaxis"]["key"]) for c in charts if c["type"] == "SCATTER"][0] == (
+        "latency_ms",
+        "top1",
+    )
 
 
 def test_the_key_of_a_view_is_one_that_mlflow_takes() -> None:
@@ -46,7 +51,9 @@ def test_options_that_were_swept_through_are_found(record: MakeRecord) -> None:
         params = {**record().params, "method": method, "threads": options.pop("threads", 2)}
         return record(params=params, config={"method": {"_target_": method, **options}, "seed": 1})
 
-    assert swept_options([of("static", observer="mse"), of("none"), of("dynamic", reduced=True)]) == [], "methods have options of their own"
+    assert swept_options([of("static", observer="mse"), of("none"), of("dynamic", reduced=True)]) == [], (
+        "methods have options of their own"
+    )
     found = swept_options([of("static", observer="mse", add_bits=8), of("static", add_bits=8), of("none", threads=1)])
     assert found == ["method.observer", "threads"]
 

@@ -52,7 +52,12 @@ def texts(view: MlflowView, run: Any) -> dict[str, str]:
 
 
 def test_a_finished_run_is_all_there(view: MlflowView, log: Any, record: MakeRecord, folder: Path) -> None:
-    made = record(key="finished", seconds=90.5, environment={"commit": "abc1234"}, command="python compress.py -m method=none,static")
+    made = record(
+        key="finished",
+        seconds=90.5,
+        environment={"commit": "abc1234"},
+        command="python compress.py -m method=none,static",
+    )
     run = log(made)
     assert (run.info.run_name, run.info.status) == ("vgg · static int8 · eager", "FINISHED")
     assert run.data.metrics == {"top1": 0.9375, "latency_ms": 2.5, "packed_size_mb": 1 / 3}
@@ -68,7 +73,11 @@ def test_a_finished_run_is_all_there(view: MlflowView, log: Any, record: MakeRec
     assert run.info.end_time == 1767323045000, "when it was made, not when it was logged"
     assert run.info.end_time - run.info.start_time == 90500
     source = {key: value for key, value in run.data.tags.items() if key.startswith("mlflow.source.")}
-    assert source == {"mlflow.source.name": "compress.py", "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": "abc1234"}
+    assert source == {
+        "mlflow.source.name": "compress.py",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": "abc1234",
+    }
     assert "mlflow.parentRunId" not in run.data.tags  # the UI collapses nested runs
     found = texts(view, run)
     assert set(found) == {"record.json", "layers.csv"} and found["layers.csv"] == made.texts["layers.csv"]
@@ -77,7 +86,9 @@ def test_a_finished_run_is_all_there(view: MlflowView, log: Any, record: MakeRec
 
 
 @pytest.mark.parametrize(("status", "shown"), [("failed", "FAILED"), ("unsupported", "FINISHED")])
-def test_a_run_that_did_not_finish_says_why(status: str, shown: str, log: Any, record: MakeRecord, tmp_path: Path) -> None:
+def test_a_run_that_did_not_finish_says_why(
+    status: str, shown: str, log: Any, record: MakeRecord, tmp_path: Path
+) -> None:
     reason = "the measurement crashed with SIGSEGV"
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "traceback.txt").write_text("where it was")
@@ -88,11 +99,17 @@ def test_a_run_that_did_not_finish_says_why(status: str, shown: str, log: Any, r
     assert run.data.metrics == {}
 
 
-def test_the_data_and_the_compressed_network_of_a_run(view: MlflowView, log: Any, record: MakeRecord, artifact: Path) -> None:
+def test_the_data_and_the_compressed_network_of_a_run(
+    view: MlflowView, log: Any, record: MakeRecord, artifact: Path
+) -> None:
     run = log(record(key="whole", artifact=str(artifact), config={"data": {"root": "pictures"}}, texts={}))
     assert run.data.tags["qexp.weights"] == "fedcba9876543210"
     (used,) = run.inputs.dataset_inputs
-    assert (used.dataset.name, used.dataset.digest, json.loads(used.dataset.source)) == ("pets", "0123456789ab", {"uri": "pictures"})
+    assert (used.dataset.name, used.dataset.digest, json.loads(used.dataset.source)) == (
+        "pets",
+        "0123456789ab",
+        {"uri": "pictures"},
+    )
     assert json.loads(used.dataset.profile) == {"classes": 2, "channels": 3, "image_size": 32}
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "test")]
     files = {entry.path for entry in view.client.list_artifacts(run.info.run_id, "artifact")}
@@ -101,7 +118,9 @@ def test_the_data_and_the_compressed_network_of_a_run(view: MlflowView, log: Any
     assert (artifact / "model.pt2").stat().st_nlink == 2, "takes no space"
 
 
-def test_compressed_networks_may_stay_where_they_are(view: MlflowView, record: MakeRecord, artifact: Path, tmp_path: Path) -> None:
+def test_compressed_networks_may_stay_where_they_are(
+    view: MlflowView, record: MakeRecord, artifact: Path, tmp_path: Path
+) -> None:
     without = MlflowView(view.uri, view.experiment, view.artifacts, log_artifacts=False)
     moved = tmp_path / "artifacts" / "vgg"  # where the outputs of this folder have it
     moved.parent.mkdir()
@@ -123,7 +142,13 @@ def test_the_traceback_of_a_failed_run_is_kept(view: MlflowView, log: Any, recor
 def test_many_and_long_values_are_taken(log: Any, record: MakeRecord) -> None:
     many = {f"option{i}": i for i in range(250)}
     measurements = tuple(Measurement(f"metric{i}", float(i), "x") for i in range(120))
-    made = record(key="many", config={"deep": {"deeper": many}, "text": "x" * 7000}, measurements=measurements, reason="y" * 9000, texts={})
+    made = record(
+        key="many",
+        config={"deep": {"deeper": many}, "text": "x" * 7000},
+        measurements=measurements,
+        reason="y" * 9000,
+        texts={},
+    )
     run = log(made)
     assert {f"deep.deeper.option{i}": str(i) for i in range(250)}.items() <= run.data.params.items()
     assert run.data.params["text"] == "x" * 6000
@@ -158,7 +183,9 @@ def found_by_view(view: MlflowView, page: str) -> set[str]:
     return {run.info.run_id for run in view.client.search_runs([view.experiment_id], state["searchFilter"])}
 
 
-def test_a_sweeps_summary_holds_the_table_and_compares_its_runs(view: MlflowView, log: Any, record: MakeRecord, tmp_path: Path) -> None:
+def test_a_sweeps_summary_holds_the_table_and_compares_its_runs(
+    view: MlflowView, log: Any, record: MakeRecord, tmp_path: Path
+) -> None:
     runs = {log(record(key=f"s{i}", sweep="tuesday", texts={})).info.run_id for i in range(3)}
     earlier = log(record(key="s9", sweep="monday", texts={})).info.run_id
     table = "| model | ms |\n| --- | ---: |\n| vgg | 2.5 |"
@@ -168,7 +195,9 @@ def test_a_sweeps_summary_holds_the_table_and_compares_its_runs(view: MlflowView
     files[2].write_text("<h1>sweep</h1>")
     for _ in range(2):  # a second summary is not among the runs that it compares
         page = view.log_sweep("tuesday", [record(), record(status="unsupported")], table, files)
-    summaries = view.client.search_runs([view.experiment_id], "tags.`qexp.sweep` = 'tuesday' and tags.`qexp.kind` = 'sweep'")
+    summaries = view.client.search_runs(
+        [view.experiment_id], "tags.`qexp.sweep` = 'tuesday' and tags.`qexp.kind` = 'sweep'"
+    )
     summary, shown = summaries[0], summaries[0].info.run_id
     assert len(summaries) == 2
     assert (summary.info.run_name, summary.info.status) == ("sweep tuesday", "FINISHED")
@@ -180,7 +209,11 @@ def test_a_sweeps_summary_holds_the_table_and_compares_its_runs(view: MlflowView
     assert side_by_side.startswith("/#/compare-runs?")
     assert set(json.loads(query["runs"][0])) == runs and json.loads(query["experiments"][0]) == [view.experiment_id]
     assert texts(view, summary) == {"results.md": table, "results.csv": "model,ms\r\n", "report.html": "<h1>sweep</h1>"}
-    assert report.startswith("/#/experiments/") and report.endswith("/artifacts/report.html") and report.split("/")[5] == shown
+    assert (
+        report.startswith("/#/experiments/")
+        and report.endswith("/artifacts/report.html")
+        and report.split("/")[5] == shown
+    )
     again = view.log_sweep("thursday", [record(key="s9", reused="sweeps/monday/0")], table, [])
     assert found_by_view(view, again) == {earlier}, "of the earlier sweep"
 
@@ -194,7 +227,9 @@ def test_a_sweep_with_a_failed_run_says_so(view: MlflowView, record: MakeRecord)
 def test_a_training_that_goes_on_stays_in_its_run(view: MlflowView, pets: DataSpec, tmp_path: Path) -> None:
     names: list[str] = []
     for _ in range(2):
-        logger = view.training_logger(tmp_path / "baseline", "vgg · train", {"model": {"id": "vgg"}, "seed": 1}, pets, "pictures")
+        logger = view.training_logger(
+            tmp_path / "baseline", "vgg · train", {"model": {"id": "vgg"}, "seed": 1}, pets, "pictures"
+        )
         logger.log_metrics({"val_top1": 0.5}, step=len(names))
         names.append(logger.run_id)
     assert names[0] == names[1] == (tmp_path / "baseline" / "mlflow_run_id").read_text()

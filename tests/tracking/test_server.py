@@ -24,7 +24,7 @@ from qexp.tracking.mlflow_view import MlflowView
 from qexp.tracking.store import read_record, write_record
 from qexp.tracking.sync import sync
 from qexp.types import Record
-from tests.commands import FEW_WINDOWS, PRETEND, Run, fake
+from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake
 
 SCRIPT = Path(__file__).parents[1] / "cluster" / "postgres.sh"
 MakeRecord = Callable[..., Record]
@@ -34,7 +34,9 @@ MakeRecord = Callable[..., Record]
 def context() -> ForkServerContext:
     """Of processes that need not import everything anew."""
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["tests.tracking.test_server", "mlflow.tracking", "mlflow.server.fastapi_app", "uvicorn"])
+    made.set_forkserver_preload(
+        ["tests.tracking.test_server", "mlflow.tracking", "mlflow.server.fastapi_app", "uvicorn"]
+    )
     return made
 
 
@@ -71,7 +73,9 @@ def runs(view: MlflowView) -> dict[str, Any]:
     return by_place
 
 
-def test_a_new_database_file_takes_what_many_write_at_once(context: ForkServerContext, record: MakeRecord, tmp_path: Path) -> None:
+def test_a_new_database_file_takes_what_many_write_at_once(
+    context: ForkServerContext, record: MakeRecord, tmp_path: Path
+) -> None:
     tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "qexp", "artifacts": str(tmp_path / "files")}
     writers = start_writers(context, tracking, write_records(record, tracking, tmp_path, writers=8, each=2))
     for writer in writers:
@@ -114,7 +118,9 @@ def port() -> int:
 
 
 @pytest.fixture
-def start_server(context: ForkServerContext, database: str, port: int, tmp_path: Path) -> Iterator[Callable[[], ForkServerProcess]]:
+def start_server(
+    context: ForkServerContext, database: str, port: int, tmp_path: Path
+) -> Iterator[Callable[[], ForkServerProcess]]:
     """Starts MLflow's server, each time on the same port, and waits until it answers."""
     started: list[ForkServerProcess] = []
 
@@ -149,7 +155,13 @@ def logged(sweeps: list[Path]) -> list[Path]:
 
 @pytest.mark.postgres
 def test_every_record_is_there_once_though_the_server_was_away(
-    context: ForkServerContext, start_server: Any, port: int, record: MakeRecord, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: ForkServerContext,
+    start_server: Any,
+    port: int,
+    record: MakeRecord,
+    run: RunCommand,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     tracking = {"uri": f"http://127.0.0.1:{port}", "experiment": "qexp", "artifacts": None}
@@ -167,7 +179,13 @@ def test_every_record_is_there_once_though_the_server_was_away(
 
     start_server()
     code, printed = run(
-        "-m", *PRETEND, *fake("Says", "answer=0"), *FEW_WINDOWS, "method=none,static", "tracking=server", f"tracking.uri={view.uri}"
+        "-m",
+        *PRETEND,
+        *fake("Says", "answer=0"),
+        *FEW_WINDOWS,
+        "method=none,static",
+        "tracking=server",
+        f"tracking.uri={view.uri}",
     )
     assert code == 0 and "wait" not in printed, printed
     assert sync(tmp_path / "outputs", instantiate) == (14, [])

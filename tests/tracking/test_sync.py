@@ -31,9 +31,18 @@ def view(tmp_path: Path) -> MlflowView:
 @pytest.fixture
 def outputs(record: MakeRecord, tmp_path: Path) -> Path:
     """Three records that are nowhere yet, and one that was taken from an earlier sweep."""
-    place = {"_target_": "qexp.tracking.mlflow_view.MlflowView", "uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "qexp"}
+    place = {
+        "_target_": "qexp.tracking.mlflow_view.MlflowView",
+        "uri": f"sqlite:///{tmp_path}/mlflow.db",
+        "experiment": "qexp",
+    }
     config = {"tracking": {**place, "artifacts": str(tmp_path / "files")}}
-    for sweep, job, reused in (("monday", 0, ""), ("monday", 1, ""), ("sunday", 0, ""), ("tuesday", 0, "sweeps/monday/0")):
+    for sweep, job, reused in (
+        ("monday", 0, ""),
+        ("monday", 1, ""),
+        ("sunday", 0, ""),
+        ("tuesday", 0, "sweeps/monday/0"),
+    ):
         made = record(key=f"{sweep}-{job}", sweep=sweep, config=config, reused=reused)
         write_record(made, tmp_path / "outputs" / "sweeps" / sweep / str(job))
     return tmp_path / "outputs"
@@ -66,7 +75,9 @@ def test_two_at_once_log_once(view: MlflowView, outputs: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["create_run", "log_batch", "log_artifact", "set_terminated", "the note"])
-def test_what_a_kill_left_behind_is_replaced(step: str, view: MlflowView, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_kill_left_behind_is_replaced(
+    step: str, view: MlflowView, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed right after the step that is named."""
 
     class Killed(BaseException):
@@ -103,7 +114,10 @@ def test_a_server_that_cannot_be_reached_is_asked_once_and_the_records_wait(view
             asked.append(folder)
             raise ConnectionError("nobody answers\nat all")
 
-    assert sync(outputs, lambda config: Unreachable()) == (0, [f"sqlite:///{view.uri.removeprefix('sqlite:///')}: nobody answers"])
+    assert sync(outputs, lambda config: Unreachable()) == (
+        0,
+        [f"sqlite:///{view.uri.removeprefix('sqlite:///')}: nobody answers"],
+    )
     assert len(asked) == 1
     assert sync(outputs, instantiate) == (3, [])
     assert runs(view) == ALL
@@ -116,8 +130,13 @@ def test_the_command(view: MlflowView, outputs: Path, tmp_path: Path) -> None:
     (outputs / "sweeps" / "sunday" / "0" / "record.json").write_text("{}")
     other = f"sqlite:///{tmp_path}/other.db"
     done = command("sync", f"outputs={outputs}", f"uri={other}")
-    assert (done.returncode, done.stdout) == (1, "2 runs are in tracking\n") and "sunday/0/record.json holds no record" in done.stderr
-    assert runs(MlflowView(other, "qexp", str(tmp_path / "files"))) == {place: "FINISHED" for place in ALL if "sunday" not in place}
+    assert (done.returncode, done.stdout) == (
+        1,
+        "2 runs are in tracking\n",
+    ) and "sunday/0/record.json holds no record" in done.stderr
+    assert runs(MlflowView(other, "qexp", str(tmp_path / "files"))) == {
+        place: "FINISHED" for place in ALL if "sunday" not in place
+    }
     assert command("sync", f"outputs={tmp_path}").stderr.startswith(f"error: {tmp_path} holds no sweeps")
     assert command("sink").returncode == 2
 
@@ -130,5 +149,8 @@ def test_runs_without_tracking_are_logged_where_the_command_says(view: MlflowVie
     assert sync(outputs, instantiate) == (0, []), "they did not ask for it"
     for _ in range(2):
         command = [sys.executable, "-m", "qexp.tracking", "sync", f"outputs={outputs}", f"uri={view.uri}"]
-        assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "3 runs are in tracking\n"
+        assert (
+            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            == "3 runs are in tracking\n"
+        )
         assert runs(view) == ALL

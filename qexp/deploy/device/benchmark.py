@@ -34,7 +34,11 @@ def measure(threads: int, batch: int) -> dict[str, Any]:
     units = {"memory_mb": "MB"}
     figures = {name: (value, units.get(name, "ms")) for name, value in started.items() if value is not None}
     samples = {"latency_ms": [sample for window in windows for sample in window]}
-    deployment = {"artifact": about["artifact"], "file": about["file"], "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    deployment = {
+        "artifact": about["artifact"],
+        "file": about["file"],
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
     machine = environment(None)
     identity = [deployment, about["engine"], machine["host"], machine["versions"], threads, batch, about["rules"]]
     return {
@@ -66,8 +70,14 @@ def main() -> int:
     Path(given["to"]).write_text(json.dumps(record, indent=2))
     values = {m["name"]: m["value"] for m in record["measurements"]}
     noisy = " (noisy: half of the calls differ by more than 10 %)" if values["latency_spread"] > 0.1 else ""
-    interval = f", 95 % interval {values['latency_low_ms']:.4g} to {values['latency_high_ms']:.4g}" if "latency_low_ms" in values else ""
-    print(f"{record['environment']['host']}: {values['latency_ms']:.4g} ms per call{interval}, p99 {values['latency_p99_ms']:.4g}{noisy}")
+    interval = (
+        f", 95 % interval {values['latency_low_ms']:.4g} to {values['latency_high_ms']:.4g}"
+        if "latency_low_ms" in values
+        else ""
+    )
+    print(
+        f"{record['environment']['host']}: {values['latency_ms']:.4g} ms per call{interval}, p99 {values['latency_p99_ms']:.4g}{noisy}"
+    )
     return 0
 
 

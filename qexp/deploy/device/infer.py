@@ -12,7 +12,9 @@ from engine import load
 from pixels import normalise, softmax, to_array
 
 HERE = Path(__file__).parent
-ABOUT, INPUT, LABELS = (json.loads((HERE / f"{name}.json").read_text()) for name in ("deployment", "preprocessing", "labels"))
+ABOUT, INPUT, LABELS = (
+    json.loads((HERE / f"{name}.json").read_text()) for name in ("deployment", "preprocessing", "labels")
+)
 
 
 def read(file: str) -> np.ndarray:

@@ -1,6 +1,6 @@
 // What the page shows and what is chosen of it.
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const AXES = Object.fromEntries([...DATA.costs, ...DATA.worths].map((axis) => [axis.metric, axis]));
+const AXES = Object.fromEntries([...DATA.costs, ...DATA.benefits].map((axis) => [axis.metric, axis]));
 const DASH = "–";
 const state = { x: DATA.x, y: DATA.y, colour: "", shape: "", chosen: 0, visible: DATA.rows };
 const element = (id) => document.getElementById(id);

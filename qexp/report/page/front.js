@@ -1,10 +1,10 @@
 // The Pareto front, as qexp/report/pareto.py has it.
 function paretoFront(points) {
-  // {cost, worth}, from the cheapest to the dearest
+  // {cost, benefit}, from the cheapest to the dearest
   const front = [];
-  for (const point of [...points].sort((a, b) => a.cost - b.cost || b.worth - a.worth)) {
+  for (const point of [...points].sort((a, b) => a.cost - b.cost || b.benefit - a.benefit)) {
     const last = front.at(-1);
-    if (!last || point.worth > last.worth || (point.worth === last.worth && point.cost === last.cost)) front.push(point);
+    if (!last || point.benefit > last.benefit || (point.benefit === last.benefit && point.cost === last.cost)) front.push(point);
   }
   return front;
 }
@@ -25,6 +25,6 @@ function fronts() {
   const [x, y] = [AXES[state.x], AXES[state.y]];
   if (!x || !y) return [];
   const rows = state.visible.filter((row) => has(row, x.metric, y.metric));
-  const point = (row) => ({ cost: row.metrics[x.metric], worth: row.metrics[y.metric], row });
+  const point = (row) => ({ cost: row.metrics[x.metric], benefit: row.metrics[y.metric], row });
   return comparable(rows, distinct([...x.same, ...y.same])).map((group) => paretoFront(group.map(point)));
 }

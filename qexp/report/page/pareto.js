@@ -1,4 +1,4 @@
-// Accuracy, or another worth, against a cost: a point per run, with intervals, and the fronts.
+// Accuracy, or another benefit, against a cost: a point per run, with intervals, and the fronts.
 function hover(row) {
   const axes = distinct([state.x, state.y, "top1", "latency_ms", "size_mb", "memory_mb"])
     .map((name) => AXES[name])
@@ -62,7 +62,7 @@ function drawPareto() {
       showlegend: index === 0,
       hoverinfo: "skip",
       x: front.map((point) => x.factor * point.cost),
-      y: front.map((point) => y.factor * point.worth),
+      y: front.map((point) => y.factor * point.benefit),
       line: { shape: "hv", color: css("--quiet"), width: 1.5, dash: "dot" },
     }));
   const across = scaleOf(
@@ -101,7 +101,7 @@ function setUpPareto() {
   );
   fill(
     element("y"),
-    DATA.worths.map((axis) => [axis.metric, axis.title]),
+    DATA.benefits.map((axis) => [axis.metric, axis.title]),
     state.y,
   );
   const names = DATA.facets.map((facet) => facet.name).filter((name) => name !== "status");

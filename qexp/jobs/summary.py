@@ -1,0 +1,138 @@
+"""What stands around the jobs of a command: what it is going to do, and the table of what came out."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from qexp.errors import LEFT_OPEN
+from qexp.report.best import LEGEND, Search
+from qexp.report.reference import Reference
+from qexp.report.runs import Run, runs_of
+from qexp.report.screen import screen, show
+from qexp.report.write import Style, write_report
+from qexp.tracking.sync import sync
+from qexp.types import UserError, first_line
+
+SEARCH = "hydra_plugins.qexp_search.OptunaSweeper"
+
+
+class Summary(Callback):
+    """Hydra's callback; it ends the program with exit code 1 if a job failed."""
+
+    # Hydra turns an error in here into a warning.
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_end(config)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        check_end(config)
+        if config.hydra.sweeper._target_ != SEARCH:  # which tells itself what it will do
+            print(plan(config), flush=True)
+        try:
+            instantiate(config.tracking).prepare()
+        except Exception as error:
+            print(f"tracking is not there, records wait on disk: {first_line(error)}", file=sys.stderr, flush=True)
+        else:
+            log_what_waits(Path(config.outputs))
+        LEFT_OPEN.append(functools.partial(self.on_multirun_end, config))
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        # Hydra keeps what every job of a sweep has returned, and a config takes hundreds of kilobytes.
+        job_return.cfg = job_return.hydra_cfg = None
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        LEFT_OPEN.clear()
+        self.finish(config, Path(config.hydra.sweep.dir), log=True)
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        self.finish(config, Path(config.hydra.run.dir).parent, log=False)
+
+    def finish(self, config: DictConfig, sweep: Path, log: bool) -> None:
+        """Write and show the table of all records below `sweep`; `log`: as the sweep's summary run too."""
+        runs, search = runs_of(sweep), Search.read(sweep)
+        if not runs:
+            return
+        records, style, named = [run.record for run in runs], style_of(config), runs
+        if search:
+            named = [Run(record, run.folder) for run, record in zip(runs, search.marked(records), strict=True)]
+            style = replace(style, lines=False)
+        reference = Reference.read(sweep, runs)
+        preface = "".join(part.markdown() for part in (search, reference) if part)
+        written = write_report(runs, sweep, f"sweep {sweep.name}", style, preface=preface, named=named)
+        show(named, written.verdicts)
+        if search:
+            print(f"{LEGEND}\n")
+            screen().print(search.rich_table())
+        if reference:
+            print()
+            screen().print(reference.rich_table())
+        print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")
+        for file in written.files:
+            if file.suffix == ".html":
+                print(f"All of it in a browser: {file}")
+        if all(record.status == "compressed" for record in records):
+            return  # nothing to compare yet
+        tracking = instantiate(config.tracking)
+        try:
+            page = tracking.log_sweep(sweep.name, records, written.markdown, written.files) if log else ""
+            if address := tracking.address(page):
+                print(f"Compare the runs in a browser: {address}")
+        except Exception as error:
+            print(
+                f"the sweep's summary is not in tracking, only in {sweep}: {first_line(error)}",
+                file=sys.stderr,
+                flush=True,
+            )
+        if any(record.status == "failed" for record in records):
+            sys.exit(1)
+
+
+def check_end(config: DictConfig) -> None:
+    """End the program before it computes what it could not log or report."""
+    for key in OmegaConf.missing_keys(config.tracking):
+        sys.exit(f"error: {key} is not set. Give {key}=VALUE.")
+    try:
+        style_of(config)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def style_of(config: DictConfig) -> Style:
+    """Errors: UserError for options of `report` that mean nothing."""
+    formats = config.report.formats
+    return Style(tuple([formats] if isinstance(formats, str) else formats), config.report.points)
+
+
+def log_what_waits(outputs: Path) -> None:
+    """Records of earlier sweeps that tracking did not take, or that were written just before a kill."""
+    _, failures = sync(outputs, instantiate)
+    for failure in failures:
+        print(
+            f"records of earlier runs wait for tracking (python -m qexp.tracking sync): {failure}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def plan(config: DictConfig) -> str:
+    """One line: what is swept, and how many runs that makes."""
+    swept = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
+    axes = {o.key_or_group: list(o.sweep_string_iterator()) for o in overrides if o.is_sweep_override()}
+    runs = math.prod(len(values) for values in axes.values())
+    swept_through = " × ".join(f"{key} {', '.join(values)}" for key, values in axes.items())
+    if rows := config.hydra.sweeper.get("rows"):
+        names = ", ".join(row.name for row in rows)
+        return f"{runs * len(rows)} runs: {names}{' × ' * bool(axes)}{swept_through}"
+    return f"{runs} runs: {swept_through}" if axes else "1 run"

@@ -1,0 +1,126 @@
+"""The folder of an artifact: found by its key, or made there by a method, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from qexp import coded_file, coding, onnx_file
+from qexp.coded_file import coded_bytes, is_coded, zeros_share
+from qexp.data.base import ImageData
+from qexp.files import building, check_digests, code_digest, file_digest, write_json
+from qexp.method.base import ANY_ENGINE, Method, counterpart
+from qexp.method.graph import count_macs
+from qexp.method.layers_csv import LAYERS_FILE, layers_csv, weight_range
+from qexp.types import Artifact, EngineSpec, Layer, digest, versions
+
+PACKAGES = ("torch", "torchao", "onnx", "onnxscript")
+BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
+
+
+def make_artifact(
+    method: Method, network: nn.Module, data: ImageData, engine_spec: EngineSpec, source: dict[str, Any], root: Path
+) -> Artifact:
+    """The artifact of `method` on `network` for engines that want `wants`, found below `root` or made there.
+
+    source: identity of the weights (`model`, `weights` digest or "random", ...), and, where they are what another artifact holds,
+    its key as `after`. Its key is the digest of all that determines the result, this package's code included.
+    Errors: Unsupported as of `counterpart` and `settle`.
+    """
+    chosen = counterpart(method, engine_spec)
+    resolved = chosen.resolve(engine_spec)
+    name = artifact_name(method, data, engine_spec, source)
+    reference = _folder_name(
+        "none", 32, ANY_ENGINE, {key: value for key, value in source.items() if key != "after"}, data, {}
+    )
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{name}.lock"):
+        if not (root / name).exists():
+            write_artifact(chosen, network.eval(), data, resolved, source, root / name, reference)
+        else:
+            check_digests(root / name, Artifact.read(root / name).files)
+    return Artifact.read(root / name)
+
+
+def artifact_name(method: Method, data: ImageData, engine_spec: EngineSpec, source: dict[str, Any]) -> str:
+    """The folder of `make_artifact`, which ends with its key, before it is made. Errors: as of `make_artifact`."""
+    chosen = counterpart(method, engine_spec)
+    resolved = chosen.resolve(engine_spec)
+    if chosen.name == "none" and resolved == ANY_ENGINE:
+        return _folder_name("none", 32, ANY_ENGINE, source, data, {})
+    return _folder_name(chosen.name, chosen.bits, resolved, source, data, chosen.options)
+
+
+def _folder_name(
+    method: str,
+    bits: int | str,
+    engine_spec: EngineSpec,
+    source: dict[str, Any],
+    data: ImageData,
+    options: dict[str, Any],
+) -> str:
+    key = digest([
+        method, bits, repr(engine_spec), options, source, data.spec.to_json(), data.calibration_images,
+        code_digest(Path(__file__).parent, *(Path(str(module.__file__)) for module in (onnx_file, coded_file, coding))), torch.__version__,
+    ])  # fmt: skip
+    width = f"{bits}bit" if isinstance(bits, int) else bits
+    return f"{source['model']}-{method}-{width}-{engine_spec.formats[0]}-{key[:10]}".replace("/", "_")
+
+
+def write_artifact(
+    method: Method,
+    network: nn.Module,
+    data: ImageData,
+    engine_spec: EngineSpec,
+    source: dict[str, Any],
+    target: Path,
+    reference: str,
+) -> None:
+    """Make the folder `target`, whole or not at all; the rest as of `make_artifact`."""
+    with building(target) as folder:
+        compressed = method.compress(network, data, engine_spec, folder, source)
+        result = network if compressed.network is None else compressed.network
+        parameters = sum(p.numel() for p in result.parameters())
+        modules = dict(result.named_modules())
+        known = {
+            la.name: {**weight_range(modules[la.name].weight.detach()), **compressed.statistics.get(la.name, {})}
+            for la in compressed.layers
+        }
+        (folder / LAYERS_FILE).write_text(layers_csv(compressed.layers, known))
+        names = (compressed.graph, LAYERS_FILE, *compressed.files)
+        graph = folder / compressed.graph
+        coded, packed = is_coded(graph), packed_bytes(result, compressed.layers)
+        artifact = Artifact(
+            folder=folder, key=target.name, engine_spec=engine_spec, graph=compressed.graph, model=source["model"], method=method.name,
+            bits=method.bits, label=compressed.label or method.label(engine_spec), data=data.spec, layers=compressed.layers,
+            parameters=parameters, macs=count_macs(result, data)[""], packed_bytes=coded_bytes(graph) if coded else packed,
+            reference=reference, files={name: file_digest(folder / name) for name in names}, source=source,
+            versions=versions(*PACKAGES), simulated=compressed.simulated, random_weights=source["weights"] == "random", coded=coded,
+            sparsity=zeros_share(graph) if compressed.graph.endswith(".pt2") else None, notes=dict(compressed.notes),
+        )  # fmt: skip
+        write_json(folder / "artifact.json", artifact.to_json())
+
+
+def packed_bytes(network: nn.Module, layers: tuple[Layer, ...]) -> int:
+    """Bytes of all parameters at exactly their bits: weights of `layers` as of `packed_bits`, the rest fp32."""
+    modules = dict(network.named_modules())
+    bits = 32 * sum(p.numel() for p in network.parameters())
+    for layer in layers:
+        if layer.quantized:
+            weight = modules[layer.name].weight
+            if layer.weight in BITS:
+                bits += weight.numel() * (BITS[layer.weight] - 32)
+            else:
+                bits += (
+                    packed_bits(weight, int(layer.weight.removeprefix("u").removeprefix("int"))) - 32 * weight.numel()
+                )
+    return (bits + 7) // 8
+
+
+def packed_bits(weight: Tensor, width: int) -> int:
+    """Bits of a weight [O,...] as integers of `width` bits, with one fp32 scale per output channel."""
+    return weight.numel() * width + 32 * weight.shape[0]

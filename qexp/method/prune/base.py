@@ -1,0 +1,140 @@
+"""Methods whose result is again an fp32 network, so that another method can go on from it."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qexp.data.base import ImageData
+from qexp.method.base import Compressed, Method
+from qexp.method.fine_tuning import FineTuning
+from qexp.method.graph import WEIGHTED, export, layer_table, save_graph
+from qexp.model.base import load_weights, read_weights
+from qexp.types import EngineSpec, UserError
+
+WEIGHTS_FILE = "weights.safetensors"
+
+
+class NetworkMethod(Method):
+    """fine_tuning: how the network is trained after what the method does to it, or between its steps; coded: whether its weights are
+    stored as of qexp.coding."""
+
+    supported_bits = (32,)
+
+    def __init__(self, fine_tuning: FineTuning | None = None, coded: bool = False, **common: Any):
+        super().__init__(**common)
+        self.fine_tuning, self.coded = fine_tuning, coded
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {**super().options, **({"fine_tuning": self.fine_tuning.options} if self.fine_tuning else {})}
+
+    def label(self, engine_spec: EngineSpec) -> str:
+        return self.name
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What its records say of it, by name."""
+        if not self.coded:
+            return {}
+        return {
+            "coded": "zeros and shared values make the file small, not the network fast: it is decoded when loaded, and computed dense"
+        }
+
+    @abstractmethod
+    def transform(self, network: nn.Module, data: ImageData, folder: Path) -> nn.Module:
+        """A new fp32 network in eval mode; the given one is not changed. It differs in weights and in the shapes of weights only.
+
+        folder: the artifact's while it is made, for files that people read; what must outlive a kill lies where `training_folder` says.
+        """
+
+    def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
+        result = self.transform(network, data, folder)
+        files = tuple(sorted(file.name for file in folder.iterdir()))
+        saved = save_network(result, network, data, folder, self.coded)
+        return replace(saved, files=(*saved.files, *files), notes=self.notes)
+
+
+def weights_of(network: nn.Module, first_last: bool = True) -> dict[str, Tensor]:
+    """The weight of each convolution and linear layer by its name; first_last: those of the first and the last layer too.
+
+    Errors: UserError where the network has none.
+    """
+    found = {name: module.weight for name, module in network.named_modules() if isinstance(module, WEIGHTED)}
+    chosen = found if first_last else dict(list(found.items())[1:-1])
+    if not chosen:
+        raise UserError(f"{type(network).__name__} has no convolution or linear layer whose weights could be changed.")
+    return chosen
+
+
+def save_network(
+    result: nn.Module, network: nn.Module, data: ImageData, folder: Path, coded: bool = False
+) -> Compressed:
+    """Write the graph of `result`, which was made from `network`, and the weights from which `restore` makes it again.
+
+    Errors: UserError where these do not tell what it computes.
+    """
+    save_weights(result, folder / WEIGHTS_FILE)
+    images = data.calibration()[:8]
+    with torch.no_grad():
+        if not torch.equal(restore(network, folder / WEIGHTS_FILE)(images), result(images)):
+            raise UserError(
+                f"{type(network).__name__} computes something else with the shapes of these weights: it cannot be pruned."
+            )
+    save_graph(export(result, data), folder / "model.pt2", coded)
+    return Compressed("model.pt2", layer_table(result, data), files=(WEIGHTS_FILE,), network=result)
+
+
+def save_weights(network: nn.Module, file: Path) -> None:
+    # Copies, because safetensors refuses tensors that share memory (tied weights).
+    save_file(
+        {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in network.state_dict().items()}, file
+    )
+
+
+def restore(network: nn.Module, file: Path) -> nn.Module:
+    """A copy of `network` in eval mode with the weights in `file`, whose modules take the shapes of these.
+
+    Errors: UserError where they are not the network's by name, or the file is damaged.
+    """
+    weights, made = read_weights(file), copy.deepcopy(network).eval()
+    for path, module in made.named_modules():
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                stored = weights.get(f"{path}.{name}".lstrip("."))
+                if tensor is not None and stored is not None and stored.shape != tensor.shape:
+                    own[name] = _shaped_like(tensor, stored)
+        _note_shapes(module)
+    load_weights(made, weights, str(file))
+    return made
+
+
+def _shaped_like(tensor: Tensor, stored: Tensor) -> Tensor:
+    empty = torch.empty_like(stored, dtype=tensor.dtype)
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _note_shapes(module: nn.Module) -> None:
+    """Set the numbers of channels that a module keeps beside its weights to what these say."""
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        if module.groups == module.in_channels > 1:  # depthwise: each group is one channel, and goes with it
+            per_group = module.out_channels // module.groups
+            module.groups = module.weight.shape[0] // per_group
+        module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+        module.num_features = len(module.running_mean)
+    elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm) and module.affine:
+        module.num_channels = len(module.weight)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)

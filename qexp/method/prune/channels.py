@@ -1,0 +1,233 @@
+"""Structured pruning: whole channels go, and what is left is a smaller dense network that every engine runs."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from qexp.data.base import ImageData
+from qexp.method.artifacts import write_artifact
+from qexp.method.base import ANY_ENGINE, Compressed, Method
+from qexp.method.fine_tuning import FineTuning, training_folder
+from qexp.method.graph import count_macs, export, layer_table, save_graph
+from qexp.method.prune.base import NetworkMethod, restore, save_weights
+from qexp.method.prune.dependency_graph import IMPORTANCES, Group, Removed, groups_of, without
+from qexp.types import Artifact, EngineSpec, UserError, nearest
+
+TARGETS = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}
+SCOPES = ("global", "layer")
+
+
+class Timer(Protocol):
+    """What can tell how much faster an engine runs a network than another."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What decides its answers, in plain values."""
+
+    def speedup(self, candidate: Artifact, reference: Artifact) -> float: ...
+
+
+class PruneChannels(NetworkMethod):
+    """ratio: how many times fewer or less the target shall be, one of TARGETS; importance: of channels, one of IMPORTANCES; scope:
+    `global` removes those of least importance wherever they are, `layer` the same share everywhere; round_to: what is left of a layer
+    is a multiple of it, or of an eighth of the layer where that is less; least_share: of each layer's channels is left; steps:
+    pruning is done in so many, with `epochs_between` of fine-tuning after each but the last, and `recipe` after that; timer: a config
+    of the Timer that the target `latency` is measured by; the rest as of `FineTuning`. The logits are never pruned. Writes
+    channels.csv beside the graph.
+    """
+
+    name = "prune_channels"
+    fine_tuning: FineTuning
+
+    def __init__(
+        self, recipe: DictConfig, trainer: DictConfig, ratio: float = 2.0, target: str = "macs", importance: str = "l2",
+        scope: str = "global", round_to: int = 8, least_share: float = 0.1, steps: int = 1, epochs_between: int = 1,
+        timer: DictConfig | None = None, distillation: float = 0.0, temperature: float = 4.0, seed: int = 0, **common: Any,
+    ):  # fmt: skip
+        self.final = FineTuning(recipe, trainer, distillation, temperature, seed)
+        super().__init__(self.final, **common)
+        for what, name, known in (
+            ("target", target, TARGETS),
+            ("importance", importance, IMPORTANCES),
+            ("scope", scope, SCOPES),
+        ):
+            if name not in known:
+                raise UserError(f"{self.name}: there is no {what} {name!r}. {nearest(str(name), known)}")
+        if ratio <= 1:
+            raise UserError(
+                f"{self.name}: ratio={ratio} leaves nothing to prune; give a number above 1, 2 for half of the {target}."
+            )
+        if not 0 <= least_share < 1:
+            raise UserError(
+                f"{self.name}: least_share={least_share} is out of range; give a share from 0 to less than 1."
+            )
+        for name, value, least in (
+            ("round_to", round_to, 1),
+            ("steps", steps, 1),
+            ("epochs_between", epochs_between, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise UserError(
+                    f"{self.name}: {name}={value} is out of range; give a whole number of at least {least}."
+                )
+        self.ratio, self.target, self.importance, self.scope = float(ratio), target, importance, scope
+        self.round_to, self.least_share, self.steps, self.epochs_between = round_to, least_share, steps, epochs_between
+        # The same recipe cut short: a schedule over all epochs keeps its rate near the highest.
+        shorter = recipe.copy()
+        shorter.epochs = epochs_between
+        self.between = FineTuning(shorter, trainer, distillation, temperature, seed)
+        self.timer: Timer | None = instantiate(timer) if timer and target == "latency" else None
+        if target == "latency" and self.timer is None:
+            raise UserError(f"{self.name}: target=latency needs a timer, as in conf/method/prune_channels.yaml.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {**super().options, **({"timer": self.timer.options} if self.timer else {})}
+
+    def label(self, engine_spec: EngineSpec) -> str:
+        return f"{self.name} {self.ratio:g}x {TARGETS[self.target]}"
+
+    def transform(self, network: nn.Module, data: ImageData, folder: Path) -> nn.Module:
+        kept = training_folder(folder, network, self.options, data.spec.digest)
+        result, teacher = network, network if self.teacher is None else self.teacher
+        for step in range(1, self.steps + 1):
+            pruned = partial(self.pruned, result, network, data, self.ratio ** (step / self.steps), folder)
+            result = made_once(kept / f"{step}-pruned.safetensors", network, pruned)
+            tuning = self.final if step == self.steps else self.between
+            tuned = partial(fine_tuned, tuning, result, teacher, data, kept / str(step))
+            result = made_once(kept / f"{step}-tuned.safetensors", network, tuned)
+        shutil.rmtree(kept)
+        (folder / "channels.csv").write_text(channels_csv(network, result))
+        return result
+
+    def pruned(self, network: nn.Module, original: nn.Module, data: ImageData, ratio: float, folder: Path) -> nn.Module:
+        """`network` without as few channels as reach the ratio to `original`. Errors: UserError where none do."""
+        groups = groups_of(network, data, self.importance)
+        widths = {
+            name: module.weight.shape[0]
+            for name, module in original.named_modules()
+            if name in {group.layer for group in groups}
+        }
+        order = self.order(groups, widths)
+        with tempfile.TemporaryDirectory(prefix=".timed-", dir=folder.parent) as scratch:
+            reached = partial(self.reached, original=original, data=data, scratch=Path(scratch))
+            low, high = 0, len(order)
+            best = without(network, data, removed(groups, order))
+            most = reached(best)
+            if most < ratio:
+                raise UserError(
+                    f"{self.name}: with least_share={self.least_share:g} and round_to={self.round_to} at most {most:.2f} times less "
+                    f"{TARGETS[self.target]} can be reached, not {ratio:.2f} times. Give less of these, or a smaller ratio."
+                )
+            while high - low > 1:
+                middle = (low + high) // 2
+                candidate = without(network, data, removed(groups, order[:middle]))
+                if reached(candidate) >= ratio:
+                    best, high = candidate, middle
+                else:
+                    low = middle
+        return best
+
+    def order(self, groups: list[Group], widths: dict[str, int]) -> list[tuple[int, int]]:
+        """Which group (by index) loses how many channels next. widths: of layers before any step.
+
+        A layer loses its least important channels first, so many at a time that a multiple of `round_to` is left.
+        """
+        steps = []
+        for index, group in enumerate(groups):
+            width, scores = widths[group.layer], group.scores.sort().values
+            unit = math.lcm(min(self.round_to, max(1, width // 8)), group.sets)
+            least = max(unit, self.least_share * width)
+            left = group.channels
+            while (after := (left - 1) // unit * unit) >= least:
+                taken = scores[(group.channels - left) // group.sets : (group.channels - after) // group.sets]
+                gone = 1 - after / width
+                score = float(taken.max())  # never less than that of what the layer lost before
+                steps.append(((score, gone) if self.scope == "global" else (gone, score), index, left - after))
+                left = after
+        return [(index, count) for _, index, count in sorted(steps)]
+
+    def reached(self, network: nn.Module, original: nn.Module, data: ImageData, scratch: Path) -> float:
+        """How many times less of the target `network` has than `original`."""
+        if self.timer is not None:
+            candidate = to_time(network, data, Path(tempfile.mkdtemp(dir=scratch)) / "candidate")
+            return self.timer.speedup(candidate, to_time(original, data, scratch / "reference"))
+        measured = [size_of(n, data, self.target) for n in (original, network)]
+        return measured[0] / measured[1]
+
+
+def removed(groups: list[Group], order: list[tuple[int, int]]) -> Removed:
+    """The least important channels of each group, as many as `order` says."""
+    counts = dict.fromkeys(range(len(groups)), 0)
+    for index, count in order:
+        counts[index] += count
+    chosen = {}
+    for index, count in counts.items():
+        group = groups[index]
+        lowest = group.scores.argsort(stable=True)[: count // group.sets]
+        if len(lowest):
+            chosen[group.layer] = sorted(
+                int(i) + part * len(group.scores) for part in range(group.sets) for i in lowest
+            )
+    return chosen
+
+
+def size_of(network: nn.Module, data: ImageData, target: str) -> int:
+    return count_macs(network, data)[""] if target == "macs" else sum(p.numel() for p in network.parameters())
+
+
+def fine_tuned(
+    tuning: FineTuning, network: nn.Module, teacher: nn.Module, data: ImageData, checkpoints: Path
+) -> nn.Module:
+    tuning.train(network, teacher, data, checkpoints)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return network
+
+
+def made_once(file: Path, original: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
+    """What `make` made of `original`, now or before a kill."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial_file = file.with_suffix(".partial")
+        save_weights(make(), partial_file)
+        os.replace(partial_file, file)
+    return restore(original, file)
+
+
+class _AsItIs(Method):
+    """A network as an artifact to be timed."""
+
+    name = "candidate"
+    supported_bits = (32,)
+
+    def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
+        save_graph(export(network, data), folder / "model.pt2")
+        return Compressed("model.pt2", layer_table(network, data))
+
+
+def to_time(network: nn.Module, data: ImageData, folder: Path) -> Artifact:
+    if not folder.exists():
+        write_artifact(_AsItIs(), network, data, ANY_ENGINE, {"model": folder.name, "weights": "random"}, folder, "")
+    return Artifact.read(folder)
+
+
+def channels_csv(network: nn.Module, result: nn.Module) -> str:
+    """For people: output channels of each layer before and after."""
+    modules = dict(result.named_modules())
+    rows = [
+        f"{name},{module.weight.shape[0]},{modules[name].weight.shape[0]}"
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+    ]
+    return "\n".join(["layer,channels_before,channels", *rows, ""])

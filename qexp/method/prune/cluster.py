@@ -1,0 +1,110 @@
+"""Weight sharing: a layer's weights become few values, which are then trained; each weight is stored as which of them it is."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from qexp.data.base import ImageData
+from qexp.method.fine_tuning import FineTuning, FineTuningModule, training_folder
+from qexp.method.prune.base import NetworkMethod, weights_of
+from qexp.method.prune.kmeans import k_means
+from qexp.types import EngineSpec, UserError, nearest
+
+STARTS = ("linear", "density", "kmeans++")
+
+
+class Cluster(NetworkMethod):
+    """clusters: different values of the weights of a layer, or, with per_channel, of each output channel; keep_zeros: whether weights that
+    are zero stay so, beside the clusters; start: of the k-means, as of `sharing.k_means`; first_last: whether the first and the last
+    layer share weights too; the rest as of `FineTuning`, which trains the values, not which of them a weight has.
+    """
+
+    name = "cluster"
+    fine_tuning: FineTuning
+
+    def __init__(
+        self, recipe: DictConfig, trainer: DictConfig, clusters: int = 16, per_channel: bool = False, start: str = "linear",
+        keep_zeros: bool = True, first_last: bool = True, distillation: float = 0.0, temperature: float = 4.0, seed: int = 0,
+        **common: Any,
+    ):  # fmt: skip
+        super().__init__(FineTuning(recipe, trainer, distillation, temperature, seed), **common)
+        if not isinstance(clusters, int) or not 2 <= clusters <= 256:
+            raise UserError(
+                f"{self.name}: clusters={clusters} is out of range; give a whole number from 2 to 256, such as 16 for 4 bits."
+            )
+        if start not in STARTS:
+            raise UserError(f"{self.name}: k-means cannot start {start!r}. {nearest(str(start), STARTS)}")
+        self.clusters, self.per_channel, self.start = clusters, per_channel, start
+        self.keep_zeros, self.first_last, self.seed = keep_zeros, first_last, seed
+
+    def label(self, engine_spec: EngineSpec) -> str:
+        return f"{self.name} {self.clusters}"
+
+    def transform(self, network: nn.Module, data: ImageData, folder: Path) -> nn.Module:
+        result = copy.deepcopy(network)
+        modules = dict(result.named_modules())
+        layers = weights_of(result, self.first_last)
+        for name, weight in layers.items():
+            parametrize.register_parametrization(modules[name], "weight", self.shared(weight.detach()), unsafe=True)
+        checkpoints = training_folder(folder, network, self.options, data.spec.digest)
+        self.fine_tuning.train(
+            result, network if self.teacher is None else self.teacher, data, checkpoints, ClusteringModule
+        )
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        for name in layers:
+            parametrize.remove_parametrizations(modules[name], "weight")
+        return result
+
+    def shared(self, weight: Tensor) -> SharedWeights:
+        """The clusters of weight[O,...]."""
+        rows = weight.cpu().numpy().reshape(len(weight) if self.per_channel else 1, -1)
+        centroids, indices = np.zeros((len(rows), self.clusters), np.float32), np.zeros(rows.shape, np.int64)
+        for row, own, index in zip(rows, centroids, indices, strict=True):
+            used = row != 0 if self.keep_zeros else np.ones(len(row), bool)
+            if used.any():
+                found, places = k_means(row[used], self.clusters, self.start, self.seed)
+                own[: len(found)], index[used] = found, places + 1
+        return SharedWeights(torch.from_numpy(centroids), torch.from_numpy(indices), weight.shape)
+
+
+class SharedWeights(nn.Module):
+    """A layer's weights as a function of its centroids[R,K]: indices[R,N] say which of them a weight has, from 1 on, and 0 that it is zero.
+
+    The gradient of a centroid is thereby the sum of those of its weights (Han et al., 2016, eq. 3).
+    """
+
+    indices: Tensor
+
+    def __init__(self, centroids: Tensor, indices: Tensor, shape: torch.Size):
+        super().__init__()
+        self.found, self.shape = centroids, shape
+        self.register_buffer("indices", indices, persistent=False)
+
+    def forward(self, centroids: Tensor) -> Tensor:
+        with_zero = torch.cat([centroids.new_zeros(len(centroids), 1), centroids], 1)
+        return with_zero.gather(1, self.indices).reshape(self.shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What is trained in the place of the weight that a layer had."""
+        return self.found
+
+
+class ClusteringModule(FineTuningModule):
+    def parameter_groups(self) -> Any:
+        """Centroids apart: weight decay would pull the few values together, as many times as a weight has them."""
+        named = dict(self.network.named_parameters())
+        centroids = [
+            parameter for name, parameter in named.items() if name.endswith(".parametrizations.weight.original")
+        ]
+        known = {id(parameter) for parameter in centroids}
+        others = [parameter for parameter in named.values() if id(parameter) not in known]
+        return [{"params": others}, {"params": centroids, "weight_decay": 0.0}]

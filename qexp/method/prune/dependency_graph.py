@@ -1,0 +1,137 @@
+"""Channels that can be removed from a network, how important they are, and the network without them, through Torch-Pruning's graph of
+dependencies (Fang et al., "DepGraph: Towards Any Structural Pruning", 2023)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from qexp.data.base import ImageData
+from qexp.method.graph import example_input
+from qexp.types import UserError
+
+# Importance of a group of channels that go together: mean over its layers of sums over the weights that the channel takes along.
+IMPORTANCES = {
+    "l1": tp.importance.GroupMagnitudeImportance(p=1, normalizer=None),
+    "l2": tp.importance.GroupMagnitudeImportance(p=2, normalizer=None),
+    "bn_scale": tp.importance.BNScaleImportance(normalizer=None),  # |gamma| (Liu et al., "Network Slimming", 2017)
+    "taylor": tp.importance.GroupTaylorImportance(
+        multivariable=True, normalizer=None
+    ),  # Molchanov et al., 2019, equation 8, as |.|
+}
+TAYLOR_BATCH = 32  # images per gradient
+
+Removed = Mapping[str, list[int]]  # indices of output channels by the path of a layer; others go with them
+
+
+@dataclass(frozen=True)
+class Group:
+    """Output channels of `layer` (module path), each with those of other layers that must go with it. scores[C // sets]: importance,
+    the mean of each layer's being 1, whereby layers compare; sets: of a grouped convolution, whose groups lose the same channels."""
+
+    layer: str
+    scores: Tensor
+    sets: int
+
+    @property
+    def channels(self) -> int:
+        return len(self.scores) * self.sets
+
+
+def groups_of(network: nn.Module, data: ImageData, importance: str) -> list[Group]:
+    """All that can be pruned: every group of channels, but for the logits. importance: one of IMPORTANCES.
+
+    Errors: UserError where Torch-Pruning cannot trace the network, or nothing has such an importance.
+    """
+    network = copy.deepcopy(network)
+    graph = _graph(network, data)
+    groups = [
+        group
+        for group in graph.get_all_groups(root_module_types=[nn.Conv1d, nn.Conv2d, nn.Linear])
+        if not _holds_logits(group)
+    ]
+    names = {module: name for name, module in network.named_modules()}
+    found = []
+    for group, scores in zip(groups, _scores(network, data, groups, importance), strict=True):
+        if scores is not None:  # None: of a group without such layers, such as batch norms
+            sets = _sets(group)
+            scores = scores.reshape(sets, -1).mean(0)
+            found.append(Group(names[group[0].dep.target.module], scores / scores.mean().clamp_min(1e-30), sets))
+    if not found:
+        raise UserError(
+            f"{type(network).__name__} has no channels with the importance {importance!r} that could be pruned."
+        )
+    return found
+
+
+def without(network: nn.Module, data: ImageData, removed: Removed) -> nn.Module:
+    """A copy of the network without these channels, in eval mode. Errors: UserError where what is left does not fit together."""
+    made = copy.deepcopy(network).eval()
+    graph = _graph(made, data)
+    try:
+        for layer, channels in removed.items():
+            module = made.get_submodule(layer)
+            group = graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels, channels)
+            group.prune()
+        with torch.no_grad():
+            made(example_input(data))
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        raise UserError(
+            f"Torch-Pruning cannot follow the channels through {type(network).__name__}: {str(error)[:300]}"
+        ) from error
+    for parameter in made.parameters():
+        parameter.grad = None
+    return made
+
+
+def _graph(network: nn.Module, data: ImageData) -> tp.DependencyGraph:
+    required = [parameter for parameter in network.parameters() if not parameter.requires_grad]
+    for parameter in required:
+        parameter.requires_grad_(True)  # it follows gradients
+    try:
+        # With an operation after the last layer there is always a node for the logits.
+        with torch.enable_grad():
+            return tp.DependencyGraph().build_dependency(
+                network.eval(), example_input(data), forward_fn=lambda network, x: network(x) * 1, verbose=False
+            )
+    except Exception as error:
+        raise UserError(f"Torch-Pruning cannot trace {type(network).__name__}: {str(error)[:300]}") from error
+    finally:
+        for parameter in required:
+            parameter.requires_grad_(False)
+
+
+def _holds_logits(group: tp.Group) -> bool:
+    return any(item.dep.target.type == tp.ops.OPTYPE.OUTPUT for item in group)
+
+
+def _sets(group: tp.Group) -> int:
+    """How many groups of channels the convolutions in it have; depthwise ones, whose channels are independent, have none."""
+    layers = [item.dep.target.module for item in group]
+    return math.lcm(
+        *(m.groups for m in layers if isinstance(m, nn.modules.conv._ConvNd) and m.groups != m.in_channels), 1
+    )
+
+
+def _scores(network: nn.Module, data: ImageData, groups: list[tp.Group], importance: str) -> list[Tensor | None]:
+    """The importance [C] of each channel by group; `taylor` needs gradients, of the loss on calibration images."""
+    estimate = IMPORTANCES[importance]
+    if importance != "taylor":
+        return [estimate(group) for group in groups]
+    sums: list[Tensor | None] = [None] * len(groups)
+    for images, labels in zip(
+        data.calibration().split(TAYLOR_BATCH), data.calibration_labels().split(TAYLOR_BATCH), strict=True
+    ):
+        network.zero_grad()
+        with torch.enable_grad():
+            nn.functional.cross_entropy(network(images), labels).backward()
+        for index, group in enumerate(groups):
+            scores, before = estimate(group), sums[index]
+            sums[index] = scores if before is None or scores is None else before + scores
+    return sums

@@ -1,0 +1,134 @@
+"""Unstructured pruning: the least weights become zero, stay zero while the rest is fine-tuned, and are not stored."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from qexp.data.base import ImageData
+from qexp.method.fine_tuning import FineTuning, FineTuningModule, training_folder
+from qexp.method.prune.base import NetworkMethod, weights_of
+from qexp.method.prune.masks import Masks, apply_masks, global_masks, gradual_sparsity, local_masks, two_of_four_mask
+from qexp.types import EngineSpec, UserError, nearest
+
+SCOPES = {"global": global_masks, "layer": local_masks}
+SCHEDULES = ("one_shot", "gradual")
+PATTERNS = ("2:4",)
+
+
+class Prune(NetworkMethod):
+    """sparsity: share of all convolutions' and linear layers' weights that becomes zero, those least in magnitude; scope: `global` takes
+    them wherever they are, `layer` the same share everywhere; pattern: None, or `2:4` for two of every four neighbours, whatever the
+    sparsity; schedule: `one_shot` before fine-tuning, or `gradual` during the share `ramp` of its steps, every `interval` of them;
+    first_last: whether the first and the last layer are pruned too; the rest as of `FineTuning`. Writes sparsity.csv beside the graph.
+    """
+
+    name = "prune"
+    fine_tuning: FineTuning
+
+    def __init__(
+        self, recipe: DictConfig, trainer: DictConfig, sparsity: float = 0.6, scope: str = "global", pattern: str | None = None,
+        schedule: str = "one_shot", ramp: float = 0.5, interval: int = 50, first_last: bool = True, distillation: float = 0.0,
+        temperature: float = 4.0, seed: int = 0, **common: Any,
+    ):  # fmt: skip
+        super().__init__(FineTuning(recipe, trainer, distillation, temperature, seed), **common)
+        if not 0 < sparsity < 1:
+            raise UserError(
+                f"{self.name}: sparsity={sparsity} is out of range; give a share between 0 and 1, such as 0.6."
+            )
+        if not 0 < ramp <= 1 or interval < 1:
+            raise UserError(
+                f"{self.name}: ramp={ramp} is a share of the fine-tuning, up to 1, and interval={interval} a number of steps."
+            )
+        choices = (("scope", scope, SCOPES), ("schedule", schedule, SCHEDULES), ("pattern", pattern or "2:4", PATTERNS))
+        for what, name, known in choices:
+            if name not in known:
+                raise UserError(f"{self.name}: there is no {what} {name!r}. {nearest(str(name), known)}")
+        if schedule == "gradual" and (pattern or not self.fine_tuning.recipe["epochs"]):
+            raise UserError(
+                f"{self.name}: schedule=gradual prunes to a sparsity while it fine-tunes; give recipe.epochs, and no pattern."
+            )
+        self.sparsity, self.scope, self.pattern, self.schedule = float(sparsity), scope, pattern, schedule
+        self.ramp, self.interval, self.first_last = ramp, interval, first_last
+
+    def label(self, engine_spec: EngineSpec) -> str:
+        return f"{self.name} {self.pattern or format(self.sparsity, '.0%')}"
+
+    @property
+    def notes(self) -> dict[str, str]:
+        if not self.pattern:
+            return super().notes
+        return {
+            **super().notes,
+            "pattern": "2:4 is for sparse tensor cores of NVIDIA GPUs, which no engine here uses: no speed is claimed",
+        }
+
+    def transform(self, network: nn.Module, data: ImageData, folder: Path) -> nn.Module:
+        result = copy.deepcopy(network)
+        weights = weights_of(result, self.first_last)
+        if self.schedule == "one_shot":
+            apply_masks(weights, self.masks(weights, self.sparsity))
+        checkpoints = training_folder(folder, network, self.options, data.spec.digest)
+        student = partial(PruningModule, method=self)
+        self.fine_tuning.train(result, network if self.teacher is None else self.teacher, data, checkpoints, student)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        (folder / "sparsity.csv").write_text(sparsity_csv(result))
+        return result
+
+    def masks(self, weights: dict[str, Tensor], sparsity: float) -> Masks:
+        """What is left of the weights. Errors: UserError where no layer can have the pattern."""
+        if not self.pattern:
+            return SCOPES[self.scope](weights, sparsity)
+        found = {name: mask for name, weight in weights.items() if (mask := two_of_four_mask(weight)) is not None}
+        if not found:
+            raise UserError(
+                f"{self.name}: pattern=2:4 needs layers whose input channels are a multiple of 4, and this network has none."
+            )
+        return found
+
+
+class PruningModule(FineTuningModule):
+    """Fine-tuning in which zeros stay zero and, on a gradual schedule, become more."""
+
+    def __init__(self, *arguments: Any, method: Prune, **options: Any):
+        super().__init__(*arguments, **options)
+        self.method = method
+
+    def on_train_start(self) -> None:
+        # A weight that was pruned is zero, also in the checkpoint that an interrupted training goes on from.
+        self.weights = weights_of(self.network, self.method.first_last)
+        self.masks = {name: weight != 0 for name, weight in self.weights.items()}
+        self.fully_pruned = self.complete
+
+    def after_step(self) -> None:
+        if not self.fully_pruned and (self.complete or self.global_step % self.method.interval == 0):
+            self.fully_pruned = self.complete
+            self.masks = self.method.masks(self.weights, gradual_sparsity(self.method.sparsity, self.progress))
+        apply_masks(self.weights, self.masks)
+
+    @property
+    def progress(self) -> float:
+        """Of the schedule, 1 when all is pruned."""
+        return self.global_step / (self.method.ramp * self.trainer.estimated_stepping_batches)
+
+    @property
+    def complete(self) -> bool:
+        return self.method.schedule == "one_shot" or self.progress >= 1
+
+
+def sparsity_csv(network: nn.Module) -> str:
+    """For people: how many weights of each layer are zero."""
+    counts = [(name, weight.numel(), int((weight == 0).sum())) for name, weight in weights_of(network).items()]
+    return "\n".join(
+        [
+            "layer,weights,zeros,share",
+            *(f"{name},{all_},{zeros},{zeros / all_:.4f}" for name, all_, zeros in counts),
+            "",
+        ]
+    )

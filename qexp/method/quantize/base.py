@@ -1,0 +1,304 @@
+"""What all methods share that give a network fewer bits: specs of every tensor, calibration, one Q/DQ graph at the end.
+
+The steps: fold batch norms (and even out channels), put a quantizer at every tensor, find its range on calibration images, tune
+(what a method adds), convert. With 8 bits throughout, engines run the graph with integer kernels. Other bit-widths are exact
+simulations in torch, with weights packed in the file.
+"""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
+
+from qexp.data.base import ImageData
+from qexp.method.base import Compressed, Method
+from qexp.method.bits import FLOAT, BitWidths, plan_bits
+from qexp.method.graph import export, fold_batch_norms, layer_table, save_graph, with_formats
+from qexp.method.quantize.corrections import correct_bias, equalise
+from qexp.method.quantize.fake_quantize import (
+    SCHEMES,
+    FakeQuantize,
+    PackedFakeQuantize,
+    PackedWeight,
+    WeightFakeQuantize,
+    fix_all,
+)
+from qexp.method.quantize.layer_statistics import layer_statistics
+from qexp.method.quantize.numerics import Grid
+from qexp.method.quantize.observers import OBSERVERS
+from qexp.method.quantize.placement import (
+    WEIGHTED,
+    FusedPlacement,
+    LayerSpec,
+    layer_path,
+    weighted_layers,
+    x86_inductor_placement,
+)
+from qexp.types import EngineSpec, Unsupported, UserError, nearest
+
+
+class Quantization(Method):
+    """bits: of weights and activations, 8 to 2, or apart as `w4a8`, `w4a32`.
+
+    observer, weight_observer: how ranges are found, one of OBSERVERS; percentile: of the observer of that name, in percent;
+    symmetric: activations too have zero point 0; weight_symmetric, per_channel, group_size: of the scales of weights, per output
+    channel or group of values of one; power_of_two: scales; first_last_bits: the least of the first and last layer, null for no
+    exception; add_bits: of residual additions and logits; layer_bits: bits by layer name or pattern; fuse=False keeps
+    convolution, batch norm and activation quantised apart; quantize_before_activation: a convolution's result is rounded before
+    its activation instead of after it; equalisation, bias_correction: see corrections.py; reduce_range: weights in -63..63, so
+    that pairs of uint8 x int8 products fit the 16 bits that x86 processors without VNNI add them in; `auto` where this is one.
+    """
+
+    def __init__(
+        self, observer: str = "histogram", weight_observer: str = "minmax", percentile: float = 99.9, symmetric: bool = False,
+        weight_symmetric: bool = True, per_channel: bool = True, group_size: int | None = None, power_of_two: bool = False,
+        first_last_bits: int | None = 8, add_bits: int = 8, layer_bits: Mapping[str, int | str] | None = None, fuse: bool = True,
+        quantize_before_activation: bool = False, equalisation: bool = False, bias_correction: bool = False,
+        reduce_range: bool | str = "auto", calibration_batch: int = 64, **common: Any,
+    ):  # fmt: skip
+        super().__init__(**common)
+        for name in (observer, weight_observer):
+            if name not in OBSERVERS:
+                raise UserError(f"There is no observer {name!r}. {nearest(name, OBSERVERS)}")
+        if not 50 < percentile <= 100:
+            raise UserError(f"method.percentile={percentile} is out of range; give percent above 50, such as 99.9.")
+        _check_widths(first_last_bits=first_last_bits or FLOAT, add_bits=add_bits)
+        for pattern, bits in (layer_bits or {}).items():
+            _check_widths(**{f"layer_bits.{pattern}": bits})
+        if group_size is not None and group_size < 1:
+            raise UserError(
+                f"method.group_size={group_size} is out of range; give at least 1, or null for one scale per channel."
+            )
+        self.observer, self.weight_observer, self.percentile, self.symmetric = (
+            observer,
+            weight_observer,
+            percentile,
+            symmetric,
+        )
+        self.weight_symmetric, self.per_channel, self.group_size = weight_symmetric, per_channel, group_size
+        self.power_of_two = power_of_two
+        self.first_last_bits, self.add_bits, self.layer_bits = first_last_bits, add_bits, dict(layer_bits or {})
+        self.fuse, self.quantize_before_activation, self.calibration_batch = (
+            fuse,
+            quantize_before_activation,
+            calibration_batch,
+        )
+        self.equalisation, self.bias_correction = equalisation, bias_correction
+        self.reduce_range = products_saturate() if reduce_range == "auto" else bool(reduce_range)
+
+    @property
+    def widths(self) -> BitWidths:
+        return BitWidths.parse(self.bits)
+
+    @property
+    def for_engines(self) -> bool:
+        """Whether integer engines have kernels for the result: 8 bits everywhere, in scales that they know."""
+        plain = not self.layer_bits and self.group_size is None and self.weight_symmetric
+        return self.widths.has_kernels and self.add_bits == 8 and plain
+
+    def label(self, engine_spec: EngineSpec) -> str:
+        reduced = self.reduce_range and self.for_engines and engine_spec.activation == "uint8"
+        return (
+            f"{self.name} {self.widths}" + (" unfused" if not self.fuse else "") + (" 7-bit weights" if reduced else "")
+        )
+
+    def resolve(self, engine_spec: EngineSpec) -> EngineSpec:
+        if not self.widths.can_be_integers:
+            raise Unsupported(
+                f"{self.name} works at 2 to 8 bits, of weights and activations or one of them, not at {self.bits}"
+            )
+        resolved = replace(
+            EngineSpec(), formats=(self.format,), activation="int8_symmetric" if self.symmetric else "uint8"
+        )
+        if not self.for_engines:
+            return resolved
+        for option, asked in (
+            ("fuse=false", not self.fuse),
+            ("quantize_before_activation=true", self.quantize_before_activation),
+        ):
+            if asked and engine_spec.placement != "fused":
+                raise Unsupported(
+                    f"method.{option} needs an engine that runs the placement `fused`, such as onnxruntime"
+                )
+        return replace(
+            resolved,
+            placement=engine_spec.placement,
+            activation=resolved.activation if self.symmetric else engine_spec.activation,
+        )
+
+    def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
+        prepared = self.calibrated(network, data, engine_spec)
+        exact = copy.deepcopy(prepared)
+        self.tune(prepared, data)
+        return self.finish(prepared, exact, network, data, folder)
+
+    def calibrated(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec) -> GraphModule:
+        """The network with batch norms folded and a quantizer at every tensor, whose scale calibration images have found."""
+        folded = self.folded(network, data)
+        prepared = prepare_pt2e(folded, self.placement(folded, engine_spec))
+        images = data.calibration()
+        observe(prepared, images, self.calibration_batch)
+        fix_all(prepared)
+        if self.bias_correction:
+            correct_bias(prepared, images)
+        return prepared
+
+    def folded(self, network: nn.Module, data: ImageData) -> GraphModule:
+        """The fp32 graph that quantizers are put into."""
+        # A copy, since an exported graph shares the weights that later steps change.
+        source = copy.deepcopy(network) if self.fuse else with_separate_norms(network)
+        folded = fold_batch_norms(export(source, data).module())
+        if self.equalisation:
+            equalise(folded)
+        return folded
+
+    def tune(self, prepared: GraphModule, data: ImageData) -> None:
+        """What a method does between calibration and conversion."""
+
+    def finish(
+        self, prepared: GraphModule, exact: GraphModule, network: nn.Module, data: ImageData, folder: Path
+    ) -> Compressed:
+        """Convert and write. exact: `prepared` as it was calibrated, which tells what the rest has changed."""
+        found = layer_statistics(prepared, exact, data.calibration())
+        converted = convert_pt2e(prepared)
+        layers = with_formats(layer_table(network, data), layer_formats(converted))
+        drop_unused(converted)
+        save_graph(export(converted, data), folder / "model.pt2")
+        files = (found.save(folder),)
+        return Compressed("model.pt2", layers, simulated=not self.for_engines, files=files, statistics=found.statistics)
+
+    def bits_of_layers(self, graph: GraphModule) -> dict[str, BitWidths]:
+        return plan_bits(weighted_layers(graph), self.widths, self.first_last_bits, self.layer_bits)
+
+    def placement(self, graph: GraphModule, engine_spec: EngineSpec) -> Quantizer:
+        layers = {name: self.spec(bits, engine_spec) for name, bits in self.bits_of_layers(graph).items()}
+        if engine_spec.placement != "fused":
+            return x86_inductor_placement(next(iter(layers.values())))
+        between = None if self.widths.activation == FLOAT else self.activation_spec(self.add_bits, engine_spec)
+        return FusedPlacement(layers, between, not self.fuse, self.quantize_before_activation)
+
+    def spec(self, bits: BitWidths, engine_spec: EngineSpec) -> LayerSpec:
+        return LayerSpec(self.weight_spec(bits, engine_spec), self.activation_spec(bits.activation, engine_spec))
+
+    def activation_grid(self, bits: int, engine_spec: EngineSpec) -> Grid:
+        return Grid.of(
+            bits, engine_spec.activation != "uint8", engine_spec.activation == "int8_symmetric", self.power_of_two
+        )
+
+    def activation_spec(self, bits: int, engine_spec: EngineSpec) -> QuantizationSpec | None:
+        if bits == FLOAT:
+            return None
+        find = partial(OBSERVERS[self.observer], self.percentile)
+        dtype = torch.uint8 if engine_spec.activation == "uint8" else torch.int8
+        return specification(dtype, FakeQuantize, self.activation_grid(bits, engine_spec), observe=find)
+
+    def weight_grid(self, bits: int, engine_spec: EngineSpec) -> Grid:
+        symmetric = self.weight_symmetric
+        if self.reduce_range and self.for_engines and engine_spec.activation == "uint8":
+            return Grid(-63, 63, symmetric, self.power_of_two)
+        return Grid.of(
+            bits, signed=True, symmetric=symmetric, power_of_two=self.power_of_two, narrow=symmetric and bits == 8
+        )
+
+    def weight_spec(self, bits: BitWidths, engine_spec: EngineSpec) -> QuantizationSpec | None:
+        if bits.weight == FLOAT:
+            return None
+        kind = WeightFakeQuantize if self.for_engines else PackedFakeQuantize
+        axis = 0 if self.per_channel or self.group_size else None
+        find = partial(OBSERVERS[self.weight_observer], self.percentile)
+        return specification(
+            torch.int8, kind, self.weight_grid(bits.weight, engine_spec), observe=find, axis=axis, group=self.group_size
+        )
+
+
+def _check_widths(**options: int | str) -> None:
+    for name, bits in options.items():
+        widths = BitWidths.parse(bits)
+        if not {widths.weight, widths.activation} <= {*range(2, 9), FLOAT}:
+            raise UserError(f"method.{name}={bits} is out of range; give 2 to 8 bits, or 32 for floating point.")
+
+
+def specification(dtype: torch.dtype, quantizer: type[FakeQuantize], grid: Grid, **options: Any) -> QuantizationSpec:
+    """What PT2E calls a spec: it makes a quantizer with these options for each tensor that has it."""
+    axis = options.get("axis")
+    return QuantizationSpec(
+        dtype=dtype, observer_or_fake_quant_ctr=quantizer.with_args(grid=grid, **options), quant_min=grid.quant_min,
+        quant_max=grid.quant_max, qscheme=SCHEMES[axis is not None, grid.symmetric], ch_axis=axis,
+    )  # fmt: skip
+
+
+def products_saturate() -> bool:
+    """Whether integer kernels add pairs of uint8 x int8 products in 16 bits here, where they may not fit."""
+    return platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_vnni_supported()
+
+
+def observe(prepared: GraphModule, images: Tensor, batch: int) -> None:
+    """Show x[N,C,H,W] to all quantizers."""
+    with torch.no_grad():
+        for chunk in images.split(batch):
+            prepared(chunk)
+
+
+def layer_formats(converted: GraphModule) -> dict[str, tuple[str, str]]:
+    """(weight, activation) formats of each convolution and linear layer, read off the graph by the layer's module path."""
+    formats = {}
+    for node in converted.graph.nodes:
+        if node.op == "call_function" and node.target in WEIGHTED:
+            formats[layer_path(node)] = (_format(node.args[1], converted), _format(node.args[0], converted))
+    return formats
+
+
+def _format(source: Node, converted: GraphModule) -> str:
+    """`int8`, `uint4`, ... where the tensor comes out of a dequantize node or of packed integers, else `float32`."""
+    if source.op == "call_module" and isinstance(module := converted.get_submodule(str(source.target)), PackedWeight):
+        return f"int{module.grid.bits}"
+    if "dequantize_per" not in str(source.target):
+        return "float32"
+    arguments: Any = source.args
+    *_, quant_min, quant_max, dtype = arguments  # of both dequantize operators
+    return f"{'' if dtype == torch.int8 else 'u'}int{(quant_max - quant_min).bit_length()}"
+
+
+def drop_unused(converted: GraphModule) -> None:
+    """Delete the fp32 weights that conversion leaves beside the quantised ones; they would be written to the file."""
+    used = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
+    modules = {str(node.target) for node in converted.graph.nodes if node.op == "call_module"}
+    for name, _ in [*converted.named_parameters(), *converted.named_buffers()]:
+        path, _, leaf = name.rpartition(".")
+        if name not in used and path not in modules:
+            delattr(converted.get_submodule(path), leaf)
+
+
+class Affine(nn.Module):
+    """Batch norm at inference as scale[C,1,1] * x[B,C,H,W] + shift[C,1,1]: nothing folds it into a convolution."""
+
+    def __init__(self, norm: nn.BatchNorm2d):
+        super().__init__()
+        assert norm.running_var is not None and norm.running_mean is not None
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        self.scale = nn.Parameter(scale.detach()[:, None, None])
+        self.shift = nn.Parameter((norm.bias - norm.running_mean * scale).detach()[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, x, self.scale)
+
+
+def with_separate_norms(network: nn.Module) -> nn.Module:
+    """A copy of the network whose batch norms stay operators of their own."""
+    copied = copy.deepcopy(network)
+    for module in list(copied.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, Affine(child))
+    return copied

@@ -1,0 +1,93 @@
+"""Pieces of a prepared graph with one tensor going in and one coming out: what is reconstructed at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from qexp.method.quantize.placement import COMBINING, FUSED_ACTIVATIONS, WEIGHTED
+
+
+@dataclass(frozen=True)
+class Block:
+    """source: the node whose value goes in; result: the one whose value comes out."""
+
+    source: Node
+    result: Node
+
+
+def residual_blocks(prepared: GraphModule) -> list[Block]:
+    """The graph cut wherever a single tensor leads on, if there is a layer between two cuts: residual blocks stay whole."""
+    nodes = _activations(prepared)
+    place = {node: position for position, node in enumerate(nodes)}
+    last_read = [
+        max(len(nodes) if user.op == "output" else place.get(user, 0) for user in node.users) for node in nodes
+    ]
+    source, found, has_layer = nodes[0], [], False
+    for position, node in enumerate(nodes[1:], start=1):
+        has_layer |= node.target in WEIGHTED
+        alive = [earlier for earlier in nodes[: position + 1] if last_read[place[earlier]] > position]
+        if alive == [node] and has_layer and _ends_here(node):
+            found.append(Block(source, node))
+            source, has_layer = node, False
+    return found
+
+
+def single_layers(prepared: GraphModule) -> list[Block]:
+    """Each layer with the quantizers of its input and the activation that follows it."""
+    found = []
+    for node in _activations(prepared):
+        if node.target in WEIGHTED:
+            source, result = node.all_input_nodes[0], node
+            while source.op == "call_module":
+                (source,) = source.all_input_nodes
+            if len(node.users) == 1 and (user := next(iter(node.users))).target in FUSED_ACTIVATIONS:
+                result = user
+            found.append(Block(source, result))
+    return found
+
+
+def _activations(prepared: GraphModule) -> list[Node]:
+    """All nodes that depend on the images and that others read, in order."""
+    dependent: dict[Node, None] = {}
+    for node in prepared.graph.nodes:
+        if node.users and (node.op == "placeholder" or any(source in dependent for source in node.all_input_nodes)):
+            dependent[node] = None
+    return list(dependent)
+
+
+def _ends_here(node: Node) -> bool:
+    """Whether what reads the node is another layer, not an activation or a pooling that belongs to this one."""
+    return all(
+        user.op in ("call_module", "output") or user.target in WEIGHTED or user.target in COMBINING
+        for user in node.users
+    )
+
+
+def extract(prepared: GraphModule, block: Block) -> GraphModule:
+    """The unit as a graph of its own, with the same modules and weights."""
+    graph = Graph()
+    copies = {block.source: graph.placeholder("x")}
+
+    def copied(node: Node) -> Node:
+        if node not in copies:
+            for source in node.all_input_nodes:
+                copied(source)
+            copies[node] = graph.node_copy(node, lambda source: copies[source])
+        return copies[node]
+
+    graph.output(copied(block.result))
+    return GraphModule(prepared, graph)
+
+
+def value_of(prepared: GraphModule, node: Node, images: Tensor, batch: int) -> Tensor:
+    """What `node` computes for all of x[N,C,H,W]."""
+    start = next(n for n in prepared.graph.nodes if n.op == "placeholder")
+    if node is start:
+        return images
+    part = extract(prepared, Block(start, node))
+    with torch.no_grad():
+        return torch.cat([part(chunk) for chunk in images.split(batch)])

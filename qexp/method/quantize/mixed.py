@@ -1,0 +1,118 @@
+"""Mixed precision: layers that suffer most from rounding get the most of the bits that a budget allows.
+
+Each layer is rounded alone, to each candidate of bits, on calibration images (sensitivity.py); an integer program chooses
+(bit_plan.py); the plan is then calibrated and converted as in static quantisation.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from qexp.data.base import ImageData
+from qexp.method.base import Compressed
+from qexp.method.bits import BitWidths
+from qexp.method.quantize.base import Quantization
+from qexp.method.quantize.bit_plan import (
+    BitPlan,
+    Budget,
+    average_bits,
+    check_layers,
+    find_plan,
+    plan_text,
+    read_plan,
+    weights_of,
+)
+from qexp.method.quantize.placement import weighted_layers
+from qexp.method.quantize.sensitivity import Sensitivity, as_csv
+from qexp.types import EngineSpec, UserError
+
+
+class Mixed(Quantization):
+    """candidates: bits that a layer's weights and its input may have, 2 to 8; budget: see `Budget`; sensitivity_images: calibration
+    images that each candidate is tried on; plan: a file as of `plan_text` with the bits of every layer, instead of a search.
+
+    A search leaves the layers of `layer_bits` their bits, and the first and last at least `first_last_bits`; both count in the
+    budget. Writes plan.yaml beside the graph and, after a search, sensitivity.csv.
+    """
+
+    name = "mixed"
+
+    def __init__(
+        self, candidates: Sequence[int] = (2, 3, 4, 6, 8), budget: Mapping[str, float | None] | None = None, sensitivity_images: int = 256,
+        plan: str | None = None, **common: Any,
+    ):  # fmt: skip
+        super().__init__(**{**common, "bits": "auto"})  # one row, whatever bits a sweep goes through
+        if not candidates or not {*candidates} <= {*range(2, 9)}:
+            raise UserError(
+                f"method.candidates={list(candidates)} is out of range; give whole numbers of bits from 2 to 8."
+            )
+        if sensitivity_images < 1:
+            raise UserError(f"method.sensitivity_images={sensitivity_images} is out of range; give at least 1.")
+        if plan and self.layer_bits:
+            raise UserError(
+                "method.plan says the bits of every layer. Change them in that file and leave method.layer_bits out."
+            )
+        self.candidates, self.sensitivity_images = tuple(sorted({*candidates})), sensitivity_images
+        # The file's content, not its path: attributes are what an artifact is known by.
+        self.plan = as_options(read_plan(Path(plan))) if plan else {}
+        self.budget = {} if plan else dict(budget or {"average_bits": 4})
+        self.bits = "plan" if plan else str(Budget(**self.budget))
+        self.only_eight = {*self.plan.values()} == {"w8a8"} if plan else self.candidates == (8,)
+
+    @property
+    def widths(self) -> BitWidths:
+        """The most that a layer may have."""
+        return BitWidths(self.candidates[-1], self.candidates[-1])
+
+    @property
+    def for_engines(self) -> bool:
+        return super().for_engines and self.only_eight
+
+    def label(self, engine_spec: EngineSpec) -> str:
+        """What was asked for; an artifact's label has the bits that came of it."""
+        return f"{self.name} {self.bits}"
+
+    def bits_of_layers(self, graph: GraphModule) -> BitPlan:
+        layers = weighted_layers(graph)
+        check_layers(self.plan, layers)
+        return {layer: BitWidths.parse(self.plan[layer]) for layer in layers}
+
+    def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
+        if self.plan:
+            return self._planned(network, data, engine_spec, folder)
+        plan, table = find_plan(
+            self, network, data, engine_spec, self.candidates, Budget(**self.budget), self.sensitivity_images
+        )
+        planned = copy.copy(self)  # this one's options must not change: artifacts are known by them
+        planned.plan = as_options(plan)
+        return planned._planned(network, data, engine_spec, folder, table)
+
+    def _planned(
+        self,
+        network: nn.Module,
+        data: ImageData,
+        engine_spec: EngineSpec,
+        folder: Path,
+        table: tuple[Sensitivity, ...] = (),
+    ) -> Compressed:
+        made = super().apply(network, data, engine_spec, folder)
+        plan = {layer: BitWidths.parse(bits) for layer, bits in self.plan.items()}
+        texts = {"plan.yaml": plan_text(network, plan, table)} | ({"sensitivity.csv": as_csv(table)} if table else {})
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+        mean = average_bits(weights_of(network, list(plan)), plan)
+        return replace(
+            made, files=(*made.files, *texts), label=f"{self.name} {mean:.1f} bits{'' if self.fuse else ' unfused'}"
+        )
+
+
+def as_options(plan: BitPlan) -> dict[str, str]:
+    """A plan in plain values."""
+    return {layer: f"w{bits.weight}a{bits.activation}" for layer, bits in plan.items()}

@@ -1,0 +1,146 @@
+"""Where quantize/dequantize pairs stand in an exported graph: quantizers for torchao's PT2E flow.
+
+The placement `fused` quantises the inputs and weights of convolutions and linear layers, their outputs after a following
+activation, and both inputs and the output of additions; pooling and reshaping keep the scale of their input. Integer
+runtimes (ONNX Runtime, OpenVINO, XNNPACK) then find no float operator between two integer ones. `x86_inductor` is torchao's
+own for Inductor's kernels, which add in floating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    QuantizationSpecBase,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+aten = torch.ops.aten
+
+WEIGHTED = {aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
+# Elementwise operators whose result has a range of its own.
+COMBINING = {aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor, aten.addcmul.default}
+# Activations that an integer kernel applies to its own result before rounding.
+FUSED_ACTIVATIONS = {
+    aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default, aten.clamp.default,
+}  # fmt: skip
+# Operators that only move or average values: the result has the scale of the input.
+SCALE_KEEPING = {
+    aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.flatten.using_ints,
+    aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.dropout.default, aten.cat.default,
+}  # fmt: skip
+# Of a training graph; conversion folds it into the convolution before it.
+BATCH_NORM = {aten.batch_norm.default}
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """Of a layer's weights and of its input; None for what stays in floating point."""
+
+    weight: QuantizationSpec | None
+    activation: QuantizationSpec | None
+
+
+def layer_path(node: Node) -> str:
+    """The module path of the layer that a node of an exported graph comes from."""
+    return list(node.meta["nn_module_stack"].values())[-1][0]
+
+
+def weighted_layers(graph: GraphModule) -> list[str]:
+    """Module paths of all convolutions and linear layers in the order they compute in."""
+    nodes = [n for n in graph.graph.nodes if n.op == "call_function" and n.target in WEIGHTED]
+    return list(dict.fromkeys(layer_path(node) for node in nodes))
+
+
+def x86_inductor_placement(layer: LayerSpec) -> Quantizer:
+    """torchao's own, with the same specs for all layers."""
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        QuantizationConfig,
+        X86InductorQuantizer,
+    )  # takes seconds
+
+    return X86InductorQuantizer().set_global(
+        QuantizationConfig(layer.activation, layer.activation, layer.weight, bias=None)
+    )
+
+
+class FusedPlacement(Quantizer):
+    """layers: specs by module path; between: of additions and of the network's output, None for floating point.
+
+    A tensor that several operators read has the finest of the specs they want; one that wants a coarser one rounds it again.
+    unfused: every convolution's result is quantised before its activation too; before_activation: there instead of after it.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, LayerSpec],
+        between: QuantizationSpec | None,
+        unfused: bool = False,
+        before_activation: bool = False,
+    ):
+        self.layers, self.between, self.unfused, self.before_activation = layers, between, unfused, before_activation
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        for node in model.graph.nodes:
+            if node.op == "call_function":
+                self._annotate(node)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Every graph is valid: operators without annotation stay in floating point, and coverage says so."""
+
+    def _annotate(self, node: Node) -> None:
+        if node.target in WEIGHTED:
+            data, weight = node.all_input_nodes[:2]
+            spec = self.layers[layer_path(node)]
+            self._set(node, {data: spec.activation, weight: spec.weight}, self._output(node))
+        elif node.target in BATCH_NORM:
+            self._set(node, {}, self._output(node))
+        elif node.target in COMBINING:
+            inputs = [source for source in node.all_input_nodes if source.op != "get_attr"]
+            self._set(node, dict.fromkeys(inputs, self.between), self._output(node))
+        elif node.target in FUSED_ACTIVATIONS and not self.before_activation:
+            self._set(node, {}, self._wanted(node))
+        elif node.target in SCALE_KEEPING or node.target in FUSED_ACTIVATIONS:
+            wanted = self._wanted(node)
+            if wanted:
+                first, *others = node.all_input_nodes  # concatenation has several
+                shared = SharedQuantizationSpec((first, node))
+                self._set(node, {first: wanted, **dict.fromkeys(others, shared)}, shared)
+
+    def _output(self, node: Node) -> QuantizationSpec | None:
+        """None where the next operator belongs to this one, and its result is quantised instead."""
+        followers = list(node.users)
+        if len(followers) == 1 and followers[0].target in BATCH_NORM:
+            return None
+        followed = len(followers) == 1 and followers[0].target in FUSED_ACTIVATIONS
+        return None if followed and not (self.unfused or self.before_activation) else self._wanted(node)
+
+    def _wanted(self, node: Node) -> QuantizationSpec | None:
+        """The finest of the specs in which the readers of `node` want it."""
+        wanted = [spec for reader in node.users if (spec := self._reads(reader))]
+        return max(wanted, key=lambda spec: (spec.quant_max or 0) - (spec.quant_min or 0), default=None)
+
+    def _reads(self, reader: Node) -> QuantizationSpec | None:
+        if reader.target in WEIGHTED:
+            return self.layers[layer_path(reader)].activation
+        if reader.op == "output" or reader.target in COMBINING:
+            return self.between
+        if reader.target in SCALE_KEEPING or reader.target in FUSED_ACTIVATIONS:
+            return self._wanted(reader)
+        return None
+
+    def _set(
+        self, node: Node, inputs: dict[Node, QuantizationSpecBase | None], output: QuantizationSpecBase | None
+    ) -> None:
+        given = {source: spec for source, spec in inputs.items() if spec}
+        node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+            input_qspec_map=given, output_qspec=output, _annotated=True
+        )

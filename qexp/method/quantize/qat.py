@@ -1,0 +1,110 @@
+"""Quantisation-aware training: the prepared graph is fine-tuned with rounding in place, and its scales learn too."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from qexp.data.base import ImageData
+from qexp.method import fine_tuning
+from qexp.method.base import Compressed
+from qexp.method.fine_tuning import FineTuning, training_folder
+from qexp.method.graph import example_input
+from qexp.method.quantize.base import Quantization
+from qexp.method.quantize.fake_quantize import LEARNING, quantizers
+from qexp.method.quantize.qat_graph import ConvNorm, estimate_norms, hand_over, learn_ranges, sizes, trainable
+from qexp.types import EngineSpec, UserError, nearest
+
+
+class QAT(Quantization):
+    """activations, weights: how their scales learn, `lsq` (Esser et al., 2020), `moving_average` (Jacob et al., 2018) or, of
+    activations only, `pact` (Choi et al., 2018); distillation: share of the loss that asks for the fp32 network's logits instead of
+    the labels (Hinton et al., 2015), at `temperature`; freeze_norms: share of the epochs after which batch norms keep their statistics,
+    1 for never; recipe: epochs, batch_size, optimizer and scheduler of the fine-tuning; trainer: options of Lightning's Trainer,
+    precision `auto` being fp32 here.
+    """
+
+    name = "qat"
+
+    def __init__(
+        self, recipe: DictConfig, trainer: DictConfig, activations: str = "lsq", weights: str = "lsq", distillation: float = 0.0,
+        temperature: float = 4.0, freeze_norms: float = 1.0, seed: int = 0, **common: Any,
+    ):  # fmt: skip
+        tracked = {"observer": activations, "weight_observer": weights}  # a moving average goes on from itself
+        super().__init__(**{**common, **{name: kind for name, kind in tracked.items() if kind == "moving_average"}})
+        for kind in (activations, weights):
+            if kind not in LEARNING:
+                raise UserError(f"Scales cannot learn by {kind!r}. {nearest(kind, LEARNING)}")
+        if weights == "pact":
+            raise UserError(
+                "method.weights=pact: PACT learns where activations are clipped. Give lsq or moving_average for weights."
+            )
+        if not 0 <= freeze_norms <= 1:
+            raise UserError(f"freeze_norms={freeze_norms} is out of range; give a share of the epochs between 0 and 1.")
+        self.fine_tuning = FineTuning(recipe, trainer, distillation, temperature, seed, exact=True)
+        self.activations, self.weights, self.freeze_norms = activations, weights, freeze_norms
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {**super().options, **self.fine_tuning.options}
+
+    def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
+        prepared = self.calibrated(network, data, engine_spec)
+        exact = copy.deepcopy(prepared)
+        trained = trainable(prepared, network, data)
+        learn_ranges(trained, self.activations, self.weights, sizes(trained, example_input(data, 1)))
+        checkpoints = training_folder(folder, network, self.options, str(engine_spec), data.spec.digest)
+        student = partial(
+            QATModule, freeze_norms=self.freeze_norms, images=data.calibration(), batch=self.calibration_batch
+        )
+        self.fine_tuning.train(trained, network if self.teacher is None else self.teacher, data, checkpoints, student)
+        hand_over(trained, prepared)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return self.finish(prepared, exact, network, data, folder)
+
+
+class QATModule(fine_tuning.FineTuningModule):
+    """The graph being trained. freeze_norms: share of the epochs after which batch norms keep their statistics, which x[N,C,H,W] in
+    batches gives them before each validation until then."""
+
+    def __init__(
+        self, trained: GraphModule, teacher: nn.Module, num_classes: int, recipe: Any, distillation: float, temperature: float,
+        seed: int, freeze_norms: float, images: Tensor, batch: int,
+    ):  # fmt: skip
+        super().__init__(trained, teacher, num_classes, recipe, distillation, temperature, seed)
+        self.freeze_norms, self.images, self.batch = freeze_norms, images, batch
+
+    def parameter_groups(self) -> Any:
+        """Scales apart, since weight decay would shrink them."""
+        scales = [
+            quantizer.scale
+            for quantizer in quantizers(self.network).values()
+            if isinstance(quantizer.scale, nn.Parameter)
+        ]
+        known = {id(scale) for scale in scales}
+        others = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
+        return [{"params": others}, {"params": scales, "weight_decay": 0.0}] if scales else others
+
+    @property
+    def norms(self) -> list[ConvNorm]:
+        return [module for module in self.network.modules() if isinstance(module, ConvNorm)]
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        for norm in self.norms:
+            norm.frozen = self.current_epoch >= self.freeze_norms * (self.trainer.max_epochs or 1)
+
+    def after_step(self) -> None:
+        for norm in self.norms:
+            norm.keep_sign()
+
+    def on_validation_start(self) -> None:
+        if not any(norm.frozen for norm in self.norms):
+            estimate_norms(self.network, self.images.to(self.device), self.batch)

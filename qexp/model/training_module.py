@@ -1,0 +1,123 @@
+"""The LightningModule that trains a network."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from qexp.types import UserError, digest
+
+
+def length_of(scheduler: Callable[..., Any], steps: int) -> dict[str, int]:
+    """Steps under the name that a scheduler takes them by, as PyTorch's have several; empty where the recipe gives it itself."""
+    name = next((name for name in ("T_max", "total_iters") if name in signature(scheduler).parameters), "total_steps")
+    return {} if name in getattr(scheduler, "keywords", {}) else {name: steps}
+
+
+class TrainingModule(LightningModule):
+    """Trains a network on cross entropy; optimizer and scheduler are the recipe's partial functions."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        scheduler: Callable[..., Any] | None = None,
+        scheduler_per_step: bool = False,
+        label_smoothing: float = 0.0,
+        channels_last: bool = True,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self.memory_format)
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.scheduler_per_step, self.label_smoothing, self.seed = scheduler_per_step, label_smoothing, seed
+        self.train_seconds = 0.0  # over all parts of an interrupted training
+        metrics = MetricCollection({
+            "top1": MulticlassAccuracy(num_classes, top_k=1, average="micro"),
+            "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
+        })  # fmt: skip
+        self.train_metrics, self.val_metrics, self.test_metrics = (
+            metrics.clone(f"{s}_") for s in ("train", "val", "test")
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[B,C,H,W] -> logits[B,K] float32."""
+        return self.network(x.contiguous(memory_format=self.memory_format)).float()
+
+    def on_train_epoch_start(self) -> None:
+        self._epoch_started = time.perf_counter()
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        # Dropout draws from the global generator: tied to the step, a resumed run draws what an undisturbed one does.
+        torch.manual_seed(int(digest([self.seed, self.global_step, self.global_rank])[:15], 16))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        x, labels = batch
+        logits = self(x)
+        loss = self.loss(x, logits, labels)
+        self.train_metrics.update(logits.detach(), labels)
+        self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
+        return loss
+
+    def loss(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    def on_train_epoch_end(self) -> None:
+        loss = float(self.trainer.callback_metrics["train_loss"])
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The training diverged: its loss is {loss} after epoch {self.current_epoch + 1}. Lower recipe.optimizer.lr."
+            )
+        self.train_seconds += time.perf_counter() - self._epoch_started
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["train_seconds"] = self.train_seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.train_seconds = checkpoint["train_seconds"]
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, metrics: MetricCollection) -> None:
+        x, labels = batch
+        logits = self(x)
+        metrics.update(logits, labels)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=part == "val", batch_size=len(labels))
+        loss = nn.functional.cross_entropy(logits, labels)
+        self.log(f"{part}_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
+
+    def parameter_groups(self) -> Any:
+        """What the optimizer is given: all parameters, or groups of them with options of their own."""
+        return self.network.parameters()
+
+    def configure_optimizers(self) -> Any:
+        try:
+            optimizer = self.optimizer(self.parameter_groups())
+            if self.scheduler is None:
+                return optimizer
+            steps = int(self.trainer.estimated_stepping_batches)
+            scheduler = self.scheduler(
+                optimizer, **(length_of(self.scheduler, steps) if self.scheduler_per_step else {})
+            )
+        except (TypeError, ValueError, ZeroDivisionError) as error:  # OneCycleLR divides by the steps of each phase
+            total = self.trainer.estimated_stepping_batches
+            raise UserError(
+                f"No optimizer or scheduler of this recipe for {total} steps: {error}. See conf/recipe/."
+            ) from error
+        return [optimizer], [{"scheduler": scheduler, "interval": "step" if self.scheduler_per_step else "epoch"}]

@@ -1,0 +1,214 @@
+"""The LightningModule and the Trainer: learning rates, losses and metrics against closed forms."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning import Callback
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from qexp.model.trainer import make_trainer
+from qexp.model.training_module import TrainingModule
+from qexp.types import UserError
+
+CONF = Path(__file__).parents[2] / "conf"
+RECIPES = sorted(p.stem for p in (CONF / "recipe").glob("[!_]*.yaml"))
+EPOCHS, BATCHES = 5, 3
+
+
+def recipe_config(name: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [f"recipe={name}", f"recipe.epochs={EPOCHS}", *overrides]).recipe
+
+
+def classifier(recipe: DictConfig, network: nn.Module | None = None, classes: int = 3) -> TrainingModule:
+    r = instantiate(recipe)
+    network = network or nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, classes)
+    )
+    return TrainingModule(
+        network, classes, r.optimizer, r.scheduler, r.scheduler_per_step, r.label_smoothing, r.channels_last
+    )
+
+
+def loader(images: int = 4 * BATCHES, classes: int = 3) -> DataLoader:
+    torch.manual_seed(0)
+    return DataLoader(TensorDataset(torch.randn(images, 1, 8, 8), torch.arange(images) % classes), batch_size=4)
+
+
+class Rates(Callback):
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def fit(module: TrainingModule, *callbacks: Callback, precision: str = "32-true", epochs: int = EPOCHS) -> None:
+    options: dict[str, Any] = {
+        "max_epochs": epochs,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Lightning, about loaders that this project does not use
+        make_trainer("cpu", precision, callbacks=list(callbacks), **options).fit(module, loader(), loader(7))
+
+
+def between(first: float, last: float, share: float) -> float:
+    return last + (first - last) / 2 * (1 + math.cos(math.pi * share))
+
+
+def one_cycle(step: int, recipe: DictConfig) -> float:
+    """Smith and Topin's cycle with cosines, after PyTorch's documentation."""
+    top, options = recipe.optimizer.lr, recipe.scheduler
+    first, total = top / options.div_factor, EPOCHS * BATCHES
+    peak = options.pct_start * total - 1
+    if step <= peak:
+        return between(first, top, step / peak)
+    return between(top, first / options.final_div_factor, (step - peak) / (total - 1 - peak))
+
+
+def multi_step(step: int, recipe: DictConfig) -> float:
+    passed = sum(step // BATCHES >= milestone for milestone in recipe.scheduler.milestones)
+    return recipe.optimizer.lr * recipe.scheduler.gamma**passed
+
+
+FORMS = {"OneCycleLR": one_cycle, "MultiStepLR": multi_step}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_learning_rates_of_every_recipe(name: str) -> None:
+    recipe = recipe_config(name)
+    if recipe.scheduler and "milestones" in recipe.scheduler:
+        recipe.scheduler.milestones = [1, 3]  # within these few epochs
+    rates = Rates()
+    fit(classifier(recipe), rates)
+    form = (
+        FORMS[recipe.scheduler._target_.rpartition(".")[2]]
+        if recipe.scheduler
+        else lambda step, recipe: recipe.optimizer.lr
+    )
+    np.testing.assert_allclose(rates.rates, [form(step, recipe) for step in range(EPOCHS * BATCHES)], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "length"), [("prune", None), ("prune_channels", None), ("cluster", None), ("prune", 20)]
+)
+def test_the_rate_of_fine_tuning_falls_to_zero_in_its_steps_or_as_it_is_told(method: str, length: int | None) -> None:
+    told = [f"+method.recipe.scheduler.T_max={length}"] if length else []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        recipe = compose("compress", [f"method={method}", *told]).method.recipe
+    rates = Rates()
+    fit(classifier(recipe), rates)
+    steps = length or EPOCHS * BATCHES
+    expected = [between(recipe.optimizer.lr, 0.0, step / steps) for step in range(EPOCHS * BATCHES)]
+    np.testing.assert_allclose(rates.rates, expected, rtol=1e-6)
+
+
+def test_wrong_optimizer_arguments() -> None:
+    with pytest.raises(
+        UserError, match="No optimizer or scheduler of this recipe for 15 steps: Invalid learning rate: -1"
+    ):
+        fit(classifier(recipe_config("resnet34_cifar100", "recipe.optimizer.lr=-1")))
+
+
+def test_divergence_is_an_error() -> None:
+    with pytest.raises(UserError, match="diverged: its loss is nan after epoch 1. Lower recipe.optimizer.lr"):
+        module = classifier(recipe_config("resnet34_cifar100"))
+        nn.init.constant_(module.network[4].weight, math.nan)  # type: ignore[index,arg-type]
+        fit(module)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_label_smoothing(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
+    module = classifier(recipe_config("one_cycle", f"recipe.label_smoothing={smoothing}"), nn.Flatten(), classes=4)
+    monkeypatch.setattr(module, "log", lambda *a, **k: None)
+    monkeypatch.setattr(module, "log_dict", lambda *a, **k: None)
+    logits, labels = torch.randn(6, 4, 1, 1), torch.tensor([0, 1, 2, 3, 0, 1])
+    log_p = logits.flatten(1).log_softmax(1)
+    expected = -(1 - smoothing) * log_p[range(6), labels].mean() - smoothing * log_p.mean()
+    torch.testing.assert_close(module.training_step((logits, labels), 0), expected)
+
+
+class Seen(nn.Module):
+    """Logits from one linear layer; remembers what it was given and computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.linear(x.mean((2, 3)))
+        self.dtype, self.channels_last = result.dtype, x.is_contiguous(memory_format=torch.channels_last)
+        return result
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_memory_format(channels_last: bool) -> None:
+    network = Seen()
+    module = classifier(recipe_config("one_cycle", f"recipe.channels_last={channels_last}"), network)
+    x = torch.randn(2, 3, 4, 4)
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        module(given)
+        assert network.channels_last is channels_last
+
+
+def test_bf16_autocast() -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(1, 3, 1), Seen())
+    fit(classifier(recipe_config("one_cycle"), network), precision="bf16-mixed", epochs=1)
+    assert network[2].dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in network.parameters())
+
+
+@pytest.mark.parametrize("classes", [3, 10])
+def test_metrics_against_numpy(classes: int) -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(37, classes)).astype(np.float32), rng.integers(classes, size=37)
+    data = DataLoader(TensorDataset(torch.from_numpy(logits)[..., None, None], torch.from_numpy(labels)), batch_size=10)
+    trainer = make_trainer("cpu", "32-true", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = trainer.test(classifier(recipe_config("one_cycle"), nn.Flatten(), classes), data, verbose=False)[0]
+    order = np.argsort(-logits, axis=1)
+    assert found["test_top1"] == pytest.approx(np.mean(order[:, 0] == labels))
+    assert found["test_top5"] == pytest.approx(np.mean((order[:, :5] == labels[:, None]).any(1)))
+    log_sum = np.log(np.exp(logits.astype(float)).sum(1))
+    assert found["test_loss"] == pytest.approx(np.mean(log_sum - logits[range(37), labels]), rel=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_no_gpu() -> None:
+    with pytest.raises(UserError, match="PyTorch sees no GPU here. Use trainer=cpu"):
+        make_trainer("gpu", "auto")
+
+
+def test_options_that_do_not_fit() -> None:
+    with pytest.raises(UserError, match="trainer's options do not fit this machine: .*int3"):
+        make_trainer("cpu", "int3")
+
+
+def test_failed_checkpoint_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = make_trainer("cpu", "32-true", logger=False).strategy.checkpoint_io
+    checkpoints.save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+
+    def full_disk(checkpoint: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(UserError, match="Cannot write .*last.ckpt.*No space left on device"):
+        checkpoints.save_checkpoint({"step": 2}, tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt") == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
