@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,16 @@ def test_imports_follow_the_table(file: Path) -> None:
     assert foreign <= ALLOWED[package], f"{file} may not import {foreign - ALLOWED[package]}"
     known_leaves = imports(file) & leaves()
     assert not known_leaves, f"{file} names {known_leaves}; leaves are named by _target_ in conf/ only"
+
+
+@pytest.mark.parametrize("room", ["qexp.method", "qexp.method.quantize", "qexp.method.prune"])
+def test_a_room_of_methods_says_which_files_are_methods_and_which_help_them(room: str) -> None:
+    folder = ROOT / room.replace(".", "/")
+    named = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    methods, helpers = (re.findall(r"`(\w+)`", part) for part in named.partition("What helps them:")[::2])
+    files = {file.stem for file in folder.glob("*.py")} - {"__init__"}
+    assert {*methods} == {name for name in files if f"{room}.{name}" in leaves()} - {"fine_tuning"}
+    assert {*helpers} == files - {*methods}
 
 
 @pytest.mark.parametrize("script", ["train.py", "compress.py", "benchmark.py"])

@@ -19,7 +19,7 @@ from tests.measure.conftest import measuring_children
 from tests.measure.fake_engines import Chatters, Fails, Fake, Holds, SlowStart, Tells
 
 MakeCandidate = Callable[..., Candidate]
-MakeBench = Callable[..., Context]
+MakeContext = Callable[..., Context]
 
 
 @pytest.mark.parametrize(
@@ -136,26 +136,28 @@ def test_load_and_first_call_are_told_apart(make_candidate: MakeCandidate) -> No
     ],
     ids=["held", "spike", "held after a spike", "imported", "nothing"],
 )
-def test_memory_is_the_peak_above_the_imported_engine(engine: Engine, expected: float, make_context: MakeBench) -> None:
+def test_memory_is_the_peak_above_the_imported_engine(
+    engine: Engine, expected: float, make_context: MakeContext
+) -> None:
     (memory,) = Memory().measure(make_context(engine))
     assert (memory.name, memory.unit) == ("memory_mb", "MB")
     assert memory.value == pytest.approx(expected, rel=0.05, abs=1)
 
 
-def test_the_peak_of_an_accelerator_is_told_beside_it(make_context: MakeBench) -> None:
+def test_the_peak_of_an_accelerator_is_told_beside_it(make_context: MakeContext) -> None:
     found = Memory().measure(make_context(Holds(device=321.5)))
     assert [(m.name, m.unit) for m in found] == [("memory_mb", "MB"), ("device_memory_mb", "MB")]
     assert found[1].value == 321.5
 
 
-def test_without_a_high_water_mark_a_note_says_so(make_context: MakeBench) -> None:
+def test_without_a_high_water_mark_a_note_says_so(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
     context = make_context(Fake())
-    context.candidate.start()
-    context.candidate.started = {"memory_mb": None, "device_memory_mb": None}  # as on other systems than Linux
+    elsewhere = {"memory_mb": None, "device_memory_mb": None}  # than on Linux
+    monkeypatch.setattr(context.candidate, "start", lambda: elsewhere)
     assert Memory().measure(context) == [] and "no resettable high-water mark" in context.notes["memory_mb"]
 
 
-def test_operators_are_a_table_where_the_engine_has_a_profiler(make_context: MakeBench) -> None:
+def test_operators_are_a_table_where_the_engine_has_a_profiler(make_context: MakeContext) -> None:
     context = make_context(Tells())
     (allocated,) = Operators().measure(context)
     assert (allocated.name, allocated.value, allocated.unit) == ("allocated_mib", 2.5, "MiB")
@@ -164,7 +166,7 @@ def test_operators_are_a_table_where_the_engine_has_a_profiler(make_context: Mak
     os.kill(json.loads(context.texts["operators.txt"])["helper"], 9)
 
 
-def test_an_engine_without_a_profiler_has_a_note_instead(make_context: MakeBench) -> None:
+def test_an_engine_without_a_profiler_has_a_note_instead(make_context: MakeContext) -> None:
     context = make_context(Fake())
     assert Operators().measure(context) == [] and context.texts == {}
     assert context.notes == {"allocated_mib": "fake has no profiler of operators"}

@@ -57,7 +57,7 @@ def test_candidates_are_ranked_by_their_time_and_the_fastest_keeps_its_child(mak
     ranked = ranking(candidates, QUICK, notes)
     assert list(ranked) == ["quick", "middle", "slow"] and notes == {}
     assert ranked == pytest.approx({"quick": 1, "middle": 3, "slow": 6}, rel=0.05)
-    assert measuring_children() == {candidates["quick"].child.process.pid}
+    assert measuring_children() == {candidates["quick"].ready_child().process.pid}
 
 
 def test_a_disturbed_window_does_not_change_the_ranking(make_candidate: MakeCandidate) -> None:
@@ -88,7 +88,7 @@ def test_a_candidate_that_does_not_survive_is_left_out_with_its_reason(
     notes: dict[str, str] = {}
     assert list(ranking(candidates, QUICK, notes)) == ["quick", "slow"]
     assert notes == {"candidate victim": f"left out: it {reason}"}
-    assert measuring_children() == {candidates["quick"].child.process.pid}
+    assert measuring_children() == {candidates["quick"].ready_child().process.pid}
 
 
 def test_if_none_survives_the_reason_comes_through_and_nothing_is_left(make_candidate: MakeCandidate) -> None:
@@ -187,7 +187,7 @@ def fp32_engines(
     return made
 
 
-def test_the_fastest_rival_is_timed_once_for_all_jobs(
+def test_the_fastest_best_fp32_is_timed_once_for_all_jobs(
     fp32_engines: Callable[..., dict[str, Candidate]], tmp_path: Path
 ) -> None:
     trial = Counts()
@@ -221,13 +221,15 @@ def test_another_batch_size_thread_count_or_file_is_timed_again(
         assert trial.timed == min(count, len(cases))
 
 
-def test_one_rival_alone_is_not_timed(make_candidate: MakeCandidate, tmp_path: Path) -> None:
+def test_one_best_fp32_alone_is_not_timed(make_candidate: MakeCandidate, tmp_path: Path) -> None:
     candidate = make_candidate(Fails("leave"))
     assert fastest_known({"only": candidate}, Gives(), tmp_path) is candidate
     assert not list(tmp_path.glob("fastest"))
 
 
-def test_the_measured_times_decide_which_rival_is_the_fastest(make_candidate: MakeCandidate, tmp_path: Path) -> None:
+def test_the_measured_times_decide_which_best_fp32_is_the_fastest(
+    make_candidate: MakeCandidate, tmp_path: Path
+) -> None:
     candidates = {
         "slow": make_candidate(Takes(4)),
         "crashes": make_candidate(Fails("leave")),
@@ -288,7 +290,7 @@ def test_if_all_disagree_with_their_graph_that_is_the_end(
     assert len(notes) == 1 and not measuring_children()
 
 
-def test_one_engine_alone_is_measured_without_a_trial_beside_one_rival(
+def test_one_engine_alone_is_measured_without_a_trial_beside_one_best_fp32(
     config: DictConfig, on_graph: Callable[[Engine], Candidate], make_candidate: MakeCandidate, tests_of: Any
 ) -> None:
     config.engine = target("TakesToo", ms=2)

@@ -23,7 +23,7 @@ from qexp.types import Artifact, Measurement, UserError
 from tests.measure.fake_engines import Fails, SlowStart, Takes, TakesToo
 
 QUICK = Latency(windows=7, calls=5, window_s=0.02, warmup_calls=3, warmup_s=0.01, budget_s=60)
-MakeBench = Callable[..., Context]
+MakeContext = Callable[..., Context]
 
 
 def by_name(found: list[Measurement]) -> dict[str, float]:
@@ -31,7 +31,7 @@ def by_name(found: list[Measurement]) -> dict[str, float]:
     return {m.name: m.value for m in found}
 
 
-def test_five_milliseconds_read_five_milliseconds(make_context: MakeBench) -> None:
+def test_five_milliseconds_read_five_milliseconds(make_context: MakeContext) -> None:
     found = QUICK.measure(make_context(Takes(5)))
     values = by_name(found)
     assert values["latency_ms"] == pytest.approx(5, rel=0.05)
@@ -42,20 +42,20 @@ def test_five_milliseconds_read_five_milliseconds(make_context: MakeBench) -> No
     assert next(m for m in found if m.name == "latency_ms").unit == "ms"
 
 
-def test_the_clock_is_that_of_the_wall(make_context: MakeBench) -> None:
+def test_the_clock_is_that_of_the_wall(make_context: MakeContext) -> None:
     found = QUICK.measure(make_context(Takes(1, own_clock=False)))  # short enough to be seldom interrupted
     samples = next(m.samples for m in found if m.name == "latency_ms")
     assert min(samples) == pytest.approx(1, rel=0.05)  # other programs only ever add to it
     assert min(samples) >= 1 and len(samples) >= 7 * 5
 
 
-def test_a_slow_first_call_is_seen_in_first_call_ms_only(make_context: MakeBench) -> None:
+def test_a_slow_first_call_is_seen_in_first_call_ms_only(make_context: MakeContext) -> None:
     values = by_name(QUICK.measure(make_context(SlowStart(load_ms=0, first_ms=250))))
     assert values["first_call_ms"] >= 250
     assert values["latency_ms"] < 5 and values["latency_p90_ms"] < 25
 
 
-def test_half_the_time_is_twice_as_fast(make_context: MakeBench) -> None:
+def test_half_the_time_is_twice_as_fast(make_context: MakeContext) -> None:
     values = by_name(QUICK.measure(make_context(Takes(2), baseline=Takes(4))))
     assert values["latency_ms"] == pytest.approx(2, rel=0.05)
     assert values["speedup"] == pytest.approx(2, rel=0.05)
@@ -63,13 +63,13 @@ def test_half_the_time_is_twice_as_fast(make_context: MakeBench) -> None:
     assert values["speedup_low"] * 0.99 <= 2 <= values["speedup_high"] * 1.01  # 1 %: the calls' own cost
 
 
-def test_a_against_a_shows_no_difference(make_context: MakeBench) -> None:
+def test_a_against_a_shows_no_difference(make_context: MakeContext) -> None:
     values = by_name(QUICK.measure(make_context(Takes(2), baseline=Takes(2))))
     assert values["speedup"] == pytest.approx(1, rel=0.05)
     assert values["speedup_low"] * 0.99 <= 1 <= values["speedup_high"] * 1.01
 
 
-def test_the_best_fp32_engine_is_another_yardstick(make_context: MakeBench) -> None:
+def test_the_best_fp32_engine_is_another_yardstick(make_context: MakeContext) -> None:
     context = make_context(Takes(2), baseline=Takes(8), best_fp32=TakesToo(5))
     values = by_name(QUICK.measure(context))
     assert values["speedup"] == pytest.approx(4, rel=0.05)
@@ -78,14 +78,16 @@ def test_the_best_fp32_engine_is_another_yardstick(make_context: MakeBench) -> N
     assert context.notes == {"speedup_vs_best_fp32": "the fastest fp32 engine here was takes_too"}
 
 
-def test_the_baseline_itself_has_no_speedup(make_context: MakeBench, make_candidate: Callable[..., Candidate]) -> None:
+def test_the_baseline_itself_has_no_speedup(
+    make_context: MakeContext, make_candidate: Callable[..., Candidate]
+) -> None:
     context = make_context(Takes(1))
     context.baseline = make_candidate(Takes(1), context.candidate.artifact)
     assert context.candidates == [context.candidate]
     assert "speedup" not in by_name(QUICK.measure(context))
 
 
-def test_a_simulated_format_has_no_latency(make_context: MakeBench, make_artifact: Callable[..., Artifact]) -> None:
+def test_a_simulated_format_has_no_latency(make_context: MakeContext, make_artifact: Callable[..., Artifact]) -> None:
     context = make_context(Fails("leave"), artifact=make_artifact(simulated=True))
     assert QUICK.measure(context) == [] and "no kernel computes in this format" in context.notes["latency_ms"]
 
@@ -99,7 +101,6 @@ class Scripted:
     asked: list[str] = field(default_factory=list)
     batch: int = 4
     threads: int = 1
-    start: dict[str, float] = field(default_factory=lambda: {"load_ms": 70.0, "first_call_ms": 9.0})
     artifact: Any = field(default_factory=lambda: SimpleNamespace(simulated=False))
 
     @property
@@ -109,6 +110,9 @@ class Scripted:
     @property
     def engine(self) -> Scripted:
         return self
+
+    def start(self) -> dict[str, float]:
+        return {"load_ms": 70.0, "first_call_ms": 9.0}
 
     def window(self, calls: int, seconds: float) -> list[float]:
         self.asked.append(self.name)
@@ -127,7 +131,7 @@ def steady(name: str, ms: float, asked: list[str]) -> Any:
 PLAIN = Latency(windows=8, calls=1, window_s=0, warmup_calls=1, warmup_s=0, budget_s=60)
 
 
-def test_baseline_and_rival_take_turns_with_the_subject_and_both_ratios_are_exact() -> None:
+def test_baseline_and_best_fp32_take_turns_with_the_candidate_and_both_ratios_are_exact() -> None:
     asked: list[str] = []
     context = Context(steady("int8", 2, asked), steady("eager", 9, asked), None, Path(), steady("best", 5, asked))
     values = by_name(PLAIN.measure(context))
@@ -137,7 +141,7 @@ def test_baseline_and_rival_take_turns_with_the_subject_and_both_ratios_are_exac
     assert context.notes["speedup_vs_best_fp32"] == "the fastest fp32 engine here was best"
 
 
-def test_a_rival_that_is_the_baseline_is_timed_once() -> None:
+def test_a_best_fp32_that_is_the_baseline_is_timed_once() -> None:
     asked: list[str] = []
     values = by_name(
         PLAIN.measure(
@@ -148,7 +152,7 @@ def test_a_rival_that_is_the_baseline_is_timed_once() -> None:
     assert asked[-16:] == ["int8", "eager"] * 8 and asked.count("eager") == 8 + 2  # two windows to warm up
 
 
-def test_the_rival_itself_has_no_speedup_over_it() -> None:
+def test_the_best_fp32_itself_has_no_speedup_over_it() -> None:
     asked: list[str] = []
     context = Context(steady("best", 5, asked), steady("eager", 9, asked), None, Path(), steady("best", 5, asked))
     values = by_name(PLAIN.measure(context))

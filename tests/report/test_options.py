@@ -111,7 +111,7 @@ def test_values_are_shown_as_they_are_written_on_the_command_line() -> None:
     }  # fmt: skip
 
 
-def test_rows_of_different_options_are_rivals() -> None:
+def test_rows_of_different_options_are_best_fp32s() -> None:
     rows = [
         made("static int8", metrics={"top1": top1}, observer=o)
         for o, top1 in (("minmax", 0.6), ("mse", 0.7), ("lsq", 0.65))

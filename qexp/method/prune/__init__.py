@@ -1,0 +1,8 @@
+"""Methods that leave fewer weights or fewer different ones: their result is again an fp32 network, which a chain goes on
+from.
+
+Methods: `weights` (single weights become zero), `channels` (whole channels go), `cluster` (weights share values).
+
+What helps them: `base` (what these methods are, and their network on disk), `masks` (which weights are left),
+`dependency_graph` (which channels go together), `kmeans` (shared values).
+"""
