@@ -3,7 +3,8 @@
 The sequence of its steps stands in qexp/jobs/train.py.
 """
 
-from qexp.cli import end_at_once, program
+from qexp.cli import program
+from qexp.startup import end_at_once
 
 main = program("train")
 

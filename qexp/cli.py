@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
-import importlib
 import os
 import re
 import shlex
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from qexp.errors import LEFT_OPEN, check_renamed, do_what_is_left, end_if_explained, report_errors
+from qexp.startup import collector_at_rest, import_for_good
 from qexp.types import command_line
 from qexp.worker import Portable
 
@@ -36,7 +32,7 @@ def program(name: str) -> Callable[[], None]:
 
     @report_errors
     def run(config: DictConfig) -> Any:
-        return job_module(f"qexp.jobs.{name}").main(config)
+        return import_for_good(f"qexp.jobs.{name}").main(config)
 
     run_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(Portable(run))
 
@@ -49,9 +45,9 @@ def program(name: str) -> Callable[[], None]:
         )  # Hydra takes it at the front only
         check_renamed(sys.argv[1:])
         LEFT_OPEN.clear()
-        gc.disable()  # until the libraries are imported: the collector would go through all that they make, again and again
         try:
-            run_hydra()
+            with collector_at_rest():  # until the job's libraries are imported
+                run_hydra()
         except KeyboardInterrupt:
             print(f"\nInterrupted. What is finished is kept; to go on: {command_line()}", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
@@ -59,32 +55,8 @@ def program(name: str) -> Callable[[], None]:
             do_what_is_left()
             end_if_explained(error)
             raise
-        finally:
-            gc.enable()
 
     return main
-
-
-def job_module(name: str) -> ModuleType:
-    """The module. What it imports, torch above all, is left out of the garbage collector's rounds, which would take a second each."""
-    if name not in sys.modules:
-        importlib.import_module(name)
-        gc.freeze()
-        atexit.register(
-            gc.unfreeze
-        )  # some of the libraries' C++ parts print all that they find still there at the very end
-    gc.enable()
-    return sys.modules[name]
-
-
-def end_at_once() -> NoReturn:
-    """End a program that did all it had to, as multiprocessing ends its processes: threads and exit handlers come to their end, but
-    the interpreter does not look for garbage among all objects of all libraries, which takes two seconds."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(0)
 
 
 def same_choices(script: str, groups: str = "model|data|outputs|recipe|trainer") -> str:

@@ -170,7 +170,7 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compose:
     monkeypatch.setattr(
         Summary, "on_multirun_start", lambda summary, config, **kwargs: check_end(config)
     )  # it starts MLflow as well
-    monkeypatch.setattr(qexp.cli, "job_module", lambda name: SimpleNamespace(main=main_of_job))
+    monkeypatch.setattr(qexp.cli, "import_for_good", lambda name: SimpleNamespace(main=main_of_job))
 
     def composed(words: list[str]) -> int:
         program = words[0] if "/" not in words[0] else "compress.py"

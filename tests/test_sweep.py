@@ -55,7 +55,7 @@ def test_jobs_that_differ_in_values_alone_are_checked_once(run: RunCommand, monk
 def test_a_program_that_ends_at_once_lets_threads_and_exit_handlers_finish() -> None:
     program = """
 import atexit, threading, time
-from qexp.cli import end_at_once
+from qexp.startup import end_at_once
 atexit.register(print, "handler")
 threading.Thread(target=lambda: (time.sleep(0.2), print("thread", end=" "))).start()
 end_at_once()
