@@ -1,4 +1,4 @@
-"""How many bits the weights and the input of each layer have."""
+"""Bit-widths: how many bits the weights and the input of each layer have."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ FLOAT = 32  # "bits" of what stays in floating point
 
 @dataclass(frozen=True)
 class BitWidths:
-    """Bits of a layer's weights and of its input."""
+    """The bits of a layer's weights, and of its input (`activation`)."""
 
     weight: int
     activation: int
 
     @classmethod
     def parse(cls, bits: int | str) -> BitWidths:
-        """4 or `w4a8`. Errors: UserError for anything else."""
+        """Parse a number of bits, such as 4, or one each for weights and activations, such as `w4a8`.
+
+        Raises:
+            UserError: The bits have another form or are out of range.
+        """
         found = re.fullmatch(r"w(\d+)a(\d+)", str(bits)) or re.fullmatch(r"(\d+)", str(bits))
         numbers = [int(group) for group in found.groups()] if found else []
         if not numbers or not all(2 <= number <= FLOAT for number in numbers):
             raise UserError(
-                f"bits={bits} is out of range; give auto or a number of bits from 2 to 32, or weights and activations apart as in w4a8."
+                f"bits={bits} is out of range; give auto or a number of bits from 2 to 32, or weights and activations "
+                "apart as in w4a8."
             )
         return cls(numbers[0], numbers[-1])
 
@@ -35,12 +40,12 @@ class BitWidths:
 
     @property
     def can_be_integers(self) -> bool:
-        """Whether both are 2 to 8 bits or floating point, and not both floating point."""
+        """Whether each is 2 to 8 bits or floating point, but not both are floating point."""
         return {self.weight, self.activation} <= {*range(2, 9), FLOAT} and self.weight + self.activation < 2 * FLOAT
 
     @property
     def has_kernels(self) -> bool:
-        """Whether integer engines compute in these bits."""
+        """Whether integer engines have kernels for these bits."""
         return self.weight == self.activation == 8
 
 
@@ -50,10 +55,17 @@ def plan_bits(
     first_last_bits: int | None = None,
     overrides: Mapping[str, int | str] | None = None,
 ) -> dict[str, BitWidths]:
-    """The bits of each of `layers`, which are in the order they compute in.
+    """Decide the bits of each layer.
 
-    first_last_bits: the least of the first and of the last layer, which lose the most; overrides: bits by layer name, with * for
-    any characters; later ones win. Errors: UserError for an override that fits no layer.
+    Args:
+        layers: Names of the layers, in the order in which they are computed.
+        bits: The bits of every layer that is no exception.
+        first_last_bits: The fewest bits that the first and the last layer may have, since these lose the most. None
+            treats them like all others.
+        overrides: Bits by layer name, in which * stands for any characters. Where several match a layer, the last wins.
+
+    Raises:
+        UserError: An override matches no layer, or its bits are out of range.
     """
     plan = dict.fromkeys(layers, bits)
     for edge in (layers[0], layers[-1]) if first_last_bits else ():

@@ -1,4 +1,4 @@
-"""Exported graphs of networks: how they are made and written, and what their layers are."""
+"""Exported graphs: how they are made from networks, what their layers are, and how they are written to files."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ from qexp.coded_file import graph_pieces, write_coded
 from qexp.data.base import ImageData
 from qexp.types import Layer, UserError
 
-# torchao registers an enum in a way that torch 2.15 calls deprecated, and torch says so at each import.
+# torchao registers an enum in a way that torch 2.15 calls deprecated. Without this, torch would say so at each import.
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: "KernelPreference" not in record.getMessage())
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def example_input(data: ImageData, batch: int = 2) -> Tensor:
-    """x[B,C,H,W] of zeros in the shape of the data; two images, since torch.export takes a batch of one for a constant."""
+    """Make images x[B,C,H,W] of zeros, in the shape of the data.
+
+    There are two by default, since torch.export takes a batch size of one for a constant.
+    """
     return torch.zeros(batch, *data.spec.input_shape)
 
 
 def count_macs(network: nn.Module, data: ImageData) -> dict[str, int]:
-    """Multiply-accumulate operations for one image by module path; "" is the whole network.
+    """Count the multiply-accumulate operations for one image, by module path. The path "" is the whole network.
 
-    Counted by torch's FlopCounterMode, two per multiply-accumulate, whichever module asks for them.
+    torch's FlopCounterMode sees every operation, whichever module calls it, and counts two for a multiply-accumulate.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(example_input(data, 1))
@@ -44,7 +47,7 @@ def count_macs(network: nn.Module, data: ImageData) -> dict[str, int]:
 
 
 def layer_table(network: nn.Module, data: ImageData) -> tuple[Layer, ...]:
-    """Every convolution and linear layer of the fp32 network with its parameters and multiply-accumulate operations."""
+    """List every convolution and linear layer of the fp32 network, with its parameters and multiply-accumulates."""
     macs = count_macs(network, data)
     return tuple(
         Layer(name, type(module).__name__.lower(), sum(p.numel() for p in module.parameters()), macs.get(name, 0))
@@ -54,7 +57,11 @@ def layer_table(network: nn.Module, data: ImageData) -> tuple[Layer, ...]:
 
 
 def export(network: nn.Module, data: ImageData) -> ExportedProgram:
-    """The network as an ATen graph with a free batch size. Errors: UserError where torch.export cannot trace it."""
+    """Export the network as an ATen graph with a free batch size.
+
+    Raises:
+        UserError: torch.export cannot trace the network.
+    """
     try:
         shapes = ({0: torch.export.Dim("batch")},)
         return torch.export.export(network, (example_input(data),), dynamic_shapes=shapes)
@@ -63,26 +70,29 @@ def export(network: nn.Module, data: ImageData) -> ExportedProgram:
 
 
 def fold_batch_norms(graph: Any) -> GraphModule:
-    """An exported graph with its batch norms folded into the convolutions before them, in fp32."""
+    """Fold the batch norms of an exported graph into the convolutions before them, in fp32."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import Quantizer
 
     class Nothing(Quantizer):
-        """Quantises nothing: what is left of the flow is the folding."""
+        """Quantises nothing, so that folding is all that is left of the flow."""
 
         def annotate(self, model: GraphModule) -> GraphModule:
             return model
 
         def validate(self, model: GraphModule) -> None:
-            """Nothing was annotated."""
+            """There is nothing to check, since nothing was annotated."""
 
     return convert_pt2e(prepare_pt2e(graph, Nothing()))
 
 
 def save_graph(program: ExportedProgram, file: Path, coded: bool = False) -> None:
-    """Write a `.pt2` without the debug information (source lines and module paths) that would dwarf a small network.
+    """Write a `.pt2` file without debug information (source lines and module paths), which would dwarf a small network.
 
-    coded: in the form of qexp.coded_file, small where weights are zero or shared.
+    Args:
+        program: The program to write. It loses its debug information and its example inputs.
+        file: Where to write it.
+        coded: Whether to write the form of qexp.coded_file, which is small where weights are zero or shared.
     """
     for module in program.graph_module.modules():
         if isinstance(module, GraphModule):
@@ -93,7 +103,8 @@ def save_graph(program: ExportedProgram, file: Path, coded: bool = False) -> Non
     whole = file.with_name(f".{file.name}")
     torch.export.save(program, whole)
     with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(file, "w") as compressed:
-        for entry in archive.infolist():  # the text of the graph, which would be larger than a small network's weights
+        for entry in archive.infolist():
+            # The text of the graph is compressed, since it would be larger than the weights of a small network.
             text = entry.filename.endswith(".json") and not coded
             compressed.writestr(entry, archive.read(entry), zipfile.ZIP_DEFLATED if text else zipfile.ZIP_STORED)
     whole.unlink()
@@ -102,7 +113,7 @@ def save_graph(program: ExportedProgram, file: Path, coded: bool = False) -> Non
 
 
 def with_formats(layers: tuple[Layer, ...], formats: dict[str, tuple[str, str]]) -> tuple[Layer, ...]:
-    """`layers` with the (weight, activation) formats found for some of them by name."""
+    """Replace the (weight, activation) formats of those layers whose names are in `formats`."""
     return tuple(
         replace(la, weight=formats[la.name][0], activation=formats[la.name][1]) if la.name in formats else la
         for la in layers

@@ -1,4 +1,4 @@
-"""What an artifact says of each layer for people to read: ranges, scales and the errors of rounding, as layers.csv."""
+"""The file layers.csv, which tells readers of an artifact the ranges, scales and rounding errors of each layer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from qexp.method.quantize.numerics import sqnr_db
 from qexp.types import Layer
 
 LAYERS_FILE = "layers.csv"
-# Columns after the layer's own; empty where a method has no such number.
-# low, high: of the values themselves; clip_low, clip_high: of what integers can say; scale and zero_point: one, or the least and the
-# largest of several; clipped: share of values beyond the integers; sqnr_db: signal to quantisation noise ratio in decibels.
+# Columns that follow the description of the layer. They are empty where a method has no such number.
+# - low, high: the range of the values themselves
+# - clip_low, clip_high: the range that the integers can represent
+# - scale_min, scale_max, zero_point_min, zero_point_max: the smallest and the largest, the same if there is only one
+# - clipped: the share of values that lie outside the range of the integers
+# - sqnr_db: the signal-to-quantisation-noise ratio in decibels
 OF_A_TENSOR = (
     "low",
     "high",
@@ -27,14 +30,19 @@ OF_A_TENSOR = (
     "clipped",
     "sqnr_db",
 )
-# output_sqnr_db: of the layer's result against the fp32 network's, with all that is rounded before it.
+# output_sqnr_db compares the layer's result with the one in the fp32 network, with all rounding before it in effect.
 COLUMNS = (*(f"weight_{name}" for name in OF_A_TENSOR), *(f"input_{name}" for name in OF_A_TENSOR), "output_sqnr_db")
 
 Statistics = Mapping[str, float]
 
 
 def layers_csv(layers: tuple[Layer, ...], statistics: Mapping[str, Statistics]) -> str:
-    """One row per layer; facts: by layer and column."""
+    """Write a table with one row per layer.
+
+    Args:
+        layers: The layers, each with its formats and sizes.
+        statistics: Numbers by layer and by column. Columns without a number stay empty.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["layer", "kind", "parameters", "macs", "weight", "activation", *COLUMNS])
@@ -52,7 +60,14 @@ def weight_range(weight: Tensor) -> dict[str, float]:
 def rounded_weight(
     weight: Tensor, rounded: Tensor, scale: Tensor | None = None, zero_point: Tensor | None = None
 ) -> dict[str, float]:
-    """Of a layer whose weight became `rounded`, with one or several scales and zero points where these are integers."""
+    """Statistics of a layer whose weight was rounded.
+
+    Args:
+        weight: The weight before rounding.
+        rounded: The values that it was rounded to.
+        scale: One or several scales, if the weight became integers.
+        zero_point: One or several zero points, if the weight became integers.
+    """
     statistics = {**weight_range(weight), "weight_sqnr_db": sqnr_db(weight, rounded)}
     for name, values in (("scale", scale), ("zero_point", zero_point)):
         if values is not None:

@@ -1,5 +1,7 @@
-"""Channels that can be removed from a network, how important they are, and the network without them, through Torch-Pruning's graph of
-dependencies (Fang et al., "DepGraph: Towards Any Structural Pruning", 2023)."""
+"""Channels that can be removed from a network, how important they are, and the network without them.
+
+All of this relies on Torch-Pruning's dependency graph (Fang et al., "DepGraph: Towards Any Structural Pruning", 2023).
+"""
 
 from __future__ import annotations
 
@@ -16,24 +18,31 @@ from qexp.data.base import ImageData
 from qexp.method.graph import example_input
 from qexp.types import UserError
 
-# Importance of a group of channels that go together: mean over its layers of sums over the weights that the channel takes along.
+# Importances of channels that go together. Each is a mean over the layers of a group, and for each layer it is a sum
+# over the weights that a channel takes along.
 IMPORTANCES = {
     "l1": tp.importance.GroupMagnitudeImportance(p=1, normalizer=None),
     "l2": tp.importance.GroupMagnitudeImportance(p=2, normalizer=None),
     "bn_scale": tp.importance.BNScaleImportance(normalizer=None),  # |gamma| (Liu et al., "Network Slimming", 2017)
-    "taylor": tp.importance.GroupTaylorImportance(
-        multivariable=True, normalizer=None
-    ),  # Molchanov et al., 2019, equation 8, as |.|
+    # Molchanov et al., 2019, equation 8, with |.| in place of the square
+    "taylor": tp.importance.GroupTaylorImportance(multivariable=True, normalizer=None),
 }
 TAYLOR_BATCH = 32  # images per gradient
 
-Removed = Mapping[str, list[int]]  # indices of output channels by the path of a layer; others go with them
+# The indices of output channels by module path. Channels of other layers go with them.
+Removed = Mapping[str, list[int]]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Output channels of `layer` (module path), each with those of other layers that must go with it. scores[C // sets]: importance,
-    the mean of each layer's being 1, whereby layers compare; sets: of a grouped convolution, whose groups lose the same channels."""
+    """The output channels of a layer, each together with the channels of other layers that have to go with it.
+
+    Attributes:
+        layer: Module path of the layer.
+        scores: Importances [C // sets]. Their mean is 1, so that layers can be compared.
+        sets: How many sets of channels lose the same ones, because they belong to the groups of a grouped convolution.
+            It is 1 if there is no such convolution.
+    """
 
     layer: str
     scores: Tensor
@@ -45,9 +54,15 @@ class Group:
 
 
 def groups_of(network: nn.Module, data: ImageData, importance: str) -> list[Group]:
-    """All that can be pruned: every group of channels, but for the logits. importance: one of IMPORTANCES.
+    """Find all groups of channels that can be pruned, which are all but the logits.
 
-    Errors: UserError where Torch-Pruning cannot trace the network, or nothing has such an importance.
+    Args:
+        network: The network, which is not changed.
+        data: Source of the images that it is traced with, and of those that `taylor` needs.
+        importance: How the importance of channels is measured, one of IMPORTANCES.
+
+    Raises:
+        UserError: Torch-Pruning cannot trace the network, or no channels have such an importance.
     """
     network = copy.deepcopy(network)
     graph = _graph(network, data)
@@ -59,7 +74,8 @@ def groups_of(network: nn.Module, data: ImageData, importance: str) -> list[Grou
     names = {module: name for name, module in network.named_modules()}
     found = []
     for group, scores in zip(groups, _scores(network, data, groups, importance), strict=True):
-        if scores is not None:  # None: of a group without such layers, such as batch norms
+        # A group without the layers that the importance looks at, such as batch norms, has no scores.
+        if scores is not None:
             sets = _sets(group)
             scores = scores.reshape(sets, -1).mean(0)
             found.append(Group(names[group[0].dep.target.module], scores / scores.mean().clamp_min(1e-30), sets))
@@ -71,7 +87,11 @@ def groups_of(network: nn.Module, data: ImageData, importance: str) -> list[Grou
 
 
 def without(network: nn.Module, data: ImageData, removed: Removed) -> nn.Module:
-    """A copy of the network without these channels, in eval mode. Errors: UserError where what is left does not fit together."""
+    """Copy the network without these channels, in eval mode.
+
+    Raises:
+        UserError: What is left does not fit together.
+    """
     made = copy.deepcopy(network).eval()
     graph = _graph(made, data)
     try:
@@ -93,9 +113,9 @@ def without(network: nn.Module, data: ImageData, removed: Removed) -> nn.Module:
 def _graph(network: nn.Module, data: ImageData) -> tp.DependencyGraph:
     required = [parameter for parameter in network.parameters() if not parameter.requires_grad]
     for parameter in required:
-        parameter.requires_grad_(True)  # it follows gradients
+        parameter.requires_grad_(True)  # Torch-Pruning follows gradients
     try:
-        # With an operation after the last layer there is always a node for the logits.
+        # An operation after the last layer makes sure that there is a node for the logits.
         with torch.enable_grad():
             return tp.DependencyGraph().build_dependency(
                 network.eval(), example_input(data), forward_fn=lambda network, x: network(x) * 1, verbose=False
@@ -112,7 +132,10 @@ def _holds_logits(group: tp.Group) -> bool:
 
 
 def _sets(group: tp.Group) -> int:
-    """How many groups of channels the convolutions in it have; depthwise ones, whose channels are independent, have none."""
+    """How many groups of channels the convolutions in `group` have.
+
+    Depthwise convolutions do not count, since their channels are independent of each other.
+    """
     layers = [item.dep.target.module for item in group]
     return math.lcm(
         *(m.groups for m in layers if isinstance(m, nn.modules.conv._ConvNd) and m.groups != m.in_channels), 1
@@ -120,7 +143,10 @@ def _sets(group: tp.Group) -> int:
 
 
 def _scores(network: nn.Module, data: ImageData, groups: list[tp.Group], importance: str) -> list[Tensor | None]:
-    """The importance [C] of each channel by group; `taylor` needs gradients, of the loss on calibration images."""
+    """The importances [C] of the channels of each group, or None for a group that has no such importance.
+
+    `taylor` needs gradients, which are those of the loss on calibration images.
+    """
     estimate = IMPORTANCES[importance]
     if importance != "taylor":
         return [estimate(group) for group in groups]

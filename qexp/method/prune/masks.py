@@ -1,4 +1,4 @@
-"""Which weights are left: masks by magnitude, of a share of all or two of every four. Pure functions of tensors."""
+"""Pruning masks by magnitude, for a share of the weights or for two of every four, as pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-Masks = dict[str, Tensor]  # True where a weight is left, in its shape
+Masks = dict[str, Tensor]  # by layer, each in the shape of the weight and True where a value is left
 
 
 def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
-    """False for the round(sparsity * N) of the N weights that are least in magnitude."""
+    """A mask that is False for the round(sparsity * N) of the N weights that have the least magnitude."""
     magnitudes = weight.detach().abs().reshape(-1)
     pruned = magnitudes.topk(round(sparsity * len(magnitudes)), largest=False, sorted=False).indices
     mask = torch.ones(len(magnitudes), dtype=torch.bool, device=weight.device)
@@ -20,20 +20,28 @@ def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
 
 
 def local_masks(weights: Mapping[str, Tensor], sparsity: float) -> Masks:
-    """The same share of every layer."""
+    """Prune the same share of every layer."""
     return {name: magnitude_mask(weight, sparsity) for name, weight in weights.items()}
 
 
 def global_masks(weights: Mapping[str, Tensor], sparsity: float) -> Masks:
-    """A share of all weights together: layers of small weights lose more."""
+    """Prune a share of all weights together, so that layers of small weights lose more."""
     together = magnitude_mask(torch.cat([weight.detach().reshape(-1) for weight in weights.values()]), sparsity)
     parts = together.split([weight.numel() for weight in weights.values()])
     return {name: part.reshape(weight.shape) for (name, weight), part in zip(weights.items(), parts, strict=True)}
 
 
 def two_of_four_mask(weight: Tensor) -> Tensor | None:
-    """True for the two largest of every four neighbouring input channels of weight[O,I,...], as sparse tensor cores want it (Mishra et
-    al., "Accelerating Sparse Deep Neural Networks", 2021); None where I is not a multiple of four."""
+    """Keep the two largest magnitudes in every four neighbouring input channels, as sparse tensor cores require.
+
+    See Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021.
+
+    Args:
+        weight: weight[O,I,...].
+
+    Returns:
+        The mask, or None if I is not a multiple of four.
+    """
     if weight.shape[1] % 4:
         return None
     last = weight.detach().abs().movedim(1, -1)
@@ -43,13 +51,20 @@ def two_of_four_mask(weight: Tensor) -> Tensor | None:
 
 
 def gradual_sparsity(final: float, progress: float) -> float:
-    """How much is pruned when `progress` (0 to 1) of the pruning phase is over: fast while there is much to spare, then slower (Zhu &
-    Gupta, "To prune, or not to prune", 2017, eq. 1, from a dense network)."""
+    """The sparsity to have at a point of the pruning phase.
+
+    It rises fast while there is much to spare, and more slowly later. This is equation 1 of Zhu & Gupta, "To prune, or
+    not to prune", 2017, starting from a dense network.
+
+    Args:
+        final: The sparsity at the end of the phase.
+        progress: How much of the phase is over, from 0 to 1. What is above 1 counts as 1.
+    """
     return final * (1 - (1 - min(1.0, progress)) ** 3)
 
 
 @torch.no_grad()
 def apply_masks(weights: Mapping[str, Tensor], masks: Masks) -> None:
-    """Set what the masks leave out to +0.0, in place; a product would give -0.0 too."""
+    """Set what the masks leave out to +0.0, in place. A product with the mask would also give -0.0."""
     for name, mask in masks.items():
         weights[name].masked_fill_(~mask, 0.0)

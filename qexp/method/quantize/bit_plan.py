@@ -1,9 +1,4 @@
-"""How many bits each layer gets under a budget: the integer program, and the file that its answer is kept in.
-
-One choice of bits per layer, the least summed loss change, a bound on the summed size: Yao et al., "HAWQ-V3: Dyadic Neural Network
-Quantization", 2021, section 3.4. There the loss change is estimated from the Hessian's trace; here it is measured, one layer at a
-time. As there, what layers change is taken to add up.
-"""
+"""Bit plans, which say how many bits each layer gets: the integer program that finds a plan, and its file."""
 
 from __future__ import annotations
 
@@ -28,13 +23,23 @@ from qexp.method.quantize.sensitivity import Sensitivity, sensitivities
 from qexp.types import EngineSpec, UserError, nearest
 
 BitPlan = dict[str, BitWidths]  # the bits of each layer by its module path
-LARGEST = 1e6  # coefficient of the objective: HiGHS takes an answer for the best when it is within 1e-6 of it
+# The largest coefficient of the objective. HiGHS takes an answer for the best one when it is within 1e-6 of it, so
+# coefficients have to be large.
+LARGEST = 1e6
 
 
 @dataclass(frozen=True)
 class Budget:
-    """average_bits: the most that weights may have in the mean over all layers; size_mb: the most that the network may take, packed,
-    in 10^6 bytes: weights at their bits, their scales and all other parameters in fp32. One of them is None."""
+    """The most that a network may take. Exactly one of the two limits is given, and the other is None.
+
+    Attributes:
+        average_bits: The most bits that a weight may have on average, over all layers.
+        size_mb: The most that the packed network may take, in 10^6 bytes. Weights count at their bits, while their
+            scales and all other parameters count in fp32.
+
+    Raises:
+        UserError: Both limits are given or none is, or the given one is not above 0.
+    """
 
     average_bits: float | None = None
     size_mb: float | None = None
@@ -43,19 +48,22 @@ class Budget:
         given = [value for value in (self.average_bits, self.size_mb) if value is not None]
         if len(given) != 1 or not given[0] > 0:
             raise UserError(
-                f"method.budget has average_bits={self.average_bits} and size_mb={self.size_mb}. Give one of them, above 0, and null for "
-                "the other, as in method.budget.average_bits=null method.budget.size_mb=0.15"
+                f"method.budget has average_bits={self.average_bits} and size_mb={self.size_mb}. Give one of them, "
+                "above 0, and null for the other, as in method.budget.average_bits=null method.budget.size_mb=0.15"
             )
 
     def __str__(self) -> str:
         return f"avg{self.average_bits:g}" if self.average_bits else f"{self.size_mb:g}MB"
 
     def cost(self, weight: Tensor, bits: BitWidths) -> int:
-        """Bits that a layer's weight counts."""
+        """The number of bits that the weight of a layer counts for."""
         return weight.numel() * bits.weight if self.average_bits else _packed(weight, bits)
 
     def limit(self, network: nn.Module, weights: Mapping[str, Tensor]) -> int:
-        """Bits that the weights of all layers may count together; below 0 where other parameters alone take more."""
+        """The number of bits that the weights of all layers may count for together.
+
+        It is below 0 if the other parameters alone exceed the budget.
+        """
         if self.average_bits:
             return math.floor(self.average_bits * sum(weight.numel() for weight in weights.values()) + 1e-6)
         assert self.size_mb
@@ -64,7 +72,16 @@ class Budget:
     def check(
         self, network: nn.Module, weights: Mapping[str, Tensor], options: Mapping[str, Sequence[BitWidths]]
     ) -> None:
-        """Errors: UserError where the cheapest options pass the limit, with the least that could be given."""
+        """Check that the budget can be met.
+
+        Args:
+            network: The network in fp32.
+            weights: The weight of each layer, by module path.
+            options: The bit-widths that each layer may have, by module path.
+
+        Raises:
+            UserError: Even the cheapest options exceed the budget. The message says how much would have to be given.
+        """
         least = {name: min(options[name], key=lambda bits: bits.weight) for name in weights}
         if sum(self.cost(weights[name], bits) for name, bits in least.items()) > self.limit(network, weights):
             key, value, unit = "size_mb", math.ceil(size_mb(network, weights, least) * 1e4) / 1e4, "MB"
@@ -72,7 +89,8 @@ class Budget:
                 key, value, unit = "average_bits", math.ceil(average_bits(weights, least) * 1e3) / 1e3, "bits"
             raise UserError(
                 f"method.budget.{key}={getattr(self, key)} cannot be met: with the fewest bits that method.candidates, "
-                f"method.first_last_bits and method.layer_bits allow, it is {value} {unit}. Give at least that, or allow fewer bits."
+                f"method.first_last_bits and method.layer_bits allow, it is {value} {unit}. Give at least that, or "
+                "allow fewer bits."
             )
 
 
@@ -81,19 +99,19 @@ def _packed(weight: Tensor, bits: BitWidths) -> int:
 
 
 def _unpacked(network: nn.Module, weights: Mapping[str, Tensor]) -> int:
-    """Bits of all parameters but the layers' weights."""
+    """The number of bits that all parameters other than the layers' weights take."""
     return FLOAT * (sum(p.numel() for p in network.parameters()) - sum(weight.numel() for weight in weights.values()))
 
 
 def average_bits(weights: Mapping[str, Tensor], plan: BitPlan) -> float:
-    """Mean bits of a weight."""
+    """The mean number of bits of a weight, over all layers of the plan."""
     return sum(weights[name].numel() * bits.weight for name, bits in plan.items()) / sum(
         weights[name].numel() for name in plan
     )
 
 
 def size_mb(network: nn.Module, weights: Mapping[str, Tensor], plan: BitPlan) -> float:
-    """Packed size of the whole network in 10^6 bytes."""
+    """The packed size of the whole network in 10^6 bytes."""
     return (
         math.ceil((sum(_packed(weights[name], bits) for name, bits in plan.items()) + _unpacked(network, weights)) / 8)
         / 1e6
@@ -101,21 +119,33 @@ def size_mb(network: nn.Module, weights: Mapping[str, Tensor], plan: BitPlan) ->
 
 
 def weights_of(network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]:
-    """The weights of layers by their module paths."""
+    """The weight of each layer, by module path."""
     modules = dict(network.named_modules())
     return {name: modules[name].weight.detach() for name in layers}
 
 
 def allocate(losses: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], limit: int) -> list[int]:
-    """The option of each layer with which the sum of losses[L][options of L] is least and that of costs no more than `limit`.
+    """Choose one option for each layer so that the losses have the least sum and the costs do not exceed the limit.
 
-    Exact, by branch and bound (HiGHS). Errors: ValueError where the cheapest options pass the limit.
+    The answer is exact. HiGHS finds it by branch and bound.
+
+    Args:
+        losses: The loss of every option of every layer, losses[layer][option].
+        costs: The cost of every option of every layer, costs[layer][option].
+        limit: The largest sum of costs.
+
+    Returns:
+        The index of the chosen option of each layer.
+
+    Raises:
+        ValueError: Even the cheapest options exceed the limit.
     """
     sizes = [len(options) for options in losses]
     loss, cost = np.concatenate(losses), np.concatenate(costs)
     layer = np.repeat(np.arange(len(sizes)), sizes)
     one_each = (layer == np.arange(len(sizes))[:, None]).astype(float)
-    divisor = np.gcd.reduce(cost)  # the same constraint in small whole numbers, next to which tolerances are nothing
+    # Division leaves the constraint the same, in small whole numbers for which the solver's tolerances do not matter.
+    divisor = np.gcd.reduce(cost)
     within = LinearConstraint((cost // divisor)[None, :], ub=limit // divisor)
     answer = milp(
         loss * (LARGEST / max(loss.max(), np.finfo(float).tiny)), integrality=np.ones(len(loss)), bounds=Bounds(0, 1),
@@ -135,10 +165,27 @@ def find_plan(
     budget: Budget,
     images: int,
 ) -> tuple[BitPlan, tuple[Sensitivity, ...]]:
-    """The bits with which all layers together change the loss least within the budget, and the table they were chosen by.
+    """Find the bits with which all layers together change the loss least within the budget.
 
-    candidates: bits of a layer's weights and of its input; `method` tells which layers have others (first_last_bits, layer_bits);
-    images: for calibration, that each candidate is tried on. Errors: UserError where the budget cannot be met.
+    The integer program is the one of Yao et al., "HAWQ-V3: Dyadic Neural Network Quantization", 2021, section 3.4: one
+    choice of bits per layer, the least sum of loss changes, and a bound on the sum of sizes. There the loss change is
+    estimated from the trace of the Hessian, while here it is measured, one layer at a time. In both, the changes of the
+    layers are taken to add up.
+
+    Args:
+        method: The method that quantises. Its first_last_bits and layer_bits say which layers have other bits.
+        network: The network in fp32.
+        data: Source of the calibration images.
+        engine_spec: What the engine asks for.
+        candidates: Numbers of bits to choose from, for a layer's weights and its input alike.
+        budget: What the plan has to meet.
+        images: How many calibration images each candidate is tried on.
+
+    Returns:
+        The plan, and the table of sensitivities that it was chosen by.
+
+    Raises:
+        UserError: The budget cannot be met.
     """
     layers = weighted_layers(method.folded(network, data))
     uniform = [BitWidths(bits, bits) for bits in candidates]
@@ -159,7 +206,13 @@ def find_plan(
 
 
 def plan_text(network: nn.Module, plan: BitPlan, table: Sequence[Sensitivity] = ()) -> str:
-    """A plan as YAML: what it reaches, then a line per layer, with what was measured of it where `table` has it."""
+    """Write a plan as YAML: what it reaches as a whole, then one line per layer.
+
+    Args:
+        network: The network in fp32.
+        plan: The bits of each layer.
+        table: Measured sensitivities. A layer's line shows those for its bits, if the table has them.
+    """
     weights = weights_of(network, list(plan))
     measured = {(each.layer, each.bits): each for each in table}
     lines = [
@@ -183,7 +236,11 @@ def plan_text(network: nn.Module, plan: BitPlan, table: Sequence[Sensitivity] = 
 
 
 def read_plan(file: Path) -> BitPlan:
-    """The bits in a file as of `plan_text`. Errors: UserError naming the file and what is wrong in it."""
+    """Read the bits from a file of the form that `plan_text` writes.
+
+    Raises:
+        UserError: The file cannot be read or is not valid. The message names the file and says what is wrong.
+    """
     try:
         content = safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, YAMLError) as error:
@@ -191,7 +248,8 @@ def read_plan(file: Path) -> BitPlan:
     layers = content.get("layers") if isinstance(content, dict) else None
     if not isinstance(layers, dict) or not layers:
         raise UserError(
-            f"method.plan={file} has no `layers`; give a file like the plan.yaml that method=mixed writes beside its graph."
+            f"method.plan={file} has no `layers`; give a file like the plan.yaml that method=mixed writes beside its "
+            "graph."
         )
     bits = {str(name): entry.get("bits") if isinstance(entry, dict) else entry for name, entry in layers.items()}
     return {name: _bits(file, name, given) for name, given in bits.items()}
@@ -203,12 +261,17 @@ def _bits(file: Path, layer: str, given: object) -> BitWidths:
         if {bits.weight, bits.activation} <= {*range(2, 9), FLOAT}:
             return bits
     raise UserError(
-        f"method.plan={file}: bits of {layer} are {given!r}; give 2 to 8, {FLOAT} for floating point, or apart as in w4a8."
+        f"method.plan={file}: bits of {layer} are {given!r}; give 2 to 8, {FLOAT} for floating point, or apart as in "
+        "w4a8."
     )
 
 
 def check_layers(plan: Collection[str], layers: Sequence[str]) -> None:
-    """Errors: UserError naming the layers that the network has and the plan has not, or the other way round."""
+    """Check that a plan and a network have the same layers.
+
+    Raises:
+        UserError: One has layers that the other lacks. The message names them.
+    """
     unknown, missing = [name for name in plan if name not in layers], [name for name in layers if name not in plan]
     if unknown:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Pieces of a prepared graph with one tensor going in and one coming out: what is reconstructed at a time."""
+"""Blocks: pieces of a prepared graph with one input and one output tensor, which are reconstructed one at a time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from qexp.method.quantize.placement import COMBINING, FUSED_ACTIVATIONS, WEIGHTE
 
 @dataclass(frozen=True)
 class Block:
-    """source: the node whose value goes in; result: the one whose value comes out."""
+    """A piece of a graph with one input and one output.
+
+    Attributes:
+        source: The node whose value goes in.
+        result: The node whose value comes out.
+    """
 
     source: Node
     result: Node
 
 
 def residual_blocks(prepared: GraphModule) -> list[Block]:
-    """The graph cut wherever a single tensor leads on, if there is a layer between two cuts: residual blocks stay whole."""
+    """Cut the graph wherever all that follows depends on a single tensor, so that residual blocks stay whole.
+
+    There is at least one layer between two cuts. Activations and pooling stay with the layer before them.
+    """
     nodes = _activations(prepared)
     place = {node: position for position, node in enumerate(nodes)}
     last_read = [
@@ -37,7 +45,7 @@ def residual_blocks(prepared: GraphModule) -> list[Block]:
 
 
 def single_layers(prepared: GraphModule) -> list[Block]:
-    """Each layer with the quantizers of its input and the activation that follows it."""
+    """Make a block of each layer, together with the quantizers of its input and the activation that follows it."""
     found = []
     for node in _activations(prepared):
         if node.target in WEIGHTED:
@@ -51,7 +59,7 @@ def single_layers(prepared: GraphModule) -> list[Block]:
 
 
 def _activations(prepared: GraphModule) -> list[Node]:
-    """All nodes that depend on the images and that others read, in order."""
+    """All nodes that depend on the images and are read by other nodes, in order."""
     dependent: dict[Node, None] = {}
     for node in prepared.graph.nodes:
         if node.users and (node.op == "placeholder" or any(source in dependent for source in node.all_input_nodes)):
@@ -60,7 +68,7 @@ def _activations(prepared: GraphModule) -> list[Node]:
 
 
 def _ends_here(node: Node) -> bool:
-    """Whether what reads the node is another layer, not an activation or a pooling that belongs to this one."""
+    """Whether no reader of the node is an activation or a pooling, which would belong to the same block."""
     return all(
         user.op in ("call_module", "output") or user.target in WEIGHTED or user.target in COMBINING
         for user in node.users
@@ -68,7 +76,7 @@ def _ends_here(node: Node) -> bool:
 
 
 def extract(prepared: GraphModule, block: Block) -> GraphModule:
-    """The unit as a graph of its own, with the same modules and weights."""
+    """Copy a block into a graph of its own, which shares its modules and weights with `prepared`."""
     graph = Graph()
     copies = {block.source: graph.placeholder("x")}
 
@@ -84,7 +92,7 @@ def extract(prepared: GraphModule, block: Block) -> GraphModule:
 
 
 def value_of(prepared: GraphModule, node: Node, images: Tensor, batch: int) -> Tensor:
-    """What `node` computes for all of x[N,C,H,W]."""
+    """Compute the value of `node` for all images x[N,C,H,W], `batch` of them at a time."""
     start = next(n for n in prepared.graph.nodes if n.op == "placeholder")
     if node is start:
         return images

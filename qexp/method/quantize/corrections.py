@@ -1,5 +1,7 @@
-"""What is done to a network in floating point so that rounding it costs less: Nagel et al., "Data-Free Quantization Through Weight
-Equalization and Bias Correction", 2019."""
+"""Equalisation and bias correction, which change a network in floating point so that rounding costs less accuracy.
+
+Both are from Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,22 @@ from torch.fx import GraphModule, Interpreter, Node
 from qexp.method.quantize.fake_quantize import in_floating_point
 from qexp.method.quantize.placement import WEIGHTED, aten
 
-# f(s * x) = s * f(x) for s > 0, channel by channel.
+# Operators with f(s * x) = s * f(x) for every s > 0, channel by channel.
 HOMOGENEOUS = {
-    aten.relu.default, aten.relu_.default, aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
-    aten.mean.dim, aten.dropout.default, aten.flatten.using_ints, aten.view.default, aten.reshape.default,
+    aten.relu.default, aten.relu_.default, aten.max_pool2d.default, aten.avg_pool2d.default,
+    aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.dropout.default, aten.flatten.using_ints, aten.view.default,
+    aten.reshape.default,
 }  # fmt: skip
-ROUNDS = 20
+ROUNDS = 20  # of equalisation, at most
 CORRECTION_IMAGES = 256
 
 
 def equalise(graph: GraphModule) -> None:
-    """Give channel i of neighbouring layers weights of the same range: W1[i] / s and s * W2[:, i] compute the same (section 4.1).
+    """Give the weights of neighbouring layers the same range in each channel, in place.
 
-    Only pairs with nothing but homogeneous operators between them, whose result nothing else reads, are changed.
+    Layers with the weights W1[i] / s and s * W2[:, i] compute the same for every s > 0, so s can be chosen for each
+    channel i (section 4.1). Only pairs of layers are changed that have nothing but homogeneous operators between them,
+    and whose intermediate results nothing else reads.
     """
     pairs = list(_pairs(graph))
     with torch.no_grad():
@@ -59,7 +64,7 @@ def _channels_match(graph: GraphModule, first: Node, second: Node) -> bool:
 
 
 def _equalise_pair(graph: GraphModule, first: Node, second: Node) -> float:
-    """Largest change, as |log s|."""
+    """Equalise a pair of layers and return the largest change of a channel, as |log s|."""
     one, other = _tensor(graph, first.args[1]), _tensor(graph, second.args[1])
     depthwise = other.shape[1] != one.shape[0]
     shape = [-1] + [1] * (other.dim() - 1) if depthwise else [1, -1] + [1] * (other.dim() - 2)
@@ -73,9 +78,13 @@ def _equalise_pair(graph: GraphModule, first: Node, second: Node) -> float:
 
 
 def correct_bias(prepared: GraphModule, images: Tensor) -> None:
-    """Shift each layer's bias by what rounding changed its mean output per channel, layer after layer (section 4.2, from data).
+    """Shift biases so that rounding no longer changes the mean output of any channel, layer after layer.
 
-    images: x[N,C,H,W] for calibration, of which the first CORRECTION_IMAGES are used; all quantizers are fixed.
+    This is the variant of section 4.2 that measures the means on data.
+
+    Args:
+        prepared: The graph to correct, with all quantizers fixed.
+        images: Calibration images x[N,C,H,W], of which the first CORRECTION_IMAGES are used.
     """
     images = images[:CORRECTION_IMAGES]
     with torch.no_grad():
@@ -86,7 +95,12 @@ def correct_bias(prepared: GraphModule, images: Tensor) -> None:
 
 
 class _Means(Interpreter):
-    """Runs the graph and takes down the mean output per channel of each layer; shifts biases so that they meet `wanted`."""
+    """Runs a graph and records the mean output of each channel of every layer.
+
+    Args:
+        graph: The graph to run.
+        wanted: Mean outputs by node name, which biases are shifted to reach. None leaves the biases as they are.
+    """
 
     def __init__(self, graph: GraphModule, wanted: dict[str, Tensor] | None):
         super().__init__(graph)
@@ -107,7 +121,7 @@ class _Means(Interpreter):
 
 
 def _bias(graph: GraphModule, layer: Node) -> Tensor:
-    """The layer's bias, made of zeros where it has none."""
+    """The bias of a layer. A layer without a bias is given one of zeros."""
     if len(layer.args) > 2 and isinstance(layer.args[2], Node):
         return _tensor(graph, layer.args[2])
     name = f"{layer.name}_bias"

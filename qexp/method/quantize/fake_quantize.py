@@ -1,4 +1,4 @@
-"""The quantizer of one tensor in a prepared graph, and the packed weights that it leaves behind."""
+"""Modules that stand in a graph: the quantizer of one tensor, and the packed weight that it may leave behind."""
 
 from __future__ import annotations
 
@@ -32,14 +32,18 @@ SCHEMES = {
 }  # fmt: skip
 
 
-LEARNING = ("lsq", "pact", "moving_average")
+LEARNING = ("lsq", "pact", "moving_average")  # how a scale can change in training
 
 
 class FakeQuantize(ObserverBase):
-    """Lets x through while it observes; once `fix` has found its scale[R] and zero_point[R], rounds x to the grid.
+    """Observes a tensor and lets it through, until `fix` finds scale[R] and zero_point[R]. From then on it rounds.
 
-    observe: makes its observer; axis: of the channels that have a scale each, None for one scale; group: values of a channel
-    that share one, None for all.
+    Args:
+        observe: Makes the observer.
+        grid: The grid to round to.
+        axis: Axis of the channels that have a scale each, or None for a single scale.
+        group: How many values of a channel share a scale, or None for all of them.
+        spec: What else PT2E passes to a quantizer. Only `dtype` is used.
     """
 
     def __init__(
@@ -52,13 +56,13 @@ class FakeQuantize(ObserverBase):
     ):
         super().__init__(spec["dtype"], is_dynamic=False)
         self.observer, self.grid, self.axis, self.group = observe(), grid, axis, group
-        # What conversion to a Q/DQ graph reads.
+        # Attributes that conversion to a Q/DQ graph reads.
         self.quant_min, self.quant_max, self.ch_axis = grid.quant_min, grid.quant_max, axis
         self.qscheme = SCHEMES[axis is not None, grid.symmetric]
         self.fixed = self.seen = False
         self.enabled = True
-        self.learning = ""  # how its scale changes in training: "" not at all, or one of LEARNING
-        self.gradient_factor = 1.0  # of the scale's gradient
+        self.learning = ""  # how the scale changes in training: one of LEARNING, or "" for not at all
+        self.gradient_factor = 1.0  # multiplies the gradient of the scale
         self.scale: Tensor
         self.register_buffer("scale", None)
         self.zero_point: Tensor
@@ -84,14 +88,17 @@ class FakeQuantize(ObserverBase):
         return self.rounded(x)
 
     def clipped(self, x: Tensor) -> Tensor:
-        """x within the range; what is clipped moves the range's end, and nothing else does (Choi et al., "PACT", 2018, equation 3)."""
+        """Clip x to the range of the grid.
+
+        Only values that are clipped move the end of the range in training (Choi et al., "PACT", 2018, equation 3).
+        """
         low, high = (
             (limit - self.zero_point) * self.positive_scale for limit in (self.grid.quant_min, self.grid.quant_max)
         )
         return torch.minimum(torch.maximum(x, low), high)
 
     def rounded(self, x: Tensor) -> Tensor:
-        """x on the grid, with the gradients of `learned_fake_quantize`."""
+        """Round x to the grid, with the gradients of `learned_fake_quantize`."""
         if self.axis is None:
             zero = int(self.zero_point)
             low, high = self.grid.quant_min - zero, self.grid.quant_max - zero
@@ -106,17 +113,17 @@ class FakeQuantize(ObserverBase):
 
     @property
     def positive_scale(self) -> Tensor:
-        """A step of the optimizer may take the scale of a small tensor past 0."""
+        """The scale, kept above 0 since a step of the optimizer may take the scale of a small tensor past 0."""
         return self.scale.abs().clamp(min=torch.finfo(torch.float32).eps)
 
     def fix(self) -> None:
-        """Take the scale from what was observed, and round from now on."""
+        """Set scale and zero point from what was observed, and round from now on."""
         if not self.fixed:
             self.scale, self.zero_point = scale_and_zero_point(*self.observer.range(self.grid), self.grid)
             self.fixed = True
 
     def learn_scale(self, learning: str = "lsq") -> None:
-        """Make the scale a parameter."""
+        """Make the scale a parameter that learns in training, by `lsq` or `pact`."""
         self.learning = learning
         if not isinstance(self.scale, nn.Parameter):
             scale = self.scale
@@ -124,7 +131,7 @@ class FakeQuantize(ObserverBase):
             self.scale = nn.Parameter(scale)
 
     def keep_scale(self) -> None:
-        """The opposite of `learn_scale`: the scale it has now stays."""
+        """Undo `learn_scale` and keep the scale as it is now."""
         self.learning = ""
         if isinstance(self.scale, nn.Parameter):
             scale = self.positive_scale.detach()
@@ -137,17 +144,20 @@ class FakeQuantize(ObserverBase):
 
 
 class WeightFakeQuantize(FakeQuantize):
-    """Of a constant, which is the same at each call: only the first is observed."""
+    """The quantizer of a constant. As its value is the same in every call, only the first call is observed."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.seen and not self.fixed else super().forward(x)
 
 
 class PackedFakeQuantize(WeightFakeQuantize):
-    """Leaves the weight as packed integers in the graph: no engine has kernels for its bits, and int8 would not show its size."""
+    """Leaves the weight in the graph as packed integers.
+
+    This is for bit-widths that no engine has kernels for. Stored as int8, such a weight would not show its true size.
+    """
 
     def convert(self, model: GraphModule, node: Node) -> None:
-        """Called by `convert_pt2e` with its own node."""
+        """Replace the quantizer by a `PackedWeight`. This is called by `convert_pt2e` with the quantizer's own node."""
         source = node.args[0]
         assert isinstance(source, Node) and source.op == "get_attr" and isinstance(source.target, str), (
             "only constants are packed"
@@ -163,7 +173,17 @@ class PackedFakeQuantize(WeightFakeQuantize):
 
 
 class PackedWeight(nn.Module):
-    """A weight that is kept as integers of 2 to 8 bits, eight in as many bytes as it has bits, and unpacked at each call."""
+    """A weight that is stored as packed integers of 2 to 8 bits and unpacked in every call.
+
+    Args:
+        packed: The integers as `pack` returns them, eight of them in as many bytes as one of them has bits.
+        scale: scale[R].
+        zero_point: zero_point[R].
+        grid: The grid of the integers.
+        shape: Shape of the weight.
+        axis: Axis of the channels that have a scale each, or None for a single scale.
+        group: How many values of a channel share a scale, or None for all of them.
+    """
 
     packed: Tensor
     scale: Tensor
@@ -187,6 +207,7 @@ class PackedWeight(nn.Module):
 
     @classmethod
     def of(cls, weight: Tensor, quantizer: FakeQuantize) -> PackedWeight:
+        """Pack a weight with the scale and zero point of its quantizer."""
         scale, zero_point = quantizer.calculate_qparams()
         grid = quantizer.grid
         integers = quantize(quantizer.rows(weight), scale[:, None], zero_point[:, None], grid).to(torch.int16)
@@ -196,7 +217,7 @@ class PackedWeight(nn.Module):
         )
 
     def integers(self) -> Tensor:
-        """[R,N] int16"""
+        """The stored integers [R,N], in int16."""
         rows = len(self.scale)
         count = self.shape.numel() if self.axis is None else self.shape.numel() // self.shape[self.axis]
         per_row = count if self.group is None else self.group
@@ -209,14 +230,19 @@ class PackedWeight(nn.Module):
 
 
 def quantizers(prepared: nn.Module, every_name: bool = False) -> dict[str, FakeQuantize]:
-    """All quantizers of a prepared graph by the name of their module; every_name: those that several tensors share by all of them."""
+    """Find all quantizers of a prepared graph, by the name of their module.
+
+    Args:
+        prepared: The prepared graph.
+        every_name: Whether a quantizer that several tensors share is listed under all of its names, not only the first.
+    """
     modules = prepared.named_modules(remove_duplicate=not every_name)
     return {name: module for name, module in modules if isinstance(module, FakeQuantize)}
 
 
 @contextmanager
 def in_floating_point(prepared: nn.Module) -> Iterator[None]:
-    """All quantizers of a prepared graph let everything through."""
+    """A context in which all quantizers of a prepared graph let everything through as it is."""
     every = quantizers(prepared).values()
     for quantizer in every:
         quantizer.enabled = False
@@ -228,7 +254,11 @@ def in_floating_point(prepared: nn.Module) -> Iterator[None]:
 
 
 def fix_all(prepared: GraphModule) -> None:
-    """Take all scales from what was observed. Errors: UserError naming each tensor whose quantizer saw nothing."""
+    """Set the scales of all quantizers from what they have observed.
+
+    Raises:
+        UserError: A quantizer has observed nothing. The message names every tensor of which this is true.
+    """
     found = quantizers(prepared)
     blind = {name for name, quantizer in found.items() if not quantizer.seen}
     if blind:

@@ -1,4 +1,4 @@
-"""What rounding did to each layer of a prepared graph: facts for layers.csv, and histograms to draw."""
+"""What rounding did to each layer of a prepared graph: statistics for layers.csv, and histograms to draw."""
 
 from __future__ import annotations
 
@@ -18,29 +18,34 @@ from qexp.method.quantize.numerics import decibels, power
 from qexp.method.quantize.placement import WEIGHTED, layer_path
 
 HISTOGRAMS = "histograms.npz"
-IMAGES = 128  # of the calibration images
-CHUNK = 16  # images at a time, for the results of all layers are held
-BINS = 200
+IMAGES = 128  # calibration images that are looked at
+CHUNK = 16  # images at a time, few because the results of all layers are held in memory
+BINS = 200  # of a histogram
 
-See = Callable[[Node, Any, Any], None]  # a node, its first argument and its result
+See = Callable[[Node, Any, Any], None]  # takes a node, its first argument and its result
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """facts: by layer and column of layers.csv; histograms: arrays by `layer/tensor/part`, tensor one of `weight` and `input`, part
-    one of `edges`, `before` and `after`."""
+    """What rounding did to the layers of a graph.
+
+    Attributes:
+        statistics: Numbers by layer and by column of layers.csv.
+        histograms: Arrays by `layer/tensor/part`, where the tensor is `weight` or `input` and the part is `edges`,
+            `before` or `after`.
+    """
 
     statistics: dict[str, dict[str, float]]
     histograms: dict[str, np.ndarray]
 
     def save(self, folder: Path) -> str:
-        """Write the histograms; the name of their file."""
+        """Write the histograms to `folder` and return the name of their file."""
         np.savez_compressed(folder / HISTOGRAMS, **self.histograms)  # type: ignore[arg-type]
         return HISTOGRAMS
 
 
 class SqnrSums:
-    """Sums for a signal to quantisation noise ratio, tensor by tensor."""
+    """Adds up, tensor by tensor, what a signal-to-quantisation-noise ratio is computed from."""
 
     def __init__(self) -> None:
         self.signal = self.noise = 0.0
@@ -55,7 +60,7 @@ class SqnrSums:
 
 
 class TensorStatistics:
-    """What a quantizer was given and made of it."""
+    """Statistics of the values that a quantizer was given, and of what it rounded them to."""
 
     def __init__(self, quantizer: FakeQuantize):
         self.quantizer, self.noise = quantizer, SqnrSums()
@@ -73,7 +78,7 @@ class TensorStatistics:
 
     @property
     def clip(self) -> tuple[float, float]:
-        """The least and the largest value that the integers can say, of all channels."""
+        """The smallest and the largest value that the integers can represent in any channel."""
         scale, zero_point, grid = self.quantizer.positive_scale, self.quantizer.zero_point, self.quantizer.grid
         return float(((grid.quant_min - zero_point) * scale).min()), float(
             ((grid.quant_max - zero_point) * scale).max()
@@ -85,7 +90,7 @@ class TensorStatistics:
         return np.linspace(low, high + 1e-6 * (high - low), BINS + 1)
 
     def count(self, x: Tensor, rounded: Tensor) -> None:
-        """Once all was added, and the edges are known."""
+        """Count values in the histograms. Everything has to be added first, since the edges depend on it."""
         self.before += np.histogram(x.detach().numpy(), self.edges)[0]
         self.after += np.histogram(rounded.detach().numpy(), self.edges)[0]
 
@@ -93,8 +98,9 @@ class TensorStatistics:
         scale, zero_point = self.quantizer.positive_scale, self.quantizer.zero_point
         return {
             "low": self.low, "high": self.high, "clip_low": self.clip[0], "clip_high": self.clip[1],
-            "scale_min": float(scale.min()), "scale_max": float(scale.max()), "zero_point_min": float(zero_point.min()),
-            "zero_point_max": float(zero_point.max()), "clipped": self.clipped / self.values, "sqnr_db": self.noise.sqnr_db,
+            "scale_min": float(scale.min()), "scale_max": float(scale.max()),
+            "zero_point_min": float(zero_point.min()), "zero_point_max": float(zero_point.max()),
+            "clipped": self.clipped / self.values, "sqnr_db": self.noise.sqnr_db,
         }  # fmt: skip
 
     def histogram(self) -> dict[str, np.ndarray]:
@@ -102,10 +108,15 @@ class TensorStatistics:
 
 
 def layer_statistics(prepared: GraphModule, exact: GraphModule, images: Tensor) -> LayerStatistics:
-    """Look at up to IMAGES of x[N,C,H,W]. exact: the graph as it was calibrated, before anything was tuned, with the same nodes.
+    """Find out what rounding did to each layer.
 
-    A layer's weight before rounding is that of `exact`, which has batch norms folded; its input that of the rounded network. A layer
-    that is computed several times is told of as it is at first.
+    A layer's weight before rounding is taken from `exact`, which has batch norms folded. Its input before rounding is
+    the one in the rounded network. A layer that is computed several times is described as it is computed first.
+
+    Args:
+        prepared: The graph after tuning, whose quantizers round.
+        exact: The graph as it was calibrated, before anything was tuned. It has the same nodes.
+        images: Images x[N,C,H,W], of which the first IMAGES are used.
     """
     images = images[:IMAGES]
     layers = {
@@ -149,7 +160,12 @@ def _weight(
 def _activations(
     prepared: GraphModule, exact: GraphModule, images: Tensor, layers: list[Node], found: dict[str, FakeQuantize]
 ) -> tuple[dict[str, TensorStatistics], dict[str, SqnrSums]]:
-    """What the quantizers of the layers' inputs saw, by module name, and the error of the layers' results, by node name."""
+    """Run both graphs on the images.
+
+    Returns:
+        The statistics of the quantizers at the layers' inputs, by module name, and the sums for the error of the
+        layers' results, by node name.
+    """
     seen = {name: TensorStatistics(found[name]) for node in layers if (name := str(_first(node).target)) in found}
     results = {node.name: SqnrSums() for node in layers}
     wanted: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""The arithmetic of quantisation as pure functions: grids, scales, rounding, errors, and integers packed into bytes."""
+"""Quantisation arithmetic as pure functions: grids, scales, rounding, errors, and integers packed into bytes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers quant_min..quant_max that values are rounded to: value = (integer - zero_point) * scale.
+    """The integers that values are rounded to. An integer stands for the value (integer - zero_point) * scale.
 
-    symmetric: the zero point is 0; power_of_two: the scale is a power of two, so that rescaling is a shift.
+    Attributes:
+        quant_min: The smallest integer.
+        quant_max: The largest integer.
+        symmetric: Whether the zero point is 0.
+        power_of_two: Whether the scale is a power of two, so that rescaling is a bit shift.
     """
 
     quant_min: int
@@ -24,20 +28,38 @@ class Grid:
 
     @classmethod
     def of(cls, bits: int, signed: bool, symmetric: bool, power_of_two: bool = False, narrow: bool = False) -> Grid:
-        """All integers of `bits` bits; narrow: without the lowest, so that the range is the same on both sides of 0."""
+        """Make a grid of all integers of `bits` bits.
+
+        Args:
+            bits: Bits of one integer.
+            signed: Whether half of the integers are negative. Otherwise they start at 0.
+            symmetric: Whether the zero point is 0.
+            power_of_two: Whether the scale is a power of two.
+            narrow: Whether to leave out the lowest integer, so that a signed grid reaches equally far on both sides
+                of 0.
+        """
         lowest = -(2 ** (bits - 1)) if signed else 0
         return cls(lowest + narrow, lowest + 2**bits - 1, symmetric, power_of_two)
 
     @property
     def bits(self) -> int:
-        """Bits that one of its integers takes."""
+        """The number of bits that one integer takes."""
         return (self.quant_max - self.quant_min).bit_length()
 
 
 def scale_and_zero_point(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """scale[R] float32 and zero_point[R] int32 with which the grid covers low[R]..high[R] and represents 0 exactly.
+    """Find the scales and zero points with which a grid covers the given ranges and represents 0 exactly.
 
-    Jacob et al., "Quantization and Training of Neural Networks", 2018, equations 1 and 13; a range that does not hold 0 is widened.
+    This follows Jacob et al., "Quantization and Training of Neural Networks", 2018, equations 1 and 13. A range that
+    does not contain 0 is widened until it does.
+
+    Args:
+        low: The lower end of each range, low[R] or of any other shape.
+        high: The upper end of each range, in the shape of `low`.
+        grid: The grid that covers the ranges.
+
+    Returns:
+        scale[R] in float32 and zero_point[R] in int32.
     """
     low, high = low.double().clamp(max=0), high.double().clamp(min=0)
     smallest = torch.finfo(torch.float32).eps
@@ -60,7 +82,17 @@ def scale_and_zero_point(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor,
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
-    """Integers (as float) of the grid nearest to x[R,N], with scale[R,1] and zero_point[R,1]; halves go to the even one."""
+    """Round x to the nearest integers of the grid. Halves are rounded to the even one.
+
+    Args:
+        x: Values x[R,N].
+        scale: scale[R,1].
+        zero_point: zero_point[R,1].
+        grid: The grid whose integers are used.
+
+    Returns:
+        The integers [R,N], as floats.
+    """
     return (torch.round(x / scale) + zero_point).clamp(grid.quant_min, grid.quant_max)
 
 
@@ -69,12 +101,16 @@ def dequantize(integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
-    """x rounded to the grid's values; scale and zero_point have a shape that spreads over x's."""
+    """Round x to the values of the grid. The shapes of scale and zero_point must broadcast to the shape of x."""
     return dequantize(quantize(x, scale, zero_point, grid), scale, zero_point)
 
 
 class _LearnedStep(torch.autograd.Function):
-    """Written out because it is four times faster on a CPU than torch's operator for it, and nearly all that training adds."""
+    """The operator behind `learned_fake_quantize`, with a gradient written by hand.
+
+    On a CPU it is four times faster than torch's own operator. This matters because the operator makes up nearly all
+    that training with quantisation costs beyond ordinary training.
+    """
 
     @staticmethod
     def forward(
@@ -83,7 +119,8 @@ class _LearnedStep(torch.autograd.Function):
         steps = x * scale.reciprocal()
         ctx.save_for_backward(steps, scale)
         ctx.low, ctx.high, ctx.gradient_factor = low, high, gradient_factor
-        return torch.clamp(steps, low, high).round_().mul_(scale)  # type: ignore[arg-type]  # both limits are of one kind
+        # The limits are either two tensors or two numbers, which their types do not say.
+        return torch.clamp(steps, low, high).round_().mul_(scale)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -97,19 +134,34 @@ class _LearnedStep(torch.autograd.Function):
 def learned_fake_quantize(
     x: Tensor, scale: Tensor, low: Tensor | int, high: Tensor | int, gradient_factor: float = 1.0
 ) -> Tensor:
-    """x rounded to multiples of the scale from low * scale to high * scale: fake_quantize with low = quant_min - zero_point.
+    """Round x to multiples of the scale, from low * scale to high * scale, with gradients for x and for the scale.
 
-    Gradients pass straight through to x inside that range, and are those of LSQ for the scale (Esser et al., "Learned Step Size
-    Quantization", 2020, equation 3) times gradient_factor. scale, low and high have as many dimensions as x, or one value.
+    This computes the same as `fake_quantize` when low = quant_min - zero_point and high = quant_max - zero_point.
+    Inside the range, gradients pass straight through to x. The gradient of the scale is the one of LSQ (Esser et al.,
+    "Learned Step Size Quantization", 2020, equation 3).
+
+    Args:
+        x: Values to round.
+        scale: Step between two multiples. It has as many dimensions as x, or a single value.
+        low: Lowest multiple. It has as many dimensions as x, or a single value.
+        high: Highest multiple. It has as many dimensions as x, or a single value.
+        gradient_factor: What the gradient of the scale is multiplied by.
+
+    Returns:
+        The rounded values, in the shape of x.
     """
     rounded: Tensor = _LearnedStep.apply(x, scale, low, high, gradient_factor)
     return rounded
 
 
 def as_rows(x: Tensor, axis: int | None, group: int | None = None) -> Tensor:
-    """x as [R,N], one row per scale: all of it, or one per index of `axis`, or those split into groups of `group` values.
+    """Reshape x to [R,N], with one row per scale.
 
-    Where the last group is not full, it is filled up with zeros.
+    Args:
+        x: Tensor of any shape.
+        axis: Axis along which each index becomes a row. None makes the whole tensor one row.
+        group: Number of values in a group. Each index of `axis` is split into groups, every group becomes a row, and a
+            last group that is not full is filled up with zeros. None leaves the rows whole.
     """
     if axis is None:
         return x.reshape(1, -1)
@@ -121,7 +173,7 @@ def as_rows(x: Tensor, axis: int | None, group: int | None = None) -> Tensor:
 
 
 def from_rows(rows: Tensor, shape: torch.Size, axis: int | None) -> Tensor:
-    """The inverse of `as_rows`: a tensor of `shape`."""
+    """Undo `as_rows`: drop the zeros that filled up the groups, and give the values their `shape` back."""
     if axis is None:
         return rows.reshape(shape)
     moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
@@ -130,24 +182,44 @@ def from_rows(rows: Tensor, shape: torch.Size, axis: int | None) -> Tensor:
 
 
 def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
-    """Signal to quantisation noise ratio in decibels: 10 log10(sum x^2 / sum (x - q)^2); infinite without noise."""
+    """Compute the signal-to-quantisation-noise ratio in decibels, 10 log10(sum x^2 / sum (x - q)^2).
+
+    Args:
+        reference: The exact values x.
+        approximation: The rounded values q.
+
+    Returns:
+        The ratio, which is infinite when there is no noise.
+    """
     return decibels(power(reference), power(reference.double() - approximation.double()))
 
 
 def power(x: Tensor) -> float:
-    """Sum of the squares, added up in float64."""
+    """Sum of the squares of x, added up in float64."""
     return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise); infinite without noise."""
+    """10 log10(signal / noise), which is infinite without noise and minus infinity without a signal."""
     if not noise:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 def pack(integers: Tensor, bits: int, lowest: int) -> Tensor:
-    """integers[...] in lowest..lowest + 2^bits - 1 as uint8[ceil(count / 8) * bits]: eight values in `bits` bytes, lowest bit first."""
+    """Pack integers into bytes without gaps: eight values take `bits` bytes, lowest bit first.
+
+    Args:
+        integers: Integers of any shape, from `lowest` to lowest + 2^bits - 1.
+        bits: Bits per value.
+        lowest: The integer that is stored as 0.
+
+    Returns:
+        uint8[ceil(count / 8) * bits].
+
+    Raises:
+        ValueError: An integer is out of range.
+    """
     values = integers.reshape(-1).long() - lowest
     if len(values) and (int(values.min()) < 0 or int(values.max()) >= 2**bits):
         raise ValueError(
@@ -160,9 +232,22 @@ def pack(integers: Tensor, bits: int, lowest: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, lowest: int, count: int) -> Tensor:
-    """The first `count` integers (int16) of `pack`: value i of a group of eight lies in the bits from i * bits of its `bits` bytes."""
+    """Read back integers that `pack` has packed.
+
+    Value i of a group of eight lies in the bits that start at bit i * bits of the group's `bits` bytes.
+
+    Args:
+        packed: uint8[ceil(count / 8) * bits].
+        bits: Bits per value.
+        lowest: The integer that is stored as 0.
+        count: How many integers to read.
+
+    Returns:
+        int16[count].
+    """
     groups = packed.reshape(-1, bits).to(torch.int16)
-    groups = torch.nn.functional.pad(groups, (0, 1))  # so that the last value, too, has a byte after it
+    # Every value is read from two neighbouring bytes, so the last byte needs one after it.
+    groups = torch.nn.functional.pad(groups, (0, 1))
     first = torch.arange(8) * bits
     low, high = groups[:, first // 8], groups[:, first // 8 + 1]
     values = ((low.int() | (high.int() << 8)) >> (first % 8).int()) & (2**bits - 1)

@@ -1,7 +1,6 @@
-"""How the range of a tensor is found before it is rounded to a grid: one observer per option, for activations and weights.
+"""Observers, which find the range of a tensor before it is rounded to a grid.
 
-An observer is shown tensors as rows[R,N], one row per scale, and then asked for low[R] and high[R]. Those that search look at a
-histogram per row, so that calibration takes the same memory for any number of images.
+There is one observer for each value of the options `observer` (for activations) and `weight_observer`.
 """
 
 from __future__ import annotations
@@ -16,22 +15,24 @@ from qexp.method.quantize.numerics import Grid, fake_quantize, scale_and_zero_po
 
 Range = tuple[Tensor, Tensor]
 BINS = 2048
-STEPS = 100  # candidates of a search
-CANDIDATES_AT_ONCE = 2**24  # elements of the largest temporary tensor
+STEPS = 100  # candidates per search
+CANDIDATES_AT_ONCE = 2**24  # elements of the largest temporary tensor of a search
 
 
 class Observer(ABC):
+    """Is shown tensors as rows[R,N], one row per scale, and is then asked for the range of each row."""
+
     @abstractmethod
     def observe(self, rows: Tensor) -> None:
         """Take rows[R,N] into account."""
 
     @abstractmethod
     def range(self, grid: Grid) -> Range:
-        """low[R] and high[R] for that grid."""
+        """Return low[R] and high[R], the ends of the ranges to use with this grid."""
 
 
 class MinMax(Observer):
-    """The smallest and the largest value seen."""
+    """The range from the smallest to the largest value seen."""
 
     low: Tensor | None = None
     high: Tensor | None = None
@@ -47,9 +48,10 @@ class MinMax(Observer):
 
 
 class MovingAverage(MinMax):
-    """An exponential moving average of each batch's smallest and largest value (Jacob et al., 2018, section 3.1).
+    """Exponential moving averages of each batch's smallest and largest value (Jacob et al., 2018, section 3.1).
 
-    share: of the newest batch.
+    Args:
+        share: Share of the newest batch in the average.
     """
 
     def __init__(self, share: float = 0.1):
@@ -62,7 +64,7 @@ class MovingAverage(MinMax):
 
 
 class MeanMagnitude(Observer):
-    """The scale 2 mean|x| / sqrt(quant_max) that LSQ starts from (Esser et al., 2020, section 2.1)."""
+    """The range whose scale is 2 mean|x| / sqrt(quant_max), which LSQ starts from (Esser et al., 2020, section 2.1)."""
 
     def __init__(self) -> None:
         self.total, self.lowest = torch.zeros(1, dtype=torch.float64), torch.zeros(1)
@@ -75,7 +77,7 @@ class MeanMagnitude(Observer):
 
     def range(self, grid: Grid) -> Range:
         levels = grid.quant_max - grid.quant_min
-        positive = torch.where(self.lowest < 0, levels // 2, levels)  # values below 0 take half of an affine grid
+        positive = torch.where(self.lowest < 0, levels // 2, levels)  # negative values take half of an affine grid
         if grid.symmetric:
             positive = torch.full_like(positive, grid.quant_max)
         scale = 2 * self.total / self.count / positive.sqrt()
@@ -83,7 +85,14 @@ class MeanMagnitude(Observer):
 
 
 class Histogram(Observer):
-    """Counts in BINS equal bins per row, over a range that grows with what is seen; `search` chooses from them."""
+    """Counts the values of each row in BINS equal bins, from which `search` then chooses a range.
+
+    The bins are widened when values outside their range are seen. Since only counts are kept, calibration takes the
+    same memory for any number of images.
+
+    Args:
+        search: Chooses low[R] and high[R] from the counts[R,BINS], the centres[R,BINS] of the bins, and a grid.
+    """
 
     def __init__(self, search: Callable[[Tensor, Tensor, Grid], Range]):
         self.search = search
@@ -91,12 +100,11 @@ class Histogram(Observer):
 
     def observe(self, rows: Tensor) -> None:
         low, high = rows.aminmax(dim=1)
-        low, high = low.clamp(max=0), high.clamp(min=0)  # every grid holds 0
+        low, high = low.clamp(max=0), high.clamp(min=0)  # every grid contains 0
         if self.counts is None:
             self.low, self.high = low, high
-            self.counts = torch.zeros(
-                len(rows), BINS, dtype=torch.float64, device=rows.device
-            )  # float32 stops counting at 2^24
+            # In float64, since float32 stops counting at 2^24.
+            self.counts = torch.zeros(len(rows), BINS, dtype=torch.float64, device=rows.device)
         elif bool((low < self.low).any() or (high > self.high).any()):
             centres, counts = self.centres(), self.counts
             self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
@@ -109,7 +117,7 @@ class Histogram(Observer):
         return ((values - self.low[:, None]) / width * BINS).long().clamp_(0, BINS - 1)
 
     def centres(self) -> Tensor:
-        """[R,BINS]"""
+        """The centres of the bins, [R,BINS]."""
         return (
             self.low[:, None]
             + (self.high - self.low)[:, None] * (torch.arange(BINS, device=self.low.device) + 0.5) / BINS
@@ -121,7 +129,18 @@ class Histogram(Observer):
 
 
 def squared_error(counts: Tensor, centres: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
-    """Sum of squared errors [R,K] of values with counts[R,B] at centres[R,B] for the candidate ranges low[R,K]..high[R,K]."""
+    """Add up the squared errors of rounding a histogram's values to a grid, for each of several candidate ranges.
+
+    Args:
+        counts: How many values lie in each bin, counts[R,B].
+        centres: The centre of each bin, centres[R,B].
+        low: The lower ends of K candidate ranges per row, low[R,K].
+        high: The upper ends of the candidates, high[R,K].
+        grid: The grid that covers each candidate range.
+
+    Returns:
+        The sum of squared errors for each candidate, [R,K].
+    """
     errors, counts = [], counts.float()
     at_once = max(1, CANDIDATES_AT_ONCE // counts.numel())
     for lows, highs in zip(low.split(at_once, 1), high.split(at_once, 1), strict=True):
@@ -136,7 +155,7 @@ def _best(candidates: Tensor, errors: Tensor) -> Tensor:
 
 
 def least_squares(counts: Tensor, centres: Tensor, grid: Grid) -> Range:
-    """The range of least squared error, both ends searched by turns: what histogram observers look for."""
+    """The range of least squared error, as histogram observers look for it: both ends are searched in turn."""
     low, high = mse(counts, centres, grid)
     lowest, highest = centres[:, 0].clamp(max=0), centres[:, -1].clamp(min=0)
     shares = torch.linspace(0, 1, STEPS + 1, device=counts.device)
@@ -149,9 +168,10 @@ def least_squares(counts: Tensor, centres: Tensor, grid: Grid) -> Range:
 
 
 def mse(counts: Tensor, centres: Tensor, grid: Grid) -> Range:
-    """The range of least squared error among those with both ends shrunk by the same factor, 1 % to 100 %.
+    """The range of least squared error among those whose ends are shrunk by the same factor, 1 % to 100 %.
 
-    Grid search as in Banner et al., "Post Training 4-bit Quantization", 2019, by error instead of by its closed form.
+    The objective is the one of Banner et al., "Post Training 4-bit Quantization", 2019. A grid search over measured
+    errors takes the place of their closed form.
     """
     shares = torch.linspace(1 / STEPS, 1, STEPS, device=counts.device)
     lows, highs = centres[:, :1].clamp(max=0) * shares, centres[:, -1:].clamp(min=0) * shares
@@ -160,7 +180,10 @@ def mse(counts: Tensor, centres: Tensor, grid: Grid) -> Range:
 
 
 def percentile(share: float) -> Callable[[Tensor, Tensor, Grid], Range]:
-    """The range that holds `share` percent of the values; as many are cut off at each end that has any."""
+    """Make a search for the range that holds `share` percent of the values.
+
+    If there are values on both sides of 0, the same share is cut off at either end. Otherwise only one end is cut.
+    """
 
     def search(counts: Tensor, centres: Tensor, grid: Grid) -> Range:
         cumulated = counts.double().cumsum(1) / counts.sum(1, keepdim=True)
@@ -175,10 +198,11 @@ def percentile(share: float) -> Callable[[Tensor, Tensor, Grid], Range]:
 
 
 def entropy(counts: Tensor, centres: Tensor, grid: Grid) -> Range:
-    """The threshold at which the rounded distribution of |x| loses the least information (Kullback-Leibler divergence).
+    """The range up to the threshold at which rounding |x| loses the least information (Kullback-Leibler divergence).
 
-    Migacz, "8-bit Inference with TensorRT", 2017: what lies above a threshold is added to the last bin before it, as clipping
-    does; the same bins are then spread evenly over each level's share of the values.
+    This follows Migacz, "8-bit Inference with TensorRT", 2017. Values above a threshold are counted in the last bin
+    before it, as clipping would do. The result is compared with the same bins after rounding, where the values of each
+    level are spread evenly over the level's occupied bins.
     """
     lowest, highest = centres[:, 0].clamp(max=0), centres[:, -1].clamp(min=0)
     largest = torch.maximum(-lowest, highest)
@@ -194,14 +218,14 @@ def entropy(counts: Tensor, centres: Tensor, grid: Grid) -> Range:
 
 
 def _threshold(counts: Tensor, levels: int) -> Tensor:
-    """The bins[R] of least divergence to clip counts[R,B] at."""
+    """The bins[R] at which clipping counts[R,B] causes the least divergence."""
     thresholds = torch.linspace(max(levels, BINS // STEPS), BINS, STEPS).long().unique()
     divergences = torch.stack([_divergence(counts, int(t), levels) for t in thresholds], 1)
     return thresholds.to(counts.device)[divergences.argmin(1)]
 
 
 def _divergence(counts: Tensor, threshold: int, levels: int) -> Tensor:
-    """KL[R] of the counts[R,B] clipped at bin `threshold` against the same rounded to `levels` levels."""
+    """The divergence KL[R] of counts[R,B] clipped at bin `threshold` from the same counts in `levels` levels."""
     kept = counts[:, :threshold].double()
     clipped = kept.clone()
     clipped[:, -1] += counts[:, threshold:].double().sum(1)
@@ -212,10 +236,12 @@ def _divergence(counts: Tensor, threshold: int, levels: int) -> Tensor:
     width = zeros.scatter_add(1, level, occupied)
     rounded = (mass / width.clamp(min=1)).gather(1, level) * occupied
     p, q = clipped / clipped.sum(1, keepdim=True), rounded / rounded.sum(1, keepdim=True).clamp(min=1e-30)
-    tiny = 1e-12  # a value that clipping put where rounding has none costs much, but not infinitely much
+    # Clipping may put values into a bin that is empty after rounding. This has to cost much, but not infinitely much.
+    tiny = 1e-12
     return torch.where(p > 0, p * torch.log(p / q.clamp(min=tiny)), 0).sum(1)
 
 
+# Makers of observers by name. Each is given a percentile in percent, which only `percentile` uses.
 OBSERVERS: dict[str, Callable[[float], Observer]] = {
     "minmax": lambda share: MinMax(),
     "moving_average": lambda share: MovingAverage(),
@@ -224,4 +250,4 @@ OBSERVERS: dict[str, Callable[[float], Observer]] = {
     "entropy": lambda share: Histogram(entropy),
     "mse": lambda share: Histogram(mse),
     "lsq": lambda share: MeanMagnitude(),
-}  # by name, for a percentile in percent
+}

@@ -1,9 +1,6 @@
-"""Where quantize/dequantize pairs stand in an exported graph: quantizers for torchao's PT2E flow.
+"""Placements, which decide where an exported graph gets its quantize/dequantize pairs.
 
-The placement `fused` quantises the inputs and weights of convolutions and linear layers, their outputs after a following
-activation, and both inputs and the output of additions; pooling and reshaping keep the scale of their input. Integer
-runtimes (ONNX Runtime, OpenVINO, XNNPACK) then find no float operator between two integer ones. `x86_inductor` is torchao's
-own for Inductor's kernels, which add in floating point.
+They are quantizers for torchao's PT2E flow: `fused` is for integer runtimes, and `x86_inductor` for Inductor's kernels.
 """
 
 from __future__ import annotations
@@ -29,20 +26,22 @@ WEIGHTED = {aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
 COMBINING = {aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor, aten.addcmul.default}
 # Activations that an integer kernel applies to its own result before rounding.
 FUSED_ACTIVATIONS = {
-    aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default, aten.clamp.default,
+    aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default,
+    aten.clamp.default,
 }  # fmt: skip
-# Operators that only move or average values: the result has the scale of the input.
+# Operators that only move or average values, so that their result has the scale of their input.
 SCALE_KEEPING = {
-    aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.flatten.using_ints,
-    aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.dropout.default, aten.cat.default,
+    aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim,
+    aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int,
+    aten.dropout.default, aten.cat.default,
 }  # fmt: skip
-# Of a training graph; conversion folds it into the convolution before it.
+# The batch norm of a training graph. Conversion folds it into the convolution before it.
 BATCH_NORM = {aten.batch_norm.default}
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """Of a layer's weights and of its input; None for what stays in floating point."""
+    """The specs of a layer's weights and of its input (`activation`). None stands for floating point."""
 
     weight: QuantizationSpec | None
     activation: QuantizationSpec | None
@@ -54,17 +53,18 @@ def layer_path(node: Node) -> str:
 
 
 def weighted_layers(graph: GraphModule) -> list[str]:
-    """Module paths of all convolutions and linear layers in the order they compute in."""
+    """Module paths of all convolutions and linear layers, in the order in which they are computed."""
     nodes = [n for n in graph.graph.nodes if n.op == "call_function" and n.target in WEIGHTED]
     return list(dict.fromkeys(layer_path(node) for node in nodes))
 
 
 def x86_inductor_placement(layer: LayerSpec) -> Quantizer:
-    """torchao's own, with the same specs for all layers."""
+    """torchao's own placement for Inductor's kernels, which add in floating point. All layers have the same specs."""
+    # Imported only here, since the import takes seconds.
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
         QuantizationConfig,
         X86InductorQuantizer,
-    )  # takes seconds
+    )
 
     return X86InductorQuantizer().set_global(
         QuantizationConfig(layer.activation, layer.activation, layer.weight, bias=None)
@@ -72,10 +72,20 @@ def x86_inductor_placement(layer: LayerSpec) -> Quantizer:
 
 
 class FusedPlacement(Quantizer):
-    """layers: specs by module path; between: of additions and of the network's output, None for floating point.
+    """Places quantizers so that integer runtimes find no float operator between two integer ones.
 
-    A tensor that several operators read has the finest of the specs they want; one that wants a coarser one rounds it again.
-    unfused: every convolution's result is quantised before its activation too; before_activation: there instead of after it.
+    Such runtimes are ONNX Runtime, OpenVINO and XNNPACK. The inputs and weights of convolutions and linear layers are
+    quantised, and so are their outputs, after the activation that follows. Elementwise operators such as additions have
+    their inputs and their output quantised. Pooling and reshaping keep the scale of their input.
+
+    A tensor that several operators read gets the finest spec that any of them asks for. An operator that asks for a
+    coarser spec rounds the tensor again.
+
+    Args:
+        layers: Specs of each layer, by module path.
+        between: Spec for elementwise operators and for the network's output, or None for floating point.
+        unfused: Whether the result of every convolution is quantised before its activation as well.
+        before_activation: Whether the result of every convolution is quantised before its activation instead of after.
     """
 
     def __init__(
@@ -94,7 +104,7 @@ class FusedPlacement(Quantizer):
         return model
 
     def validate(self, model: GraphModule) -> None:
-        """Every graph is valid: operators without annotation stay in floating point, and coverage says so."""
+        """Accept every graph. Operators without an annotation stay in floating point, which coverage reports."""
 
     def _annotate(self, node: Node) -> None:
         if node.target in WEIGHTED:
@@ -111,12 +121,12 @@ class FusedPlacement(Quantizer):
         elif node.target in SCALE_KEEPING or node.target in FUSED_ACTIVATIONS:
             wanted = self._wanted(node)
             if wanted:
-                first, *others = node.all_input_nodes  # concatenation has several
+                first, *others = node.all_input_nodes  # a concatenation has several
                 shared = SharedQuantizationSpec((first, node))
                 self._set(node, {first: wanted, **dict.fromkeys(others, shared)}, shared)
 
     def _output(self, node: Node) -> QuantizationSpec | None:
-        """None where the next operator belongs to this one, and its result is quantised instead."""
+        """The spec of the node's result, or None if the next operator belongs to it and has its result quantised."""
         followers = list(node.users)
         if len(followers) == 1 and followers[0].target in BATCH_NORM:
             return None
@@ -124,11 +134,12 @@ class FusedPlacement(Quantizer):
         return None if followed and not (self.unfused or self.before_activation) else self._wanted(node)
 
     def _wanted(self, node: Node) -> QuantizationSpec | None:
-        """The finest of the specs in which the readers of `node` want it."""
+        """The spec with the most levels among those that the readers of `node` ask for."""
         wanted = [spec for reader in node.users if (spec := self._reads(reader))]
         return max(wanted, key=lambda spec: (spec.quant_max or 0) - (spec.quant_min or 0), default=None)
 
     def _reads(self, reader: Node) -> QuantizationSpec | None:
+        """The spec that `reader` asks for."""
         if reader.target in WEIGHTED:
             return self.layers[layer_path(reader)].activation
         if reader.op == "output" or reader.target in COMBINING:

@@ -1,4 +1,7 @@
-"""A prepared graph that can be trained: convolutions get their batch norms back, and hand over what they learned at the end."""
+"""The graph that quantisation-aware training trains: a prepared graph whose convolutions get their batch norms back.
+
+At the end of training, what was learned is handed over to the prepared graph.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,29 @@ from qexp.method.graph import export
 from qexp.method.quantize.fake_quantize import FakeQuantize, WeightFakeQuantize, quantizers
 from qexp.method.quantize.placement import BATCH_NORM, WEIGHTED, layer_path
 
-SMALLEST = 1e-5  # of a channel's factor, by which its result is divided
+SMALLEST = 1e-5  # least magnitude of a channel's factor, which the channel's weights are divided by
 
 
 class ConvNorm(nn.Module):
-    """Convolution and batch norm as one: the weight is rounded as it will be when both are folded.
+    """A convolution and its batch norm as one module, which rounds the weight as it will be rounded after folding.
 
-    The flow of torch.ao and torchao for training with quantisation (Krishnamoorthi, "Quantizing deep convolutional networks for
-    efficient inference", 2018, section 3.2.2): weights are scaled by the batch norm's factors before they are rounded and scaled back
-    after, and batch norm works on the result with the batch's statistics; once frozen, with the running ones.
+    This is the flow of torch.ao and torchao for training with quantisation (Krishnamoorthi, "Quantizing deep
+    convolutional networks for efficient inference", 2018, section 3.2.2). Weights are scaled by the factors of the
+    batch norm before they are rounded, and scaled back afterwards. The batch norm then works on the result. It uses the
+    statistics of the batch or, once it is frozen, the running statistics.
 
-    In that flow the factors are those of the running statistics, which change with every batch, and with them the integers: at 2 bits
-    so many that the statistics never fit them. Where each channel has scales of its own, the factors that training starts from are
-    kept for rounding instead, and the scales take up the rest when both are folded: integers depend on weights and scales alone.
+    In that flow the factors are computed from the running statistics, which change with every batch. The integers
+    change with them, and at 2 bits so many of them change that the statistics never fit them. Where each channel has
+    scales of its own, and these need not be powers of two, rounding therefore keeps the factors that training starts
+    from, and the scales take up the difference when both are folded. The integers then depend on the weights and the
+    scales alone.
+
+    Args:
+        weight: Weight of the convolution.
+        norm: The batch norm that follows the convolution. A copy of it is trained.
+        quantizer: Quantizer of the weight, or None if the weight stays in floating point.
+        operator: ATen operator of the convolution.
+        rest: Arguments of the operator after the bias.
     """
 
     start: Tensor
@@ -50,23 +63,26 @@ class ConvNorm(nn.Module):
         self.register_buffer("start", self.factor().detach().clone())
 
     def factor(self) -> Tensor:
-        """[C], of each channel's weights when both are folded; never 0, and of the sign that it had at the start."""
+        """The factor [C] of each channel's weights in folding. It is never 0 and keeps the sign it had at the start."""
         assert self.norm.running_var is not None
         return self.sign * (self.sign * self.norm.weight / torch.sqrt(self.norm.running_var + self.norm.eps)).clamp(
             min=SMALLEST
         )
 
     def keep_sign(self) -> None:
-        """Undo a step of the optimizer past 0, where integers could not follow: the least of them has no opposite."""
+        """Set the weights of the batch norm to 0 where a step of the optimizer has taken them past 0.
+
+        The integers could not follow a change of sign, since the lowest of them has no opposite.
+        """
         with torch.no_grad():
             self.norm.weight.copy_(self.sign * (self.sign * self.norm.weight).clamp(min=0))
 
     def rescaled(self) -> Tensor:
-        """[C], above 0: what the scales of each channel's weights are multiplied by when both are folded."""
+        """What the scales of each channel's weights are multiplied by in folding, [C] and above 0."""
         return self.factor() / self.start if self.fixed else torch.ones_like(self.start)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a convolution that computes the same at inference."""
+        """The weight and bias of a single convolution that computes the same at inference."""
         factor = self.factor()
         assert self.norm.running_mean is not None
         return self.weight * _per_channel(factor, self.weight), self.norm.bias - self.norm.running_mean * factor
@@ -77,7 +93,7 @@ class ConvNorm(nn.Module):
         rounded = weight if self.quantizer is None else self.quantizer(weight)
         if self.frozen or not self.training:
             return self.operator(x, rounded * _per_channel(self.rescaled(), rounded), self.folded()[1], *self.rest)
-        # The flow divides the convolution's result, a far larger tensor than its weight, to the same end.
+        # torchao divides the convolution's result instead. This comes to the same, but it is a far larger tensor.
         return self.norm(self.operator(x, rounded / _per_channel(factor.detach(), rounded), None, *self.rest))
 
 
@@ -86,7 +102,14 @@ def _per_channel(factor: Tensor, weight: Tensor) -> Tensor:
 
 
 def trainable(prepared: GraphModule, network: nn.Module, data: ImageData) -> GraphModule:
-    """A copy of the graph, with the same quantizers and parameters, in which every folded batch norm is one again."""
+    """Copy a graph for training: every batch norm that was folded into a convolution becomes a batch norm again.
+
+    Args:
+        prepared: The prepared graph. The copy shares its quantizers, and its parameters except those of convolutions
+            that get a batch norm back.
+        network: The network that the graph was exported from.
+        data: The images that the network is for.
+    """
     norms = folded_norms(network, data)
     modules = dict(network.named_modules())
     copied = torch.fx.Graph()
@@ -98,14 +121,15 @@ def trainable(prepared: GraphModule, network: nn.Module, data: ImageData) -> Gra
             _restore(trained, node, modules[path].weight, modules[norms[path]])
     trained.graph.eliminate_dead_code()
     trained.recompile()
-    fresh = GraphModule(trained, trained.graph)  # without the weights and quantizers that moved into a ConvNorm
+    # Without the weights and quantizers that have moved into a ConvNorm.
+    fresh = GraphModule(trained, trained.graph)
     for parameter in fresh.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return fresh
 
 
 def folded_norms(network: nn.Module, data: ImageData) -> dict[str, str]:
-    """The batch norm that follows each convolution, both by module path."""
+    """The module path of the batch norm that follows each convolution, by the convolution's module path."""
     found = {}
     for node in export(network, data).graph.nodes:
         if node.target in WEIGHTED and len(node.users) == 1 and (reader := next(iter(node.users))).target in BATCH_NORM:
@@ -129,19 +153,26 @@ def _restore(graph: GraphModule, node: Node, weight: Tensor, norm: Any) -> None:
 
 @torch.no_grad()
 def estimate_norms(trained: nn.Module, images: Tensor, batch: int) -> None:
-    """Batch norms' statistics anew, as the mean of those of x[N,C,H,W] in batches, in the network as it is now.
+    """Estimate the statistics of the batch norms anew, in the network as it is now.
 
-    Running ones are of a network that still changed (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3; for quantised
-    ones Nagel et al., "Overcoming Oscillations in Quantization-Aware Training", 2022). Left alone are layers whose rounding depends on
-    them. The graph is in eval mode afterwards.
+    Running statistics come from a network that was still changing (Wu and Johnson, "Rethinking 'Batch' in BatchNorm",
+    2021, section 3; for quantised networks, Nagel et al., "Overcoming Oscillations in Quantization-Aware Training",
+    2022). The new statistics are the mean over all batches. Layers whose rounding depends on the statistics are left
+    alone. The graph is in eval mode afterwards.
+
+    Args:
+        trained: The graph being trained.
+        images: Images x[N,C,H,W].
+        batch: Images per batch.
     """
     trained.eval()
     joined = [module for module in trained.modules() if isinstance(module, ConvNorm) and module.fixed]
     momenta = [module.norm.momentum for module in joined]
     for module in joined:
-        module.training = module.norm.training = True  # and not its quantizer, which may follow what it sees
+        # The quantizer stays in eval mode, since in training mode its scale may follow what it sees.
+        module.training = module.norm.training = True
         module.norm.reset_running_stats()
-        module.norm.momentum = None  # the mean of all
+        module.norm.momentum = None  # makes the statistics the mean over all batches
     for chunk in images.split(batch):
         trained(chunk)
     for module, momentum in zip(joined, momenta, strict=True):
@@ -150,7 +181,11 @@ def estimate_norms(trained: nn.Module, images: Tensor, batch: int) -> None:
 
 
 def hand_over(trained: GraphModule, prepared: GraphModule) -> None:
-    """Put folded weights and biases where the prepared graph has them; its quantizers are the trained ones already."""
+    """Copy the trained weights and biases, folded, into the prepared graph.
+
+    Its quantizers are the trained ones already. Where rounding kept the factors that training started from, the scales
+    of weights now take up the difference. From here on, no scale learns any more.
+    """
     with torch.no_grad():
         for node in prepared.graph.nodes:
             if node.op != "call_function" or node.target not in WEIGHTED:
@@ -162,7 +197,7 @@ def hand_over(trained: GraphModule, prepared: GraphModule) -> None:
                 for place, value in zip(node.args[1:3], joined.folded(), strict=True):
                     prepared.get_parameter(_constant(place)).copy_(value)
                 if joined.fixed and joined.quantizer is not None:
-                    scale = joined.quantizer.scale  # one of each channel or, in groups, several
+                    scale = joined.quantizer.scale  # one per channel or, with groups, several
                     scale.mul_(joined.rescaled().repeat_interleave(len(scale) // len(joined.start)))
     for quantizer in quantizers(prepared).values():
         quantizer.keep_scale()
@@ -175,11 +210,17 @@ def _constant(node: Any) -> str:
 
 
 def learn_ranges(trained: GraphModule, activations: str, weights: str, values: dict[str, int]) -> None:
-    """Let every quantizer learn: how activations and how weights do is one of LEARNING.
+    """Let the scales of all quantizers learn in training.
 
-    values: of one tensor at each quantizer, by module name, as of `sizes`. The scale's gradient is divided by
-    sqrt(values * quant_max), as in LSQ (Esser et al., 2020, section 2.2); the values of a layer are counted together where each
-    of its channels has a scale, so that those of few weights do not jump.
+    The gradient of a scale is divided by sqrt(values * quant_max), as in LSQ (Esser et al., 2020, section 2.2). Where
+    each channel of a layer has a scale, the values of the whole layer are counted, so that scales of few weights do not
+    jump.
+
+    Args:
+        trained: The graph to train.
+        activations: How the scales of activations learn, one of LEARNING.
+        weights: How the scales of weights learn, one of LEARNING.
+        values: How many values a tensor at each quantizer has, by module name, as `sizes` finds them.
     """
     for name, quantizer in quantizers(trained).items():
         is_weight = isinstance(quantizer, WeightFakeQuantize)
@@ -192,7 +233,7 @@ def learn_ranges(trained: GraphModule, activations: str, weights: str, values: d
 
 
 def sizes(trained: GraphModule, image: Tensor) -> dict[str, int]:
-    """Values of one tensor at each quantizer, by module name, for one image x[1,C,H,W]."""
+    """Count the values of the tensor at each quantizer, by module name, for one image x[1,C,H,W]."""
     found: dict[str, int] = {}
 
     def remember(name: str) -> Any:

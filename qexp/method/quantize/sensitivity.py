@@ -1,8 +1,4 @@
-"""How much a network's answers change when a single layer is rounded: what bits per layer are chosen by.
-
-Calibration images have no labels, so the change of the loss is the Kullback-Leibler divergence of the network's predictions from
-those in floating point, which is the cross entropy against these less its own least value.
-"""
+"""How much a network's predictions change when a single layer is rounded. Bits per layer are chosen by this."""
 
 from __future__ import annotations
 
@@ -33,10 +29,13 @@ from qexp.types import EngineSpec
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What rounding the weights and the input of `layer`, and nothing else, does to the logits.
+    """What rounding the weights and the input of one layer, and nothing else, does to the logits.
 
-    loss_change: mean divergence of the predictions in nats (see `divergence`); sqnr_db: signal to quantisation noise ratio of the
-    logits in decibels, infinite without noise.
+    Attributes:
+        layer: Module path of the layer.
+        bits: The bits that its weights and its input are rounded to.
+        loss_change: Mean divergence of the predictions in nats (see `divergence`).
+        sqnr_db: Signal-to-quantisation-noise ratio of the logits in decibels, infinite without noise.
     """
 
     layer: str
@@ -46,20 +45,32 @@ class Sensitivity:
 
 
 def divergence(exact: Tensor, rounded: Tensor) -> float:
-    """Mean over images of KL(p || q) in nats, p and q the softmax of logits exact[N,K] and rounded[N,K], in float64."""
+    """Compute how far rounding takes the predictions from those in floating point.
+
+    No labels are used. Instead, the change of the loss is taken to be the Kullback-Leibler divergence KL(p || q), where
+    p and q are the softmax of the exact and of the rounded logits. It equals the cross entropy of q against p, less the
+    least value that this cross entropy can take.
+
+    Args:
+        exact: Logits[N,K] in floating point.
+        rounded: Logits[N,K] with rounding.
+
+    Returns:
+        The mean divergence over the images in nats, computed in float64.
+    """
     p, q = exact.double().log_softmax(1), rounded.double().log_softmax(1)
     return float((p.exp() * (p - q)).sum(1).mean())
 
 
 @dataclass
 class Rounding:
-    """The quantizers of one layer; several of a kind where the network computes it more than once."""
+    """The quantizers of one layer. There are several of a kind if the network computes the layer more than once."""
 
     weights: list[FakeQuantize] = field(default_factory=list)
     activations: list[FakeQuantize] = field(default_factory=list)
 
     def set(self, weight: Grid | None, activation: Grid | None) -> None:
-        """Round to these grids, with the ranges that observers find for them; None for floating point."""
+        """Round to these grids, with the ranges that the observers find for them. None stands for floating point."""
         for found, grid in ((self.weights, weight), (self.activations, activation)):
             for quantizer in found:
                 quantizer.enabled = grid is not None
@@ -69,7 +80,7 @@ class Rounding:
 
 
 class EachLayer(Quantizer):
-    """A quantizer at the weights and one at the input of each layer, shared with no other layer, and none anywhere else."""
+    """Places one quantizer at the weights and one at the input of each layer, and shares none between layers."""
 
     def __init__(self, spec: LayerSpec):
         self.spec = spec
@@ -89,7 +100,11 @@ class EachLayer(Quantizer):
 
 
 def roundings(prepared: GraphModule) -> dict[str, Rounding]:
-    """The quantizers of each layer of a graph that was prepared with `EachLayer`, by module path, in the order they compute in."""
+    """Find the quantizers of each layer of a graph that was prepared with `EachLayer`.
+
+    Returns:
+        The quantizers by the layer's module path, in the order in which the layers are computed.
+    """
     modules = quantizers(prepared)
     found: dict[str, Rounding] = {}
     for node in prepared.graph.nodes:
@@ -108,10 +123,21 @@ def sensitivities(
     widths: Mapping[str, Sequence[BitWidths]],
     images: int,
 ) -> tuple[Sensitivity, ...]:
-    """The sensitivity of each layer at each of its `widths`, with grids and ranges as `method` finds them.
+    """Measure the sensitivity of each layer at each of its bit-widths.
 
-    All calibration images are observed, once; the first `images` of them are answered. A layer's input is rounded where the layer
-    reads it, whatever the placement is. Corrections of biases are left out: they are made for all layers together.
+    A layer's input is rounded where the layer reads it, whatever the placement is. Biases are not corrected, since the
+    correction is made for all layers together.
+
+    Args:
+        method: The method whose grids and ranges are used.
+        network: The network in fp32.
+        data: Source of the calibration images. All of them are observed, once.
+        engine_spec: What the engine asks for.
+        widths: The bit-widths to try for each layer, by module path.
+        images: How many of the calibration images, starting from the first, predictions are compared on.
+
+    Returns:
+        One sensitivity per layer and bit-width.
     """
     prepared = prepare_pt2e(method.folded(network, data), EachLayer(method.spec(BitWidths(8, 8), engine_spec)))
     every = data.calibration()
@@ -141,9 +167,10 @@ def sensitivities(
 
 
 def _from_each_block(prepared: GraphModule, x: Tensor, batch: int) -> Iterator[tuple[list[str], GraphModule, Tensor]]:
-    """Each block's layers, the network from the block on, and what goes into it: what comes before is not computed again.
+    """Yield, for each block, its layers, the network from this block on, and the input of the block.
 
-    A layer that is computed in several blocks comes with the first of them.
+    This way, nothing that comes before a block is computed again. A layer that is computed in several blocks is listed
+    with the first of them.
     """
     (logits,) = prepared.graph.output_node().all_input_nodes
     seen: set[str] = set()
@@ -162,7 +189,7 @@ def _answers(part: GraphModule, x: Tensor, batch: int) -> Tensor:
 
 
 def as_csv(measured: Iterable[Sensitivity]) -> str:
-    """One row per layer and bit-width."""
+    """Write a CSV table with one row per layer and bit-width."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["layer", "weight_bits", "activation_bits", "loss_change_nats", "sqnr_db"])
