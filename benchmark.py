@@ -1,6 +1,8 @@
-"""Time artifacts or networks: `python benchmark.py -m artifact=outputs/artifacts/NAME engine=eager,openvino batch_size=1,8,32`.
+"""Time artifacts or networks.
 
-The sequence of its steps stands in qexp/jobs/benchmark.py.
+    python benchmark.py -m artifact=outputs/artifacts/NAME engine=eager,openvino batch_size=1,8,32
+
+The steps themselves are in qexp/jobs/benchmark.py.
 """
 
 from qexp.cli import program

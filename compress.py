@@ -1,6 +1,6 @@
 """Compress trained networks and measure them: `python compress.py -m model=vgg19,resnet34 method=dynamic,static`.
 
-The sequence of its steps stands in qexp/jobs/compress.py.
+The steps themselves are in qexp/jobs/compress.py.
 """
 
 from qexp.cli import program

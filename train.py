@@ -1,6 +1,6 @@
 """Train a network on a dataset: `python train.py model=resnet20 data=folder data.root=...` writes a Baseline folder.
 
-The sequence of its steps stands in qexp/jobs/train.py.
+The steps themselves are in qexp/jobs/train.py.
 """
 
 from qexp.cli import program

@@ -1,9 +1,11 @@
-"""Our int8 against ONNX Runtime's `quantize_static` and NNCF's OpenVINO model of the same network, in turns, in one measurement.
+r"""Compares our int8 with ONNX Runtime's `quantize_static` and with NNCF's OpenVINO model of the same network.
 
-    uv run --group benchmark python benchmarks/against_others.py model=resnet34 data=folder data.root=FOLDER [batch_size=32] [threads=2]
+    uv run --group benchmark python benchmarks/against_others.py model=resnet34 data=folder data.root=FOLDER \
+        [batch_size=32] [threads=2]
 
-Takes the options of compress.py (the method is `static`, the engine `auto` unless told otherwise). All int8 models are calibrated
-on the same images, run on the same number of threads, and are scored on the same test images.
+All models take turns in one measurement. The options are those of compress.py (the method is `static` and the engine
+`auto` unless told otherwise). All int8 models are calibrated on the same images, run on the same number of threads, and
+scored on the same test images.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ from qexp.measure.latency import Latency, speedup
 
 
 def onnxruntime_static(fp32: Path, images: np.ndarray, folder: Path) -> str:
-    """ONNX Runtime's own: its preprocessing, Q/DQ format, weights int8 per channel, activations uint8, its default min-max."""
+    """Quantise with ONNX Runtime's own tools, and return the name of the model's file.
+
+    That means its preprocessing, the Q/DQ format, per-channel int8 weights, uint8 activations and its default min-max
+    calibration.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -46,19 +52,19 @@ def onnxruntime_static(fp32: Path, images: np.ndarray, folder: Path) -> str:
 
     quant_pre_process(str(fp32), str(folder / "preprocessed.onnx"))
     quantize_static(
-        folder / "preprocessed.onnx", folder / "model.onnx", Images(), per_channel=True, activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
+        folder / "preprocessed.onnx", folder / "model.onnx", Images(), per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
     )  # fmt: skip
     return "model.onnx"
 
 
 def nncf_openvino(fp32: Path, images: np.ndarray, folder: Path) -> str:
-    """NNCF's post-training quantisation of the OpenVINO model, with its defaults."""
+    """Quantise with NNCF's post-training quantisation for OpenVINO and its defaults, and return the model's file."""
     import nncf
     import openvino
 
     model = openvino.Core().read_model(str(fp32))
-    batches = np.array_split(images, len(images))  # NNCF counts samples, one each
+    batches = np.array_split(images, len(images))  # one image each, because NNCF counts batches as samples
     quantised = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
     openvino.save_model(quantised, str(folder / "model.xml"), compress_to_fp16=False)
     return "model.xml"
@@ -67,7 +73,15 @@ def nncf_openvino(fp32: Path, images: np.ndarray, folder: Path) -> str:
 def foreign(
     make: Callable[[Path, np.ndarray, Path], str], fp32: Candidate, engine: Engine, images: np.ndarray, root: Path
 ) -> Candidate:
-    """A model that another tool quantised, as a candidate like ours."""
+    """Quantise a model with another tool, and make it a candidate like ours.
+
+    Args:
+        make: Writes the quantised model into a folder, and returns the name of its file.
+        fp32: Candidate whose ONNX file is quantised.
+        engine: Engine that runs the quantised model.
+        images: Calibration images x[N,C,H,W] float32.
+        root: Folder where the model is kept for the next time.
+    """
     target = root / f"{fp32.artifact.key}-{make.__name__}"
     if not target.exists():
         with building(target) as folder:
@@ -79,7 +93,7 @@ def foreign(
 
 
 def ours(config: DictConfig, factory: ArtifactFactory) -> Candidate:
-    """What `engine=auto` takes."""
+    """Make our candidates, and choose the fastest in a short trial, as `engine=auto` does."""
     notes: dict[str, str] = {}
     method = instantiate(config.method)
     candidates = accepted_by(engines_of(config.engine), lambda engine: factory.candidate(method, engine), notes)
@@ -121,6 +135,7 @@ def main(options: list[str]) -> None:
 
 
 def accuracy(candidate: Candidate, tests: EvaluationSet | None, cache: Path) -> float | None:
+    """Top-1 on the test images, or None if it would mean nothing."""
     if tests is None or not tests.meaningful:
         return None
     return top_k(candidate.logits(tests, 250, cache)[0], np.load(tests.labels), 1)
@@ -133,7 +148,7 @@ def report(
     top1: dict[str, float | None],
     resolution: float,
 ) -> None:
-    """Print one Markdown table, and keep it with all samples below outputs/benchmarks."""
+    """Print a Markdown table, and write it and all samples to outputs/benchmarks."""
     medians = [[statistics.median(window) for window in taken] for taken in windows]
     lines = [
         f"{config.model.id}, batch {config.batch_size}, {config.threads} threads, {len(medians[0])} windows in turns",

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the config of compress.py, and candidates prepared as it prepares them."""
+"""What the benchmarks share: the config of compress.py, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qexp.measure.machine import environment, physical_cores  # noqa: E402
 
 
 def composed(options: list[str]) -> DictConfig:
-    """The config of compress.py with these options."""
+    """Compose the config of compress.py with these options, and with a number for `threads`."""
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = hydra.compose("compress", options)
     if config.threads == "auto":
@@ -24,7 +24,7 @@ def composed(options: list[str]) -> DictConfig:
 
 
 def machine() -> str:
-    """One line: processor, threads at hand, load and versions."""
+    """Describe the machine in one line: processor, cores, load and versions."""
     found = environment(ROOT)
     cpu = f"{found['cpu']}, {found['cores']} cores ({', '.join(found['cpu_flags'])}), load {found['load']:.2f}"
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())

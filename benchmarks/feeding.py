@@ -1,8 +1,9 @@
-"""The share of a training step of ResNet-20 that feeding costs: fetching, augmenting and normalising a batch of 128.
+"""Measures the share of a training step that feeding costs: fetching, augmenting and normalising a batch.
 
-    python benchmarks/feeding.py [data=folder data.root=FOLDER] [model=...] [trainer=cpu] [recipe.batch_size=...] [+steps=100]
+    python benchmarks/feeding.py [data=folder data.root=FOLDER] [model=...] [trainer=cpu] [+steps=100]
 
-Takes the options of train.py, but pretend images and a ResNet-20 unless told otherwise. Prints one line, of medians.
+It takes the options of train.py, such as recipe.batch_size, and unless told otherwise it trains ResNet-20 on pretend
+images in batches of 128. It prints one line of medians.
 """
 
 from __future__ import annotations

@@ -1,14 +1,20 @@
-"""Whether the instruments can be trusted: A against A, the same paired measurement repeated, and how steady the machine is.
+r"""Checks in three ways whether the measuring instruments can be trusted.
 
-    uv run python benchmarks/instruments.py model=vgg19 data=folder data.root=FOLDER [+repetitions=20] [+repeats=5] [+turns=20]
+    uv run python benchmarks/instruments.py model=vgg19 data=folder data.root=FOLDER \
+        [+repetitions=20] [+repeats=5] [+turns=20]
 
-Takes the options of compress.py. A against A: the same int8 artifact on the same engine in two children, `repetitions` times; a 95
-% interval of their speed-up should contain 1 in at least 17 of 20. Repeated: fp32 on eager torch against that artifact, `repeats`
-times with fresh children; how far the speed-ups and the medians themselves spread, and how far with the cores in one place: a
-virtual machine's are moved by its host, which changes two threads' networks unequally (qexp/measure/cores.py), so that no pairing
-makes up for it. More of both is seen with measure.latency.windows=180 measure.latency.budget_s=60. The machine: two children of
-each of the two take `turns` in turns; children of one network that change together, and not with those of the other, say that the
-machine changed.
+It takes the options of compress.py.
+
+The machine: two children of fp32 on eager PyTorch and two of an int8 artifact take turns, `turns` times. If the
+children of one network change together, and not with those of the other, the machine has changed.
+
+A against A: the int8 artifact is compared with itself, on the same engine in two children, `repetitions` times. The
+95 % interval of the speed-up should contain 1 in at least 17 of 20.
+
+Repeated: fp32 on eager PyTorch is compared with that artifact, `repeats` times with fresh children. This shows how far
+the speed-ups and the medians themselves spread, and how far they do while the cores are in one place. The host of a
+virtual machine moves its cores, which changes networks on two threads unequally (qexp/measure/cores.py), so that no
+pairing makes up for it. To see more of both places, give measure.latency.windows=180 measure.latency.budget_s=60.
 """
 
 from __future__ import annotations
@@ -31,24 +37,30 @@ from qexp.measure.timing import LEAST_WINDOWS
 
 @dataclass(frozen=True)
 class Turns:
-    """Medians in ms of what took turns: fp32, int8, and a byte's way between the cores and back (nothing for one thread)."""
+    """The medians of what took turns, in ms and by turn.
+
+    Attributes:
+        fp32: Medians of fp32.
+        int8: Medians of int8.
+        trip: Medians of a byte's way between the cores and back. Empty on one thread.
+    """
 
     fp32: list[float]
     int8: list[float]
     trip: list[float] = field(default_factory=list)
 
     def speedup(self, resolution: float) -> list[float]:
-        """With its 95 % interval."""
+        """The speed-up, and the bounds of its 95 % interval."""
         return [m.value for m in speedup("speedup", self.fp32, self.int8, resolution)]
 
     def where(self, least: float, most: float) -> Turns:
-        """Those with the byte's way from `least` to below `most` ms."""
+        """The turns in which the byte's way took from `least` to below `most` ms."""
         chosen = [turn for turn in zip(self.fp32, self.int8, self.trip, strict=True) if least <= turn[2] < most]
         return Turns(*([turn[column] for turn in chosen] for column in range(3)))
 
 
 def paired(latency: Latency, baseline: Candidate, candidate: Candidate) -> Turns:
-    """With fresh children."""
+    """Let two candidates take turns in fresh children."""
     with alone_on_host(), watched(candidate.threads) as places:
         try:
             ready([baseline, candidate])
@@ -65,7 +77,7 @@ def spread(values: list[float]) -> float:
 
 
 def steadiness(latency: Latency, pairs: list[tuple[Candidate, Candidate]], turns: int) -> None:
-    """Print how far two children of one network differ in a turn, and how far each network's time moves between turns."""
+    """Print how far two children of one network differ in a turn, and how far a network's time moves between turns."""
     candidates = [candidate for pair in pairs for candidate in pair]
     rules = replace(latency.rules, windows=turns, budget_s=float("inf"))
     with alone_on_host():
@@ -83,14 +95,18 @@ def steadiness(latency: Latency, pairs: list[tuple[Candidate, Candidate]], turns
         apart = [spread([a, b]) for a, b in zip(one, other, strict=True)]
         means = [(a + b) / 2 for a, b in zip(one, other, strict=True)]
         print(
-            f"  {first.artifact.label} on {first.engine.name}: {min(means):.3f} to {max(means):.3f} ms in {turns} turns, spread "
-            f"{spread(means):.1%}; its two children differ by {statistics.median(apart):.1%} (median of turns) and move together: "
+            f"  {first.artifact.label} on {first.engine.name}: {min(means):.3f} to {max(means):.3f} ms "
+            f"in {turns} turns, spread {spread(means):.1%}; its two children differ by "
+            f"{statistics.median(apart):.1%} (median of turns) and move together: "
             f"correlation {statistics.correlation(one, other):.2f}"
         )
 
 
 def repeated(found: list[Turns], resolution: float) -> None:
-    """Print the speed-ups, how far they spread, and how far where the cores were in one place: near, or MOVED away from there."""
+    """Print the speed-ups and how far they spread, in all turns and in those with the cores in one place.
+
+    The cores count as apart if a byte's way between them and back takes at least MOVED times the shortest one.
+    """
     if not found:
         return
     for turns in found:
@@ -103,7 +119,8 @@ def repeated(found: list[Turns], resolution: float) -> None:
         [statistics.median(turn) for turn in turns] for turns in zip(*((t.fp32, t.int8) for t in found), strict=True)
     )
     print(
-        f"spread (largest - smallest over median): speed-up {spread(ratios):.1%}, medians {spread(slow):.1%} and {spread(fast):.1%}"
+        f"spread (largest - smallest over median): speed-up {spread(ratios):.1%}, "
+        f"medians {spread(slow):.1%} and {spread(fast):.1%}"
     )
     apart = MOVED * min((trip for turns in found for trip in turns.trip), default=0.0)
     for place, least, most in (("near each other", 0.0, apart), ("apart", apart, float("inf"))):
@@ -126,7 +143,10 @@ def main(options: list[str]) -> None:
     chosen = ours(config, factory)
     chosen.close()
     twin, eager_twin = (Candidate(s.artifact, s.engine, s.batch, s.threads, s.limits) for s in (chosen, eager))
-    title = f"{config.model.id} {chosen.artifact.label} on {chosen.engine.name}, batch {config.batch_size}, {config.threads} threads"
+    title = (
+        f"{config.model.id} {chosen.artifact.label} on {chosen.engine.name}, "
+        f"batch {config.batch_size}, {config.threads} threads"
+    )
 
     if turns >= 2:
         print(f"\nThe machine: {title}")

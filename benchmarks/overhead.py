@@ -1,8 +1,10 @@
-"""What a run costs beside its timed windows and its passes over images: starting children, loading, records, tracking.
+r"""Measures what a run costs besides its timed windows and its passes over images.
 
-    uv run python benchmarks/overhead.py -m model=resnet34 method=none,static engine=onnxruntime data=folder data.root=FOLDER
+    uv run python benchmarks/overhead.py -m model=resnet34 method=none,static engine=onnxruntime data=folder \
+        data.root=FOLDER
 
-Takes the options of compress.py and runs them twice, so that the second time no artifact has to be made and no logits are missing.
+What remains is starting children, loading, records and tracking. The options are those of compress.py, which are run
+twice, so that the second time all artifacts and logits are there.
 """
 
 from __future__ import annotations
@@ -55,5 +57,5 @@ if __name__ == "__main__":
         stdout=subprocess.DEVNULL,
         cwd=Path.cwd(),
     )
-    sys.argv.append("force=true")  # or the runs would be taken over
+    sys.argv.append("force=true")  # otherwise the first runs would be reused
     main()

@@ -1,8 +1,9 @@
-"""Whether `qexp.load(...).predict` is right as often on image files as the evaluation recorded for the whole test part.
+"""Compares how often `qexp.load(...).predict` is right on image files with what was recorded for the whole test part.
 
     uv run python benchmarks/predictions.py artifact=outputs/artifacts/NAME images=data/cifar10-jpeg/test
 
-images: a folder with one folder of image files per class. Every file is read, decoded and resized as a user's photo is.
+`images` is a folder with one folder of image files per class. Every file is read, decoded and resized like a user's
+photo.
 """
 
 from __future__ import annotations

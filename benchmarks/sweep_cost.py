@@ -1,8 +1,10 @@
-"""What sweeping itself costs: the command line, a sweep started again, each job, tables of thousands of runs, memory of many jobs.
+"""Measures what sweeping itself costs.
 
     uv run python benchmarks/sweep_cost.py [outputs=FOLDER]
 
-Alone on the machine; everything is written to a temporary folder unless told otherwise.
+It times the command line, a sweep that is started again, each further job and tables of thousands of runs, and it
+measures the memory of many jobs. Run it alone on the machine. Everything is written to a temporary folder unless
+`outputs` is given.
 """
 
 from __future__ import annotations
@@ -44,12 +46,12 @@ UNMEASURED = [
     for name in ("accuracy", "coverage", "energy", "latency", "memory", "operators", "parity", "size")
 ]
 RUNS = (1250, 2500, 5000)
-# Where nothing that was compiled may be kept, importing the libraries takes twice as long.
+# If Python may not keep what it compiles, importing the libraries takes twice as long.
 SURROUNDINGS = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def seconds(options: list[str], outputs: Path) -> float:
-    """Of one command."""
+    """Run compress.py with these options, and return how many seconds it took."""
     began = time.perf_counter()
     command = [sys.executable, str(ROOT / "compress.py"), *options, f"outputs={outputs}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=SURROUNDINGS)
@@ -74,7 +76,7 @@ def again(outputs: Path) -> None:
 
 
 def per_job(outputs: Path) -> None:
-    """Everything but making and measuring: the artifacts are there, and nothing is measured."""
+    """Time a further job without making and measuring: the artifacts are there, and nothing is measured."""
     sweep = [*LENET, *UNMEASURED, "method=none,static", "force=true"]
     counts = (4, 44)
     many = ["batch_size=" + ",".join(map(str, range(1, count // 2 + 1))) for count in counts]
@@ -87,7 +89,7 @@ def per_job(outputs: Path) -> None:
 
 
 def tables(outputs: Path) -> None:
-    """Records as a real sweep wrote them, with other batch sizes."""
+    """Time tables of many records, which are those of a real sweep with other batch sizes."""
     known = [
         r for f in sorted((outputs / "sweeps").iterdir()) for r in read_records(f) if r.measurements and not r.reused
     ]
@@ -112,7 +114,10 @@ def numbered(record: Record, number: int) -> Record:
 
 
 def memory(outputs: Path, jobs: int = 200) -> None:
-    """Resident memory of the sweeping process after each job, and a line through it without the first fifth: both methods are there."""
+    """Measure the resident memory of the sweeping process after each job, and fit a line through it.
+
+    The line leaves out the first fifth of the jobs, so that both methods have run before it starts.
+    """
     batches = "batch_size=" + ",".join(map(str, range(1, jobs // 2 + 1)))
     command = [
         sys.executable,
@@ -134,7 +139,8 @@ def memory(outputs: Path, jobs: int = 200) -> None:
     assert sweep.wait() == 0 and len(seen) == jobs
     slope = np.polyfit(range(jobs // 5, jobs), seen[jobs // 5 :], 1)[0]
     print(
-        f"{jobs} jobs in one process: {seen[0]:.0f} MB after the first, {seen[-1]:.0f} MB after the last, {1000 * slope:.0f} kB per job"
+        f"{jobs} jobs in one process: {seen[0]:.0f} MB after the first, {seen[-1]:.0f} MB after the last, "
+        f"{1000 * slope:.0f} kB per job"
     )
 
 

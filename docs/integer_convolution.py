@@ -1,6 +1,7 @@
-"""One convolution of a quantised network in integers, with every step between: what one_convolution.py prints.
+"""Computes one convolution of a quantised network in integers, with all the steps that one_convolution.py prints.
 
-The network is the ResNet-8 that comes with qexp, quantised by its method `static`; the two photographs come with scikit-learn.
+The network is the ResNet-8 that comes with qexp, quantised by its method `static`. The two photographs come with
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Array = np.ndarray
 
 
 class Photographs(ImageData):
-    """To calibrate on, squares of china.jpg; to compute on, flower.jpg."""
+    """Squares of china.jpg for calibration, and flower.jpg to compute on."""
 
     pretend = True  # the labels mean nothing
 
@@ -50,14 +51,19 @@ class Photographs(ImageData):
 
 @dataclass(frozen=True)
 class Quantised:
-    """A tensor as integers (int64) and the quantizer that calibration made for it: value = (integer - zero_point) * scale."""
+    """A quantised tensor, whose values are (integer - zero_point) * scale.
+
+    Attributes:
+        integers: The integers, in int64.
+        quantizer: The quantizer that calibration made for the tensor.
+    """
 
     integers: Array
     quantizer: FakeQuantize
 
     @property
     def scale(self) -> Array:
-        """[1], or [O] of a weight."""
+        """scale[1], or scale[O] of a weight."""
         return self.quantizer.scale.double().numpy()
 
     @property
@@ -70,17 +76,28 @@ class Quantised:
 
     @property
     def range(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """low and high that the scale was computed from."""
+        """The bounds, low and high, from which the scale was computed."""
         return self.quantizer.observer.range(self.grid)
 
     def limited(self, steps: Array) -> Array:
-        """Whole steps from zero as integers of this tensor."""
+        """Turn whole steps from zero into integers of this tensor, clipped to its grid."""
         return np.clip(steps + self.zero_point, self.grid.quant_min, self.grid.quant_max).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """In fp32 x[C,H,W], weight[O,C,3,3] and bias[O] with batch norm folded, y[O,H,W] after ReLU; qx, qweight, qy as integers."""
+    """A convolution in fp32 and in integers.
+
+    Attributes:
+        pixels: pixels[C,H,W] uint8 of the picture.
+        x: The input x[C,H,W] in fp32.
+        weight: weight[O,C,3,3] in fp32, with batch norm folded.
+        bias: bias[O] in fp32, with batch norm folded.
+        y: The result y[O,H,W] in fp32, after ReLU.
+        qx: The input as integers.
+        qweight: The weight as integers.
+        qy: The result as integers.
+    """
 
     pixels: Array
     x: Array
@@ -93,18 +110,18 @@ class Convolution:
 
     @property
     def windows(self) -> Array:
-        """[C,H,W,3,3]: what each value of the result is computed from; outside of the picture lie zero points."""
+        """windows[C,H,W,3,3]: what each value of the result is computed from, with zero points outside the picture."""
         padded = np.pad(self.qx.integers, ((0, 0), (1, 1), (1, 1)), constant_values=self.qx.zero_point)
         return np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
 
     @property
     def products(self) -> Array:
-        """[O,H,W,27]"""
+        """products[O,H,W,27] of the integers of the input and of the weight."""
         return np.einsum("chwij,ocij->ohwcij", self.windows, self.qweight.integers).reshape(*self.y.shape, -1)
 
     @property
     def correction(self) -> Array:
-        """[O]: what the input's zero point adds to the sums."""
+        """correction[O]: what the input's zero point adds to the sums of the products."""
         return self.qx.zero_point * self.qweight.integers.sum((1, 2, 3))
 
     @property
@@ -117,7 +134,7 @@ class Convolution:
 
     @property
     def multiplier(self) -> Array:
-        """[O]: steps of the result per step of an accumulator."""
+        """multiplier[O]: steps of the result per step of an accumulator."""
         return self.qx.scale * self.qweight.scale / self.qy.scale
 
     @property
@@ -126,38 +143,38 @@ class Convolution:
 
     @property
     def values(self) -> Array:
-        """What the integers of the result stand for; ReLU once more, for a result that was rounded before it."""
+        """The values of the result's integers. ReLU is applied once more, for a result that was rounded before it."""
         return np.maximum(self.result - self.qy.zero_point, 0) * self.qy.scale
 
     @property
     def noise_db(self) -> float:
-        """Signal to quantisation noise ratio of the whole layer."""
+        """Signal-to-quantisation-noise ratio of the whole layer, in dB."""
         return sqnr_db(torch.from_numpy(self.y), torch.from_numpy(self.values))
 
     @property
     def largest_product(self) -> int:
-        """That there can be."""
+        """The largest product that is possible."""
         return self.qx.grid.quant_max * max(-self.qweight.grid.quant_min, self.qweight.grid.quant_max)
 
     @property
     def largest_sum(self) -> int:
-        """Of K * K * C products, each as large as it can be."""
+        """The largest possible sum of K * K * C products, each of them as large as it can be."""
         return self.weight[0].size * self.largest_product
 
 
 def fixed_point(multiplier: Array) -> tuple[Array, Array]:
-    """stored (int32, at least 2^30) and shift: stored * 2^-shift is the multiplier."""
+    """Return `stored` (int32, at least 2^30) and `shift`, such that stored * 2^-shift is the multiplier."""
     fraction, exponent = np.frexp(multiplier)
     return np.rint(fraction * 2**31).astype(np.int64), 31 - exponent.astype(np.int64)
 
 
 def shifted(product: Array, shift: Array) -> Array:
-    """product * 2^-shift, rounded, in integers."""
+    """Compute product * 2^-shift in integers, rounded."""
     return (product + (1 << (shift - 1))) >> shift
 
 
 def layer_and_result(graph: GraphModule) -> tuple[Any, Any]:
-    """The layer's node and the one that rounds its result: after ReLU, unless there is one before."""
+    """Find the layer's node and the node that rounds its result, which is after ReLU unless there is one before it."""
     layer = next(node for node in graph.graph.nodes if node.target in WEIGHTED and layer_path(node) == LAYER)
     (reader,) = layer.users
     return layer, next(iter(reader.users)) if reader.target in FUSED_ACTIVATIONS else reader
@@ -165,7 +182,12 @@ def layer_and_result(graph: GraphModule) -> tuple[Any, Any]:
 
 @cache
 def convolution(bits: int = 8, before_activation: bool = False) -> Convolution:
-    """The network's first convolution, quantised by `static` with these bits everywhere, on the flower."""
+    """Quantise the network with `static`, and compute its first convolution on the flower.
+
+    Args:
+        bits: Bits of all weights and activations.
+        before_activation: Whether results are rounded before the activation function, not after it.
+    """
     network = build_network(OmegaConf.create(BASELINE.model)).eval()
     load_weights(network, read_weights(BASELINE.weights), str(BASELINE.folder))
     data = Photographs(name="photographs", image_size=32, channels=3, cache_dir="")

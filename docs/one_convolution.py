@@ -1,8 +1,8 @@
-"""Prints the numbers of docs/one_convolution.md: one value of a convolution on its way through quantised arithmetic.
+"""Prints the numbers of docs/one_convolution.md, which follows one value of a convolution through integer arithmetic.
 
     uv run python docs/one_convolution.py
 
-tests/test_docs.py compares the two.
+tests/test_docs.py compares what it prints with that page.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from integer_convolution import BASELINE, Array, Convolution, Quantised, convolu
 
 from qexp.model.base import read_weights
 
-CHANNEL, ROW, COLUMN = 11, 13, 14  # of the value that is followed
-NEGATIVE = 5  # a channel that ReLU sets to 0 there
+CHANNEL, ROW, COLUMN = 11, 13, 14  # position of the value that is followed
+NEGATIVE = 5  # a channel that ReLU sets to 0 at that position
 HERE, THERE = (CHANNEL, ROW, COLUMN), (NEGATIVE, ROW, COLUMN)
-WINDOW = (slice(None), slice(ROW - 1, ROW + 2), slice(COLUMN - 1, COLUMN + 2))  # of the input
+WINDOW = (
+    slice(None),
+    slice(ROW - 1, ROW + 2),
+    slice(COLUMN - 1, COLUMN + 2),
+)  # the part of the input that it is computed from
 
 
 def side_by_side(numbers: Array, form: str) -> str:
-    """numbers[3,3,3]: red, green and blue."""
+    """Lay out numbers[3,3,3] as three squares: red, green and blue."""
     return "\n".join(
         "   |   ".join(" ".join(f"{v:{form}}" for v in numbers[channel, row]) for channel in range(3))
         for row in range(3)
@@ -29,7 +33,7 @@ def side_by_side(numbers: Array, form: str) -> str:
 
 
 def table(*rows: tuple[object, ...]) -> str:
-    """The first column to the left, the others to the right."""
+    """Lay out rows as columns, the first of them flush left and the others flush right."""
     cells = [[f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
@@ -38,6 +42,7 @@ def table(*rows: tuple[object, ...]) -> str:
 
 
 def side_by_name(columns: Iterable[dict[str, object]]) -> list[tuple[object, ...]]:
+    """Make table rows of two columns that have the same names."""
     first, second = columns
     return [(name, first[name], second[name]) for name in first]
 
@@ -80,7 +85,8 @@ def input_integers(c: Convolution) -> str:
     integers = c.qx.integers[WINDOW]
     back = (integers - c.qx.zero_point) * c.qx.scale
     return "\n".join([
-        "round(x / scale) + zero_point", side_by_side(integers, "4d"), "(integer - zero_point) * scale", side_by_side(back, "7.4f"),
+        "round(x / scale) + zero_point", side_by_side(integers, "4d"),
+        "(integer - zero_point) * scale", side_by_side(back, "7.4f"),
         f"largest difference from x: {abs(back - c.x[WINDOW]).max():.4f} (half a step is {c.qx.scale[0] / 2:.4f})",
     ])  # fmt: skip
 
@@ -122,7 +128,8 @@ def requantisation(c: Convolution) -> str:
     steps = shifted(accumulator * stored, shift)
     return "\n".join([
         f"multiplier = {c.qx.scale[0]:.6g} * {c.qweight.scale[CHANNEL]:.6g} / {c.qy.scale[0]:.6g} = {multiplier:.6g}",
-        f"floating point:   {accumulator} * {multiplier:.6g} = {accumulator * multiplier:.3f}, rounded {round(accumulator * multiplier)}",
+        f"floating point:   {accumulator} * {multiplier:.6g} = {accumulator * multiplier:.3f}, "
+        f"rounded {round(accumulator * multiplier)}",
         f"fixed point:      {multiplier:.6g} = {stored} / 2^{shift}",
         f"                  ({accumulator} * {stored} + 2^{shift - 1}) >> {shift} = {steps}",
         f"result:           clamp({steps} + {c.qy.zero_point}, 0, 255) = {result}",
@@ -146,7 +153,7 @@ def largest(values: Array) -> int:
 
 
 def signed_bits(most: int) -> int:
-    """Of integers from -most to most."""
+    """The bits of integers from -most to most."""
     return most.bit_length() + 1
 
 
@@ -172,7 +179,8 @@ def bit_widths(c: Convolution) -> str:
 def four_bits(*both: Convolution) -> str:
     def column(c: Convolution) -> dict[str, object]:
         return {
-            "input integers": f"0 to {c.qx.grid.quant_max}", "input scale": float(c.qx.scale[0]), "input zero_point": c.qx.zero_point,
+            "input integers": f"0 to {c.qx.grid.quant_max}", "input scale": float(c.qx.scale[0]),
+            "input zero_point": c.qx.zero_point,
             "weight integers": f"{c.qweight.grid.quant_min} to {c.qweight.grid.quant_max}",
             "weight scale": float(c.qweight.scale[CHANNEL]), "range of the result": f"0 to {float(c.qy.range[1]):.4f}",
             "result scale": float(c.qy.scale[0]), "sum of products": c.products[HERE].sum(),
@@ -209,7 +217,8 @@ def pairs(c: Convolution) -> str:
 def activation(*both: Convolution) -> str:
     def column(c: Convolution) -> dict[str, object]:
         return {
-            "result scale": float(c.qy.scale[0]), "result zero_point": c.qy.zero_point, f"channel {CHANNEL}": c.result[HERE],
+            "result scale": float(c.qy.scale[0]), "result zero_point": c.qy.zero_point,
+            f"channel {CHANNEL}": c.result[HERE],
             "stands for": f"{c.values[HERE]:.4f}", f"channel {NEGATIVE}": c.result[THERE],
             f"channel {NEGATIVE} after ReLU": max(c.result[THERE], c.qy.zero_point),
             "signal to noise of the layer, dB": f"{c.noise_db:.1f}",
@@ -219,12 +228,14 @@ def activation(*both: Convolution) -> str:
 
 
 def sections() -> dict[str, str]:
-    """By title."""
+    """The text of every section, by title."""
     eight, four, before = convolution(), convolution(bits=4), convolution(before_activation=True)
     return {
-        "The picture": picture(eight), "Range, scale and zero point": scales(eight), "The input as integers": input_integers(eight),
-        "The weights as integers": weights(eight), "Products and accumulator": accumulation(eight), "Requantisation": requantisation(eight),
-        "ReLU is a clamp": relu(eight), "Bits at every step": bit_widths(eight), "The same at 4 bits": four_bits(eight, four),
+        "The picture": picture(eight), "Range, scale and zero point": scales(eight),
+        "The input as integers": input_integers(eight), "The weights as integers": weights(eight),
+        "Products and accumulator": accumulation(eight), "Requantisation": requantisation(eight),
+        "ReLU is a clamp": relu(eight), "Bits at every step": bit_widths(eight),
+        "The same at 4 bits": four_bits(eight, four),
         "Pairs of products on x86": pairs(eight), "Rounding after or before the activation": activation(eight, before),
     }  # fmt: skip
 

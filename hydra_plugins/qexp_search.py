@@ -1,4 +1,7 @@
-"""Hydra takes sweepers from this package only, and imports it for every command: so qexp/search is imported when one runs."""
+"""Makes the search with Optuna a sweeper of Hydra's, which takes sweepers from this package only.
+
+Hydra imports the package for every command, so qexp/search is imported only when a search runs.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ from omegaconf import DictConfig
 
 
 class OptunaSweeper(Sweeper):
-    """options: as conf/hydra/sweeper/optuna.yaml explains them."""
+    """The sweeper of `hydra/sweeper=optuna`.
+
+    Args:
+        **options: What conf/hydra/sweeper/optuna.yaml explains.
+    """
 
     def __init__(self, **options: Any):
         self.options = options

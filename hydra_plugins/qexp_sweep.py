@@ -1,4 +1,4 @@
-"""Hydra's sweep of every combination, checked in less time, and one of jobs that are listed one by one."""
+"""Hydra's sweep over every combination, with a faster check, and a sweep over jobs that are listed one by one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 
 class ProductSweeper(BasicSweeper):
-    """Every combination of the command line's values, under Hydra's name for it, `basic`.
+    """Runs every combination of the command line's values, in place of Hydra's sweeper `basic`.
 
-    Before the first job Hydra composes all of them, a tenth of a second each, to see whether it can. Only what is chosen of config
-    groups (`method=static`) and which keys are given decides that: jobs that differ in the keys' values alone are checked once.
+    Before the first job, Hydra composes the configs of all jobs to see whether it can, which takes a tenth of a second
+    each. Only the choices from config groups (`method=static`) and the set of keys decide that, so jobs that differ in
+    nothing but the values of their keys are checked once.
     """
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
@@ -28,7 +29,7 @@ class ProductSweeper(BasicSweeper):
         super().validate_batch_is_legal(list(different.values()))
 
     def deciding(self, override: str) -> str:
-        """What of an override decides whether the config can be composed."""
+        """The part of an override that decides whether the config can be composed."""
         assert self.hydra_context
         parsed = OverridesParser.create().parse_override(override)
         group = self.hydra_context.config_loader.get_group_options(parsed.key_or_group)
@@ -41,12 +42,19 @@ ConfigStore.instance().store(
 
 
 class RowsSweeper(ProductSweeper):
-    """Every combination of the command line's values and `params`, with every row in turn: conf/hydra/sweeper/rows.yaml explains both."""
+    """Runs every row of a list for every combination of the command line's values and of `params`.
+
+    Args:
+        rows: Jobs, one by one, as conf/hydra/sweeper/rows.yaml explains them.
+        title: Title of the published table that the rows reproduce, or None.
+        params: Further axes that all rows go through, or None.
+        max_batch_size: How many jobs the launcher is given at once, or None for all.
+    """
 
     def __init__(
         self, rows: ListConfig, title: str | None, params: DictConfig | None, max_batch_size: int | None = None
     ):
-        super().__init__(max_batch_size, params or OmegaConf.create())  # type: ignore[arg-type]  # Hydra gives its own the same
+        super().__init__(max_batch_size, params or OmegaConf.create())  # type: ignore[arg-type]  # as Hydra does
         self.rows, self.title = rows, title
 
     def sweep(self, arguments: list[str]) -> Any:

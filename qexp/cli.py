@@ -24,10 +24,17 @@ CONF = Path(__file__).parents[1] / "conf"
 
 
 def program(name: str) -> Callable[[], None]:
-    """The program of `conf/NAME.yaml`, as `hydra.main` makes it, which runs `qexp.jobs.NAME.main` on every config.
+    """Make the program that `hydra.main` builds for `conf/NAME.yaml`, which runs `qexp.jobs.NAME.main` on every config.
 
-    That module is imported for a job only, since it brings torch: help, configs and a refused command line take no second.
-    Errors in the command line (an unknown model, a misspelt key) and those of a job end it as `report_errors` says.
+    That module is imported only when there is a job to run, because it imports torch. Showing the help or a config and
+    refusing a command line therefore take less than a second. Errors in the command line (an unknown model, a misspelt
+    key) and errors of a job end the program as `report_errors` says.
+
+    Args:
+        name: `train`, `compress` or `benchmark`.
+
+    Returns:
+        The program, a function without arguments.
     """
 
     @report_errors
@@ -38,11 +45,10 @@ def program(name: str) -> Callable[[], None]:
 
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
-        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray takes lines that differ only in numbers for one
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # or Ray would merge lines that differ only in numbers
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-        sys.argv[1:] = sorted(
-            sys.argv[1:], key=lambda word: word not in ("-m", "--multirun")
-        )  # Hydra takes it at the front only
+        # Hydra accepts this flag only in front of the overrides.
+        sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
         check_renamed(sys.argv[1:])
         LEFT_OPEN.clear()
         try:
@@ -60,6 +66,11 @@ def program(name: str) -> Callable[[], None]:
 
 
 def same_choices(script: str, groups: str = "model|data|outputs|recipe|trainer") -> str:
-    """The command that runs `script` with this job's choices of the given config groups."""
+    """Return the command that runs another script with this job's choices.
+
+    Args:
+        script: File name of the script.
+        groups: The config groups whose choices are taken over, separated by `|`.
+    """
     chosen = [override for override in HydraConfig.get().overrides.task if re.match(rf"[+~]*({groups})\b", override)]
     return shlex.join(["python", script, *chosen])

@@ -21,12 +21,12 @@ from qexp.types import UserError, command_line, nearest
 
 CANNOT_WRITE = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 Task = Callable[[DictConfig], Any]
-LEFT_OPEN: list[Callable[[], None]] = []  # what is still to be done where the command ends by an error
+LEFT_OPEN: list[Callable[[], None]] = []  # what remains to be done if the command ends with an error
 
-# Keys of the command line by their former names.
+# Former names of command-line keys, and their present names.
 RENAMED = {"engine@rivals": "engine@fp32_engines", "rivals": "fp32_engines"}
 
-# What launchers raise in place of a job whose process was killed, by the packages that do.
+# Errors that launchers raise when the process of a job was killed, by the package that raises them.
 LOST_WORKERS = {
     "joblib": ("TerminatedWorkerError",),
     "ray": ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"),
@@ -35,9 +35,9 @@ LOST_WORKERS = {
 
 
 def report_errors(task: Task) -> Task:
-    """`task`, ended by a message on stderr and exit code 1 for an error that `explain` explains.
+    """Make `task` end the program with a message on stderr and exit code 1 after an error that `explain` can explain.
 
-    As a job of a sweep it prints the message and raises on, so that the other jobs still run.
+    A job of a sweep prints the message but raises the error again, so that the other jobs still run.
     """
 
     @functools.wraps(task)
@@ -56,22 +56,22 @@ def report_errors(task: Task) -> Task:
 
 
 def end_if_explained(error: Exception) -> None:
-    """End the program with the error's message and exit code 1, where it has one that was not shown yet."""
+    """End the program with exit code 1 if `explain` has a message for the error, and show it unless it was shown."""
     message = explain(error)
     if message is not None:
-        # What another process has shown may lie in a file that nobody reads.
+        # A message that another process has shown may be in a file that nobody reads, so it is shown again.
         sys.exit(1 if getattr(error, "reported", None) == os.getpid() else f"error: {message}")
 
 
 def do_what_is_left() -> None:
-    """Hydra tells its callbacks of the end of a sweep only where no job ended by an error."""
+    """Do what LEFT_OPEN holds, since Hydra does not tell its callbacks about the end of a sweep after a job's error."""
     while LEFT_OPEN:
         with contextlib.suppress(SystemExit):
             LEFT_OPEN.pop()()
 
 
 def check_renamed(words: list[str]) -> None:
-    """End the program where a word of the command line has a key under its former name, with the present one."""
+    """End the program if a word of the command line uses a key by its former name, and name the present one."""
     for word in words:
         given = re.match(r"[+~]*([^=]*)", word)[1]  # type: ignore[index]
         for former, present in RENAMED.items():
@@ -80,14 +80,14 @@ def check_renamed(words: list[str]) -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """The message for an error that the user can put right; None for any other, which is a bug.
+    """Find the message for an error that the user can put right, or None for any other error, which is a bug.
 
-    With QEXP_DEBUG=1 in the environment every error is taken for a bug, and keeps its traceback.
+    With QEXP_DEBUG=1 in the environment, every error counts as a bug and keeps its traceback.
     """
     if os.environ.get("QEXP_DEBUG", "0") != "0":
         return None
     cause: BaseException | None = error
-    while cause is not None:  # Hydra wraps what a constructor raises
+    while cause is not None:  # Hydra wraps the error that a constructor raises
         if isinstance(cause, UserError):
             return str(cause)
         cause = cause.__cause__
@@ -111,13 +111,23 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, CompactHydraException | OmegaConfBaseException):
         return f"{error}\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else str(error)
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-        return f"Cannot write {error.filename or 'a file'}: {error.strerror}. Free some space or choose another `outputs=`."
+        return (
+            f"Cannot write {error.filename or 'a file'}: {error.strerror}. "
+            "Free some space or choose another `outputs=`."
+        )
     return None
 
 
 def unknown_key(asked: str, error: OmegaConfBaseException) -> str:
-    """The message for a key that the config does not have: where its group has one of that name further down, such as a chain for each
-    of its stages, or what it may have been meant to be."""
+    """Find the message for a key that the config does not have.
+
+    If the key's group has keys of that name further down, as a chain has for each of its stages, the message names
+    them. Otherwise it lists the keys that may have been meant.
+
+    Args:
+        asked: Key of the command line, dotted.
+        error: What OmegaConf raised for it, which knows the config.
+    """
     assert isinstance(error.parent_node, DictConfig) and isinstance(root := error.parent_node._get_root(), DictConfig)
     group, _, name = asked.partition(".")
     below = [path for path in _paths(root) if name and re.fullmatch(rf"{group}\..+\.{re.escape(name)}", path)]
@@ -130,7 +140,7 @@ def unknown_key(asked: str, error: OmegaConfBaseException) -> str:
 
 
 def _paths(config: DictConfig, above: str = "") -> list[str]:
-    """Of all keys of a config, such as `method.stages.prune`."""
+    """Dotted paths of all keys of a config, such as `method.stages.prune`, except those below `hydra`."""
     found = []
     for key in map(str, config):
         node = config._get_node(key)

@@ -1,4 +1,7 @@
-"""Files that are whole or absent: folders and texts that appear in one rename, and digests of what was read."""
+"""Writes folders and files that are either whole or absent, because they appear in one rename.
+
+It also takes the digests of files, by which qexp sees whether they were changed.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,20 @@ from typing import Any
 
 from qexp.types import UserError
 
-RECORDS = "records"  # folder in that of an artifact, with the records of its runs by key
+RECORDS = "records"  # subfolder of an artifact that holds the records of its runs by key
 
 
 @contextmanager
 def building(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its name when the block ends without an error.
+    """Make a temporary folder beside `target`, and rename it to `target` when the block ends without an error.
 
-    Where another process was faster, its folder stays: both were made from the same inputs.
-    Errors: UserError where nothing can be written there.
+    If another process was faster, its folder stays, since both were made from the same inputs.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        UserError: Nothing can be written there.
     """
     partial = None
     try:
@@ -45,6 +53,7 @@ def building(target: Path) -> Iterator[Path]:
 
 
 def not_writable(target: Path, error: OSError) -> UserError:
+    """Turn the error of a failed write into one that tells the user how much space is left, or to write elsewhere."""
     place = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, None)  # NumPy's errors have no number
     hint = f"{shutil.disk_usage(place).free / 1e6:.1f} MB are free there: make room, or choose" if full else "Choose"
@@ -52,7 +61,11 @@ def not_writable(target: Path, error: OSError) -> UserError:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write `value` so that `file` is at any moment the old or the new whole text."""
+    """Write `value` as JSON, so that `file` holds the whole old or the whole new text at any moment.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +81,7 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file that nobody changes a second name, or copy it where the disk is another one."""
+    """Hard-link a file that nobody changes, or copy it if `target` is on another disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -77,14 +90,14 @@ def link(source: Path, target: Path) -> None:
 
 
 def link_instead(source: Path, target: Path) -> None:
-    """`link` that takes the place of what `target` was, which may have other names still."""
+    """Like `link`, but replace `target` if it exists. Other hard links to the old file keep its content."""
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     link(source, partial)
     os.replace(partial, target)
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 (hex) of a file's bytes; while the system says it is unchanged, a process reads it once."""
+    """SHA-256 (hex) of a file's bytes. A process reads the file once, unless its size, inode or times change."""
     seen = file.stat()
     return _digest_as_of(file.absolute(), seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
 
@@ -96,7 +109,15 @@ def _digest_as_of(file: Path, *state: int) -> str:
 
 
 def check_digests(folder: Path, digests: dict[str, str]) -> None:
-    """Errors: UserError naming the files in `folder` that are not what they were when their digests were taken."""
+    """Check that files are what they were when their digests were taken.
+
+    Args:
+        folder: Folder of the files.
+        digests: SHA-256 (hex) by file name.
+
+    Raises:
+        UserError: Files are missing or were changed. The message names them.
+    """
     wrong = [
         name
         for name, expected in digests.items()
@@ -109,6 +130,6 @@ def check_digests(folder: Path, digests: dict[str, str]) -> None:
 
 
 def code_digest(*packages: Path) -> str:
-    """SHA-256 (hex) over the Python sources in the given folders or files: the code version of a step."""
+    """SHA-256 (hex) over the Python sources in the given folders or files, which is the code version of a step."""
     files = sorted(f for p in packages for f in ([p] if p.is_file() else p.glob("*.py")))
     return hashlib.sha256("".join(f.name + file_digest(f) for f in files).encode()).hexdigest()

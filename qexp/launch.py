@@ -1,4 +1,4 @@
-"""A child process that is asked for one thing at a time, within limits of time and memory."""
+"""A child process that answers one question at a time, within limits of time and memory."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ ROOT = Path(__file__).parents[1]
 
 
 class ChildFailed(Exception):
-    """The child crashed, hung, took too much memory or reported an error; the message says which."""
+    """The child crashed, hung, used too much memory or reported an error. The message says which."""
 
 
 class Child:
-    """`python -m MODULE [ARGUMENT]`, which answers each line of JSON on its standard input with one on its standard output.
+    """Runs `python -m MODULE ARGUMENT`, which answers each line of JSON on its input with a line of JSON on its output.
 
-    argument: given to the module as JSON; threads: of OpenMP and MKL; timeout_s: seconds for one answer; memory_mb: resident
-    memory in MB, None for no limit.
-    After a limit was passed the child is gone; after an error that it reported itself it can be asked again.
+    A child that exceeds a limit is killed. A child that reports an error itself can be asked again.
+
+    Args:
+        module: Dotted name of the module to run.
+        argument: Value that the module is given, as JSON.
+        threads: Number of threads of OpenMP and of MKL.
+        timeout_s: Seconds that one answer may take.
+        memory_mb: Resident memory that the child may hold, in MB (10^6 bytes), or None for no limit.
     """
 
     def __init__(self, module: str, argument: Any, threads: int, timeout_s: float, memory_mb: float | None):
         self.timeout_s, self.memory_mb = timeout_s, memory_mb
-        self.holds: object = None  # for whoever asks: what the child was last told to load
+        self.holds: object = None  # kept for the caller: what the child was last told to load
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
         path = os.pathsep.join([str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")])
         environment = {
@@ -43,8 +48,8 @@ class Child:
             "MKL_NUM_THREADS": str(threads),
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, json.dumps(argument)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-            env=environment, process_group=0,
+            [sys.executable, "-m", module, json.dumps(argument)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self.errors, env=environment, process_group=0,
         )  # fmt: skip
 
     def __enter__(self) -> Child:
@@ -58,7 +63,18 @@ class Child:
         return self.process.poll() is None
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """The child's answer. Errors: ChildFailed."""
+        """Send a command to the child and wait for its answer.
+
+        Args:
+            command: Name of the command.
+            **arguments: What the command is given, as JSON values.
+
+        Returns:
+            The child's answer.
+
+        Raises:
+            ChildFailed: The child crashed, hung, used too much memory or reported an error.
+        """
         assert self.process.stdin
         try:
             self.process.stdin.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
@@ -67,7 +83,7 @@ class Child:
         except BrokenPipeError:
             raise self._ended() from None
         except KeyboardInterrupt:
-            self.stop()  # its answer would be taken for that to the next question
+            self.stop()  # or its late answer would pass for the answer to the next question
             raise
         if "error" in answer:
             raise ChildFailed(answer["error"])
@@ -102,7 +118,7 @@ class Child:
             )
 
     def _ended(self) -> ChildFailed:
-        """Why the child is gone, with the last lines it said."""
+        """Explain why the child is gone, and quote the last lines that it wrote to its standard error."""
         code = self.process.wait()
         self.errors.seek(0)
         last = self.errors.read().decode(errors="replace").strip().splitlines()[-3:]
@@ -114,11 +130,11 @@ class Child:
         return ChildFailed(f"ended with exit code {code}{said}")
 
     def stop(self) -> None:
-        """End the child and the processes it started. May be called again."""
+        """Kill the child and the processes that it started. Further calls do nothing."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.errors):
             if stream:
-                with contextlib.suppress(BrokenPipeError):  # a question that the child did not live to read
+                with contextlib.suppress(BrokenPipeError):  # the child did not live to read the last question
                     stream.close()

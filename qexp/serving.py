@@ -1,4 +1,7 @@
-"""A logged artifact as a model of MLflow's, whose MLmodel names this module: `mlflow models serve -m runs:/ID/artifact`."""
+"""Serves a logged artifact as an MLflow model: `mlflow models serve -m runs:/ID/artifact`.
+
+The artifact's file MLmodel names this module as its loader.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,17 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from qexp.loading import Classifier, is_many, load
 from qexp.types import UserError
 
-TOP = 5  # classes of an answer at most
-TRUST = "QEXP_TRUST"  # of the server's environment, since a model's own file must not vouch for it
+TOP = 5  # the most classes that an answer lists
+TRUST = "QEXP_TRUST"  # a variable of the server's environment, because a model's own file must not vouch for itself
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Served:
-    """What MLflow calls. model_config: `engine` and `threads`, as of qexp.load."""
+    """Load the model. MLflow calls this function by its name.
+
+    Args:
+        path: Folder of the artifact.
+        model_config: The options `engine` and `threads` of `qexp.load`.
+    """
     return Served(load(path, trust=os.environ.get(TRUST) == "1", **(model_config or {})))
 
 
@@ -28,7 +36,19 @@ class Served:
         self.network = network
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """`label`, `probability` and `top` (the most probable classes with theirs) of every image that a request holds."""
+        """Classify every image that a request holds.
+
+        Args:
+            model_input: The images, as `images_of` takes them.
+            params: Not used. MLflow passes it.
+
+        Returns:
+            For each image, its `label`, the `probability` of that label, and `top`, which maps the most probable
+            classes to their probabilities.
+
+        Raises:
+            MlflowException: The request holds something that is not an image.
+        """
         try:
             images = images_of(model_input)
             found = self.network.predict(images if is_many(images) else [images])
@@ -38,8 +58,20 @@ class Served:
 
 
 def images_of(given: Any) -> Any:
-    """Images as qexp takes them, of files in base64 (a list, or the first column of a table) or of numbers (integers in 0..255 or floats
-    in 0..1). Never of paths: a client may not choose files of the server. Errors: UserError."""
+    """Turn what a request holds into images as `Classifier.predict` takes them.
+
+    A text is never taken for a path, because a client must not choose files on the server.
+
+    Args:
+        given: Image files in base64 (a list, or the first column of a pandas table), or pixel values, which are
+            integers in 0..255 or floats in 0..1.
+
+    Returns:
+        A list of the files' bytes, or an array of the pixel values.
+
+    Raises:
+        UserError: The images differ in size, or a text is not base64.
+    """
     if hasattr(given, "iloc"):  # a pandas table
         given = given.iloc[:, 0].tolist()
     try:

@@ -1,4 +1,4 @@
-"""A command's task in a worker of a launcher: it runs there as it would in the process that the command was started in."""
+"""Lets a task run in a launcher's worker as it would in the process in which its command was started."""
 
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ from qexp.types import UserError
 
 Task = Callable[[DictConfig], Any]
 
-# Files of conf/hydra/launcher have the plugins' names, so that the plugins' schemas check them; here and in workers.
+# The files in conf/hydra/launcher have the plugins' names so that the plugins' schemas check them. Hydra warns about
+# that, both in this process and in workers.
 warnings.filterwarnings("ignore", message=r"\n'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 
 class Portable:
-    """A task that finds the folder, the modules and the command line of its command again when it is unpickled."""
+    """A task that restores the folder, the import path and the command line of its command when it is unpickled.
+
+    Attributes:
+        task: The task itself.
+        away: Whether this object was unpickled, and so is in a worker.
+    """
 
     away = False
 
@@ -40,8 +46,8 @@ class Portable:
         if not self.away:
             return self.task(config)
         if "SUBMITIT_EXECUTOR" in os.environ:
-            # Slurm takes the job off its node, maybe to queue it again. submitit ignores that, and the job would see its children die
-            # and record a failure.
+            # Slurm sends this signal when it takes the job off its node, perhaps to queue it again. submitit ignores
+            # it, and the job would then see its children die and record a failure.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         name = f"#{HydraConfig.get().job.num} "
         out, errors = (Named(stream, name) for stream in (sys.stdout, sys.stderr))
@@ -50,10 +56,25 @@ class Portable:
 
 
 def arrive(folder: str, path: list[str], argv: list[str]) -> Portable:
-    """Unpickling calls this before it looks up the modules that the task is made of."""
+    """Take over the command's folder, import path and command line, so that the task's modules can be found.
+
+    Unpickling calls this before it looks up those modules.
+
+    Args:
+        folder: Working directory of the command.
+        path: Its `sys.path`.
+        argv: Its `sys.argv`.
+
+    Returns:
+        A `Portable` whose attributes unpickling is about to set.
+
+    Raises:
+        UserError: This machine does not have the folder.
+    """
     if not Path(folder).is_dir():
         raise UserError(
-            f"{folder}, where the command was started, does not exist on {socket.gethostname()}; start it in a shared folder."
+            f"{folder}, where the command was started, does not exist on {socket.gethostname()}; "
+            "start it in a shared folder."
         )
     os.chdir(folder)
     sys.path += [place for place in path if place not in sys.path]
@@ -62,7 +83,7 @@ def arrive(folder: str, path: list[str], argv: list[str]) -> Portable:
 
 
 class Named:
-    """A stream that gets each line in one piece with the job's name in front, as other jobs may write to it too."""
+    """Writes whole lines to a stream, each with the job's name in front, since other jobs may write to it too."""
 
     def __init__(self, stream: TextIO, name: str):
         self.stream, self.name, self.begun = stream, name, ""

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch in one gather, on whatever device the batch lies."""
+"""Augments a whole batch in one gather, on whatever device the batch is."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from torch import Tensor
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Random crops of images[B,H,W,C] padded by reflection, each mirrored with probability 1/2 where `flip`.
+    """Take random crops of images that are padded by reflection, and mirror some of them.
 
-    `padding` is in pixels, less than height and width. Padding and mirroring are index arithmetic, so the images are read
-    once and nothing is padded in memory.
+    Padding and mirroring are index arithmetic, so the images are read once and nothing is padded in memory.
+
+    Args:
+        images: images[B,H,W,C].
+        padding: Pixels on each side, fewer than height and width.
+        flip: Whether each image is mirrored with probability 1/2.
+        generator: Source of random numbers, on the device of the images.
+
+    Returns:
+        The crops, in the shape of the images.
     """
     batch, height, width, _ = images.shape
     device = images.device
@@ -25,17 +33,26 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
 
 
 def _offsets(batch: int, size: int, padding: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Source indices[B,size] of one random shift of each image by -padding..padding, reflected at the borders."""
+    """Source indices[B,size] along one axis for a random shift of each image by -padding..padding, with reflection."""
     shift = torch.randint(-padding, padding + 1, (batch, 1), generator=generator, device=device)
     index = (torch.arange(size, device=device)[None] + shift).abs()
     return (size - 1) - ((size - 1) - index).abs()
 
 
 def cutout(images: Tensor, side: int, fill: Tensor, generator: torch.Generator) -> Tensor:
-    """images[B,H,W,C] with one square of `side` pixels each, at a random place, set to fill[C] (uint8).
+    """Cover one square at a random place in each image.
 
-    DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017: the square's
-    centre is uniform over the image, so part of it may lie outside.
+    DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017: the centre of the
+    square is uniform over the image, so part of the square may be outside.
+
+    Args:
+        images: images[B,H,W,C] uint8.
+        side: Side of the square in pixels.
+        fill: fill[C] uint8, which the square is set to.
+        generator: Source of random numbers, on the device of the images.
+
+    Returns:
+        The images with their squares.
     """
     batch, height, width, _ = images.shape
     rows, columns = (

@@ -1,4 +1,4 @@
-"""Files of published datasets: found in a folder or downloaded into it, never used without their checksum."""
+"""Finds the files of published datasets in a folder or downloads them, and uses none whose checksum is wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OTHER_WAY = "Or use images of your own: data=folder data.root=FOLDER."
 
 @dataclass(frozen=True)
 class Published:
-    """A file as its publisher offers it, at any of `urls`."""
+    """A file as its publisher offers it, with its MD5 (hex) and the URLs where it can be had."""
 
     name: str
     md5: str
@@ -26,9 +26,14 @@ class Published:
 
 
 def fetch(folder: Path, files: Sequence[Published]) -> list[Path]:
-    """Where `files` lie in `folder`; those that are not there yet are downloaded into it.
+    """Find files in a folder, and download those that are missing.
 
-    Errors: UserError naming file, folder and MD5, where a file is damaged, or missing and not to be had.
+    Returns:
+        The paths of the files.
+
+    Raises:
+        UserError: A file is damaged, or is missing and cannot be downloaded. The message names the file, the folder
+            and the MD5.
     """
     missing = []
     for file in files:
@@ -44,15 +49,16 @@ def fetch(folder: Path, files: Sequence[Published]) -> list[Path]:
         if failures:
             wanted = ", ".join(f"{file.name} (MD5 {file.md5})" for file in missing)
             raise UserError(
-                f"Not in {folder}: {wanted}. Downloading failed: {'; '.join(failures)}. Put it there yourself. {OTHER_WAY}"
+                f"Not in {folder}: {wanted}. Downloading failed: {'; '.join(failures)}. "
+                f"Put it there yourself. {OTHER_WAY}"
             )
         del missing[0]
     return [folder / file.name for file in files]
 
 
 def _download(file: Published, folder: Path) -> list[str]:
-    """Try each URL; the reasons of failure, none where one gave the file."""
-    # Under another name until it is whole: an interrupted download must not look like the file.
+    """Try the URLs in turn, and return why each one failed, or an empty list if one gave the file."""
+    # The file gets its name when it is whole, because an interrupted download must not look like the file.
     partial = folder / f".{file.name}.{os.getpid()}"
     failures = []
     for url in file.urls:
@@ -80,7 +86,7 @@ def _download_from(url: str, file: Path) -> None:
 
 @contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """Behind a firewall that drops packets a connection would hang for minutes without a word."""
+    """Limit how long sockets wait. Behind a firewall that drops packets, a connection would hang for minutes."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -99,7 +105,11 @@ def _md5(file: Path) -> str:
 
 
 def extract(file: Path, folder: Path) -> None:
-    """Unpack an archive whose checksum was right. Errors: UserError where `folder` cannot take it."""
+    """Unpack an archive whose checksum was right.
+
+    Raises:
+        UserError: `folder` cannot be written to, or has no space for it.
+    """
     from torchvision.datasets.utils import extract_archive
 
     try:

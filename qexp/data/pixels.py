@@ -1,4 +1,7 @@
-"""Images of any size and mode as uint8 arrays of one shape, and these as what networks take; qexp.deploy copies this file to devices."""
+"""Turns images of any size and mode into uint8 arrays of one shape, and those into what networks take.
+
+qexp.deploy copies this file to devices.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # measuring children, and devices that are given arrays, need no Pillow
+if TYPE_CHECKING:  # measuring children need no Pillow, nor do devices that are given arrays
     from PIL import Image
 
 
 def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """[size,size,channels] uint8 of an image: converted to grey or colour, then resized (bilinear; aspect ratio not kept).
+    """Convert an image to grey or colour, and then resize it (bilinear, without keeping the aspect ratio).
 
-    Transparency is dropped, 16-bit grey becomes 8-bit. Errors: ValueError for pixels whose range is unknown, and what
-    Pillow raises for a damaged file.
+    Transparency is dropped, and 16-bit grey becomes 8-bit.
+
+    Args:
+        image: The image.
+        size: Height and width of the result, in pixels.
+        channels: 1 for grey, 3 for colour.
+
+    Returns:
+        An array[size,size,channels] uint8.
+
+    Raises:
+        ValueError: The range of the pixel values is unknown. A damaged file raises what Pillow raises for it.
     """
     from PIL import Image
 
@@ -29,7 +42,7 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """`image` with 8 bits per channel. Pillow itself would clip: all that is brighter than 255 of 65535 turns white."""
+    """Reduce an image to 8 bits per channel. Pillow would clip: everything above 255 of 65535 would turn white."""
     from PIL import Image
 
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
@@ -43,7 +56,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def to_arrays(images: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """images[N,H,W,1 or 3] uint8 -> [N,size,size,channels] uint8, each as `to_array` does."""
+    """images[N,H,W,1 or 3] uint8 -> [N,size,size,channels] uint8, each converted by `to_array`."""
     if images.shape[1:] == (size, size, channels):
         return images
     from PIL import Image

@@ -1,7 +1,11 @@
-"""`python -m qexp.deploy artifact=FOLDER engine=NAME to=FOLDER [batch_size=N] [threads=N]`: the minimal folder for a device.
+"""Writes the minimal folder that a device needs to run a compressed network.
 
-artifact: a folder below outputs/artifacts, or `runs:/ID/artifact` of MLflow; engine: onnxruntime, openvino, executorch, inductor, eager or
-torch_ao; the artifact is made ready for it where it was not. batch_size, threads: of a call (default: as it was measured).
+python -m qexp.deploy artifact=FOLDER engine=NAME to=FOLDER [batch_size=N] [threads=N]
+
+artifact: folder below outputs/artifacts, or runs:/ID/artifact of MLflow
+engine: onnxruntime, openvino, executorch, inductor, eager or torch_ao (the artifact is made ready for it if it is not)
+to: folder to write
+batch_size, threads: images and threads of a call (default: as it was measured, or else 1 and all physical cores)
 """
 
 from __future__ import annotations
@@ -42,12 +46,14 @@ def main(words: list[str]) -> int:
         return 1
     size = sum(file.stat().st_size for file in Path(given["to"]).iterdir() if file.is_file())
     print(
-        f"{given['to']}: {artifact.model}, {artifact.label}, for {engine.name}, {size / 1e6:.3g} MB. Its README.md says how to run it."
+        f"{given['to']}: {artifact.model}, {artifact.label}, for {engine.name}, {size / 1e6:.3g} MB. "
+        "Its README.md says how to run it."
     )
     return 0
 
 
 def whole(name: str, text: str) -> int:
+    """Read a whole number of at least 1, or raise a UserError that names the option."""
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"{name}={text} is out of range; give a whole number of at least 1.")
     return int(text)
@@ -56,9 +62,22 @@ def whole(name: str, text: str) -> int:
 def ready(
     artifact: Artifact, name: str, batch_size: int | None = None, threads: int | None = None
 ) -> tuple[Artifact, Engine, Executable]:
-    """The artifact with a file for that engine, which is made where there is none for these numbers.
+    """Find an artifact's file for an engine, or make it if there is none for these numbers.
 
-    Errors: UserError for an unknown engine, Unsupported for one that cannot run this artifact.
+    If neither number is given, a file that exists is taken as it is.
+
+    Args:
+        artifact: The artifact.
+        name: Name of the engine.
+        batch_size: Images of a call, by default 1.
+        threads: Threads of a call, by default one for each physical core.
+
+    Returns:
+        The artifact, the engine, and the file with the options that the engine loads it with.
+
+    Raises:
+        UserError: The engine is unknown.
+        Unsupported: The engine cannot run this artifact.
     """
     found = [executable for executable in artifact.executables if executable.engine == name]
     if found and batch_size is None and threads is None:
@@ -87,7 +106,10 @@ def ready(
 
 
 def rules() -> Rules:
-    """Those by which every run is timed, as far as a device has them: where its cores are, a record says of this machine alone."""
+    """Read the rules by which runs are timed, as far as they apply to devices.
+
+    `most_round_trip_ns` does not: only records of this machine say where its cores are.
+    """
     options = OmegaConf.load(CONF / "measure" / "latency.yaml").latency
     return Rules(**{field.name: options[field.name] for field in fields(Rules)})
 

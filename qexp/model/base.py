@@ -1,4 +1,4 @@
-"""Networks from their config, and weights from and to disk."""
+"""Builds networks from their configs, and loads weights into them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ from qexp.types import DataSpec, UserError, nearest
 
 
 def build_network(config: DictConfig) -> nn.Module:
-    """The network of a `model` config: its `_target_` called with its other keys; `id` only names it.
+    """Build the network of a `model` config by calling its `_target_` with its other keys.
 
-    A `_target_` may lie in the current folder. Errors: UserError for a missing or unimportable `_target_`, and for
-    arguments that it does not take or that are missing.
+    The `_target_` may be in the current folder. The key `id` only names the network.
+
+    Raises:
+        UserError: The `_target_` is missing, cannot be imported, lacks arguments or does not take those that are given,
+            fails, or returns something other than a module.
     """
     missing = [str(k) for k, v in OmegaConf.to_container(config).items() if v == "???"]  # type: ignore[union-attr]
     if "_target_" in missing:
@@ -34,7 +37,11 @@ def build_network(config: DictConfig) -> nn.Module:
         raise UserError(
             f"The model lacks {', '.join(missing)}. Give {' '.join(f'model.{key}=VALUE' for key in missing)}."
         )
-    arguments = {str(k): v for k, v in OmegaConf.to_container(config, resolve=True).items() if k != "id"}  # type: ignore[union-attr]
+    arguments = {
+        str(k): v
+        for k, v in OmegaConf.to_container(config, resolve=True).items()  # type: ignore[union-attr]
+        if k != "id"
+    }
     _check_arguments(config._target_, _locate(config._target_), arguments)
     try:
         network = instantiate(arguments, _convert_="all")
@@ -49,7 +56,11 @@ def build_network(config: DictConfig) -> nn.Module:
 
 
 def _locate(target: str) -> Any:
-    """The class or function with this dotted name, found in the current folder too. Errors: UserError with the nearest names."""
+    """Import the class or function with this dotted name, which may be in the current folder.
+
+    Raises:
+        UserError: It does not exist. The message lists the names that are most like it.
+    """
     if not {"", os.getcwd()} & set(sys.path):  # `python path/to/train.py` puts only that script's folder there
         sys.path.append(os.getcwd())
     try:
@@ -66,12 +77,17 @@ def _locate(target: str) -> Any:
 
 
 def _import(target: str, name: str) -> Any:
-    """The module `name`. Errors: UserError that names the first part of it that is missing, and what is there instead."""
+    """Import the module `name`.
+
+    Raises:
+        UserError: It cannot be imported. If it does not exist, the message names the first part of it that is missing
+            and what is there instead.
+    """
     try:
         return import_module(name)
     except Exception as error:
         absent = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
-        if not (name + ".").startswith(absent + "."):  # it was found, and what it imports or does failed
+        if not (name + ".").startswith(absent + "."):  # the module exists, but something that it imports or does failed
             raise UserError(
                 f"model._target_={target}: importing {name} failed: {type(error).__name__}: {error}"
             ) from error
@@ -80,21 +96,23 @@ def _import(target: str, name: str) -> Any:
         known = (module.name for module in pkgutil.iter_modules(places))
         where = parent or f"the current folder ({os.getcwd()}) and the installed packages"
         raise UserError(
-            f"model._target_={target}: there is no module {absent!r} in {where}: {nearest(absent.rpartition('.')[2], known)}"
+            f"model._target_={target}: there is no module {absent!r} in {where}: "
+            f"{nearest(absent.rpartition('.')[2], known)}"
         ) from error
 
 
 def _check_arguments(target: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> None:
     try:
         parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # some built-in callables have none; calling them will tell
+    except (TypeError, ValueError):  # some built-in callables have no signature, and calling them will tell
         return
     kinds = [p.kind for p in parameters.values()]
     given = [name for name in arguments if not (name.startswith("_") and name.endswith("_"))]
     unknown = [] if inspect.Parameter.VAR_KEYWORD in kinds else [name for name in given if name not in parameters]
     if unknown:
         raise UserError(
-            f"{target} takes no argument {unknown[0]!r} (leave it out with ~model.{unknown[0]}): {nearest(unknown[0], parameters)}"
+            f"{target} takes no argument {unknown[0]!r} (leave it out with ~model.{unknown[0]}): "
+            f"{nearest(unknown[0], parameters)}"
         )
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind in named and n not in given]
@@ -105,7 +123,16 @@ def _check_arguments(target: str, factory: Callable[..., Any], arguments: dict[s
 
 
 def check_logits(network: nn.Module, name: str, data: DataSpec) -> None:
-    """Errors: UserError unless the network maps x[2,C,S,S] of the data to logits[2,K]."""
+    """Check that the network maps images x[2,C,S,S] of the data to logits[2,K].
+
+    Args:
+        network: The network.
+        name: Its name, for the message.
+        data: The dataset, with images of size S and K classes.
+
+    Raises:
+        UserError: The network cannot take the images, or its output has another shape.
+    """
     shape = "x".join(map(str, data.input_shape))
     training = network.training
     try:
@@ -127,9 +154,12 @@ def check_logits(network: nn.Module, name: str, data: DataSpec) -> None:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The state dict in a `.safetensors` file or a torch checkpoint (`{"state_dict": ...}` too), read without unpickling code.
+    """Read a state dict from a `.safetensors` file or a torch checkpoint, without unpickling code.
 
-    Errors: UserError that names the file and what is wrong with it.
+    A checkpoint may also hold the state dict under `state_dict`, `model` or `model_state_dict`.
+
+    Raises:
+        UserError: The file is missing, damaged or no state dict. The message names it and says what is wrong.
     """
     if not file.is_file():
         raise UserError(
@@ -158,9 +188,15 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Put `weights` into the network, whatever wrapper they were saved from (see `_unwrapped`).
+    """Load weights into the network, whichever wrapper they were saved from (see `_unwrapped`).
 
-    Errors: UserError that lists missing, unexpected and misshapen entries.
+    Args:
+        network: The network.
+        weights: A state dict.
+        source: Where the weights come from, for the message.
+
+    Raises:
+        UserError: The weights do not fit. The message lists missing, unexpected and misshapen entries.
     """
     own = network.state_dict()
     weights = _unwrapped(weights, own)
@@ -175,13 +211,14 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], source: str) ->
             f"  {title} ({len(names)}): {_shortened(names)}" for title, names in problems.items() if names
         )
         raise UserError(
-            f"The weights in {source} do not fit this model:\n{listed}\nChoose the model and data they were trained with."
+            f"The weights in {source} do not fit this model:\n{listed}\n"
+            "Choose the model and data they were trained with."
         )
     network.load_state_dict(weights, strict=False)
 
 
 def _unwrapped(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` without the prefixes of DataParallel, Lightning and torch.compile, as long as no name is the network's own."""
+    """Strip the prefixes of DataParallel, Lightning and torch.compile until a name is one of the network's own."""
     for _ in range(4):
         prefix = next(
             (p for p in ("module.", "network.", "_orig_mod.") if all(name.startswith(p) for name in weights)), None

@@ -1,4 +1,4 @@
-"""A trained network on disk: a folder of `model.safetensors` and `manifest.json`, found again by model and dataset."""
+"""A trained network on disk: a folder with `model.safetensors` and `manifest.json`, found by model and dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,21 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class Baseline:
-    """folder: where it lies; metrics: fractions by name (val_top1, test_top1, ...); created: ISO 8601, UTC."""
+    """A trained network, and how it was trained.
+
+    Attributes:
+        folder: Folder that holds it.
+        model: Config of the model.
+        data: Dataset that it was trained on.
+        recipe: Config of the recipe.
+        seed: Seed of the training.
+        metrics: Fractions by name (val_top1, test_top1, ...).
+        created: When the training ended, in ISO 8601 and UTC.
+        command: Command that trained it.
+        seconds: How long the training took.
+        versions: Versions of Python and of packages.
+        weights_digest: SHA-256 (hex) of the file of weights.
+    """
 
     folder: Path
     model: dict[str, Any]
@@ -42,15 +56,24 @@ class Baseline:
         return self.folder / WEIGHTS
 
     def check(self) -> None:
-        """Errors: UserError where the weights are not those that the manifest was written for."""
+        """Check that the weights are those that the manifest was written for.
+
+        Raises:
+            UserError: They are not, or are missing.
+        """
         if not self.weights.is_file() or file_digest(self.weights) != self.weights_digest:
             raise UserError(
-                f"The weights in {self.folder} are missing or damaged (their digest differs). Train again: {self.command}"
+                f"The weights in {self.folder} are missing or damaged (their digest differs). "
+                f"Train again: {self.command}"
             )
 
     @classmethod
     def read(cls, folder: Path) -> Baseline:
-        """Errors: UserError where the folder has no readable manifest."""
+        """Read a baseline from its folder.
+
+        Raises:
+            UserError: The folder has no readable manifest.
+        """
         manifest = folder / "manifest.json"
         try:
             values = json.loads(manifest.read_text())
@@ -63,9 +86,16 @@ class Baseline:
             ) from error
 
     def write(self, weights: dict[str, Tensor]) -> Baseline:
-        """Write weights, then the manifest: a folder with a manifest is whole. Returns what was written."""
+        """Write the weights and then the manifest, so that a folder with a manifest is complete.
+
+        Args:
+            weights: State dict of the network.
+
+        Returns:
+            The baseline as it is on disk, with the digest of its weights.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Copies, because safetensors refuses tensors that share memory (tied weights).
+        # These are copies because safetensors refuses tensors that share memory (tied weights).
         save_file(
             {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}, self.weights
         )
@@ -76,13 +106,22 @@ class Baseline:
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file of weights that a user names: itself, or the one in a baseline's folder."""
+    """The file of weights at a path that a user gave, which is the file itself or a baseline's folder."""
     return Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
 
 
 def find_baseline(root: Path, model: str, data: str, seed: int) -> Baseline | None:
-    """The newest baseline of this model and dataset id below `root`, of those trained with this seed if there are any; or the one that
-    comes with qexp; or None."""
+    """Find the newest baseline of a model and dataset, preferring those that were trained with `seed`.
+
+    Args:
+        root: Folder with the folders of baselines. If it has none that fits, one that comes with qexp is taken.
+        model: Id of the model.
+        data: Name of the dataset.
+        seed: Seed of the training.
+
+    Returns:
+        The baseline, or None if there is none.
+    """
     for place in (root, PACKAGED):
         found = [b for b in _baselines(place) if b.model["id"] == model and b.data.name == data]
         if found:
@@ -96,7 +135,12 @@ def _baselines(root: Path) -> Iterator[Baseline]:
 
 
 def check_space(folder: Path, network: nn.Module) -> None:
-    """Errors: UserError where `folder` cannot be written to, or has no space for two checkpoints, one more in the making and the result."""
+    """Check that a training of the network can write its files.
+
+    Raises:
+        UserError: The folder cannot be written to, or has no space for two checkpoints, a third one that is being
+            written, and the result.
+    """
     needed = 7 * sum(t.numel() * t.element_size() for t in network.state_dict().values()) + 10_000_000
     try:
         folder.mkdir(parents=True, exist_ok=True)

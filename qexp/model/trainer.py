@@ -1,4 +1,7 @@
-"""Lightning's Trainer as this project uses it: quiet, with atomic checkpoints and one line per epoch off a terminal."""
+"""Lightning's Trainer as this project uses it: quiet, and with atomic checkpoints.
+
+It shows a progress bar on a terminal and prints one line per epoch elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -22,35 +25,44 @@ from torch import distributed
 
 from qexp.types import UserError
 
-# What these say below WARNING: devices found, tips, the end of the training, processes that met, MLflow's new database.
+# Loggers whose messages below WARNING are unwanted: which devices were found, tips, that the training has ended, that
+# processes have found each other, that MLflow creates its database.
 INFO_UNWANTED = (
     "pytorch_lightning.utilities.rank_zero",
     "lightning_fabric.utilities.rank_zero",
     "lightning_fabric.utilities.distributed",
     "mlflow.store.db.utils",
 )
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of options in malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt, as malloc.h numbers them
 LARGEST_MMAP_THRESHOLD = 32 * 2**20  # bytes, on 64-bit systems
-# Beginnings (regular expressions) of warnings whose cause is known and wanted.
+# Beginnings (regular expressions) of warnings whose cause is known and intended.
 WARNINGS_UNWANTED = (
-    "The `srun` command is available",  # Slurm is installed here, and the training runs outside of it
+    "The `srun` command is available",  # Slurm is installed, but the training runs outside it
     r"Checkpoint directory .* exists and is not empty",  # a resumed training
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's use of torch, nothing of ours
-    r".*does not have many workers",  # batches are slices of an array; worker processes would only slow them down
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # it is Lightning that uses torch like this
+    r".*does not have many workers",  # batches are slices of an array, which worker processes would slow down
 )
 
 
 def make_trainer(accelerator: str, precision: str, sync_batchnorm: bool | str = False, **options: Any) -> Trainer:
-    """A quiet Lightning Trainer that shows its progress unless `enable_progress_bar=False`; `options` are the Trainer's.
+    """Make a quiet Lightning Trainer that shows its progress.
 
-    Precision `auto` is bf16 autocast where the hardware computes in bf16, else fp32; sync_batchnorm `auto` is on for GPUs
-    (PyTorch has none for CPUs). Errors: UserError for a device, precision or strategy that this machine does not have.
+    Args:
+        accelerator: Lightning's accelerator, such as `cpu`, `gpu` or `auto`.
+        precision: Lightning's precision. `auto` is bf16 autocast if the hardware computes in bf16, and fp32 otherwise.
+        sync_batchnorm: Whether processes share the statistics of batch norm. `auto` means that they do on GPUs, since
+            PyTorch cannot do it on CPUs.
+        **options: Further options of the Trainer. `enable_progress_bar=False` hides the progress.
+
+    Raises:
+        UserError: This machine does not have the device, the precision or the strategy.
     """
     be_quiet()
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     if on_gpu and not torch.cuda.is_available():
         raise UserError(
-            f"trainer.accelerator={accelerator}, but PyTorch sees no GPU here. Use trainer=cpu (or trainer.accelerator=cpu)."
+            f"trainer.accelerator={accelerator}, but PyTorch sees no GPU here. "
+            "Use trainer=cpu (or trainer.accelerator=cpu)."
         )
     if precision == "auto":
         fast = (
@@ -74,17 +86,22 @@ def make_trainer(accelerator: str, precision: str, sync_batchnorm: bool | str = 
         "enable_progress_bar": bar,
     }
     try:
-        return Trainer(accelerator=accelerator, precision=precision, **{**quiet_options, **fixed, **options})  # type: ignore[arg-type]
+        return Trainer(
+            accelerator=accelerator,
+            precision=precision,  # type: ignore[arg-type]
+            **{**quiet_options, **fixed, **options},
+        )
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"The trainer's options do not fit this machine: {error}. See conf/trainer/.") from error
 
 
 @contextmanager
 def keeping_freed_memory() -> Iterator[None]:
-    """Have glibc keep freed memory until the end of the block.
+    """Make glibc keep freed memory until the end of the block.
 
-    By default it gives back large tensors at every step and takes them anew, page by page: a quarter of the time of training with
-    quantisation on a CPU, which makes more of them than others. Other C libraries are left as they are.
+    By default it returns the memory of large tensors at every step and asks for it again, page by page. That takes a
+    quarter of the time of quantisation-aware training on a CPU, which makes more such tensors than other training.
+    Other C libraries are left as they are.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if set_option is None:
@@ -95,12 +112,12 @@ def keeping_freed_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        set_option(M_TRIM_THRESHOLD, 2 * LARGEST_MMAP_THRESHOLD)  # what glibc would have come to by itself
+        set_option(M_TRIM_THRESHOLD, 2 * LARGEST_MMAP_THRESHOLD)  # what glibc would have arrived at by itself
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def leave_one_process(trainer: Trainer) -> None:
-    """End all but the first process of a distributed training, so that it alone tests (once per image) and writes."""
+    """End all but the first process of a distributed training. That one alone tests, once per image, and writes."""
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
@@ -109,7 +126,7 @@ def leave_one_process(trainer: Trainer) -> None:
 
 
 def be_quiet() -> None:
-    """Silence the messages listed above, and no others."""
+    """Silence the messages that this file lists, and no others."""
     for name in INFO_UNWANTED:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.loggers.mlflow").addFilter(_no_new_experiment)
@@ -122,9 +139,10 @@ def _no_new_experiment(record: logging.LogRecord) -> bool:
 
 
 def best_and_last(folder: Path) -> list[ModelCheckpoint]:
-    """Callbacks that keep `best.ckpt` (by validation) and, of every epoch, `last.ckpt`; the second remembers the first's score.
+    """Make the callbacks that keep `best.ckpt`, by validation top-1, and `last.ckpt`, which every epoch replaces.
 
-    Two of them, in this order: `save_last` of Lightning's saves only those epochs that were the best.
+    There are two because Lightning's `save_last` saves only those epochs that were the best. They must be in this
+    order, so that `last.ckpt` remembers the score of `best.ckpt`.
     """
     options: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
     return [
@@ -134,7 +152,10 @@ def best_and_last(folder: Path) -> list[ModelCheckpoint]:
 
 
 class _Best(ModelCheckpoint):
-    """Of the epochs after which the network is what it shall become: one half pruned is better, and not what was asked for."""
+    """Considers only epochs after which the network is complete.
+
+    A half-pruned network would score better, but is not what was asked for.
+    """
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if getattr(pl_module, "complete", True):
@@ -142,7 +163,7 @@ class _Best(ModelCheckpoint):
 
 
 class _AtomicCheckpoints(TorchCheckpointIO):
-    """A checkpoint takes its name when it is whole: a kill at any moment leaves the one before."""
+    """Gives a checkpoint its name when it is whole, so that a kill at any moment leaves the previous one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         partial = Path(f"{path}.partial")
@@ -168,7 +189,10 @@ class _Bar(RichProgressBar):
 
 
 class _Lines(Callback):
-    """One line per epoch, for log files: `epoch 3/20  train_loss 1.2345  train_top1 0.5678  val_top1 0.5432  12.3 s`."""
+    """Prints one line per epoch, for log files.
+
+    Example: `epoch 3/20  train_loss 1.2345  train_top1 0.5678  val_top1 0.5432  12.3 s`.
+    """
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()

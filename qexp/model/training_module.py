@@ -18,13 +18,33 @@ from qexp.types import UserError, digest
 
 
 def length_of(scheduler: Callable[..., Any], steps: int) -> dict[str, int]:
-    """Steps under the name that a scheduler takes them by, as PyTorch's have several; empty where the recipe gives it itself."""
+    """Make the argument that tells a scheduler the number of steps, for which PyTorch's schedulers have several names.
+
+    Args:
+        scheduler: The recipe's partial function.
+        steps: Steps of the training.
+
+    Returns:
+        The argument by its name, or nothing if the recipe already has it.
+    """
     name = next((name for name in ("T_max", "total_iters") if name in signature(scheduler).parameters), "total_steps")
     return {} if name in getattr(scheduler, "keywords", {}) else {name: steps}
 
 
 class TrainingModule(LightningModule):
-    """Trains a network on cross entropy; optimizer and scheduler are the recipe's partial functions."""
+    """Trains a network on cross entropy.
+
+    Args:
+        network: The network.
+        num_classes: Number K of classes.
+        optimizer: The recipe's partial function, which takes the parameters.
+        scheduler: The recipe's partial function, which takes the optimizer, or None for a constant learning rate.
+        scheduler_per_step: Whether the scheduler advances at every step and is told how many there are, instead of
+            advancing at every epoch.
+        label_smoothing: Share of the target that is spread over all classes.
+        channels_last: Whether weights and activations are in channels_last memory order.
+        seed: Seed of the random numbers that are drawn during a step, such as dropout's.
+    """
 
     def __init__(
         self,
@@ -59,7 +79,7 @@ class TrainingModule(LightningModule):
         self._epoch_started = time.perf_counter()
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        # Dropout draws from the global generator: tied to the step, a resumed run draws what an undisturbed one does.
+        # Dropout draws from the global generator. Seeded by the step, a resumed run draws what an undisturbed one does.
         torch.manual_seed(int(digest([self.seed, self.global_step, self.global_rank])[:15], 16))
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
@@ -78,7 +98,8 @@ class TrainingModule(LightningModule):
         loss = float(self.trainer.callback_metrics["train_loss"])
         if not math.isfinite(loss):
             raise UserError(
-                f"The training diverged: its loss is {loss} after epoch {self.current_epoch + 1}. Lower recipe.optimizer.lr."
+                f"The training diverged: its loss is {loss} after epoch {self.current_epoch + 1}. "
+                "Lower recipe.optimizer.lr."
             )
         self.train_seconds += time.perf_counter() - self._epoch_started
 
@@ -103,7 +124,7 @@ class TrainingModule(LightningModule):
         self.log(f"{part}_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
 
     def parameter_groups(self) -> Any:
-        """What the optimizer is given: all parameters, or groups of them with options of their own."""
+        """The parameters for the optimizer: all of them, or groups of them with options of their own."""
         return self.network.parameters()
 
     def configure_optimizers(self) -> Any:

@@ -1,4 +1,7 @@
-"""What a search goes through, in Hydra's own words for sweeps: choices, ranges and intervals of any key of the command line."""
+"""The space of a search: choices, ranges and intervals for any key of the command line.
+
+They are written as Hydra's sweeps write them.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from qexp.types import UserError, nearest
 
-Settings = dict[str, str]  # by key, the values as they are written on the command line
+Settings = dict[str, str]  # values by key, as they are written on the command line
 EXAMPLES = "Give choices (8,6,4), int(interval(1,9)), interval(0.1,1), tag(log,interval(0.001,1)) or range(2,9)."
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """key: as on the command line; kind: `categorical`, `int` or `float`, and the bounds or choices as Optuna's trials take them."""
+    """One axis of a search.
+
+    Attributes:
+        key: Key of the command line.
+        kind: `categorical`, `int` or `float`.
+        bounds: Choices or bounds, as the methods `suggest_*` of Optuna's trials take them.
+    """
 
     key: str
     kind: str
@@ -27,7 +36,12 @@ class Dimension:
 
     @classmethod
     def of(cls, override: Override) -> Dimension:
-        """Errors: UserError where there is nothing between the bounds."""
+        """Read a dimension from an override of the command line.
+
+        Raises:
+            UserError: There is nothing between the bounds, a tag is unknown, or `log` is combined with a step or with
+                numbers that are not above 0.
+        """
         key, value = override.get_key_element(), override.value()
         if isinstance(value, RangeSweep):
             return cls._between(override, sorted(value.range()), abs(value.step), value.tags)
@@ -60,7 +74,11 @@ class Dimension:
         )
 
     def suggest(self, trial: Any) -> str:
-        """The value that an Optuna trial has or gets here; numbers to about 1/10,000 of what they may be, so that people can read them."""
+        """Return the value that an Optuna trial has in this dimension. If it has none yet, it gets one.
+
+        A float is rounded, so that people can read it, to about 1/10,000 of its own size with `log`, of the step if
+        there is one, and of the whole interval otherwise.
+        """
         value = getattr(trial, f"suggest_{self.kind}")(self.key, **self.bounds)
         if self.kind != "float":
             return str(value)
@@ -80,18 +98,25 @@ class Dimension:
 
 
 class Space:
-    """The axes of a search and what stays as it is. Choices of config groups come first: an option that the chosen method (engine,
-    ...) does not have is left out of that trial.
+    """The axes of a search, and the overrides that are the same for all of its trials.
 
-    compose: a job's config for overrides; groups: whether a key is that of a config group.
+    A trial first chooses from config groups. An option that the chosen method (or engine, ...) does not have is then
+    left out of that trial.
+
+    Args:
+        overrides: Overrides of the search. The last one for a key counts.
+        compose: Composes the config of a job from its overrides.
+        is_group: Tells whether a key is that of a config group.
+
+    Raises:
+        UserError: No key has several values, a config group is not given names, or no choice has one of the options.
     """
 
     def __init__(
         self, overrides: list[Override], compose: Callable[[list[str]], DictConfig], is_group: Callable[[str], bool]
     ):
-        last = {
-            override.get_key_element(): override for override in overrides
-        }  # the command line over the experiment file
+        # The command line comes after the experiment file, so its overrides win.
+        last = {override.get_key_element(): override for override in overrides}
         self.fixed = [str(override.input_line) for override in last.values() if not override.is_sweep_override()]
         self.dimensions = [Dimension.of(override) for override in last.values() if override.is_sweep_override()]
         if not self.dimensions:
@@ -104,35 +129,39 @@ class Space:
         self._check()
 
     def _check(self) -> None:
-        """Errors: UserError where no choice has one of the options, or Hydra's where a choice does not exist."""
+        """Compose every choice once, to find mistakes before the first trial.
+
+        Raises:
+            UserError: A config group has an interval instead of names, or none of the choices has one of the options.
+            HydraException: A choice does not exist.
+        """
         if wrong := next((dimension.key for dimension in self.groups if dimension.kind != "categorical"), None):
             raise UserError(f"{wrong} is chosen by name. {EXAMPLES}")
         first = {dimension.key: dimension.bounds["choices"][0] for dimension in self.groups}
         tried = [
             {**first, dimension.key: choice} for dimension in self.groups for choice in dimension.bounds["choices"]
         ] or [first]
-        known = set().union(
-            *(self._names(tuple(self.overrides(choices))) for choices in tried)
-        )  # tells of a choice that is not there
+        # This is also where Hydra complains about a choice that does not exist.
+        known = set().union(*(self._names(tuple(self.overrides(choices))) for choices in tried))
         for dimension in self.options:
             if not dimension.key.startswith("+") and dimension.key not in known:
                 raise UserError(f"hydra.sweeper.params: {dimension.key} is no option. {nearest(dimension.key, known)}")
 
     def settings(self, trial: Any) -> Settings:
-        """Those of an Optuna trial, which gets the values that it does not have yet."""
+        """The settings of an Optuna trial, which chooses the values that it does not have yet."""
         chosen = {dimension.key: dimension.suggest(trial) for dimension in self.groups}
         return chosen | {
             dimension.key: dimension.suggest(trial) for dimension in self.options if self._has(dimension.key, chosen)
         }
 
     def overrides(self, settings: Settings) -> list[str]:
-        """Of a job with these settings."""
+        """The overrides of a job with these settings."""
         return [*self.fixed, *(f"{key}={value}" for key, value in settings.items())]
 
     def _has(self, key: str, choices: Settings) -> bool:
         return key.startswith("+") or key in self._names(tuple(self.overrides(choices)))
 
-    @functools.cache  # noqa: B019  (of the few combinations of groups; there is one space per command)
+    @functools.cache  # noqa: B019  (groups have few combinations, and a command has one space)
     def _names(self, overrides: tuple[str, ...]) -> set[str]:
         config = self.compose(list(overrides))
         return {

@@ -1,4 +1,7 @@
-"""A study of Optuna's in its storage: which settings were tried, and which come next. Whatever is killed, the next process goes on."""
+"""An Optuna study in its storage: which settings were tried, and which come next.
+
+Whenever a process is killed, the next one can continue its study.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +20,32 @@ from qexp.report.best import Best
 from qexp.search.space import Settings, Space
 from qexp.types import UserError, digest, first_line
 
-ATTEMPTS = 10  # of a sampler to propose what was not tried yet
-RANDOM_ATTEMPTS = 100  # then, where there are endless settings
-DEFINITION, EXHAUSTED, PLACE, KEY, REASON, REPEATS = (
-    "definition",
-    "exhausted",
-    "place",
-    "key",
-    "reason",
-    "repeats",
-)  # of attributes
+ATTEMPTS = 10  # how often the sampler may try to propose settings that were not tried yet
+RANDOM_ATTEMPTS = 100  # how often random settings are drawn after that, if the space is infinite
+# Names of attributes of studies and trials.
+DEFINITION, EXHAUSTED, PLACE, KEY, REASON, REPEATS = "definition", "exhausted", "place", "key", "reason", "repeats"
 
 
 @contextmanager
 def opened(
     outputs: Path, url: str, name: str, objectives: Mapping[str, str], definition: dict[str, Any], anew: bool
 ) -> Iterator[Any]:
-    """The study of that name, which no other process has meanwhile; made where it is missing, or `anew`.
+    """Open a study, which no other process can open meanwhile. It is created if it does not exist.
 
-    Errors: UserError where another process has it, it is of other definition, or Optuna or the storage are not there.
+    Args:
+        outputs: Folder for the locks.
+        url: Optuna's storage.
+        name: Name of the study.
+        objectives: Direction of each metric, `minimize` or `maximize`.
+        definition: Everything that decides what the search finds. It is stored with the study.
+        anew: Whether to delete a study of that name first.
+
+    Yields:
+        The Optuna study.
+
+    Raises:
+        UserError: Another process has the study open, it was created with another definition, Optuna is not installed,
+            or the storage cannot be opened.
     """
     optuna = _optuna()
     outputs.mkdir(parents=True, exist_ok=True)
@@ -66,7 +76,8 @@ def opened(
         elif before != definition:
             changed = ", ".join(key for key in definition if before.get(key) != definition[key])
             raise UserError(
-                f"The search {name} had other {changed}. Give another hydra.sweeper.study=NAME, or force=true to begin anew."
+                f"The search {name} had other {changed}. "
+                "Give another hydra.sweeper.study=NAME, or force=true to begin anew."
             )
         yield study
         storage.remove_session()
@@ -91,9 +102,14 @@ class Proposal:
 
 
 class Study:
-    """Asks Optuna for settings that were not tried yet, and tells it what they came to.
+    """Asks Optuna for settings that were not tried yet, and tells it their results.
 
-    sampler: config node of Optuna's; retry: whether trials that failed before are tried again.
+    Args:
+        study: The Optuna study.
+        space: Space of the search.
+        sampler: Config node of an Optuna sampler.
+        seed: Seed of the proposals.
+        retry: Whether to try again what failed before.
     """
 
     def __init__(self, study: Any, space: Space, sampler: DictConfig, seed: int, retry: bool):
@@ -101,9 +117,8 @@ class Study:
 
         self.optuna, self.states = optuna, optuna.trial.TrialState
         self.study, self.space, self.sampler, self.seed = study, space, sampler, seed
-        self.tried: dict[
-            frozenset[tuple[str, str]], Any
-        ] = {}  # frozen trials that ended, the last of each settings; None: one that runs
+        # By settings: the frozen trial that ended with them last, or None while one is running.
+        self.tried: dict[frozenset[tuple[str, str]], Any] = {}
         self.interrupted, failed = [], {}
         for trial in study.get_trials(deepcopy=False):
             if trial.state == self.states.RUNNING:
@@ -118,12 +133,21 @@ class Study:
 
     @property
     def ended(self) -> list[Any]:
-        """Trials that ended, as Optuna keeps them, one for each settings."""
+        """The trials that ended, as Optuna keeps them: one for each set of settings, in the order of their numbers."""
         return sorted((trial for trial in self.tried.values() if trial is not None), key=lambda trial: trial.number)
 
     def propose(self, count: int) -> list[Proposal]:
-        """Up to `count` settings to try next; fewer where no others are left. Trials that were interrupted come first, and alone:
-        what is proposed after them shall know what they came to, as if nothing had happened."""
+        """Propose settings to try next.
+
+        Trials that were interrupted come first and alone, so that what is proposed after them knows their results, as
+        if nothing had happened.
+
+        Args:
+            count: How many proposals are wanted at most.
+
+        Returns:
+            The proposals, of which there are none if no other settings are left.
+        """
         found: list[Proposal] = []
         while self.interrupted and len(found) < count:
             self.study.sampler = self._made(0)
@@ -150,7 +174,7 @@ class Study:
     def _samplers(self) -> Iterator[Any]:
         yield from map(self._made, range(ATTEMPTS))
         if self.space.finite:
-            yield self.optuna.samplers.BruteForceSampler(self._seed(ATTEMPTS))  # finds what is left
+            yield self.optuna.samplers.BruteForceSampler(self._seed(ATTEMPTS))  # finds the settings that are left
         else:
             yield from (self.optuna.samplers.RandomSampler(self._seed(ATTEMPTS + n)) for n in range(RANDOM_ATTEMPTS))
 
@@ -158,7 +182,7 @@ class Study:
         return instantiate(self.sampler, seed=self._seed(attempt))
 
     def _seed(self, attempt: int) -> int:
-        """So that a search that goes on in another process proposes what it would have proposed in one."""
+        """The seed of an attempt, which makes a search propose the same whether or not another process continued it."""
         return int(digest([self.seed, len(self.tried), attempt])[:8], 16)
 
     def _new(self, trial: Any) -> Proposal | None:
@@ -173,19 +197,28 @@ class Study:
     def tell(
         self, proposal: Proposal, values: list[float], reason: str, failed: bool = False, **attributes: str
     ) -> None:
-        """values: of the objectives, none where there is a reason instead, which is that of a failure or of what cannot exist."""
+        """Tell Optuna the result of a proposal.
+
+        Args:
+            proposal: What was run.
+            values: Values of the objectives, or none if there is a reason instead.
+            reason: Why there are no values: the trial failed, or what it asks for cannot exist.
+            failed: Whether it failed.
+            **attributes: Further attributes of the trial.
+        """
         for name, value in {REASON: reason, **attributes}.items():
             proposal.trial.set_user_attr(name, value)
         state = self.states.COMPLETE if values else self.states.FAIL if failed else self.states.PRUNED
         self.tried[_name(proposal.settings)] = self._end(proposal.trial, state, values or None)
 
     def _end(self, trial: Any, state: Any, values: list[float] | None = None) -> Any:
-        # Samplers' own ends of a trial are for optimize(): the one that tries everything would stop its loop, which is not there.
+        # What samplers do when a trial ends is meant for optimize(): BruteForceSampler would stop its loop, which does
+        # not exist here.
         self.study.sampler = self.optuna.samplers.RandomSampler()
         return self.study.tell(trial, values, state)
 
     def best(self) -> list[Best]:
-        """The trials that no other is better than in every objective (Optuna's `best_trials`)."""
+        """The trials of the Pareto set (Optuna's `best_trials`), in the order of their numbers."""
         trials = sorted(self.study.best_trials, key=lambda trial: trial.number)
         return [
             Best(t.number, self.space.settings(_Had(t.params)), list(t.values), t.user_attrs.get(KEY, ""))
@@ -193,11 +226,12 @@ class Study:
         ]
 
     def count(self, state: str) -> int:
+        """The number of trials that ended in a state of Optuna's, such as `COMPLETE`."""
         return sum(trial.state == self.states[state] for trial in self.ended)
 
 
 class _Had:
-    """A trial that ended: what it suggests is what it had."""
+    """Stands in for a trial that ended, and suggests the values that the trial had."""
 
     def __init__(self, params: dict[str, Any]):
         self.params = params

@@ -1,11 +1,12 @@
-"""Records and MLflow, from the command line.
+"""Logs records on disk to MLflow, from the command line.
 
-`python -m qexp.tracking sync [outputs=FOLDER] [uri=URI]`: log all records on disk that tracking has not seen yet.
-`python -m qexp.tracking import FILE ... [outputs=FOLDER] [uri=URI]`: add what benchmark.py of a deployment wrote on its device to the sweep
-that the network comes from, and log it.
+python -m qexp.tracking sync [outputs=FOLDER] [uri=URI]
+    Log all records on disk that tracking has not seen yet.
+python -m qexp.tracking import FILE ... [outputs=FOLDER] [uri=URI]
+    Add what a deployment's benchmark.py wrote on its device to the sweep that the network comes from, and log it.
 
-outputs: the folder of a sweep's outputs (default: outputs); uri: where to log, instead of where each run was told to,
-also those of tracking=none.
+outputs: folder of the sweeps' outputs (default: outputs)
+uri: where to log, instead of where each run was told to, and also for runs of tracking=none
 """
 
 from __future__ import annotations

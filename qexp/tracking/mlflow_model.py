@@ -1,4 +1,7 @@
-"""What makes the artifact of a run a model of MLflow's, which it can serve, register and download: one small file beside the others."""
+"""Writes MLmodel, the small file that makes the artifact of a run an MLflow model.
+
+MLflow can then serve, register and download it.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,17 @@ import yaml
 
 from qexp.types import Artifact, versions
 
-LOADER = "qexp.serving"  # the code, which nothing in the folder holds
+LOADER = "qexp.serving"  # the module that loads the model, as the folder itself holds no code
 
 
 def mlmodel(artifact: Artifact, run: str, engine: str) -> str:
-    """The file MLmodel of the artifact in a run that was measured on `engine`."""
+    """Return the text of an artifact's MLmodel.
+
+    Args:
+        artifact: The artifact.
+        run: MLflow's id of the run.
+        engine: Name of the engine on which the run was measured.
+    """
     described: dict[str, Any] = {
         "artifact_path": "artifact",
         "run_id": run,

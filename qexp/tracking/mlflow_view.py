@@ -1,4 +1,7 @@
-"""MLflow as a view of the records on disk: flat runs tagged with their sweep, and one summary run per sweep."""
+"""Shows the records on disk in MLflow.
+
+Each record becomes a run, tagged with its sweep instead of nested in it, and each sweep gets one summary run.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +28,27 @@ from qexp.tracking.store import NOTE, noted
 from qexp.types import Artifact, DataSpec, Record, UserError, command_line
 
 EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",  # or the UI opens on its pages for language models
+    "mlflow.experimentKind": "custom_model_development",  # otherwise the UI opens on its pages for language models
     pages.VIEW + pages.EVERYTHING: pages.view_tag("Compressed networks", pages.NOT_SUMMARIES, [], 0),
 }
 ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # records can wait; MLflow's own are minutes
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines per run, and two requests
+    # MLflow's own limits add up to minutes, and records on disk can wait.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # saves two lines and two requests per run
 }  # fmt: skip
-PARAM_LENGTH, PARAMS_PER_REQUEST = 6000, 100  # what MLflow takes, in characters
-SHOWN_DIGEST = 12  # characters; MLflow takes 36
+PARAM_LENGTH, PARAMS_PER_REQUEST = 6000, 100  # what MLflow takes at most: characters of a value, and params
+SHOWN_DIGEST = 12  # characters, of which MLflow takes at most 36
 
 
 class MlflowView:
-    """uri: MLflow's tracking URI; experiment: the name under which all runs lie; artifacts: folder of their files, unless
-    the URI is that of a server, which has its own; log_artifacts: whether these are the compressed networks too."""
+    """Logs runs and sweeps to MLflow.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: Name of the experiment that holds all runs.
+        artifacts: Folder for the runs' files. Not used if `uri` names a server, which has its own.
+        log_artifacts: Whether the compressed networks are logged too.
+    """
 
     def __init__(self, uri: str, experiment: str, artifacts: str | None, log_artifacts: bool = True):
         self.uri, self.experiment, self.artifacts, self.log_artifacts = uri, experiment, artifacts, log_artifacts
@@ -49,17 +59,16 @@ class MlflowView:
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient  # takes seconds to import
 
-        for name in ("mlflow", "alembic"):  # they tell of every step of setting up the database
+        for name in ("mlflow", "alembic"):  # they report every step of setting up the database
             logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger("urllib3.connectionpool").setLevel(
-            logging.ERROR
-        )  # of every try; the error after the last is enough
-        with self._first_contact():  # a client sets up its database when it is made
+        # This one warns at every attempt, while the error after the last attempt is enough.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+        with self._first_contact():  # making a client sets up its database
             return MlflowClient(self.uri)
 
     @cached_property
     def experiment_id(self) -> str:
-        """MLflow's id of the experiment, made where it is missing."""
+        """MLflow's id of the experiment, which is created if it does not exist."""
         client = self.client
         with self._first_contact():
             known = client.get_experiment_by_name(self.experiment)
@@ -71,13 +80,13 @@ class MlflowView:
                 )
                 return str(client.create_experiment(self.experiment, tags=EXPERIMENT_TAGS, artifact_location=place))
             for name, value in EXPERIMENT_TAGS.items():
-                if known.tags.get(name) != value:  # of an earlier version
+                if known.tags.get(name) != value:  # made by an earlier version of qexp
                     client.set_experiment_tag(known.experiment_id, name, value)
             return str(known.experiment_id)
 
     @contextmanager
     def _first_contact(self) -> Iterator[None]:
-        """Processes that set up the same database file at once would ruin it."""
+        """Hold a lock on the database file, because processes that set it up at the same time would ruin it."""
         if not self.uri.startswith("sqlite:///"):
             yield
             return
@@ -87,19 +96,24 @@ class MlflowView:
             yield
 
     def prepare(self) -> None:
-        """Create database and experiment, once, before jobs that could race for it."""
+        """Create the database and the experiment once, before jobs could race to create them."""
         _ = self.experiment_id
 
     def address(self, page: str = "") -> str:
-        """How people come to a page of MLflow's."""
+        """The address of a page of MLflow's, with the command that must be running for it if `uri` is not a server."""
         if self.uri.startswith("http"):
             return self.uri.rstrip("/") + page
         return f"http://localhost:5000{page} (while this runs: uv run mlflow ui --backend-store-uri {self.uri})"
 
     def training_logger(self, folder: Path, run_name: str, params: dict[str, Any], data: DataSpec, source: str) -> Any:
-        """Lightning's MLflow logger for the curves of the training in `folder`; a resumed training goes on in its run.
+        """Make Lightning's MLflow logger for the curves of a training. A resumed training continues its run.
 
-        source: where the data comes from.
+        Args:
+            folder: Folder of the training, where the id of its run is kept.
+            run_name: Name of the run.
+            params: Params of the run, possibly nested.
+            data: What the network is trained on.
+            source: Where the data comes from.
         """
         from pytorch_lightning.loggers import MLFlowLogger
         from pytorch_lightning.utilities import rank_zero_only
@@ -115,8 +129,15 @@ class MlflowView:
         return MLFlowLogger(self.experiment, run_name, self.uri, run_id=run_id)
 
     def log(self, record: Record, folder: Path) -> None:
-        """One finished, unsupported or failed run with its params, metrics, tags, data and the files in `folder`, where it is noted:
-        once, however often this is called. What an earlier call left behind, when it was killed, is replaced."""
+        """Log one finished, unsupported or failed run with its params, metrics, tags, data and files.
+
+        A note in the folder says that this was done, so that a run is logged once, however often this is called. What a
+        killed call left behind is replaced.
+
+        Args:
+            record: Record of the run.
+            folder: Folder of the record, whose files are logged too.
+        """
         note = folder / NOTE
         with FileLock(note.with_suffix(".lock")):
             before = noted(folder)
@@ -129,8 +150,9 @@ class MlflowView:
                 return
             artifact = _artifact(record, folder)
             tags = {
-                "qexp.kind": record.kind, "qexp.status": record.status, "qexp.key": record.key, "qexp.sweep": record.sweep,
-                "qexp.reason": record.reason, "qexp.artifact": record.artifact, "qexp.place": place,
+                "qexp.kind": record.kind, "qexp.status": record.status, "qexp.key": record.key,
+                "qexp.sweep": record.sweep, "qexp.reason": record.reason,
+                "qexp.artifact": record.artifact, "qexp.place": place,
                 "qexp.weights": str(artifact.source["weights"]) if artifact else "",
             }  # fmt: skip
             if commit := record.environment.get("commit"):
@@ -155,7 +177,7 @@ class MlflowView:
             write_json(note, {"uri": self.uri, "run": run})
 
     def _log_data(self, run: str, data: DataSpec, source: str, context: str) -> None:
-        """What the UI shows as the run's dataset; context: `train` or `test`."""
+        """Log what the UI shows as the dataset of a run, whose `context` is `train` or `test`."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         profile = {"classes": data.num_classes, "channels": data.channels, "image_size": data.image_size}
@@ -165,8 +187,10 @@ class MlflowView:
         self.client.log_inputs(run, [DatasetInput(shown, [InputTag("mlflow.data.context", context)])])
 
     def _log_network(self, run: Any, artifact: Artifact, record: Record, folder: Path) -> None:
-        """The compressed network as it is on disk, in the run's folder `artifact`, with the run's record, and a model of MLflow's; it
-        takes no space where MLflow's files are on the same disk."""
+        """Log the compressed network as it is on disk, with the run's record and the file MLmodel.
+
+        They go into the run's folder `artifact`, and take no space there if MLflow's files are on the same disk.
+        """
         place, known = (
             urlsplit(run.info.artifact_uri),
             {name: artifact.folder / name for name in ("artifact.json", *artifact.files)},
@@ -182,7 +206,7 @@ class MlflowView:
                     self.client.log_artifact(run.info.run_id, str(file), str(Path("artifact", name).parent))
 
     def _logged_whole(self, place: str) -> str:
-        """The id of the run of the record in that place, if it was ended; one that was not is deleted."""
+        """The id of the run that was logged completely for `place` (SWEEP/JOB), or "". Unfinished ones are deleted."""
         whole = ""
         for run in self.client.search_runs([self.experiment_id], f"tags.`qexp.place` = '{place}'"):
             if run.info.status == "RUNNING":
@@ -192,11 +216,21 @@ class MlflowView:
         return whole
 
     def log_sweep(self, sweep: str, records: list[Record], markdown: str, files: list[Path]) -> str:
-        """The summary run of a sweep: its description is the result table and links views of its runs. The page of their charts."""
+        """Log the summary run of a sweep, whose description is the table of results with links to views of the runs.
+
+        Args:
+            sweep: Name of the sweep.
+            records: Its records, including those reused from earlier sweeps.
+            markdown: The table of results.
+            files: Files to log with the summary.
+
+        Returns:
+            The page with charts of the runs.
+        """
         of_sweep = f"tags.`qexp.sweep` = '{sweep}' and {pages.NOT_SUMMARIES}"
         found = list(self.client.search_runs([self.experiment_id], of_sweep))
         for record in records:
-            if record.reused:  # its run is that of an earlier sweep
+            if record.reused:  # an earlier sweep has logged its run
                 found += self.client.search_runs(
                     [self.experiment_id], f"tags.`qexp.key` = '{record.key}'", max_results=1
                 )
@@ -224,7 +258,14 @@ class MlflowView:
         return page
 
     def _create_run(self, name: str, tags: dict[str, str], command: str = "", start_ms: int | None = None) -> Any:
-        """command: what MLflow calls the run's source; that of this process, unless it is given."""
+        """Create a run in the experiment.
+
+        Args:
+            name: Name of the run.
+            tags: Its tags, which are cut to the length that MLflow takes.
+            command: Command whose script MLflow shows as the run's source, by default that of this process.
+            start_ms: When the run started, in milliseconds since 1970, or None for now.
+        """
         command = command or command_line()
         program = next((word for word in command.split() if word.endswith(".py")), command)
         tags = {**tags, "mlflow.source.name": program, "mlflow.source.type": "LOCAL"}
@@ -232,7 +273,7 @@ class MlflowView:
         return self.client.create_run(self.experiment_id, start_ms, tags, name)
 
     def _log(self, run: str, params: dict[str, Any], metrics: dict[str, float]) -> None:
-        """As few requests as MLflow allows: through a server each costs tens of milliseconds."""
+        """Log in as few requests as MLflow allows, because each costs tens of milliseconds through a server."""
         from mlflow.entities import Metric, Param
 
         now = int(time.time() * 1000)
@@ -245,7 +286,10 @@ class MlflowView:
 
 
 def _artifact(record: Record, folder: Path) -> Artifact | None:
-    """The artifact of the record in `folder`, whose path is as seen from where the run was started; None where it is gone."""
+    """Find the artifact of the record in `folder`, or None if it is gone.
+
+    The path in the record is relative to where the run was started, so the artifacts beside the sweep are tried too.
+    """
     for place in (Path(record.artifact), folder.parents[2] / "artifacts" / Path(record.artifact).name):
         if record.artifact and (place / "artifact.json").exists():
             with suppress(UserError):

@@ -13,7 +13,7 @@ class Nowhere:
         pass
 
     def training_logger(self, folder: Path, run_name: str, params: dict[str, Any], data: DataSpec, source: str) -> Any:
-        return False  # Lightning's word for no logger
+        return False  # tells Lightning to use no logger
 
     def log(self, record: Record, folder: Path) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Records on disk: the truth that MLflow, tables and reports are views of."""
+"""Reads and writes the records on disk, the truth of which MLflow, tables and reports are only views."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from pathlib import Path
 from qexp.files import RECORDS, not_writable, write_json
 from qexp.types import Artifact, Record, UserError
 
-NOTE = ".mlflow.json"  # beside a record
+NOTE = ".mlflow.json"  # file beside a record that says where it was logged
 
 
 def write_record(record: Record, folder: Path) -> None:
-    """`record.json` and its texts in a run's own folder; the record comes last and in one piece."""
+    """Write a record's texts and `record.json` into the run's own folder. The record comes last and in one piece.
+
+    Raises:
+        UserError: Nothing can be written there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in record.texts.items():
@@ -24,7 +28,12 @@ def write_record(record: Record, folder: Path) -> None:
 
 
 def noted(folder: Path) -> dict[str, str]:
-    """Where the record in `folder` was logged: `uri`, and `run`, empty while it is not there as a whole; nothing where it never was."""
+    """Read where the record in `folder` was logged.
+
+    Returns:
+        The tracking URI as `uri`, and the id of the run as `run`, which is empty while the run is incomplete. If the
+        record was never logged, nothing.
+    """
     try:
         return json.loads((folder / NOTE).read_text())
     except FileNotFoundError:
@@ -32,7 +41,11 @@ def noted(folder: Path) -> dict[str, str]:
 
 
 def read_record(file: Path) -> Record:
-    """Errors: UserError where the file holds no record of this version of qexp."""
+    """Read a record from its file.
+
+    Raises:
+        UserError: The file holds no record of this version of qexp.
+    """
     try:
         return Record.from_json(json.loads(file.read_text()))
     except (ValueError, KeyError, TypeError) as error:
@@ -40,18 +53,18 @@ def read_record(file: Path) -> Record:
 
 
 def read_records(sweep: Path) -> list[Record]:
-    """All records of a sweep's folder in the order of its jobs."""
+    """Read all records in a sweep's folder, in the order of its jobs."""
     return list(read_folders(sweep).values())
 
 
 def read_folders(sweep: Path) -> dict[Path, Record]:
-    """The same by the folders that they lie in."""
+    """Like `read_records`, but by the folders of the records."""
     files = sorted(sweep.glob("**/record.json"), key=lambda file: (len(file.parent.name), file.parent.name))
     return {file.parent: read_record(file) for file in files}
 
 
 def records_of(artifact: Artifact) -> list[Record]:
-    """The records of all runs of an artifact, which lie in its folder, the oldest first; what cannot be read is left out."""
+    """Read the records of all runs of an artifact from its folder, oldest first. Unreadable ones are left out."""
     found = []
     for file in (artifact.folder / RECORDS).glob("*.json"):
         with contextlib.suppress(UserError):
