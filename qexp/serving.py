@@ -6,7 +6,6 @@ The artifact's file MLmodel names this module as its loader.
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 from typing import Any
 
@@ -81,7 +80,7 @@ def images_of(given: Any) -> Any:
     if array.dtype.kind in "US":
         try:
             return [base64.b64decode(text, validate=True) for text in array.ravel().tolist()]
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error is one, and letters beyond ASCII give another
             raise UserError(f"A text must be an image file in base64: {error}") from error
     if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
         return array.astype(np.uint8)

@@ -146,6 +146,7 @@ def test_mlflow_serves_it(server: int, animal_artifact: Artifact, picture: Path)
             assert found["label"] == expected["label"] and found["top"] == pytest.approx(expected["top"], abs=1e-6)
     for bad, reason in (
         (["/etc/hostname"], "base64"),
+        (["größe"], "base64"),
         ([[[[300, 0, 0]]]], "uint8 in 0..255"),
         ([[[[0.5, 2.0, 0.0]]]], "0..1"),
     ):
