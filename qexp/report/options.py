@@ -7,7 +7,6 @@ from typing import Any
 
 from qexp.types import Record
 
-NONE = "–"  # of a method that does not have the option
 NOT_OPTIONS = (
     "bits",
     "torchscript",

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from qexp.files import RECORDS, not_writable, write_json
+from qexp.metrics import metrics_of
 from qexp.types import Artifact, Record, UserError
 
 NOTE = ".mlflow.json"  # beside a record
@@ -34,7 +35,9 @@ def noted(folder: Path) -> dict[str, str]:
 def read_record(file: Path) -> Record:
     """Errors: UserError where the file holds no record of this version of qexp."""
     try:
-        return Record.from_json(json.loads(file.read_text()))
+        record = Record.from_json(json.loads(file.read_text()))
+        metrics_of([record])  # so that what it says of its metrics itself is right for everyone who reads it
+        return record
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} holds no record of this version of qexp: {error}. Move it away to go on.") from error
 

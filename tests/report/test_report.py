@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from qexp.report.__main__ import main
-from qexp.report.latex import escaped, latex_table
+from qexp.report.render import latex_text
+from qexp.report.table import latex_table
 from qexp.tracking.store import write_record
-from tests.report.test_table import FP32, HALF, INT8, record
+from tests.report.support import FP32, HALF, INT8, record
 
 Printed = pytest.CaptureFixture[str]
 
@@ -120,7 +121,7 @@ def test_the_table_in_latex() -> None:
     ],
 )
 def test_special_characters_of_latex(text: str, safe: str) -> None:
-    assert escaped(text) == safe
+    assert latex_text(text) == safe
 
 
 def test_rows_of_a_csv_are_those_of_the_report(outputs: Path) -> None:

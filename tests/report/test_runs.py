@@ -10,7 +10,7 @@ import pytest
 from qexp.report.runs import Run, differing, grouped, read_runs, where
 from qexp.tracking.store import write_record
 from qexp.types import Record, UserError
-from tests.report.test_table import FP32, HALF, INT8, record
+from tests.report.support import FP32, HALF, INT8, record
 
 
 def runs(*records: Record) -> list[Run]:
