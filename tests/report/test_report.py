@@ -73,7 +73,7 @@ def test_what_was_asked_for(outputs: Path, tmp_path: Path, capsys: Printed) -> N
 
 
 @pytest.mark.parametrize(
-    ("word", "option_suffix"),
+    ("word", "message"),
     [
         ("swep=monday", "'swep=monday' is no option.*did you mean 'sweep'"),
         ("html", "'html' is no option"),
@@ -89,10 +89,10 @@ def test_what_was_asked_for(outputs: Path, tmp_path: Path, capsys: Printed) -> N
         ("to=/dev/null/x", "Cannot write /dev/null/x"),
     ],
 )
-def test_what_cannot_be(word: str, option_suffix: str, outputs: Path, capsys: Printed) -> None:
+def test_what_cannot_be(word: str, message: str, outputs: Path, capsys: Printed) -> None:
     assert main([f"outputs={outputs}", word]) == 1
     printed = capsys.readouterr()
-    assert re.search(f"^error: .*{option_suffix}", printed.err) and not printed.out
+    assert re.search(f"^error: .*{message}", printed.err) and not printed.out
 
 
 def test_help(capsys: Printed) -> None:

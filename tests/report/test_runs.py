@@ -50,7 +50,7 @@ def test_conditions(conditions: str, kept: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("conditions", "option_suffix"),
+    ("conditions", "message"),
     [
         ("modle=vgg", "no run has a 'modle'. did you mean 'model'"),
         ("vgg", "where='vgg' is no condition"),
@@ -58,8 +58,8 @@ def test_conditions(conditions: str, kept: list[int]) -> None:
         ("top1>", "is no number: ''"),
     ],
 )
-def test_conditions_that_mean_nothing(conditions: str, option_suffix: str) -> None:
-    with pytest.raises(UserError, match=option_suffix):
+def test_conditions_that_mean_nothing(conditions: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         where(ROWS, conditions)
 
 
