@@ -241,13 +241,19 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number with its unit, how it came about (`measured`, `estimated`, `simulated`) and its raw samples."""
+    """One number; `Metric.of` of qexp.metrics makes it.
+
+    Args:
+        kind: How it came about: `measured`, `estimated` or `simulated`.
+        description: The fields of its `Metric`, where the table of qexp.metrics does not know it; else empty.
+    """
 
     name: str
     value: float
     unit: str
     kind: str = "measured"
     samples: tuple[float, ...] = ()
+    description: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -284,7 +290,12 @@ class Record:
         return {m.name: m.value for m in self.measurements}
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Measurements of metrics that need no description have none, as in records of earlier versions."""
+        values = asdict(self)
+        for measurement in values["measurements"]:
+            if not measurement["description"]:
+                del measurement["description"]
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Record:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 BASIC = {"qexp.types", "qexp.files"}
 ALLOWED = {
     "types": set(),
+    "metrics": {"qexp.types"},
     "files": {"qexp.types"},
     "launch": set(),
     "coding": {"qexp.types"},
@@ -27,24 +28,25 @@ ALLOWED = {
     "model": BASIC,
     "onnx_file": {"qexp.coded_file", "qexp.types"},
     "engine": BASIC | {"qexp.coded_file", "qexp.onnx_file"},
-    "tracking": BASIC,
+    "tracking": BASIC | {"qexp.metrics"},
     "method": BASIC
     | {"qexp.data.base", "qexp.data.loaders", "qexp.model.base", "qexp.model.training_module", "qexp.model.trainer"}
     | {"qexp.coded_file", "qexp.coding", "qexp.onnx_file"},
-    "measure": BASIC | {"qexp.launch", "qexp.engine.base", "qexp.data.pixels"},
-    "report": BASIC | {"qexp.tracking.store"},
-    "search": BASIC | {"qexp.tracking.store", "qexp.report.best", "qexp.report.table", "qexp.jobs.reuse"},
+    "measure": BASIC | {"qexp.metrics", "qexp.launch", "qexp.engine.base", "qexp.data.pixels"},
+    "report": BASIC | {"qexp.metrics", "qexp.tracking.store"},
+    "search": BASIC | {"qexp.metrics", "qexp.tracking.store", "qexp.report.best", "qexp.jobs.reuse"},
     "": {"qexp.loading"},  # qexp/__init__.py, for type checkers
     "loading": BASIC | {"qexp.coded_file", "qexp.engine.base", "qexp.data.pixels"},
     "serving": {"qexp.types", "qexp.loading"},
     "deploy": BASIC
     | {"qexp.coded_file", "qexp.loading", "qexp.engine.base", "qexp.data.pixels"}
-    | {"qexp.measure.timing", "qexp.measure.machine", "qexp.tracking.store"},
+    | {"qexp.measure.timing", "qexp.measure.machine", "qexp.metrics", "qexp.report.render", "qexp.tracking.store"},
     "jobs": BASIC
     | {
         "qexp.cli",
         "qexp.errors",
         "qexp.launch",
+        "qexp.metrics",
         "qexp.data.base",
         "qexp.data.loaders",
         "qexp.engine.base",
@@ -59,7 +61,7 @@ ALLOWED = {
         "qexp.measure.base",
         "qexp.measure.machine",
     }
-    | {f"qexp.report.{name}" for name in ("best", "layers", "reference", "runs", "screen", "write")}
+    | {f"qexp.report.{name}" for name in ("best", "layers", "reference", "render", "runs", "screen", "write")}
     | {"qexp.tracking.store", "qexp.tracking.sync"},
 }
 MODULES = sorted((ROOT / "qexp").rglob("*.py"))

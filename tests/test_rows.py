@@ -10,11 +10,11 @@ from hydra import compose, initialize_config_dir
 
 from qexp.report.reference import BETTER, WORSE, Reference
 from qexp.report.results import results
-from qexp.report.runs import RunCommand as Found
+from qexp.report.runs import Run as Found
 from qexp.tracking.store import read_records
 from qexp.types import Record, UserError
 from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake
-from tests.report.test_table import record
+from tests.report.support import record
 
 CONF = Path(__file__).parents[1] / "conf"
 LISTED = [
@@ -67,8 +67,8 @@ def test_ours_stand_beside_theirs_in_what_machines_have_in_common(tmp_path: Path
         record("int8", top1=0.94, size_mb=2.5, latency_ms=0.5),
         record("int4", top1=0.90, size_mb=1.0, latency_ms=2.0),
     )
-    titles, cells = reference(tmp_path, *ours).table()
-    rows = {row[0]: dict(zip(titles, row, strict=True)) for row in cells}
+    shown = reference(tmp_path, *ours).table()
+    rows = {row[0]: dict(zip(shown.titles, row, strict=True)) for row in shown.rows}
     assert rows["fp32"]["top-1 %"] == "95.00 (90.00)" and rows["fp32"]["faster"] == "–"
     int8 = rows["int8"]
     assert int8["top-1 lost"] == f"1.00{BETTER} (2.00)"  # 0.95 - 0.94 and 0.90 - 0.88
@@ -90,8 +90,8 @@ def test_their_times_stand_beside_ours_at_their_batch_size_alone(tmp_path: Path)
     ours = [record(bits, batch, latency_ms=4.0, size_mb=4.0) for batch in (1, 2) for bits in ("fp32", "int8")]
     made = Reference.read(tmp_path, found(*ours))
     assert made
-    titles, cells = made.table()
-    once, twice = (dict(zip(titles, row, strict=True)) for row in cells if row[0] == "int8")
+    shown = made.table()
+    once, twice = (dict(zip(shown.titles, row, strict=True)) for row in shown.rows if row[0] == "int8")
     assert (once["ms"], once["faster"]) == ("4.00 (10.0)", f"1.00x{WORSE} (4.00x)")
     assert (twice["batch"], twice["ms"], twice["faster"]) == ("2", "4.00 (–)", "1.00x (–)")
     assert once["size MB"] == twice["size MB"] == f"4.00{WORSE} (2.00)"
@@ -99,7 +99,7 @@ def test_their_times_stand_beside_ours_at_their_batch_size_alone(tmp_path: Path)
 
 def test_what_did_not_run_is_a_row_all_the_same(tmp_path: Path) -> None:
     failed = record("int8", status="failed")
-    _, cells = reference(tmp_path, record("fp32", top1=0.95, size_mb=8.0, latency_ms=4.0), failed).table()
+    cells = reference(tmp_path, record("fp32", top1=0.95, size_mb=8.0, latency_ms=4.0), failed).table().rows
     assert [row[0] for row in cells] == ["fp32", "int8 (failed)", "half the size of int8"]
     assert cells[1][1] == "– (88.00)"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from qexp.engine.base import Engine
+from qexp.metrics import METRICS
+from qexp.report.render import NONE, Table, markdown
 from qexp.tracking.store import records_of
 from qexp.types import Artifact, Executable, Record
 
-COLUMNS = {
-    "top1": ("top-1 %", 100), "top5": ("top-5 %", 100), "size_mb": ("size MB", 1), "latency_ms": ("ms per call", 1),
-    "latency_p99_ms": ("p99 ms", 1), "memory_mb": ("memory MB", 1), "load_ms": ("load ms", 1),
-}  # fmt: skip
+COLUMNS = [
+    METRICS[name] for name in ("top1", "top5", "size_mb", "latency_ms", "latency_p99_ms", "memory_mb", "load_ms")
+]
 
 
 def readme(artifact: Artifact, engine: Engine, executable: Executable, packages: dict[str, str]) -> str:
@@ -46,26 +47,18 @@ def figures(records: list[Record]) -> str:
     """A table of what was measured, a row per run."""
     if not records:
         return "Nothing yet on this engine.\n"
-    titles = ["machine", "batch", "threads", *(title for title, _ in COLUMNS.values()), "when"]
-    rows = [titles, ["---"] * len(titles), *(row(record) for record in records)]
-    notes = {f"- {name}: {text}" for record in records for name, text in record.notes.items() if name in COLUMNS}
-    return (
-        "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
-        + "\n"
-        + "".join(f"\n{note}" for note in sorted(notes))
-        + "\n"
-    )
+    titles = ("machine", "batch", "threads", *(metric.title for metric in COLUMNS), "when")
+    shown = Table(titles, tuple(row(record) for record in records), left=frozenset(range(len(titles))))
+    known = {metric.name for metric in COLUMNS}
+    notes = {f"- {name}: {text}" for record in records for name, text in record.notes.items() if name in known}
+    return "\n".join([markdown(shown), *([""] if notes else []), *sorted(notes), ""])
 
 
-def row(record: Record) -> list[str]:
+def row(record: Record) -> tuple[str, ...]:
     values, where = record.metrics, record.environment
-    cells = {name: f"{factor * values[name]:.4g}" if name in values else "–" for name, (_, factor) in COLUMNS.items()}
-    if "latency_low_ms" in values:
-        cells["latency_ms"] += f" ({values['latency_low_ms']:.4g} to {values['latency_high_ms']:.4g})"
-    machine = f"{where.get('host', '?')}, {where.get('cpu', '?')}"
-    return [
-        machine,
+    return (
+        f"{where.get('host', '?')}, {where.get('cpu', '?')}",
         *(str(record.params[name]) for name in ("batch_size", "threads")),
-        *cells.values(),
+        *(m.text(values[m.name]) + m.interval(values) if m.name in values else NONE for m in COLUMNS),
         record.created[:10],
-    ]
+    )

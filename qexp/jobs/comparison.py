@@ -26,6 +26,7 @@ from qexp.measure.base import (
     ranking,
     run_measures,
 )
+from qexp.metrics import candidate_metric
 from qexp.types import Measurement, Unsupported, UserError, digest, nearest
 
 Made = TypeVar("Made")
@@ -101,7 +102,7 @@ def measure(
         best_fp32.persistent = True
     ranked = ranking(candidates, instantiate(config.engine.trial), notes) if len(candidates) > 1 else {}
     measures = {name: instantiate(node) for name, node in config.measure.items() if isinstance(node, DictConfig)}
-    timings = [Measurement(f"candidate_{name}_ms", ms, "ms") for name, ms in ranked.items()]
+    timings = [candidate_metric(name).of(ms) for name, ms in ranked.items()]
     left = [*ranked] or [*candidates]
     while True:
         name = left.pop(0)

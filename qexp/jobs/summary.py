@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from qexp.errors import LEFT_OPEN
 from qexp.report.best import LEGEND, Search
 from qexp.report.reference import Reference
+from qexp.report.render import rich_table
 from qexp.report.runs import Run, runs_of
 from qexp.report.screen import screen, show
 from qexp.report.write import Style, write_report
@@ -68,15 +69,15 @@ class Summary(Callback):
             named = [Run(record, run.folder) for run, record in zip(runs, search.marked(records), strict=True)]
             style = replace(style, lines=False)
         reference = Reference.read(sweep, runs)
-        preface = "".join(part.markdown() for part in (search, reference) if part)
+        preface = (search.markdown(records) if search else "") + (reference.markdown() if reference else "")
         written = write_report(runs, sweep, f"sweep {sweep.name}", style, preface=preface, named=named)
         show(named, written.verdicts)
         if search:
             print(f"{LEGEND}\n")
-            screen().print(search.rich_table())
+            screen().print(rich_table(search.table(records)))
         if reference:
             print()
-            screen().print(reference.rich_table())
+            screen().print(rich_table(reference.table()))
         print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")
         for file in written.files:
             if file.suffix == ".html":

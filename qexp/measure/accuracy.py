@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from qexp.measure.base import Context, Measure
+from qexp.metrics import METRICS, VALIDATION
 from qexp.types import Measurement, UserError, nearest
 
-PARTS = {"test": ("",), "validation": ("val_",), "both": ("", "val_")}  # and how names of their metrics begin
+PARTS = {"test": ("",), "validation": (VALIDATION,), "both": ("", VALIDATION)}  # and how names of their metrics begin
 
 
 class Accuracy(Measure):
@@ -32,26 +31,20 @@ class Accuracy(Measure):
         labels = images.classes
         logits, seconds = context.candidate.logits(images, self.batch_size, context.cache)
         found = score(logits, labels)
-        if not prefix:
-            found.append(Measurement("test_seconds", seconds, "s"))
         if context.baseline:
             reference, _ = context.baseline.logits(images, self.batch_size, context.cache)
-            drop = top_k(reference, labels, 1) - top_k(logits, labels, 1)
-            agreement = float((reference.argmax(1) == logits.argmax(1)).mean())
-            found += [Measurement("top1_drop", drop, "fraction"), Measurement("agreement", agreement, "fraction")]
-            found.append(
-                Measurement(
-                    "mcnemar_p", mcnemar(*(top_k_hits(each, labels, 1) for each in (reference, logits))), "probability"
-                )
-            )
-        return [replace(measurement, name=prefix + measurement.name) for measurement in found]
+            found["top1_drop"] = top_k(reference, labels, 1) - top_k(logits, labels, 1)
+            found["agreement"] = float((reference.argmax(1) == logits.argmax(1)).mean())
+            found["mcnemar_p"] = mcnemar(*(top_k_hits(each, labels, 1) for each in (reference, logits)))
+        made = [METRICS[prefix + name].of(value) for name, value in found.items()]
+        return made if prefix else [*made, METRICS["test_seconds"].of(seconds)]
 
 
-def score(logits: np.ndarray, labels: np.ndarray) -> list[Measurement]:
-    """top1 with its 95 % interval, top5 (of more than five classes) and the mean cross entropy of logits[N,K] against labels[N].
+def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Values of metrics, by name: top1 with its 95 % interval, top5 (of more than five classes), and the loss.
 
-    The interval is that of another draw of as many images (Wilson, "Probable inference, the law of succession, and statistical
-    inference", 1927).
+    The loss is the mean cross entropy of logits[N,K] against labels[N], in nats. The interval is that of another draw of
+    as many images (Wilson, "Probable inference, the law of succession, and statistical inference", 1927).
     """
     from scipy.stats import binomtest  # takes a second to import
 
@@ -59,11 +52,10 @@ def score(logits: np.ndarray, labels: np.ndarray) -> list[Measurement]:
     log_probability = shifted[np.arange(len(labels)), labels] - np.log(np.exp(shifted).sum(1))
     hits = top_k_hits(logits, labels, 1)
     interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(0.95, "wilson")
-    top1 = {"top1": hits.mean(), "top1_low": interval.low, "top1_high": interval.high}
-    found = [Measurement(name, float(value), "fraction") for name, value in top1.items()]
-    found.append(Measurement("loss", float(-log_probability.mean()), "nats"))
+    found = {"top1": float(hits.mean()), "top1_low": float(interval.low), "top1_high": float(interval.high)}
+    found["loss"] = float(-log_probability.mean())
     if logits.shape[1] > 5:
-        found.append(Measurement("top5", top_k(logits, labels, 5), "fraction"))
+        found["top5"] = top_k(logits, labels, 5)
     return found
 
 

@@ -19,6 +19,7 @@ from filelock import FileLock
 from qexp.engine.base import Engine
 from qexp.files import building
 from qexp.launch import Child, ChildFailed
+from qexp.metrics import Metric
 from qexp.types import Artifact, Measurement, digest, versions
 
 # One place for all users of a machine, whatever TMPDIR says.
@@ -254,6 +255,10 @@ class Turns(Protocol):
 
 
 class Measure(ABC):
+    """One question to the candidate of a run. metrics: those it answers with that the table of qexp.metrics does not know."""
+
+    metrics: tuple[Metric, ...] = ()
+
     @abstractmethod
     def measure(self, context: Context) -> list[Measurement]:
         """Errors: ChildFailed where the measuring child did not survive."""

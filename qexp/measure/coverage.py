@@ -4,6 +4,7 @@ quantised counts as not."""
 from __future__ import annotations
 
 from qexp.measure.base import Context, Measure
+from qexp.metrics import METRICS
 from qexp.types import Measurement
 
 
@@ -15,18 +16,14 @@ class Coverage(Measure):
         for name in artifact.files:
             if name.endswith((".csv", ".yaml")):  # what its method wrote for people
                 context.texts[name] = (artifact.folder / name).read_text()
-        found = [
-            Measurement("params_m", artifact.parameters / 1e6, "M"),
-            Measurement("macs_m", artifact.macs / 1e6, "M"),
-            Measurement(
-                "quantized_params_share",
-                sum(la.parameters for la in quantized) / max(1, artifact.parameters),
-                "fraction",
-            ),
-            Measurement("quantized_macs_share", sum(la.macs for la in quantized) / max(1, artifact.macs), "fraction"),
-        ]
+        found = {
+            "params_m": artifact.parameters / 1e6,
+            "macs_m": artifact.macs / 1e6,
+            "quantized_params_share": sum(layer.parameters for layer in quantized) / max(1, artifact.parameters),
+            "quantized_macs_share": sum(layer.macs for layer in quantized) / max(1, artifact.macs),
+        }
         if context.baseline and artifact.macs:
-            found.append(Measurement("macs_ratio", context.baseline.artifact.macs / artifact.macs, "x"))
+            found["macs_ratio"] = context.baseline.artifact.macs / artifact.macs
         if artifact.sparsity is not None:
-            found.append(Measurement("sparsity", artifact.sparsity, "fraction"))
-        return found
+            found["sparsity"] = artifact.sparsity
+        return [METRICS[name].of(value) for name, value in found.items()]

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 
 from qexp.measure.base import Context, Measure
+from qexp.metrics import METRICS
 from qexp.types import Measurement
 
 logging.getLogger("zeus.device.gpu.amd").setLevel(
@@ -34,7 +35,7 @@ class Energy(Measure):
         context.candidate.window(1, self.seconds / 10)
         before = read()
         calls = context.candidate.window(1, self.seconds)
-        return [Measurement("energy_mj_per_image", (read() - before) / (len(calls) * context.candidate.batch), "mJ")]
+        return [METRICS["energy_mj_per_image"].of((read() - before) / (len(calls) * context.candidate.batch))]
 
 
 def counters() -> Callable[[], float]:

@@ -7,6 +7,7 @@ import statistics
 from qexp.measure.base import Candidate, Context, Measure
 from qexp.measure.cores import watched
 from qexp.measure.timing import LEAST_WINDOWS, Rules, Window, bounds
+from qexp.metrics import METRICS
 from qexp.types import Measurement, UserError
 
 MOVED = 1.5  # times the shortest way of a byte between two cores, and they are not where they were
@@ -42,7 +43,7 @@ class Latency(Measure):
         found = []
         if places:
             trips = [1e6 * statistics.median(window) for window in taken.pop()]
-            found = [Measurement("core_round_trip_ns", statistics.median(trips), "ns", samples=tuple(trips))]
+            found = [METRICS["core_round_trip_ns"].of(statistics.median(trips), samples=tuple(trips))]
             counted = self.counted(trips, context.notes)
             taken = [[windows[turn] for turn in counted] for windows in taken]
         elif self.most_round_trip_ns is not None:
@@ -86,11 +87,8 @@ class Latency(Measure):
         samples = {"latency_ms": tuple(float(sample) for window in windows for sample in window)}
         described = self.rules.describe(windows, candidate.batch)
         return [
-            *(
-                Measurement(name, value, unit, samples=samples.get(name, ()))
-                for name, (value, unit) in described.items()
-            ),
-            *(Measurement(name, candidate.start()[name], "ms") for name in ("load_ms", "first_call_ms")),
+            *(METRICS[name].of(value, samples=samples.get(name, ())) for name, (value, _) in described.items()),
+            *(METRICS[name].of(candidate.start()[name]) for name in ("load_ms", "first_call_ms")),
         ]
 
 
@@ -100,5 +98,5 @@ def speedup(name: str, baseline: list[float], candidate: list[float], resolution
     Window i of both ran side by side, so ratios are taken pair by pair, which cancels a drift of the machine.
     """
     ratios = [b / c for b, c in zip(baseline, candidate, strict=True)]
-    interval = [Measurement(f"{name}_{end}", value, "x") for end, value in bounds(ratios, resolution).items()]
-    return [Measurement(name, statistics.median(ratios), "x", samples=tuple(ratios)), *interval]
+    interval = [METRICS[f"{name}_{end}"].of(value) for end, value in bounds(ratios, resolution).items()]
+    return [METRICS[name].of(statistics.median(ratios), samples=tuple(ratios)), *interval]

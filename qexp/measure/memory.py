@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qexp.measure.base import Context, Measure
+from qexp.metrics import METRICS
 from qexp.types import Measurement
 
 
@@ -12,4 +13,4 @@ class Memory(Measure):
         peaks = {"memory_mb": start["memory_mb"], "device_memory_mb": start["device_memory_mb"]}
         if peaks["memory_mb"] is None:
             context.notes["memory_mb"] = "this system has no resettable high-water mark of a process's memory"
-        return [Measurement(name, value, "MB") for name, value in peaks.items() if value is not None]
+        return [METRICS[name].of(value) for name, value in peaks.items() if value is not None]

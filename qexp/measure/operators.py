@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from qexp.measure.base import Context, Measure
+from qexp.metrics import METRICS
 from qexp.types import Measurement
 
 
@@ -17,4 +18,4 @@ class Operators(Measure):
             return []
         context.texts["operators.txt"] = profile["text"]
         context.texts["operators.json"] = json.dumps(profile["rows"], indent=1)
-        return [Measurement("allocated_mib", profile["allocated_mib"], "MiB")]
+        return [METRICS["allocated_mib"].of(profile["allocated_mib"])]

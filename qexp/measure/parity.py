@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qexp.measure.base import Candidate, Context, Measure, ParityError
+from qexp.metrics import METRICS
 from qexp.types import Measurement
 
 
@@ -37,11 +38,11 @@ class Parity(Measure):
                 f"reference's class, at least {self.least_agreement:.1%} must; the largest error is {error:.1%} of the largest logit. Take "
                 "another engine, or measure.parity.least_agreement=SHARE if rounding may decide so many images of this network"
             )
-        found = [Measurement("parity_agreement", agreement, "fraction")] if context.test_set.meaningful else []
+        found = [METRICS["parity_agreement"].of(agreement)] if context.test_set.meaningful else []
         if not np.isfinite(error):
             context.notes["parity_max_error"] = "all logits of the reference are zero: no error is relative to them"
             return found
-        return [*found, Measurement("parity_max_error", error, "fraction")]
+        return [*found, METRICS["parity_max_error"].of(error)]
 
     def reference(self, context: Context) -> Candidate | None:
         """What the artifact's graph is compared with; None without a baseline."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import zstandard
 
 from qexp.measure.base import Context, Measure
+from qexp.metrics import METRICS
 from qexp.types import Measurement
 
 WHENCE = {False: "estimated", True: "measured"}
@@ -29,12 +30,12 @@ class Size(Measure):
             (tensor_bytes(file), "measured") if artifact.simulated else (artifact.packed_bytes, WHENCE[artifact.coded])
         )
         found = [
-            Measurement("size_mb", size / 1e6, "MB"),
-            Measurement("packed_size_mb", packed[0] / 1e6, "MB", packed[1]),
-            Measurement("zstd_size_mb", compressed / 1e6, "MB"),
+            METRICS["size_mb"].of(size / 1e6),
+            METRICS["packed_size_mb"].of(packed[0] / 1e6, packed[1]),
+            METRICS["zstd_size_mb"].of(compressed / 1e6),
         ]
         if context.baseline:
-            found.append(Measurement("size_ratio", context.baseline.file.stat().st_size / size, "x"))
+            found.append(METRICS["size_ratio"].of(context.baseline.file.stat().st_size / size))
         return found
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from qexp.report.axes import axis_of
+from qexp.report.axes import check_axis
 from qexp.report.runs import check_names, read_runs, where
 from qexp.report.screen import show
 from qexp.report.write import FORMATS, Style, write_report
@@ -57,7 +57,7 @@ def report(given: dict[str, str]) -> None:
     check_names(group, known, "group")
     for option in ("x", "y"):
         if given[option]:
-            axis_of(given[option], kept, option)
+            check_axis(given[option], kept, option)
     style = Style(tuple(listed(given["format"])), points_of(given["points"]), given["x"], given["y"], group)
     name = kept[0].record.sweep if given["sweep"] == "latest" else given["sweep"]
     folder = Path(given["to"]) if given["to"] else outputs / "reports" / name

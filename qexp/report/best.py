@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rich.markup import escape
-from rich.table import Table
-
 from qexp.files import write_json
-from qexp.report.table import COLUMNS, NONE, percent
+from qexp.metrics import Metric, metrics_of
+from qexp.report.render import NONE, Table, markdown
 from qexp.types import Record
 
 MARK = " ◆"
@@ -66,43 +64,31 @@ class Search:
         what = "Pareto set" if len(self.objectives) > 1 else "Best"
         return f"{what} of {sum(self.ended.values())} trials ({ended or 'none'})"
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Titles and cells, the best of the first objective first."""
-        known = {column.metric: column for column in COLUMNS}
+    def table(self, records: list[Record]) -> Table:
+        """The best of the first objective first. records: of the trials, which know their metrics."""
+        known = metrics_of(records)
+        objectives = [known.get(name, Metric(name, "")) for name in self.objectives]
         titles = [
-            f"{known[name].title if name in known else name} {ARROWS[way]}" for name, way in self.objectives.items()
-        ]
-        formats = [
-            percent if name in known and known[name].format is percent else "{:.5g}".format for name in self.objectives
+            f"{m.title or m.name} {ARROWS[way]}" for m, way in zip(objectives, self.objectives.values(), strict=True)
         ]
         keys = list(dict.fromkeys(key for best in self.best for key in best.settings))
         sign = -1 if next(iter(self.objectives.values())) == "maximize" else 1
-        rows = sorted(self.best, key=lambda best: (sign * best.values[0], best.number))
-        cells = [
-            [
-                str(b.number),
-                *(b.settings.get(key, NONE) for key in keys),
-                *(f(v) for f, v in zip(formats, b.values, strict=True)),
-            ]
-            for b in rows
-        ]
-        return ["trial", *keys, *titles], cells
-
-    def rich_table(self) -> Table:
-        titles, cells = self.table()
+        rows = (
+            (
+                str(best.number),
+                *(best.settings.get(key, NONE) for key in keys),
+                *(exact(value, metric) for value, metric in zip(best.values, objectives, strict=True)),
+            )
+            for best in sorted(self.best, key=lambda best: (sign * best.values[0], best.number))
+        )
         where = f"Study {self.study} in {self.storage}"
-        shown = Table(title=self.title, title_justify="left", caption=where, caption_justify="left")
-        for title in titles:
-            shown.add_column(title, justify="right" if title[-1] in ARROWS.values() else "left", overflow="fold")
-        for row in cells:
-            shown.add_row(*map(escape, row))
-        return shown
+        words = frozenset(range(1 + len(keys)))
+        return Table(("trial", *keys, *titles), tuple(rows), left=words, title=self.title, caption=where)
 
-    def markdown(self) -> str:
-        titles, cells = self.table()
-        lines = [
-            f"| {' | '.join(titles)} |",
-            "|" + " --- |" * len(titles),
-            *(f"| {' | '.join(row)} |" for row in cells),
-        ]
-        return "\n".join([f"{self.title}:\n", *lines, f"\nAll trials; {LEGEND}:\n\n"])
+    def markdown(self, records: list[Record]) -> str:
+        return f"{self.title}:\n\n{markdown(self.table(records))}\n\nAll trials; {LEGEND}:\n\n"
+
+
+def exact(value: float, metric: Metric) -> str:
+    """To more digits than other tables show: neighbours on a front differ by little."""
+    return metric.text(value) if metric.form == "percent" else f"{value:.5g}"

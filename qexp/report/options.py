@@ -7,21 +7,20 @@ from typing import Any
 
 from qexp.types import Record
 
-NONE = "–"  # of a method that does not have the option
-NOT_OPTIONS = (
-    "bits",
-    "torchscript",
-    "trainer",
-    "timer",
-)  # also of stages; bits are in the label, the others say how and not what
+# Of methods and of stages: bits are in the label, the others say how and not what.
+NOT_OPTIONS = ("bits", "torchscript", "trainer", "timer")
 WHOLE = ("layer_bits",)  # one value each: their keys are names of layers, not of options
 
 
 def differing_options(records: list[Record], taken: Collection[str] = ()) -> dict[str, str]:
-    """Options that differ between records of the same method, by the name that sets them on the command line, and their titles.
+    """Titles of the options in which records of the same method differ, by the name that sets them on the command line.
 
-    A title is the name's last part, or all of it where that is in `taken` or two have the same. An option that always repeats
-    another, as `method.seed` does `seed`, is left out.
+    A title is the name's last part, or all of the name where two options would have the same title. An option that always
+    repeats another, as `method.seed` repeats `seed`, is left out.
+
+    Args:
+        records: Of the runs that stand beside each other.
+        taken: Titles that no option may have, as other columns have them.
     """
     rows = [(_method(record), option_texts(record)) for record in records]
     kept: list[str] = []
@@ -47,7 +46,12 @@ def option_texts(record: Record) -> dict[str, str]:
 
 
 def option_suffix(record: Record, titles: Mapping[str, str]) -> str:
-    """What tells the record apart, as a part of its name: ` · observer mse`."""
+    """The end of a record's name, which tells it apart from the others: ` · observer mse`.
+
+    Args:
+        record: Of the run that is named.
+        titles: The differing options of all runs beside it.
+    """
     texts = option_texts(record)
     return "".join(f" · {title} {texts[name]}" for name, title in titles.items() if name in texts)
 

@@ -8,16 +8,16 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qexp.report.axes import AXES, BENEFITS, COSTS, drawable
+from qexp.metrics import Metric, metrics_of, own_metrics
+from qexp.report.axes import benefits, costs, same
 from qexp.report.layers import bits_of
 from qexp.report.options import differing_options, option_suffix
 from qexp.report.reproduce import command_of
 from qexp.report.runs import Run, differing
-from qexp.report.table import COLUMNS, NAMES, legend, names_of, noisy, table
+from qexp.report.table import NAMES, legend, metric_columns, name_columns, noisy, table
 from qexp.types import Record, digest
 
 TEXTS = ("layers.csv", "sensitivity.csv", "plan.yaml", "operators.json")
@@ -39,6 +39,10 @@ FACETS = (
     "sweep",
     "kind",
 )
+HOVER = ("top1", "latency_ms", "size_mb", "memory_mb")  # what a point tells beside its axes
+CURVES = (
+    "latency_ms", "latency_ms_per_image", "latency_p99_ms", "throughput_ips", "memory_mb", "energy_mj_per_image",
+)  # fmt: skip
 TITLES = NAMES | {"data": "data", "image_size": "image size", "machine": "machine", "threads": "threads"}
 
 
@@ -47,32 +51,39 @@ def page_data(runs: Sequence[Run], page: Path) -> dict[str, Any]:
     known = Known(page)
     records = [run.record for run in runs]
     options = differing_options(records)
-    units = {m.name: m.unit for record in records for m in record.measurements}
+    metrics = metrics_of(records)
+    own = [metric.name for metric in own_metrics(metrics)]
     facets = [name for name in dict.fromkeys((*FACETS, *options)) if name in differing([*runs], [name])]
     return {
         "rows": [row_of(run, index, options, known) for index, run in enumerate(runs)],
-        "columns": columns_of(records), "legend": legend(records), "units": units,
+        "columns": columns_of(records), "legend": legend(records),
+        "metrics": {name: metric_data(metric) for name, metric in metrics.items()},
         "facets": [{"name": name, "title": TITLES.get(name, options.get(name, name))} for name in facets],
-        "costs": [axis_of(axis.metric) for axis in drawable(COSTS, [*runs])],
-        "benefits": [axis_of(axis.metric) for axis in drawable(BENEFITS, [*runs])],
+        "costs": [metric.name for metric in costs(runs)], "benefits": [metric.name for metric in benefits(runs)],
+        "hover": [name for name in (*HOVER, *own) if name in metrics],
+        "curves": [name for name in (*CURVES, *own) if name in metrics and metrics[name].per_machine],
         "texts": known.texts, "machines": known.machines,
     }  # fmt: skip
 
 
-def axis_of(metric: str) -> dict[str, Any]:
-    return asdict(AXES[metric]) | {"same": AXES[metric].same}
+def metric_data(metric: Metric) -> dict[str, Any]:
+    """What the page needs to show values of a metric, and to compare them."""
+    return {
+        "name": metric.name, "title": metric.axis_title, "unit": metric.unit, "factor": metric.factor,
+        "low": metric.low, "high": metric.high, "same": same(metric),
+    }  # fmt: skip
 
 
 def columns_of(records: list[Record]) -> list[dict[str, Any]]:
     """As in the other tables, with the shown cell and whether it is the best for each finished row; then all other metrics, hidden."""
-    titles, cells, best = table(records)
-    keys = [*names_of(records), *(column.metric for column in COLUMNS if column.title in titles)]
+    shown, names = table(records), name_columns(records)
+    keys = [*names, *(metric.name for metric in metric_columns(records))]
     columns: list[dict[str, Any]] = []
-    for place, (key, title) in enumerate(zip(keys, titles, strict=True)):
-        metric = any(key in record.metrics for record in records)
+    for place, key in enumerate(keys):
+        title, *cells = shown.column(place)
         columns.append({
-            "key": "machine" if key == "host" else key, "title": title, "metric": metric, "cells": [row[place] for row in cells],
-            "best": [index for index, marks in enumerate(best) if marks[place]],
+            "key": "machine" if key == "host" else key, "title": title, "metric": place >= len(names), "cells": cells,
+            "best": sorted(row for row, column in shown.marks if column == place),
         })  # fmt: skip
     others = dict.fromkeys(name for record in records for name in record.metrics if name not in keys)
     return columns + [{"key": name, "title": name, "metric": True, "hidden": True} for name in others]

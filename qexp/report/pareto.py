@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def pareto_front(costs: Sequence[float], benefits: Sequence[float]) -> list[int]:
     """Indices, from the cheapest to the dearest, of those for which no other is as cheap and as good, and better in one of the two.
 
-    Several with the same cost and worth are all on the front or all off it.
+    Several with the same cost and benefit are all on the front or all off it.
     """
     order = sorted(range(len(costs)), key=lambda i: (costs[i], -benefits[i]))
     front: list[int] = []

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from qexp.report.axes import AXES, Axis
+from qexp.metrics import METRICS, Metric, metrics_of
+from qexp.report.axes import default_benefit, same
 from qexp.report.options import differing_options, option_suffix
 from qexp.report.pareto import pareto_front
 from qexp.report.runs import Run, grouped
@@ -26,16 +27,17 @@ def accuracy_plot(
     benefit: str = "",
     formats: Sequence[str] = ("png",),
 ) -> list[Path]:
-    """Write how good the runs are, by `worth` (top-1), against each of the costs: all runs that have both, their 95 % intervals and the
+    """Write how good the runs are, by `benefit` (top-1), against each of the costs: all runs that have both, their 95 % intervals and the
     Pareto fronts. The files written: `file` in each of the formats, none where no run has both."""
     finished = [Run(r, Path()) for r in records if r.status == "finished"]
-    up = AXES[benefit or _accuracy(records)[0]]
+    known = metrics_of(run.record for run in finished)
+    up = known.get(benefit) if benefit else default_benefit(finished)
     panels = {
-        AXES[c]: rows
-        for c in costs
-        if (rows := [run for run in finished if {c, up.metric} <= run.record.metrics.keys()])
+        known[cost]: rows
+        for cost in costs
+        if up and (rows := [run for run in finished if {cost, up.name} <= run.record.metrics.keys()])
     }
-    if not panels:
+    if not up or not panels:
         return []
     figure = Figure(figsize=(4.5 * len(panels) + 0.5, 4.5), layout="constrained")
     for axes, (cost, rows) in zip(
@@ -45,9 +47,9 @@ def accuracy_plot(
         _fronts(axes, rows, cost, up)
         _scatter(axes, [run.record for run in rows], cost, up)
         _logarithmic(axes)
-        axes.set_xlabel(cost.title)
+        axes.set_xlabel(cost.axis_title)
         axes.grid(True, which="both", alpha=0.2)
-    figure.axes[0].set_ylabel(up.title)
+    figure.axes[0].set_ylabel(up.axis_title)
     _legend(figure.axes[-1], figure)
     return _saved(figure, file, formats)
 
@@ -71,23 +73,23 @@ def _logarithmic(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _intervals(axes: Axes, rows: list[Run], cost: Axis, benefit: Axis) -> None:
+def _intervals(axes: Axes, rows: list[Run], cost: Metric, benefit: Metric) -> None:
     if not any(axis.low in run.record.metrics for run in rows for axis in (cost, benefit)):
         return
     bars = []
     for axis in (cost, benefit):
         metrics = [run.record.metrics for run in rows]
-        below = [axis.factor * (m[axis.metric] - m.get(axis.low, m[axis.metric])) for m in metrics]
-        above = [axis.factor * (m.get(axis.high, m[axis.metric]) - m[axis.metric]) for m in metrics]
-        bars.append(([axis.factor * m[axis.metric] for m in metrics], [below, above]))
+        below = [axis.factor * (m[axis.name] - m.get(axis.low, m[axis.name])) for m in metrics]
+        above = [axis.factor * (m.get(axis.high, m[axis.name]) - m[axis.name]) for m in metrics]
+        bars.append(([axis.factor * m[axis.name] for m in metrics], [below, above]))
     (x, x_bars), (y, y_bars) = bars
     axes.errorbar(x, y, xerr=x_bars, yerr=y_bars, fmt="none", ecolor="0.6", elinewidth=0.8, zorder=0)
 
 
-def _fronts(axes: Axes, rows: list[Run], cost: Axis, benefit: Axis) -> None:
+def _fronts(axes: Axes, rows: list[Run], cost: Metric, benefit: Metric) -> None:
     """A line of steps for each group of runs that may be compared: between two points no run is cheaper and as good."""
-    for members in grouped(rows, dict.fromkeys((*cost.same, *benefit.same))).values():
-        x, y = ([axis.factor * run.record.metrics[axis.metric] for run in members] for axis in (cost, benefit))
+    for members in grouped(rows, dict.fromkeys((*same(cost), *same(benefit)))).values():
+        x, y = ([axis.factor * run.record.metrics[axis.name] for run in members] for axis in (cost, benefit))
         front = pareto_front(x, y)
         if len({x[i] for i in front}) > 1:
             axes.step(
@@ -101,12 +103,6 @@ def _fronts(axes: Axes, rows: list[Run], cost: Axis, benefit: Axis) -> None:
             )
 
 
-def _accuracy(records: list[Record]) -> tuple[str, str]:
-    """The metric that is shown, and its name: on the validation images where no run has seen the test images."""
-    validated = not any("top1" in r.metrics for r in records) and any("val_top1" in r.metrics for r in records)
-    return ("val_top1", "validation top-1 accuracy, %") if validated else ("top1", "top-1 accuracy, %")
-
-
 def _legend(axes: Axes, figure: Figure) -> None:
     """To the right of the axes, of all panels, and all of it: a long one makes the figure higher, one of long names wider."""
     handles = {
@@ -117,7 +113,7 @@ def _legend(axes: Axes, figure: Figure) -> None:
     figure.set_figwidth(figure.get_figwidth() + 0.07 * max(map(len, handles), default=0))
 
 
-def _scatter(axes: Axes, rows: list[Record], cost: Axis, benefit: Axis) -> None:
+def _scatter(axes: Axes, rows: list[Record], cost: Metric, benefit: Metric) -> None:
     """A colour per model, a shape per method and options that differ; of one model, a colour per method, a shape per options."""
     options = differing_options(rows)
     several = len({row.params["model"] for row in rows}) > 1
@@ -128,7 +124,7 @@ def _scatter(axes: Axes, rows: list[Record], cost: Axis, benefit: Axis) -> None:
         name = f"{model} · {label}{apart}"
         styles[name] = (model, label + apart) if several else (label, apart if options else label)
         points.setdefault(name, []).append(
-            (cost.factor * row.metrics[cost.metric], benefit.factor * row.metrics[benefit.metric])
+            (cost.factor * row.metrics[cost.name], benefit.factor * row.metrics[benefit.name])
         )
     hues, shapes = (list(dict.fromkeys(style[i] for style in styles.values())) for i in (0, 1))
     for name, (hue, shape) in styles.items():
@@ -144,8 +140,8 @@ def _scatter(axes: Axes, rows: list[Record], cost: Axis, benefit: Axis) -> None:
 def bits_plots(records: list[Record], folder: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
     """For each model (and data, and image size, as far as the runs go through several): top-1 against bits, if there are several.
     The files written."""
-    top1, _ = _accuracy(records)
-    rows = [r for r in records if r.status == "finished" and top1 in r.metrics]
+    top1 = _top1(records)
+    rows = [r for r in records if r.status == "finished" and top1.name in r.metrics]
     groups: dict[str, list[Record]] = {}
     several = [key for key in ("data", "image_size") if len({r.params.get(key) for r in rows}) > 1]
     for row in rows:
@@ -158,14 +154,18 @@ def bits_plots(records: list[Record], folder: Path, formats: Sequence[str] = ("p
     return written
 
 
+def _top1(records: list[Record]) -> Metric:
+    return default_benefit([Run(record, Path()) for record in records]) or METRICS["top1"]
+
+
 def _accuracy_by_bits(rows: list[Record], title: str) -> Figure:
     """One line per method and options that differ, and where fp32 lies."""
-    options, (metric, accuracy) = differing_options(rows), _accuracy(rows)
+    options, accuracy = differing_options(rows), _top1(rows)
     lines: dict[str, list[tuple[tuple[int, int], float]]] = {}
     for row in rows:
         if widths := _widths(row):
             lines.setdefault(f"{row.params['method']}{option_suffix(row, options)}", []).append(
-                (widths, 100 * row.metrics[metric])
+                (widths, accuracy.factor * row.metrics[accuracy.name])
             )
     ticks = sorted({widths for line in lines.values() for widths, _ in line}, reverse=True)
     figure = Figure(figsize=(6.2, 4.5), layout="constrained")
@@ -182,9 +182,9 @@ def _accuracy_by_bits(rows: list[Record], title: str) -> Figure:
             markersize=7,
             alpha=0.85,
         )
-    for top1 in _fp32(rows, metric):
+    for top1 in _fp32(rows, accuracy.name):
         axes.axhline(top1, color="black", linestyle="--", linewidth=1, label=f"fp32, {top1:.2f} %", zorder=0)
-    axes.set(xlabel="bits of weights and activations", ylabel=accuracy, title=title)
+    axes.set(xlabel="bits of weights and activations", ylabel=accuracy.axis_title, title=title)
     axes.set_xticks(range(len(ticks)), [str(w) if w == a else f"w{w}a{a}" for w, a in ticks])
     axes.set_xlim(-0.4, len(ticks) - 0.6)
     axes.grid(True, alpha=0.3)
@@ -239,7 +239,12 @@ def _curves(rows: list[Record], key: str, title: str) -> Figure:
         axes.errorbar(
             [r.params[key] for r in line], mean, std, label=name, marker=MARKERS[index % len(MARKERS)], capsize=3
         )
-    axes.set(xscale="log", yscale="log", xlabel=title, ylabel="latency of one call, ms (mean ± standard deviation)")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel=title,
+        ylabel=f"{METRICS['latency_ms'].axis_title} (mean ± standard deviation)",
+    )
     ticks = sorted({row.params[key] for row in rows})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()

@@ -8,63 +8,74 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
+from qexp.metrics import HIGHER, METRICS, Metric
+from qexp.report.render import NONE, Table, markdown
 from qexp.report.runs import Run
-from qexp.report.table import NONE, percent, significant, times
 from qexp.types import Record
 
 BETTER, WORSE = " ▲", " ▼"
-ANY_BATCH = ("top1", "top5", "loss", "size_mb")  # figures that the batch size has no part in
 LEGEND = (
     "▲ better and ▼ worse than the reference (in brackets), in what machines have in common: accuracy lost, size, and times as ratios to "
     "fp32 in the same table"
 )
-
 
 Figures = Mapping[str, float]  # by the names of metrics
 Figure = Callable[[Figures, Figures | None], float | None]
 
 
 @dataclass(frozen=True)
-class ReferenceColumn:
-    """One figure of ours beside theirs. figure: of a row's metrics and those of the row that it is compared with, if there is one; None
-    where it is missing; sign: 1 where more is better, -1 where less is, 0 where ours and theirs are not compared."""
+class Comparison:
+    """One figure of ours beside theirs.
+
+    Args:
+        title: Over the column.
+        figure: Of a row's metrics and those of the row that it is compared with, if there is one; None where it is missing.
+        metric: What the figure is written as, and which way it is better.
+        compared: Whether it is said which of ours and theirs is better.
+    """
 
     title: str
     figure: Figure
-    format: Callable[[float], str]
-    sign: int = 0
+    metric: Metric
+    compared: bool = True
 
 
-def own(metric: str) -> Figure:
-    return lambda row, base: row.get(metric)
+def own(name: str, compared: bool = False) -> Comparison:
+    metric = METRICS[name]
+    return Comparison(metric.title, lambda row, base: row.get(name), metric, compared)
 
 
-def lost(metric: str) -> Figure:
-    return lambda row, base: base[metric] - row[metric] if base and metric in row and metric in base else None
+def lost(name: str) -> Comparison:
+    def figure(row: Figures, base: Figures | None) -> float | None:
+        return base[name] - row[name] if base and name in row and name in base else None
+
+    return Comparison(f"{METRICS[name].title.removesuffix(' %')} lost", figure, METRICS["top1_drop"])
 
 
-def times_less(metric: str) -> Figure:
-    return lambda row, base: base[metric] / row[metric] if base and metric in row and metric in base else None
+def times_less(name: str, ratio: str) -> Comparison:
+    """How many times less than the row that it is compared with; ratio: the metric that says the same of fp32."""
+
+    def figure(row: Figures, base: Figures | None) -> float | None:
+        return base[name] / row[name] if base and name in row and name in base else None
+
+    return Comparison(METRICS[ratio].title, figure, METRICS[ratio])
 
 
 COLUMNS = (
-    ReferenceColumn("top-1 %", own("top1"), percent),
-    ReferenceColumn("top-1 lost", lost("top1"), percent, -1),
-    ReferenceColumn("top-5 %", own("top5"), percent),
-    ReferenceColumn("top-5 lost", lost("top5"), percent, -1),
-    ReferenceColumn("loss", own("loss"), significant),
-    ReferenceColumn("size MB", own("size_mb"), significant, -1),
-    ReferenceColumn("smaller", times_less("size_mb"), times, 1),
-    ReferenceColumn("ms", own("latency_ms"), significant),
-    ReferenceColumn("faster", times_less("latency_ms"), times, 1),
-    ReferenceColumn("ms per image", own("latency_ms_per_image"), significant),
-    ReferenceColumn("faster ", times_less("latency_ms_per_image"), times, 1),
-    ReferenceColumn("test set s", own("test_seconds"), significant),
-    ReferenceColumn("faster  ", times_less("test_seconds"), times, 1),
-    ReferenceColumn("allocated MiB", own("allocated_mib"), significant),
+    own("top1"),
+    lost("top1"),
+    own("top5"),
+    lost("top5"),
+    own("loss"),
+    own("size_mb", compared=True),
+    times_less("size_mb", "size_ratio"),
+    own("latency_ms"),
+    times_less("latency_ms", "speedup"),
+    own("latency_ms_per_image"),
+    times_less("latency_ms_per_image", "speedup"),
+    own("test_seconds"),
+    times_less("test_seconds", "speedup"),
+    own("allocated_mib"),
 )
 
 
@@ -108,19 +119,19 @@ class Reference:
             rows.append(Row(listed[place]["name"], _figures(listed[place], ours), ours, **compared))
         return cls(values["title"], rows)
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Titles and cells: ours, and theirs in brackets."""
+    def table(self) -> Table:
+        """Ours, and theirs in brackets."""
         shown = [
             column for column in COLUMNS if any(column.figure(row.theirs, row.base) is not None for row in self.rows)
         ]
         batches = {row.ours.params.get("batch_size") for row in self.rows if row.ours}
         titles = ["row", *(["batch"] if len(batches) > 1 else []), *(column.title for column in shown)]
-        cells = []
+        rows = []
         for row in self.rows:
             batch = [str(row.ours.params.get("batch_size")) if row.ours else NONE] if len(batches) > 1 else []
             name = row.name if row.ours is None or row.ours.status == "finished" else f"{row.name} ({row.ours.status})"
-            cells.append([name, *batch, *(_cell(column, row) for column in shown)])
-        return titles, cells
+            rows.append((name, *batch, *(_cell(column, row) for column in shown)))
+        return Table(tuple(titles), tuple(rows), left=frozenset({0}), title=self.title, notes=(self.caption,))
 
     @property
     def caption(self) -> str:
@@ -131,40 +142,23 @@ class Reference:
         )
         return f"{networks} on {images}; {LEGEND}" if ours else LEGEND
 
-    def rich_table(self) -> Table:
-        titles, cells = self.table()
-        shown = Table(title=self.title, title_justify="left", caption=self.caption, caption_justify="left")
-        for title in titles:
-            shown.add_column(title.strip(), justify="left" if title == "row" else "right", overflow="fold")
-        for row in cells:
-            shown.add_row(*map(escape, row))
-        return shown
-
     def markdown(self) -> str:
-        titles, cells = self.table()
-        lines = [f"| {' | '.join(title.strip() for title in titles)} |", "| --- |" + " ---: |" * (len(titles) - 1)]
-        return "\n".join(
-            [f"## {self.title}\n", *lines, *(f"| {' | '.join(row)} |" for row in cells), f"\n{self.caption}\n"]
-        )
+        return f"## {self.title}\n\n{markdown(self.table())}\n"
 
 
 def _figures(row: Mapping[str, Any], ours: Record | None) -> Figures:
     """What the reference says of a row; at another batch size than the reference's only what does not depend on it."""
     same_batch = ours is None or ours.params.get("batch_size") == row.get("batch_size", ours.params.get("batch_size"))
-    return {
-        name: row[name]
-        for name in row
-        if name in ANY_BATCH or same_batch and name not in ("name", "run", "against", "batch_size")
-    }
+    return {name: row[name] for name in row if name in METRICS and (same_batch or not METRICS[name].per_machine)}
 
 
-def _cell(column: ReferenceColumn, row: Row) -> str:
+def _cell(column: Comparison, row: Row) -> str:
     ours = column.figure(row.ours.metrics, row.our_base.metrics if row.our_base else None) if row.ours else None
     theirs = column.figure(row.theirs, row.base)
     if ours is None and theirs is None:
         return NONE
-    left, right = (NONE if value is None else column.format(value) for value in (ours, theirs))
+    left, right = (NONE if value is None else column.metric.text(value) for value in (ours, theirs))
     mark = ""
-    if ours is not None and theirs is not None and left != right and column.sign:
-        mark = BETTER if column.sign * (ours - theirs) > 0 else WORSE
+    if column.compared and ours is not None and theirs is not None and left != right:
+        mark = BETTER if (ours > theirs) == (column.metric.better == HIGHER) else WORSE
     return f"{left}{mark} ({right})"

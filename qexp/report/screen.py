@@ -6,9 +6,10 @@ import sys
 
 from rich.console import Console
 
+from qexp.report.render import rich_table
 from qexp.report.runs import Run
-from qexp.report.seeds import Seeds
-from qexp.report.table import rich_table, unfinished
+from qexp.report.seeds import seeds_table
+from qexp.report.table import table, unfinished
 from qexp.report.verdict import Verdict, caution
 from qexp.report.write import parts
 
@@ -28,12 +29,12 @@ def show(runs: list[Run], verdicts: list[Verdict], group: tuple[str, ...] = ()) 
         count = f"{len(records)} run{'s' * (len(records) > 1)}"
         console.print()
         if any(record.status == "finished" for record in records):
-            console.print(rich_table(records, f"{title}: {count}" if title else count, console.width))
+            console.print(rich_table(table(records, f"{title}: {count}" if title else count), console.width))
         for line in unfinished(records):
             console.print(line, highlight=False, markup=False)
-    if seeds := Seeds.of([run.record for run in runs]):
+    if seeds := seeds_table([run.record for run in runs]):
         console.print()
-        console.print(seeds.rich_table())
+        console.print(rich_table(seeds))
     show_verdicts(console, verdicts)
 
 

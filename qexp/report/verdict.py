@@ -6,16 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qexp.report.axes import AXES, Axis, default_benefit
+from qexp.metrics import METRICS, VALIDATION, Metric, times
+from qexp.report.axes import default_benefit
 from qexp.report.options import differing_options, option_suffix
 from qexp.report.pareto import knee, pareto_front
 from qexp.report.runs import SAME_CALL, SAME_IMAGES, Run, differing, grouped
-from qexp.report.table import percent, significant, tied, times
+from qexp.report.table import tied
 
 SIGNIFICANT = 0.05  # p-value from which on no difference is claimed
 BEST_FP32 = "speedup_vs_best_fp32"
-GAINS = {"speedup": "fp32 on eager PyTorch", BEST_FP32: "the best fp32 engine"}
-LATENCY, SIZE = AXES["latency_ms"], AXES["size_mb"]
+GAINS = (METRICS["speedup"], METRICS[BEST_FP32])
+LATENCY, SIZE = METRICS["latency_ms"], METRICS["size_mb"]
 NO_ACCURACY = "No accuracy was measured: these are pretend images, or random weights."
 SETTING = {"data": "", "image_size": "{} pixels", "batch_size": "batch {}", "threads": "{} threads", "machine": "on {}"}
 CAUTION = (
@@ -52,24 +53,24 @@ def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
     return found
 
 
-def of_model(rows: list[Run], benefit: Axis | None, points: float) -> list[str]:
+def of_model(rows: list[Run], benefit: Metric | None, points: float) -> list[str]:
     names = Names(rows)
     if benefit is None:
         return list(
             filter(None, [NO_ACCURACY, names.leader("Fastest", rows, LATENCY), names.leader("Smallest", rows, SIZE)])
         )
-    drop = f"{benefit.metric}_drop"
-    compared = [run for run in rows if {benefit.metric, drop} <= run.record.metrics.keys()]
+    drop = METRICS[f"{benefit.name}_drop"]
+    compared = [run for run in rows if {benefit.name, drop.name} <= run.record.metrics.keys()]
     if not compared:
         return ["No run was compared with fp32."]
-    accepted = [run for run in compared if 100 * _value(run, drop) <= points]
-    fp32 = percent(max(_value(run, benefit.metric) + _value(run, drop) for run in compared))
+    accepted = [run for run in compared if drop.factor * _value(run, drop) <= points]
+    fp32 = benefit.text(max(_value(run, benefit) + _value(run, drop) for run in compared))
     within = f"within {points:g} point{'s' * (points != 1)} of fp32 ({fp32} %)"
     said = []
     if not accepted:
         nearest = min(compared, key=lambda run: _value(run, drop))
         said.append(
-            f"No run is {within}; the nearest is {names.of(nearest, benefit)}, {percent(_value(nearest, drop))} points lower."
+            f"No run is {within}; the nearest is {names.of(nearest, benefit)}, {drop.text(_value(nearest, drop))} points lower."
         )
     said += [
         names.leader(f"Fastest {within}", accepted, LATENCY, benefit),
@@ -78,59 +79,61 @@ def of_model(rows: list[Run], benefit: Axis | None, points: float) -> list[str]:
     smallest = least(compared, SIZE)
     if smallest and smallest not in accepted:
         said.append(
-            f"Smallest of all: {names.of(smallest, SIZE, benefit)}, {percent(_value(smallest, drop))} points lower than fp32."
+            f"Smallest of all: {names.of(smallest, SIZE, benefit)}, {drop.text(_value(smallest, drop))} points lower than fp32."
         )
     return [*filter(None, said), *knees(rows, benefit), *difference(compared, names, benefit)]
 
 
-def least(rows: list[Run], axis: Axis) -> Run | None:
-    return min(
-        (run for run in rows if axis.metric in run.record.metrics),
-        key=lambda run: run.record.metrics[axis.metric],
-        default=None,
-    )
+def least(rows: list[Run], cost: Metric) -> Run | None:
+    having = (run for run in rows if cost.name in run.record.metrics)
+    return min(having, key=lambda run: _value(run, cost), default=None)
 
 
-def _value(run: Run, metric: str) -> float:
-    return run.record.metrics[metric]
+def _value(run: Run, metric: Metric) -> float:
+    return run.record.metrics[metric.name]
 
 
-def knees(rows: list[Run], benefit: Axis | None) -> list[str]:
+def knees(rows: list[Run], benefit: Metric | None) -> list[str]:
     """Of the fronts of accuracy against latency and against size, where these have one and differ in accuracy by more than chance."""
     said = []
     for cost in (LATENCY, SIZE) if benefit else ():
         assert benefit
-        drawn = [run for run in rows if {benefit.metric, cost.metric} <= run.record.metrics.keys()]
-        values = [[run.record.metrics[axis.metric] for run in drawn] for axis in (cost, benefit)]
-        best, title = knee(*values), cost.title.partition(",")[0]
+        drawn = [run for run in rows if {benefit.name, cost.name} <= run.record.metrics.keys()]
+        values = [[_value(run, metric) for run in drawn] for metric in (cost, benefit)]
+        best = knee(*values)
         if best is None:
             continue
         front = pareto_front(*values)
         if apart(drawn[front[0]], drawn[front[-1]], benefit):
-            said.append(f"Knee of the front of accuracy against {title}: {Names(rows).of(drawn[best], cost, benefit)}.")
+            said.append(
+                f"Knee of the front of accuracy against {cost.axis}: {Names(rows).of(drawn[best], cost, benefit)}."
+            )
         else:
             said.append(
-                f"The front of accuracy against {title} has no knee: its runs do not differ in accuracy by more than chance."
+                f"The front of accuracy against {cost.axis} has no knee: its runs do not differ in accuracy by more than chance."
             )
     return said
 
 
-def apart(cheapest: Run, dearest: Run, benefit: Axis) -> bool:
+def apart(cheapest: Run, dearest: Run, benefit: Metric) -> bool:
     """Whether the ends of a front differ in accuracy by more than chance: their intervals do not overlap, or McNemar's test tells the
     cheapest from fp32."""
     ours, theirs = cheapest.record.metrics, dearest.record.metrics
-    overlap = {benefit.low, benefit.high} <= ours.keys() & theirs.keys() and ours[benefit.high] >= theirs[benefit.low]
-    return not overlap or ours.get(mcnemar_p(benefit), 1.0) < SIGNIFICANT
+    overlap = {*benefit.bounds} <= ours.keys() & theirs.keys() and ours[benefit.high] >= theirs[benefit.low]
+    return not overlap or ours.get(mcnemar_p(benefit).name, 1.0) < SIGNIFICANT
 
 
-def mcnemar_p(benefit: Axis) -> str:
-    return "val_mcnemar_p" if benefit.metric.startswith("val_") else "mcnemar_p"
+def mcnemar_p(benefit: Metric) -> Metric:
+    """That of the same images."""
+    return METRICS[f"{VALIDATION * benefit.name.startswith(VALIDATION)}mcnemar_p"]
 
 
-def difference(compared: list[Run], names: Names, benefit: Axis) -> list[str]:
+def difference(compared: list[Run], names: Names, benefit: Metric) -> list[str]:
     """Which runs differ from fp32 by more than chance, where that was tested."""
     metric = mcnemar_p(benefit)
-    tested = [run for run in compared if metric in run.record.metrics and run.record.params.get("method") != "none"]
+    tested = [
+        run for run in compared if metric.name in run.record.metrics and run.record.params.get("method") != "none"
+    ]
     same = {names.short(run): None for run in tested if _value(run, metric) >= SIGNIFICANT}
     other = {names.short(run): None for run in tested if _value(run, metric) < SIGNIFICANT}
     said = [
@@ -151,40 +154,33 @@ class Names:
         model = f"{params['model']} " * self.with_model
         return f"{model}{params.get('label', params['method'])} on {params['engine']}{option_suffix(run.record, self.options)}"
 
-    def of(self, run: Run, *axes: Axis) -> str:
-        """With its values on these axes, and the interval of the first, where it has one."""
-        shown = [self.value(run, axis) for axis in axes if axis.metric in run.record.metrics]
+    def of(self, run: Run, *metrics: Metric) -> str:
+        """With its values of these metrics, and the intervals of costs; those of accuracies are no matter of single runs."""
+        shown = [self.value(run, metric) for metric in metrics if metric.name in run.record.metrics]
         return f"{self.short(run)}, {', '.join(shown)}"
 
-    def value(self, run: Run, axis: Axis) -> str:
-        value, unit = run.record.metrics[axis.metric], axis.title.rpartition(", ")[2]
-        if axis.factor == 100:
-            return f"{percent(value)} %"
-        metrics = run.record.metrics
-        interval = (
-            f" ({significant(metrics[axis.low])} to {significant(metrics[axis.high])})" if axis.low in metrics else ""
-        )
-        return f"{significant(value)} {unit}{interval}"
+    def value(self, run: Run, metric: Metric) -> str:
+        interval = metric.interval(run.record.metrics) if metric.per_machine else ""
+        return f"{metric.text(_value(run, metric))} {metric.unit_shown}{interval}"
 
-    def leader(self, title: str, rows: list[Run], axis: Axis, *others: Axis) -> str:
+    def leader(self, title: str, rows: list[Run], cost: Metric, *others: Metric) -> str:
         """The run that costs least, and those that cost as much as far as digits or intervals tell; empty where none has that cost."""
-        best = least(rows, axis)
+        best = least(rows, cost)
         if best is None:
             return ""
         metrics = best.record.metrics
-        gains = {
-            metrics[name]: other for name, other in reversed(GAINS.items()) if name in metrics
-        }  # one, where both are the same engine
-        faster = [f"{times(gain)} as fast as {other}" for gain, other in reversed(gains.items())] if axis.timed else []
-        rivals = [run for run in rows if run is not best and axis.metric in run.record.metrics]
-        bounds = (axis.low, axis.high) if axis.low else ()
-        ties = [
-            self.short(run) for run in rivals if tied(run.record.metrics, metrics, axis.metric, significant, bounds)
-        ]
-        text = f"{title}: {', '.join([self.of(best, axis, *others), *faster])}."
-        if axis.timed and metrics.get(f"{BEST_FP32}_high", math.inf) < 1:
+        text = f"{title}: {', '.join([self.of(best, cost, *others), *(gains(best) if cost.per_machine else [])])}."
+        if cost.per_machine and metrics.get(METRICS[BEST_FP32].high, math.inf) < 1:
             text += f" fp32 is faster than it: {best.record.notes.get(BEST_FP32, 'on another engine')}."
+        rivals = [run for run in rows if run is not best and cost.name in run.record.metrics]
+        ties = [self.short(run) for run in rivals if tied(run.record.metrics, metrics, cost)]
         return text + (f" Not told apart from it: {', '.join(dict.fromkeys(ties))}." if ties else "")
+
+
+def gains(run: Run) -> list[str]:
+    """How much faster it is than fp32 on eager PyTorch, and on the best engine where that is another."""
+    found = {run.record.metrics[gain.name]: gain for gain in reversed(GAINS) if gain.name in run.record.metrics}
+    return [times(value) + gain.axis.removeprefix("times") for value, gain in reversed(found.items())]
 
 
 def caution(found: Sequence[Verdict]) -> str:

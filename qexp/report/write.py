@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qexp.files import not_writable
-from qexp.report.axes import BENEFITS, COSTS, default_benefit, default_cost, drawable
-from qexp.report.latex import latex_table
+from qexp.report.axes import BENEFITS, COSTS, benefits, costs, default_benefit
 from qexp.report.page import write_page
 from qexp.report.plot import accuracy_plot, bits_plots, latency_plots
+from qexp.report.render import markdown
 from qexp.report.runs import Run, grouped
-from qexp.report.seeds import Seeds
-from qexp.report.table import csv_table, markdown_table
+from qexp.report.seeds import TITLE, seeds_table
+from qexp.report.table import csv_table, latex_table, markdown_table
 from qexp.report.verdict import Verdict, as_text, verdicts
 from qexp.types import Record, UserError, nearest
 
@@ -68,10 +68,11 @@ def write_report(
     found = verdicts(runs, style.points)
     tables, words = by_group(groups, markdown_table, "## {}\n\n"), [f"## Verdict\n\n{as_text(found)}"] if found else []
     records = [run.record for run in runs]
-    seeds = Seeds.of(records)
-    markdown = preface + "\n\n".join([*tables, *([seeds.markdown()] if seeds else []), *words])
+    seeds = seeds_table(records)
+    of_seeds = [f"## {TITLE}\n\n{markdown(seeds)}"] if seeds else []
+    whole = preface + "\n\n".join([*tables, *of_seeds, *words])
     texts = {
-        "results.md": markdown,
+        "results.md": whole,
         "results.csv": csv_table(records),
         "results.tex": "\n".join(by_group(groups, latex_table, "% {}\n")),
     }
@@ -88,13 +89,13 @@ def write_report(
             files.append(page)
     except OSError as error:
         raise not_writable(folder, error) from error
-    return Report(markdown, found, files)
+    return Report(whole, found, files)
 
 
 def axes_of(runs: list[Run], style: Style) -> tuple[str, str]:
     """The metrics that are drawn: those asked for, the usual ones, or any that the runs have."""
-    cost, benefit = default_cost(runs), default_benefit(runs) or next(iter(drawable(BENEFITS, runs)), None)
-    return style.x or (cost or COSTS[0]).metric, style.y or (benefit or BENEFITS[0]).metric
+    cost, benefit = next(iter(costs(runs)), None), default_benefit(runs) or next(iter(benefits(runs)), None)
+    return style.x or (cost.name if cost else COSTS[0]), style.y or (benefit.name if benefit else BENEFITS[0])
 
 
 def parts(runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[Record]]:

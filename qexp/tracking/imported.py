@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from qexp.files import RECORDS, link_instead
+from qexp.metrics import METRICS, metrics_of
 from qexp.tracking.store import read_record, records_of, write_record
 from qexp.types import Artifact, Record, UserError, digest
 
-# What does not depend on the machine, as long as the file is the same.
-CARRIED = re.compile(
-    r"(val_)?(top1|top5|loss|top1_drop|agreement)"
-    r"|(packed_|zstd_)?size_mb|size_ratio|params_m|macs_m|quantized_params_share|quantized_macs_share|sparsity"
-)
-MEASURED = re.compile(r"(latency|load|first_call|throughput|memory)_\w+")
+# What a device says of a network alone: its times and its memory, none of them beside another network's.
+MEASURED = {name for name, metric in METRICS.items() if metric.per_machine and metric.unit != "x"}
 PARAMS = ("model", "data", "image_size", "method", "bits", "label")
 
 
@@ -37,7 +34,8 @@ def import_record(file: Path, outputs: Path) -> tuple[Record, Path]:
     own = own_record(artifact, device) if artifact else None
     host = device.environment["host"]
     if own:
-        carried = [replace(m, samples=()) for m in own.measurements if CARRIED.fullmatch(m.name)]
+        known = metrics_of([own])
+        carried = [replace(m, samples=()) for m in own.measurements if known[m.name].portable]
         where = own.environment.get("host")
         notes = {
             "carried": f"accuracy, size and coverage are those of the same file on the same engine, measured on {where}"
@@ -78,7 +76,7 @@ def checked(file: Path) -> Record:
         texts += [record.params[name] for name in ("model", "label")]
         texts += [deployment[name] for name in ("artifact", "file", "sha256")]
         whole = (record.params["batch_size"], record.params["threads"])
-        figures = [m for m in record.measurements if MEASURED.fullmatch(m.name) and math.isfinite(m.value)]
+        figures = [m for m in record.measurements if m.name in MEASURED and math.isfinite(m.value)]
         right = all(isinstance(text, str) and text for text in texts) and all(
             isinstance(n, int) and n > 0 for n in whole
         )

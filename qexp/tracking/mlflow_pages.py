@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -19,19 +20,27 @@ VIEW = "mlflow.sharedViewState."
 EVERYTHING = "qexp"  # the key of the view of all sweeps
 NOT_SUMMARIES = "tags.`qexp.kind` != 'sweep'"
 PARAMS = {"model": 110, "label": 120, "engine": 110, "batch_size": 90}  # columns and their widths in pixels
-METRICS = {
-    "top1": 90, "top1_drop": 90, "size_mb": 90, "size_ratio": 90, "latency_ms": 100, "speedup": 90, "speedup_vs_best_fp32": 170,
-    "memory_mb": 110, "quantized_macs_share": 180,
-}  # fmt: skip
+COLUMNS = (
+    "top1", "top1_drop", "size_mb", "size_ratio", "latency_ms", "speedup", "speedup_vs_best_fp32", "memory_mb", "quantized_macs_share",
+)  # fmt: skip
+LEAST_WIDTH, LETTER_WIDTH = 90, 9  # of a metric's column, whose title is its name, in pixels
 CLOUDS = (("latency_ms", "top1"), ("size_mb", "top1"))  # metrics of charts with a point per run: across, up
 BARS = ("latency_ms", "size_mb", "speedup", "memory_mb")
 
 
-def view_tag(name: str, search: str, options: list[str], created_ms: int) -> str:
+def view_tag(name: str, search: str, options: list[str], created_ms: int, metrics: Sequence[str] = ()) -> str:
     """The value of the tag of a view: the runs that `search` finds in the order of their jobs, with the columns and charts that
-    compare compressed networks, and columns for the `options` that were swept through."""
+    compare compressed networks.
+
+    Args:
+        name: What the view is called.
+        search: MLflow's filter of runs.
+        options: That were swept through; each has a column.
+        created_ms: Unix time in milliseconds.
+        metrics: That only their measures' own files know; each has a column and a chart.
+    """
     columns = {f"params.`{name}`": 110 for name in options}
-    columns |= {f"metrics.`{name}`": width for name, width in METRICS.items()}
+    columns |= {f"metrics.`{name}`": max(LEAST_WIDTH, LETTER_WIDTH * len(name)) for name in (*COLUMNS, *metrics)}
     columns |= {f"params.`{name}`": width for name, width in PARAMS.items()}  # which the runs' names tell already
     columns |= {"attributes.`Dataset`": 200}
     run_name, own, others = "attributes.`Run Name`", "qexp", "metrics"
@@ -44,7 +53,7 @@ def view_tag(name: str, search: str, options: list[str], created_ms: int) -> str
         }
         for x, y in CLOUDS
     ]
-    charts = [*clouds, *({"type": "BAR", "metricKey": name, "runsCountToCompare": 20} for name in BARS)]
+    charts = [*clouds, *({"type": "BAR", "metricKey": name, "runsCountToCompare": 20} for name in (*BARS, *metrics))]
     common = {"metricSectionId": own, "deleted": False, "isGenerated": False}
     state = {
         "searchFilter": search,

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock
 
 from qexp.files import RECORDS, link, write_json
+from qexp.metrics import metrics_of, own_metrics
 from qexp.tracking import mlflow_pages as pages
 from qexp.tracking.mlflow_model import mlmodel
 from qexp.tracking.mlflow_pages import flatten
@@ -238,7 +239,8 @@ class MlflowView:
         reused = [run.info.run_id for run in found if run.data.tags["qexp.sweep"] != sweep]
         search = f"attributes.run_id IN ({', '.join(repr(run) for run in runs)})" if reused else of_sweep
         key, now = pages.view_key(sweep), int(time.time() * 1000)
-        view = pages.view_tag(f"sweep {sweep}", search, pages.swept_options(records), now)
+        own = [metric.name for metric in own_metrics(metrics_of(records))]
+        view = pages.view_tag(f"sweep {sweep}", search, pages.swept_options(records), now, own)
         self.client.set_experiment_tag(self.experiment_id, pages.VIEW + key, view)
         page = pages.view_page(self.experiment_id, key)
         links = {

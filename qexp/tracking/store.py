@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from qexp.files import RECORDS, not_writable, write_json
+from qexp.metrics import metrics_of
 from qexp.types import Artifact, Record, UserError
 
 NOTE = ".mlflow.json"  # file beside a record that says where it was logged
@@ -47,7 +48,9 @@ def read_record(file: Path) -> Record:
         UserError: The file holds no record of this version of qexp.
     """
     try:
-        return Record.from_json(json.loads(file.read_text()))
+        record = Record.from_json(json.loads(file.read_text()))
+        metrics_of([record])  # so that what it says of its metrics itself is right for everyone who reads it
+        return record
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} holds no record of this version of qexp: {error}. Move it away to go on.") from error
 

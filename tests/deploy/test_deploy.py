@@ -149,7 +149,7 @@ def test_the_folder_is_small_and_says_what_was_measured(dist: Path, artifact: Ar
     assert json.loads((dist / "labels.json").read_text()) == ["ant", "bee", "cow"]
     readme = (dist / "README.md").read_text()
     assert (
-        "| workstation, fast | 1 | 1 | 75 | – | 0.5 | 9 | – | – | – | 2026-05-01 |" in readme
+        "| workstation, fast | 1 | 1 | 75.00 | – | 0.500 | 9.00 | – | – | – | 2026-05-01 |" in readme
         and readme.count("workstation") == 1
     )
     needed = (dist / "requirements.txt").read_text().splitlines()

@@ -215,6 +215,18 @@ class Scores(Fake):
         return (x.mean((2, 3)) @ self.weights + self.bias * np.eye(CLASSES)[0]).astype(np.float32)
 
 
+class Profiled(Scores):
+    """Has a profile, and memory of an accelerator."""
+
+    name = "profiled"
+
+    def operators(self, run: Forward, x: np.ndarray) -> dict[str, Any]:
+        return {"text": "", "rows": [], "allocated_mib": 2.5}
+
+    def device_memory_mb(self) -> float | None:
+        return 3.0
+
+
 class Says(Fake):
     """Gives every image the class `answer`."""
 

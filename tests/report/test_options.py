@@ -5,34 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import replace
-from typing import Any
 
 from rich.console import Console
 
 from qexp.report.options import differing_options, option_suffix
-from qexp.report.table import csv_table, markdown_table, rich_table, table
+from qexp.report.render import rich_table
+from qexp.report.table import csv_table, markdown_table, table
 from qexp.types import Record
-from tests.report.test_table import record
-
-
-def made(label: str, seed: int = 0, batch: int = 1, metrics: dict[str, float] | None = None, **options: Any) -> Record:
-    """A record of the method that the label begins with."""
-    method = {
-        "_target_": f"qexp.{label.split()[0]}",
-        "_recursive_": False,
-        "bits": 8,
-        "trainer": {"devices": batch},
-        **options,
-    }
-    return replace(
-        record(label, batch=batch, **(metrics or {"top1": 0.5})),
-        config={"seed": seed, "method": method, "batch_size": batch},
-    )
+from tests.report.support import made, record, table_of
 
 
 def shown(records: list[Record]) -> dict[str, list[str]]:
     """The columns between batch and top-1."""
-    titles, cells, _ = table(records)
+    titles, cells, _ = table_of(records)
     assert all(len(row) == len(titles) for row in cells)
     return {title: [row[i] for row in cells] for i, title in enumerate(titles) if 3 < i < titles.index("top-1 %")}
 
@@ -79,7 +64,7 @@ def test_no_option_takes_the_title_of_another_column() -> None:
     rows = [
         made("reconstruct int4", metrics={"top1": 0.8, "top1_drop": d}, drop=p) for d, p in ((0.02, 0.5), (0.01, 0.0))
     ]
-    titles, cells, best = table(rows)
+    titles, cells, best = table_of(rows)
     assert titles == ["model", "method", "engine", "batch", "method.drop", "top-1 %", "drop"]
     assert [(row[4], row[6]) for row in cells] == [("0.5", "2.00"), ("0.0", "1.00")]
     assert [marks[4] for marks in best] == [False, False] and [marks[6] for marks in best] == [False, True]
@@ -116,7 +101,7 @@ def test_rows_of_different_options_are_best_fp32s() -> None:
         made("static int8", metrics={"top1": top1}, observer=o)
         for o, top1 in (("minmax", 0.6), ("mse", 0.7), ("lsq", 0.65))
     ]
-    _, _, best = table(rows)
+    _, _, best = table_of(rows)
     assert [marks[-1] for marks in best] == [False, True, False]
 
 
@@ -130,7 +115,7 @@ def test_words_stand_left_and_numbers_right() -> None:
         "---:",
         "---:",
     ]  # batch, observer, lr, group, top-1
-    columns = {column.header: column for column in rich_table(rows, "").columns}
+    columns = {column.header: column for column in rich_table(table(rows)).columns}
     assert [columns[name].justify for name in ("observer", "lr", "group", "top-1 %")] == [
         "left",
         "right",
@@ -142,7 +127,7 @@ def test_words_stand_left_and_numbers_right() -> None:
 def test_a_long_value_is_folded_before_a_number_is_cut() -> None:
     rows = [made("mixed 4 bits", metrics={"top1": 0.12, "latency_ms": 1.234}, candidates=[*range(n)]) for n in (12, 16)]
     console = Console(width=70, record=True, file=io.StringIO())
-    console.print(rich_table(rows, ""))
+    console.print(rich_table(table(rows)))
     text = console.export_text()
     assert "12.00" in text and "1.23" in text and "…" not in text and " 15]" in text
 

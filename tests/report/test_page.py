@@ -17,7 +17,7 @@ from PIL import Image
 from qexp.report.pareto import pareto_front
 from qexp.report.runs import Run, grouped
 from qexp.report.write import Style, write_report
-from tests.report.test_table import record
+from tests.report.support import record
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [

@@ -12,7 +12,7 @@ from PIL import Image
 
 from qexp.report.plot import _accuracy_by_bits, _curves, accuracy_plot, bits_plots, latency_plots
 from qexp.types import Record
-from tests.report.test_table import record
+from tests.report.support import record
 
 
 def timed(label: str, batch: int, mean: float, std: float, model: str = "vgg", size: int = 32) -> Record:

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from qexp.report.__main__ import main
-from qexp.report.latex import escaped, latex_table
+from qexp.report.render import latex_text
+from qexp.report.table import latex_table
 from qexp.tracking.store import write_record
-from tests.report.test_table import FP32, HALF, INT8, record
+from tests.report.support import FP32, HALF, INT8, record
 
 Printed = pytest.CaptureFixture[str]
 
@@ -72,7 +73,7 @@ def test_what_was_asked_for(outputs: Path, tmp_path: Path, capsys: Printed) -> N
 
 
 @pytest.mark.parametrize(
-    ("word", "option_suffix"),
+    ("word", "message"),
     [
         ("swep=monday", "'swep=monday' is no option.*did you mean 'sweep'"),
         ("html", "'html' is no option"),
@@ -88,10 +89,10 @@ def test_what_was_asked_for(outputs: Path, tmp_path: Path, capsys: Printed) -> N
         ("to=/dev/null/x", "Cannot write /dev/null/x"),
     ],
 )
-def test_what_cannot_be(word: str, option_suffix: str, outputs: Path, capsys: Printed) -> None:
+def test_what_cannot_be(word: str, message: str, outputs: Path, capsys: Printed) -> None:
     assert main([f"outputs={outputs}", word]) == 1
     printed = capsys.readouterr()
-    assert re.search(f"^error: .*{option_suffix}", printed.err) and not printed.out
+    assert re.search(f"^error: .*{message}", printed.err) and not printed.out
 
 
 def test_help(capsys: Printed) -> None:
@@ -120,7 +121,7 @@ def test_the_table_in_latex() -> None:
     ],
 )
 def test_special_characters_of_latex(text: str, safe: str) -> None:
-    assert escaped(text) == safe
+    assert latex_text(text) == safe
 
 
 def test_rows_of_a_csv_are_those_of_the_report(outputs: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from qexp.report.runs import Run, differing, grouped, read_runs, where
 from qexp.tracking.store import write_record
 from qexp.types import Record, UserError
-from tests.report.test_table import FP32, HALF, INT8, record
+from tests.report.support import FP32, HALF, INT8, record
 
 
 def runs(*records: Record) -> list[Run]:
@@ -50,7 +50,7 @@ def test_conditions(conditions: str, kept: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("conditions", "option_suffix"),
+    ("conditions", "message"),
     [
         ("modle=vgg", "no run has a 'modle'. did you mean 'model'"),
         ("vgg", "where='vgg' is no condition"),
@@ -58,8 +58,8 @@ def test_conditions(conditions: str, kept: list[int]) -> None:
         ("top1>", "is no number: ''"),
     ],
 )
-def test_conditions_that_mean_nothing(conditions: str, option_suffix: str) -> None:
-    with pytest.raises(UserError, match=option_suffix):
+def test_conditions_that_mean_nothing(conditions: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         where(ROWS, conditions)
 
 

@@ -5,46 +5,20 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from qexp.report.table import SPARED, csv_table, markdown_table, rich_table, significant, table
+from qexp.metrics import METRICS, significant
+from qexp.report.render import rich_table
+from qexp.report.table import SPARED, csv_table, markdown_table, table
 from qexp.types import Measurement, Record
-
-
-def record(
-    label: str,
-    batch: int = 1,
-    model: str = "vgg",
-    data: str = "pets",
-    status: str = "finished",
-    reason: str = "",
-    **metrics: Any,
-) -> Record:
-    params = {
-        "model": model,
-        "data": data,
-        "label": label,
-        "engine": "eager",
-        "batch_size": batch,
-        "method": label.split()[0],
-    }
-    return Record(
-        kind="compress", key=label, sweep="monday", status=status, reason=reason, label=f"{model} · {label}", params=params, config={},
-        measurements=tuple(Measurement(name, value, "x") for name, value in metrics.items()), environment={}, command="", created="",
-    )  # fmt: skip
-
-
-FP32 = record("fp32", top1=0.90, top1_drop=0.0, size_mb=10.0, latency_ms=4.0)
-INT8 = record("static int8", top1=0.8912, top1_drop=0.0088, size_mb=2.5, size_ratio=4.0, latency_ms=1.0, speedup=4.0)
-HALF = record("half", top1=0.90, top1_drop=0.0, size_mb=5.0, size_ratio=2.0)
+from tests.report.support import FP32, HALF, INT8, record, table_of
 
 
 def marked(records: list[Record]) -> dict[str, set[str]]:
     """The labels of the rows that each column marks as best."""
-    titles, cells, best = table(records)
+    titles, cells, best = table_of(records)
     return {
         title: {row[1] for row, marks in zip(cells, best, strict=True) if marks[i]} for i, title in enumerate(titles)
     }
@@ -54,13 +28,13 @@ def test_times_of_several_machines_are_told_apart() -> None:
     def on(host: str, made: Record) -> Record:
         return replace(made, environment={"host": host})
 
-    assert "machine" not in table([on("one", FP32), on("one", INT8)])[0]
+    assert "machine" not in table_of([on("one", FP32), on("one", INT8)])[0]
     records = [
         on("one", FP32),
         on("one", INT8),
         on("two", record("again", top1=0.95, latency_ms=0.5, speedup=9.0, size_mb=1.0)),
     ]
-    assert [row[table(records)[0].index("machine")] for row in table(records)[1]] == ["one", "one", "two"]
+    assert [row[table_of(records)[0].index("machine")] for row in table_of(records)[1]] == ["one", "one", "two"]
     best = marked(records)
     assert best["ms"] == {"static int8"}, "of machine one; on two there is nothing to compare with"
     assert best["top-1 %"] == best["size MB"] == {"again"}
@@ -81,8 +55,8 @@ def test_operations_stand_beside_times_where_rows_differ_in_them() -> None:
         INT8, measurements=(*INT8.measurements, Measurement("macs_m", 40.8, "M"), Measurement("macs_ratio", 1.0, "x"))
     )
     pruned = record("prune_channels 2x MACs", latency_ms=2.0, speedup=2.0, macs_m=20.1, macs_ratio=2.03)
-    assert not {"MACs M", "fewer"} & {*table([whole])[0]}, "all rows have the same"
-    titles, cells, _ = table([whole, pruned])
+    assert not {"MACs M", "fewer"} & {*table_of([whole])[0]}, "all rows have the same"
+    titles, cells, _ = table_of([whole, pruned])
     first = titles.index("MACs M")
     assert titles[first : first + 4] == ["MACs M", "fewer", "ms", "faster"]
     assert [row[first : first + 4] for row in cells] == [
@@ -95,7 +69,7 @@ def test_operations_stand_beside_times_where_rows_differ_in_them() -> None:
 def test_rivals_have_the_same_model_data_and_batch_size() -> None:
     slower = record("fp32", batch=8, latency_ms=9.0), record("static int8", batch=8, latency_ms=7.0)
     others = record("a", model="lenet", latency_ms=0.1), record("b", data="birds", latency_ms=0.1)
-    titles, cells, best = table([FP32, INT8, *slower, *others])
+    titles, cells, best = table_of([FP32, INT8, *slower, *others])
     column = titles.index("ms")
     assert [marks[column] for marks in best] == [False, True, False, True, False, False]
 
@@ -130,24 +104,26 @@ def test_the_winner_of_a_speedup_is_the_largest() -> None:
 
 def test_a_noisy_latency_is_flagged_and_explained() -> None:
     calm, wild = record("calm", latency_ms=1.0, latency_spread=0.1), record("wild", latency_ms=3.0, latency_spread=0.11)
-    titles, cells, _ = table([calm, wild])
+    titles, cells, _ = table_of([calm, wild])
     assert [row[titles.index("ms")] for row in cells] == ["1.00", "3.00~"]
     assert "noisy" in markdown_table([calm, wild]) and "noisy" not in markdown_table([calm])
-    assert "noisy" in str(rich_table([calm, wild], "").caption) and "noisy" not in str(rich_table([calm], "").caption)
+    assert "noisy" in str(rich_table(table([calm, wild], "")).caption) and "noisy" not in str(
+        rich_table(table([calm], "")).caption
+    )
 
 
 def test_what_a_sweep_goes_through_has_a_column_of_its_own() -> None:
     rows = [record("fp32", latency_ms=2.0), record("fp32", latency_ms=1.0)]
     rows[1].params["threads"], rows[0].params["threads"] = 2, 1
-    titles, cells, best = table(rows)
+    titles, cells, best = table_of(rows)
     assert titles[4] == "threads" and [row[4] for row in cells] == ["1", "2"]
     assert not any(any(marks) for marks in best), "other numbers of threads are no rivals"
     rows[1].params["threads"] = 1
-    assert "threads" not in table(rows)[0]
+    assert "threads" not in table_of(rows)[0]
 
 
 def test_missing_values_are_a_dash_and_columns_without_values_are_left_out() -> None:
-    titles, cells, best = table([FP32, HALF])
+    titles, cells, best = table_of([FP32, HALF])
     assert "faster" not in titles and "memory MB" not in titles
     assert cells[1][titles.index("ms")] == "–" and not best[1][titles.index("ms")]
     assert cells[0] == ["vgg", "fp32", "eager", "1", "90.00", "0.00", "10.0", "–", "4.00"]
@@ -196,8 +172,8 @@ def test_markdown_reads_back() -> None:
 
 def test_zeros_have_a_column_where_weights_were_pruned() -> None:
     dense, pruned = record("fp32", sparsity=0.0), record("prune", sparsity=0.6)
-    assert "zeros" not in table([dense, dense])[0]
-    titles, cells, _ = table([dense, pruned])
+    assert "zeros" not in table_of([dense, dense])[0]
+    titles, cells, _ = table_of([dense, pruned])
     assert [row[titles.index("zeros")] for row in cells] == ["0 %", "60 %"]
 
 
@@ -215,13 +191,13 @@ def test_csv_reads_back_unrounded() -> None:
 def test_a_sweep_where_nothing_finished_still_has_a_table() -> None:
     records = [record("bad", status="failed", reason="crashed")]
     assert markdown_table(records).endswith("\nfailed: vgg · bad: crashed")
-    assert table(records) == (["model", "method", "engine", "batch"], [], [])
+    assert table_of(records) == (["model", "method", "engine", "batch"], [], [])
     assert list(csv.DictReader(io.StringIO(csv_table(records))))[0]["status"] == "failed"
 
 
 def test_the_table_on_screen_shows_every_cell() -> None:
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(rich_table([FP32, INT8, record("odd [red]", latency_ms=2.0)], "3 runs"))
+    console.print(rich_table(table([FP32, INT8, record("odd [red]", latency_ms=2.0)], "3 runs")))
     shown = console.export_text()
     assert "1.00*" in shown and "89.12" in shown and "3 runs" in shown and "odd [red]" in shown
 
@@ -236,12 +212,12 @@ def test_a_narrow_screen_leaves_columns_out_and_cuts_no_number(width: int) -> No
         record("prune_channels 2x MACs + static int8", **metrics, speedup_vs_best_fp32=value) for value in (0.5, 1234.5)
     ]
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(rich_table(rows, "2 runs", width))
+    console.print(rich_table(table(rows, "2 runs"), width))
     lines = console.export_text().splitlines()
     header = next(line for line in lines if "model" in line)
     shown = [cell.strip() for cell in header.strip("┃").split("┃")]
     printed = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if "│ vgg" in line]
-    titles, cells, _ = table(rows)
+    titles, cells, _ = table_of(rows)
     assert [title for title in titles if title in shown] == shown and {
         "model",
         "method",
@@ -256,14 +232,14 @@ def test_a_narrow_screen_leaves_columns_out_and_cuts_no_number(width: int) -> No
             expected[title] for title in shown if title != "method"
         ]
     left_out = [title for title in titles if title not in shown]
-    hint = f"not on a screen as narrow as this: {', '.join(sorted(left_out, key=SPARED.index))}"
+    hint = f"not on a screen as narrow as this: {', '.join(METRICS[name].title for name in SPARED if METRICS[name].title in left_out)}"
     assert (hint in " ".join(" ".join(lines).split())) == bool(left_out)
     assert max(map(len, lines)) <= width and bool(left_out) == (width < 160)
 
 
 def test_where_nothing_is_left_to_leave_out_numbers_are_folded() -> None:
     console = Console(width=38, record=True, file=io.StringIO())
-    console.print(rich_table([record("static int8", top1=0.8765, latency_ms=123456.0)], "1 run", 38))
+    console.print(rich_table(table([record("static int8", top1=0.8765, latency_ms=123456.0)], "1 run"), 38))
     lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
     columns = zip(*(line.strip("│").split("│") for line in lines), strict=True)
     assert ["".join(part.strip() for part in parts) for parts in columns] == [

@@ -9,7 +9,7 @@ import pytest
 
 from qexp.report.runs import Run
 from qexp.report.verdict import CAUTION, Verdict, as_text, caution, verdicts
-from tests.report.test_table import record
+from tests.report.support import record
 
 
 def row(

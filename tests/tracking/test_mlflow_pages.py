@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from qexp.tracking.mlflow_pages import BARS, METRICS, described, flatten, swept_options, view_key, view_tag
+from qexp.tracking.mlflow_pages import BARS, COLUMNS, described, flatten, swept_options, view_key, view_tag
 from qexp.types import Record
 
 MakeRecord = Callable[..., Record]
@@ -27,7 +27,7 @@ def test_a_view_shows_what_compares_compressed_networks() -> None:
     assert len(tag) < 5000
     state = unpacked(json.loads(tag))
     assert state["searchFilter"] == "tags.a = 'b'"
-    assert state["selectedColumns"][:2] == ["params.`method.observer`", "metrics.`top1`"] and len(METRICS) < len(
+    assert state["selectedColumns"][:2] == ["params.`method.observer`", "metrics.`top1`"] and len(COLUMNS) < len(
         state["selectedColumns"]
     )
     assert state["columnOrder"][1:] == state["selectedColumns"] and {*state["columnOrder"]} == {*state["columnWidths"]}

@@ -1,13 +1,5 @@
 // Latency against batch size, image size or threads: a line per combination of everything else.
 const ACROSS = { batch_size: "batch size", image_size: "image size", threads: "threads" };
-const UP = {
-  latency_ms: "ms per call, median",
-  latency_ms_per_image: "ms per image, median",
-  latency_p99_ms: "ms per call, slowest percent",
-  throughput_ips: "images per second",
-  memory_mb: "memory, MB",
-  energy_mj_per_image: "energy per image, mJ",
-};
 
 function linesOf(across, up) {
   const names = DATA.facets.map((facet) => facet.name).filter((name) => !["status", "sweep", "kind", "bits", across].includes(name));
@@ -34,7 +26,7 @@ function drawCurves() {
     name: line.name || "runs",
     x: line.rows.map((row) => row.names[across]),
     y: line.rows.map((row) => row.metrics[up]),
-    error_y: up === "latency_ms" ? bars(line.rows, AXES.latency_ms) : undefined,
+    error_y: bars(line.rows, METRICS[up]),
     customdata: line.rows.map((row) => row.id),
     line: { color: COLOURS[index % COLOURS.length], width: 1.5 },
     marker: { symbol: SHAPES[Math.floor(index / COLOURS.length) % SHAPES.length], size: 8 },
@@ -45,7 +37,7 @@ function drawCurves() {
   const yaxis = scaleOf(
     lines.flatMap((line) => line.y),
     true,
-    UP[up],
+    METRICS[up].title,
   );
   const plot = element("curves-plot");
   Plotly.react(plot, lines, layout({ xaxis, yaxis }), settings());
@@ -54,8 +46,7 @@ function drawCurves() {
 }
 
 function setUpCurves() {
-  const ups = Object.keys(UP).filter((name) => DATA.rows.some((row) => has(row, name)));
-  const possible = Object.keys(ACROSS).filter((across) => ups.some((up) => linesOf(across, up).length));
+  const possible = Object.keys(ACROSS).filter((across) => DATA.curves.some((up) => linesOf(across, up).length));
   element("curves").hidden = !possible.length;
   if (!possible.length) return false;
   fill(
@@ -64,7 +55,7 @@ function setUpCurves() {
   );
   fill(
     element("curve-y"),
-    ups.map((name) => [name, UP[name]]),
+    DATA.curves.map((name) => [name, METRICS[name].title]),
   );
   for (const id of ["curve-x", "curve-y"]) element(id).addEventListener("change", drawCurves);
   return true;

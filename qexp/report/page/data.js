@@ -1,6 +1,6 @@
 // What the page shows and what is chosen of it.
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const AXES = Object.fromEntries([...DATA.costs, ...DATA.benefits].map((axis) => [axis.metric, axis]));
+const METRICS = DATA.metrics;
 const DASH = "–";
 const state = { x: DATA.x, y: DATA.y, colour: "", shape: "", chosen: 0, visible: DATA.rows };
 const element = (id) => document.getElementById(id);
@@ -21,7 +21,7 @@ function shownOn(axis, row) {
   // with its interval
   const text = (value) => (axis.factor === 100 ? (100 * value).toFixed(2) : significant(value));
   const bounds = axis.low && has(row, axis.low, axis.high) ? ` (${text(row.metrics[axis.low])} to ${text(row.metrics[axis.high])})` : "";
-  return text(row.metrics[axis.metric]) + bounds;
+  return text(row.metrics[axis.name]) + bounds;
 }
 
 function byNumberOrName(one, other) {

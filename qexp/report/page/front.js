@@ -22,9 +22,9 @@ function comparable(rows, names) {
 
 function fronts() {
   // of the visible rows on the chosen axes; where more of a cost were better, it would be no cost
-  const [x, y] = [AXES[state.x], AXES[state.y]];
+  const [x, y] = [METRICS[state.x], METRICS[state.y]];
   if (!x || !y) return [];
-  const rows = state.visible.filter((row) => has(row, x.metric, y.metric));
-  const point = (row) => ({ cost: row.metrics[x.metric], benefit: row.metrics[y.metric], row });
+  const rows = state.visible.filter((row) => has(row, x.name, y.name));
+  const point = (row) => ({ cost: row.metrics[x.name], benefit: row.metrics[y.name], row });
   return comparable(rows, distinct([...x.same, ...y.same])).map((group) => paretoFront(group.map(point)));
 }

@@ -1,4 +1,4 @@
-// The layers of one run: what rounding did to each, how many bits each has, and what each is benefit.
+// The layers of one run: what rounding did to each, how many bits each has, and what each is worth to the network.
 const rounded = (layers) => layers.some((layer) => layer.bits.some((bits) => bits < 32));
 const SIGNALS = ["weights", "input", "result, against fp32"];
 

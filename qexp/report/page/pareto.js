@@ -1,15 +1,15 @@
 // Accuracy, or another benefit, against a cost: a point per run, with intervals, and the fronts.
 function hover(row) {
-  const axes = distinct([state.x, state.y, "top1", "latency_ms", "size_mb", "memory_mb"])
-    .map((name) => AXES[name])
-    .filter((axis) => axis && has(row, axis.metric));
+  const axes = distinct([state.x, state.y, ...DATA.hover])
+    .map((name) => METRICS[name])
+    .filter((axis) => has(row, axis.name));
   const lines = axes.map((axis) => `${escaped(axis.title)}: ${shownOn(axis, row)}`);
   return [`<b>${escaped(row.name)}</b>`, ...lines, row.noisy ? "noisy" : ""].filter(Boolean).join("<br>");
 }
 
 function bars(rows, axis, colour) {
-  if (!rows.some((row) => has(row, axis.metric, axis.low || axis.metric, axis.high || axis.metric)) || !axis.low) return undefined;
-  const away = (bound) => rows.map((row) => (has(row, bound) ? axis.factor * Math.abs(row.metrics[bound] - row.metrics[axis.metric]) : 0));
+  if (!rows.some((row) => has(row, axis.name, axis.low || axis.name, axis.high || axis.name)) || !axis.low) return undefined;
+  const away = (bound) => rows.map((row) => (has(row, bound) ? axis.factor * Math.abs(row.metrics[bound] - row.metrics[axis.name]) : 0));
   return {
     type: "data",
     symmetric: false,
@@ -22,10 +22,10 @@ function bars(rows, axis, colour) {
 }
 
 function drawPareto() {
-  const [x, y] = [AXES[state.x], AXES[state.y]];
+  const [x, y] = [METRICS[state.x], METRICS[state.y]];
   element("pareto").hidden = !(x && y);
   if (!x || !y) return;
-  const rows = state.visible.filter((row) => has(row, x.metric, y.metric));
+  const rows = state.visible.filter((row) => has(row, x.name, y.name));
   const [colours, shapes] = [state.colour, state.shape].map((name) =>
     distinct(DATA.rows.map((row) => nameOf(row, name))).sort(byNumberOrName),
   );
@@ -36,8 +36,8 @@ function drawPareto() {
       mode: "markers",
       type: "scatter",
       name: both.map((name) => nameOf(group[0], name)).join(" · ") || "runs",
-      x: group.map((row) => x.factor * row.metrics[x.metric]),
-      y: group.map((row) => y.factor * row.metrics[y.metric]),
+      x: group.map((row) => x.factor * row.metrics[x.name]),
+      y: group.map((row) => y.factor * row.metrics[y.name]),
       error_x: bars(group, x, colour),
       error_y: bars(group, y, colour),
       text: group.map(hover),
@@ -66,7 +66,7 @@ function drawPareto() {
       line: { shape: "hv", color: css("--quiet"), width: 1.5, dash: "dot" },
     }));
   const across = scaleOf(
-    rows.map((row) => row.metrics[x.metric]),
+    rows.map((row) => row.metrics[x.name]),
     element("log").checked,
     x.title,
   );
@@ -96,12 +96,12 @@ function note(x, y, rows) {
 function setUpPareto() {
   fill(
     element("x"),
-    DATA.costs.map((axis) => [axis.metric, axis.title]),
+    DATA.costs.map((name) => [name, METRICS[name].title]),
     state.x,
   );
   fill(
     element("y"),
-    DATA.benefits.map((axis) => [axis.metric, axis.title]),
+    DATA.benefits.map((name) => [name, METRICS[name].title]),
     state.y,
   );
   const names = DATA.facets.map((facet) => facet.name).filter((name) => name !== "status");

@@ -30,7 +30,7 @@ function measuredOf(row) {
   const rows = Object.entries(row.metrics).map(([name, value]) => [
     escaped(name),
     value == null ? "infinite" : escaped(value),
-    escaped(DATA.units[name] ?? ""),
+    escaped(METRICS[name].unit),
     row.other_kinds[name] ?? "measured",
   ]);
   return rows.length ? more("All numbers", plain(["metric", "value", "unit", ""], rows, [1])) : "";

@@ -1,0 +1,120 @@
+"""A table, and each form in which people read it: on the screen, as Markdown, as LaTeX."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # rich, which is imported only where there is a screen
+    from rich.table import Table as RichTable
+
+NONE = "–"  # in a cell that has no value
+FOLDED = 20  # characters to which cells are folded before a narrow screen leaves columns out
+SPECIAL = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "·": r"$\cdot$", "×": r"$\times$",
+    "↺": r"$\circlearrowleft$", **{character: f"\\{character}" for character in "&%$#_{}"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """Titles, rows of cells, and how they are shown. Columns and rows are named by their places, which begin at 0.
+
+    Args:
+        marks: (row, column) of the cells that stand out, as the best of their columns.
+        left: Columns that are aligned to the left; the others are aligned to the right.
+        whole: Columns whose cells are never folded as long as the table fits the screen.
+        spared: Columns that a narrow screen leaves out, the first first.
+        title: Over the table on the screen; in files the text around it says what it is.
+        caption: Under the table on the screen alone.
+        notes: Lines that explain the cells, in every form.
+    """
+
+    titles: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marks: frozenset[tuple[int, int]] = frozenset()
+    left: frozenset[int] = frozenset()
+    whole: frozenset[int] = frozenset()
+    spared: tuple[int, ...] = ()
+    title: str = ""
+    caption: str = ""
+    notes: tuple[str, ...] = ()
+
+    def column(self, place: int) -> list[str]:
+        """Its title and its cells."""
+        return [self.titles[place], *(row[place] for row in self.rows)]
+
+    def marked(self, before: str, after: str) -> list[list[str]]:
+        """The rows, with what stands before and after each cell that stands out."""
+        return [
+            [f"{before}{cell}{after}" if (i, j) in self.marks else cell for j, cell in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
+
+
+def markdown(table: Table) -> str:
+    rule = "|".join(" --- " if place in table.left else " ---: " for place in range(len(table.titles)))
+    rows = [f"| {' | '.join(row)} |" for row in table.marked("**", "**")]
+    return "\n".join([f"| {' | '.join(table.titles)} |", f"|{rule}|", *rows, *(f"\n{note}" for note in table.notes)])
+
+
+def latex(table: Table) -> str:
+    r"""A `tabular` (needs \usepackage{booktabs})."""
+    escaped = Table(
+        tuple(map(latex_text, table.titles)), tuple(tuple(map(latex_text, row)) for row in table.rows), table.marks
+    )
+    alignment = "".join("l" if place in table.left else "r" for place in range(len(table.titles)))
+    return "\n".join([
+        "% needs \\usepackage{booktabs}", *(f"% {note}" for note in table.notes),
+        f"\\begin{{tabular}}{{{alignment}}}", r"\toprule", " & ".join(escaped.titles) + r" \\", r"\midrule",
+        *(" & ".join(row) + r" \\" for row in escaped.marked(r"\textbf{", "}")), r"\bottomrule", r"\end{tabular}", "",
+    ])  # fmt: skip
+
+
+def latex_text(text: str) -> str:
+    return re.sub("|".join(map(re.escape, SPECIAL)), lambda found: SPECIAL[found[0]], text)
+
+
+def rich_table(table: Table, width: int = sys.maxsize) -> RichTable:
+    """For a screen of `width` characters, on which no number is ever cut."""
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    left_out, fits = spared(table, width)
+    hint = f"not on a screen as narrow as this: {', '.join(table.titles[place] for place in left_out)}"
+    lines = filter(None, [table.caption, *table.notes, hint * bool(left_out)])
+    shown = RichTable(title=table.title, title_justify="left", caption="\n".join(lines) or None, caption_justify="left")
+    kept = [place for place in range(len(table.titles)) if place not in left_out]
+    for place in kept:
+        shown.add_column(
+            table.titles[place],
+            justify="left" if place in table.left else "right",
+            no_wrap=fits and place in table.whole,
+            overflow="fold",
+        )
+    for i, row in enumerate(table.rows):
+        shown.add_row(*(f"[bold green]{escape(row[j])}*[/]" if (i, j) in table.marks else escape(row[j]) for j in kept))
+    return shown
+
+
+def spared(table: Table, width: int) -> tuple[Sequence[int], bool]:
+    """The columns to leave out, so that the others fit into `width` characters, and whether they do."""
+    from rich.cells import cell_len
+
+    starred = Table(table.titles, tuple(map(tuple, table.marked("", "*"))))
+
+    def needed(place: int) -> int:
+        widest = max(map(cell_len, starred.column(place)))
+        return (widest if place in table.whole else min(widest, FOLDED)) + 3  # a line and two spaces
+
+    left_out: list[int] = []
+    too_wide = 1 + sum(map(needed, range(len(table.titles)))) - width
+    for place in table.spared:
+        if too_wide <= 0:
+            break
+        left_out.append(place)
+        too_wide -= needed(place)
+    return left_out, too_wide <= 0

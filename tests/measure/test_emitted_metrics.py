@@ -1,0 +1,74 @@
+"""What measures emit and what the table knows are the same."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qexp.measure import energy
+from qexp.measure.accuracy import Accuracy
+from qexp.measure.base import Candidate, Context, Limits, Measure
+from qexp.measure.coverage import Coverage
+from qexp.measure.energy import Energy
+from qexp.measure.latency import Latency
+from qexp.measure.memory import Memory
+from qexp.measure.operators import Operators
+from qexp.measure.parity import Parity
+from qexp.measure.size import Size
+from qexp.measure.timing import LEAST_WINDOWS, Rules
+from qexp.metrics import METRICS
+from tests.measure.conftest import IMAGES, SPEC
+from tests.measure.fake_engines import CLASSES, Profiled
+
+MEASURES: list[Measure] = [
+    Accuracy("both"), Coverage(), Energy(0.01), Latency(LEAST_WINDOWS, 2, 0, 1, 0, 60), Memory(), Operators(), Parity(IMAGES, 0, 10),
+    Size(),
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or (os.cpu_count() or 1) < 2, reason="needs Linux, two cores")
+def test_every_metric_of_the_table_is_measured_and_no_other(
+    weights: list[np.ndarray], tests_of: Any, make_artifact: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, clock = tmp_path / "cache" / "data" / SPEC.cache_name, count()
+    np.save(folder / "train_images.npy", np.load(folder / "test_images.npy"))
+    np.save(folder / "train_labels.npy", np.arange(IMAGES) % CLASSES)
+    (folder / SPEC.validation_file).write_text(json.dumps([*range(20)]))
+    monkeypatch.setattr(energy, "counters", lambda: lambda: float(next(clock)))
+    artifacts = [make_artifact(str(i), each, sparsity=0.5) for i, each in enumerate([*weights, 2 * weights[0]])]
+    candidates = [Candidate(artifact, Profiled(), 2, 2, Limits(120, None)) for artifact in artifacts]
+    context = Context(candidates[0], candidates[1], tests_of(artifacts[0]), tmp_path / "cache", candidates[2])
+    try:
+        found = [measured for measure in MEASURES for measured in measure.measure(context)]
+    finally:
+        context.close()
+    assert {measured.name for measured in found} == {*METRICS}
+    assert not any(measured.description for measured in found)
+
+
+def test_timing_and_the_table_agree_about_units() -> None:
+    """The file that is copied to devices says them itself."""
+    described = Rules(LEAST_WINDOWS, 1, 0, 1, 0, 0).describe([[1.0, 2.0]] * LEAST_WINDOWS, batch=2)
+    assert {name: unit for name, (_, unit) in described.items()} == {name: METRICS[name].unit for name in described}
+
+
+def test_units_are_those_of_the_names() -> None:
+    """As far as names tell: `memory_mb`, `latency_low_ms`, `test_seconds`."""
+    units = {
+        "mb": "MB",
+        "ms": "ms",
+        "seconds": "s",
+        "ns": "ns",
+        "mib": "MiB",
+        "share": "fraction",
+        "ratio": "x",
+        "m": "M",
+    }
+    told = {name: units[end] for name in METRICS if (end := name.rpartition("_")[2]) in units}
+    assert len(told) > 15 and told == {name: METRICS[name].unit for name in told}
