@@ -24,7 +24,7 @@ Task = Callable[[DictConfig], Any]
 LEFT_OPEN: list[Callable[[], None]] = []  # what is still to be done where the command ends by an error
 
 # Keys of the command line by their former names.
-RENAMED = {"engine@rivals": "engine@fp32_engines", "rivals": "fp32_engines"}
+RENAMED = {"engine@rivals": "engine@fp32_engines", "rivals": "fp32_engines", "data.batch_size": "recipe.batch_size"}
 
 # What launchers raise in place of a job whose process was killed, by the packages that do.
 LOST_WORKERS = {
@@ -116,14 +116,16 @@ def explain(error: BaseException) -> str | None:
 
 
 def unknown_key(asked: str, error: OmegaConfBaseException) -> str:
-    """The message for a key that the config does not have: where its group has one of that name further down, such as a chain for each
-    of its stages, or what it may have been meant to be."""
-    assert isinstance(error.parent_node, DictConfig) and isinstance(root := error.parent_node._get_root(), DictConfig)
-    group, _, name = asked.partition(".")
-    below = [path for path in _paths(root) if name and re.fullmatch(rf"{group}\..+\.{re.escape(name)}", path)]
+    """The message for a key that the config does not have: where its node has one of that name further down, such as a chain for each
+    of its stages and a method for its fine-tuning, or what it may have been meant to be."""
+    node = error.parent_node
+    assert isinstance(node, DictConfig)
+    place = f"{node._get_full_key(None)}."  # of the last node on the way to the key that there is
+    name = asked.removeprefix(place)
+    below = [f"{place}{path}" for path in _paths(node) if path.endswith(f".{name}")] if name != asked else []
     if below:
         return f"There is no {asked} here, but {' and '.join(below)}."
-    known = [key for key in map(str, error.parent_node) if key != "hydra" and not key.startswith("_")]
+    known = [key for key in map(str, node) if key != "hydra" and not key.startswith("_")]
     return (
         f"There is no {asked}: {nearest(str(error.key), known)}\nTo add a key that qexp does not know, put + before it."
     )

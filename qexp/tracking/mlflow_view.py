@@ -37,10 +37,7 @@ SHOWN_DIGEST = 12  # characters; MLflow takes 36
 
 
 class MlflowView:
-    """uri: MLflow's tracking URI; experiment: the name under which all runs lie; artifacts: folder of their files, unless
-    the URI is that of a server, which has its own; log_artifacts: whether these are the compressed networks too."""
-
-    def __init__(self, uri: str, experiment: str, artifacts: str | None, log_artifacts: bool = True):
+    def __init__(self, uri: str, experiment: str, artifacts: str | None, log_artifacts: bool):
         self.uri, self.experiment, self.artifacts, self.log_artifacts = uri, experiment, artifacts, log_artifacts
 
     @cached_property
