@@ -43,9 +43,7 @@ ConfigStore.instance().store(
 class RowsSweeper(ProductSweeper):
     """Every combination of the command line's values and `params`, with every row in turn: conf/hydra/sweeper/rows.yaml explains both."""
 
-    def __init__(
-        self, rows: ListConfig, title: str | None, params: DictConfig | None, max_batch_size: int | None
-    ):
+    def __init__(self, rows: ListConfig, title: str | None, params: DictConfig | None, max_batch_size: int | None):
         super().__init__(max_batch_size, params or OmegaConf.create())  # type: ignore[arg-type]  # Hydra gives its own the same
         self.rows, self.title = rows, title
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -24,33 +25,41 @@ def composed(*overrides: str) -> DictConfig:
         return compose("compress", ["model=resnet8", "data=random", "trainer=cpu", *overrides])
 
 
+def made(node: Any, options: dict[str, Any]) -> Any:
+    """What a node describes. Errors: the constructor's own, which Hydra wraps."""
+    try:
+        return instantiate(node, **options)
+    except InstantiationException as error:
+        raise error.__cause__ or error from error
+
+
 def method(name: str, /, **options: Any) -> Any:
-    return instantiate(composed(f"method={name}").method, **options)
+    return made(composed(f"method={name}").method, options)
 
 
 def torchscript(name: str, /, **options: Any) -> Any:
     """The counterpart of the method for engines that run TorchScript."""
-    return instantiate(composed(f"method={name}").method.torchscript, **options)
+    return made(composed(f"method={name}").method.torchscript, options)
 
 
 def engine(name: str, /, **options: Any) -> Any:
-    return instantiate(composed(f"engine={name}").engine, **options)
+    return made(composed(f"engine={name}").engine, options)
 
 
 def measure(name: str, /, **options: Any) -> Any:
-    return instantiate(composed().measure[name], **options)
+    return made(composed().measure[name], options)
 
 
 def data(name: str, /, **options: Any) -> Any:
     """A dataset that is not opened yet. It caches below `cache_dir`, which has to be given."""
-    return instantiate(composed(f"data={name}").data, **options)
+    return made(composed(f"data={name}").data, options)
 
 
 def network(name: str, /, **options: Any) -> Any:
     """A network in training mode, by default for 10 classes of colour images."""
     node = {key: value for key, value in composed(f"model={name}").model.items() if key != "id"}
-    return instantiate(node, **options)
+    return made(node, options)
 
 
 def tracking(name: str, /, **options: Any) -> Any:
-    return instantiate(composed(f"tracking={name}").tracking, **options)
+    return made(composed(f"tracking={name}").tracking, options)

@@ -37,7 +37,7 @@ def classifier(recipe: DictConfig, network: nn.Module | None = None, classes: in
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, classes)
     )
     return TrainingModule(
-        network, classes, r.optimizer, r.scheduler, r.scheduler_per_step, r.label_smoothing, r.channels_last
+        network, classes, r.optimizer, r.scheduler, r.scheduler_per_step, r.label_smoothing, r.channels_last, seed=0
     )
 
 
