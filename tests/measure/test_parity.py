@@ -135,7 +135,7 @@ def test_a_graph_that_spells_out_its_integers_is_its_own_reference(make: Make) -
     "form", [EngineSpec(("torchscript",), kernels="x86"), EngineSpec(("onnx",))], ids=lambda form: form.formats[0]
 )
 def test_packed_integers_are_compared_with_fp32_and_fail_nobody(form: EngineSpec, make: Make) -> None:
-    assert by_name(ALL.measure(make(Scores(), layers=QUANTIZED, form=form)))["parity_agreement"] < 0.99
+    assert by_name(ALL.measure(make(Scores(), layers=QUANTIZED, engine_spec=form)))["parity_agreement"] < 0.99
 
 
 @pytest.mark.parametrize(

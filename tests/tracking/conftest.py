@@ -47,7 +47,7 @@ def artifact(pets: DataSpec, tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "model.pt2").write_bytes(b"a graph")
     made = Artifact(
-        folder=folder, key="vgg", form=EngineSpec(), graph="model.pt2", model="vgg", method="static", bits=8, label="static int8", data=pets,
+        folder=folder, key="vgg", engine_spec=EngineSpec(), graph="model.pt2", model="vgg", method="static", bits=8, label="static int8", data=pets,
         layers=(), parameters=10, macs=100, packed_bytes=10, reference="vgg-none", files={"model.pt2": file_digest(folder / "model.pt2")},
         source={"model": "vgg", "weights": "fedcba9876543210"}, versions={},
     )  # fmt: skip

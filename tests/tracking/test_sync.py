@@ -36,6 +36,7 @@ def outputs(record: MakeRecord, tmp_path: Path) -> Path:
         "_target_": "qexp.tracking.mlflow_view.MlflowView",
         "uri": f"sqlite:///{tmp_path}/mlflow.db",
         "experiment": "qexp",
+        "log_artifacts": True,
     }
     config = {"tracking": {**place, "artifacts": str(tmp_path / "files")}}
     for sweep, job, reused in (
