@@ -43,7 +43,12 @@ def context() -> ForkServerContext:
 
 def write_records(record: MakeRecord, tracking: dict[str, Any], outputs: Path, writers: int, each: int) -> list[Path]:
     """A sweep of made-up records per writer, which were never logged; their folders."""
-    tracking = {"_target_": "qexp.tracking.mlflow_view.MlflowView", "experiment": "qexp", "log_artifacts": True, **tracking}
+    tracking = {
+        "_target_": "qexp.tracking.mlflow_view.MlflowView",
+        "experiment": "qexp",
+        "log_artifacts": True,
+        **tracking,
+    }
     for writer in range(writers):
         for job in range(each):
             made = record(key=f"{writer}-{job}", sweep=f"sweep{writer}", config={"tracking": tracking})

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from qexp.data.random import RandomData
-from qexp.method import layer_statistics
 from qexp.method.artifacts import make_artifact
 from qexp.method.base import Method
+from qexp.method.quantize import layer_statistics
 from qexp.types import EngineSpec
 from tests import configured
 
