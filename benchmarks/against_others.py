@@ -18,13 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from common import composed, machine
+from common import ROOT, composed, machine
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from qexp.engine.base import Engine
-from qexp.engine.onnxruntime import OnnxRuntime
-from qexp.engine.openvino import OpenVino
 from qexp.files import building, file_digest
 from qexp.jobs.artifact_factory import ArtifactFactory, prepare
 from qexp.jobs.comparison import accepted_by, engines_of, fastest_known
@@ -104,20 +102,25 @@ def ours(config: DictConfig, factory: ArtifactFactory) -> Candidate:
     return candidates[next(iter(ranked))]
 
 
+def engine_named(name: str) -> Engine:
+    return instantiate(OmegaConf.load(ROOT / "conf" / "engine" / f"{name}.yaml"))
+
+
 def main(options: list[str]) -> None:
     config = composed(options)
     factory = prepare(config)
     cache = Path(config.outputs) / "cache"
     fp32 = instantiate(config.baseline.method)
-    eager, plain = factory.candidate(fp32, instantiate(config.baseline.engine)), factory.candidate(fp32, OnnxRuntime())
+    onnxruntime, openvino = engine_named("onnxruntime"), engine_named("openvino")
+    eager, plain = factory.candidate(fp32, instantiate(config.baseline.engine)), factory.candidate(fp32, onnxruntime)
     fp32_engines = accepted_by(engines_of(config.fp32_engines), lambda engine: factory.candidate(fp32, engine), {})
     best = fastest_known(fp32_engines, instantiate(config.fp32_engines.trial), cache)
     images, root = factory.data.calibration().numpy(), Path(config.outputs) / "benchmarks" / "others"
     chosen = ours(config, factory)
     compared = {
         f"qexp {chosen.artifact.label} on {chosen.engine.name}": chosen,
-        "ONNX Runtime quantize_static": foreign(onnxruntime_static, plain, OnnxRuntime(), images, root),
-        "NNCF on OpenVINO": foreign(nncf_openvino, plain, OpenVino(), images, root),
+        "ONNX Runtime quantize_static": foreign(onnxruntime_static, plain, onnxruntime, images, root),
+        "NNCF on OpenVINO": foreign(nncf_openvino, plain, openvino, images, root),
         f"fp32 on {best.engine.name}": best,
         "fp32 on eager": eager,
     }

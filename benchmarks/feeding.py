@@ -46,7 +46,7 @@ def main(options: list[str]) -> None:
     feeding, computing, step = [], [], 0
     steps, warm_up = config.get("steps", 40), 5
     while step < steps + warm_up:
-        batches = iter(Loaders(data).train_dataloader())
+        batches = iter(Loaders(data, config.recipe.batch_size).train_dataloader())
         while step < steps + warm_up:
             started = now()
             batch = next(batches, None)
@@ -66,7 +66,7 @@ def main(options: list[str]) -> None:
     feed, compute = (1000 * statistics.median(seconds[warm_up:]) for seconds in (feeding, computing))
     print(
         f"feeding {feed:.2f} ms + computing {compute:.1f} ms per step: feeding is {feed / (feed + compute):.2%} "
-        f"({config.model.id}, {data.name}, batch {data.batch_size}, {trainer.precision}, {device.type}, "
+        f"({config.model.id}, {data.name}, batch {config.recipe.batch_size}, {trainer.precision}, {device.type}, "
         f"{torch.get_num_threads()} threads, median of {steps} steps)"
     )
 

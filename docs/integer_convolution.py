@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from sklearn.datasets import load_sample_image
 from torch.fx import GraphModule, Interpreter
@@ -23,11 +26,11 @@ from qexp.data.pixels import to_arrays
 from qexp.method.quantize.fake_quantize import FakeQuantize, quantizers
 from qexp.method.quantize.numerics import Grid, quantize, sqnr_db
 from qexp.method.quantize.placement import FUSED_ACTIVATIONS, WEIGHTED, layer_path
-from qexp.method.quantize.static import Static
 from qexp.model.base import build_network, load_weights, read_weights
 from qexp.model.baseline import PACKAGED, Baseline
 from qexp.types import EngineSpec
 
+CONF = Path(__file__).parents[1] / "conf"
 BASELINE = Baseline.read(PACKAGED / "resnet8-cifar10-jpeg")
 LAYER = "stem.0"
 Array = np.ndarray
@@ -190,11 +193,13 @@ def convolution(bits: int = 8, before_activation: bool = False) -> Convolution:
     """
     network = build_network(OmegaConf.create(BASELINE.model)).eval()
     load_weights(network, read_weights(BASELINE.weights), str(BASELINE.folder))
-    data = Photographs(name="photographs", image_size=32, channels=3, cache_dir="")
+    images = ["data=digits", f"data._target_={__name__}.Photographs", "data.name=photographs", "data.channels=3"]
+    everywhere = [f"bits={bits}", f"method.first_last_bits={bits}", f"method.add_bits={bits}"]
+    rounded = [f"method.quantize_before_activation={before_activation}", "method.reduce_range=false"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("compress", ["model=resnet8", *images, "method=static", *everywhere, *rounded])
+    data, method = instantiate(config.data), instantiate(config.method)
     data.spec = replace(data.open(), mean=BASELINE.data.mean, std=BASELINE.data.std)
-    method = Static(
-        bits=bits, first_last_bits=bits, add_bits=bits, quantize_before_activation=before_activation, reduce_range=False
-    )
     prepared = method.calibrated(network, data, method.resolve(EngineSpec()))
     layer, rounding = layer_and_result(prepared)
     of_x, of_weight, of_y = (quantizers(prepared)[node.target] for node in (*layer.args[:2], rounding))

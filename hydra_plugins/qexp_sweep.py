@@ -51,9 +51,7 @@ class RowsSweeper(ProductSweeper):
         max_batch_size: How many jobs the launcher is given at once, or None for all.
     """
 
-    def __init__(
-        self, rows: ListConfig, title: str | None, params: DictConfig | None, max_batch_size: int | None = None
-    ):
+    def __init__(self, rows: ListConfig, title: str | None, params: DictConfig | None, max_batch_size: int | None):
         super().__init__(max_batch_size, params or OmegaConf.create())  # type: ignore[arg-type]  # as Hydra does
         self.rows, self.title = rows, title
 

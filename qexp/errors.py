@@ -24,7 +24,11 @@ Task = Callable[[DictConfig], Any]
 LEFT_OPEN: list[Callable[[], None]] = []  # what remains to be done if the command ends with an error
 
 # Former names of command-line keys, and their present names.
-RENAMED = {"engine@rivals": "engine@fp32_engines", "rivals": "fp32_engines"}
+RENAMED = {
+    "engine@rivals": "engine@fp32_engines",
+    "rivals": "fp32_engines",
+    "data.batch_size": "recipe.batch_size",
+}
 
 # Errors that launchers raise when the process of a job was killed, by the package that raises them.
 LOST_WORKERS = {
@@ -121,19 +125,21 @@ def explain(error: BaseException) -> str | None:
 def unknown_key(asked: str, error: OmegaConfBaseException) -> str:
     """Find the message for a key that the config does not have.
 
-    If the key's group has keys of that name further down, as a chain has for each of its stages, the message names
-    them. Otherwise it lists the keys that may have been meant.
+    If the node that should have the key has one of that name further down, as a chain has for each of its stages and a
+    method for its fine-tuning, the message names it. Otherwise it lists the keys that may have been meant.
 
     Args:
         asked: Key of the command line, dotted.
         error: What OmegaConf raised for it, which knows the config.
     """
-    assert isinstance(error.parent_node, DictConfig) and isinstance(root := error.parent_node._get_root(), DictConfig)
-    group, _, name = asked.partition(".")
-    below = [path for path in _paths(root) if name and re.fullmatch(rf"{group}\..+\.{re.escape(name)}", path)]
+    node = error.parent_node
+    assert isinstance(node, DictConfig)
+    place = f"{node._get_full_key(None)}."  # the last node on the way to the key that exists
+    name = asked.removeprefix(place)
+    below = [f"{place}{path}" for path in _paths(node) if path.endswith(f".{name}")] if name != asked else []
     if below:
         return f"There is no {asked} here, but {' and '.join(below)}."
-    known = [key for key in map(str, error.parent_node) if key != "hydra" and not key.startswith("_")]
+    known = [key for key in map(str, node) if key != "hydra" and not key.startswith("_")]
     return (
         f"There is no {asked}: {nearest(str(error.key), known)}\nTo add a key that qexp does not know, put + before it."
     )

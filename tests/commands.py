@@ -37,7 +37,7 @@ FAKE = "tests.measure.fake_engines"  # engines that take any graph for theirs
 FAKE_FP32 = [
     "engine@fp32_engines=eager",
     *(f"{e}._target_={FAKE}.Fake" for e in ("fp32_engines", "baseline.engine")),
-    "~fp32_engines.device",
+    *(f"~{e}.device" for e in ("fp32_engines", "baseline.engine")),
 ]
 RunCommand = Callable[..., tuple[int, str]]
 

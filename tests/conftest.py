@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 
+from tests import configured
+
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch is imported: the workers' threads would wait for each other
@@ -21,8 +23,6 @@ from qexp.data.folder import FolderData
 from qexp.data.random import RandomData
 from qexp.measure import base
 from qexp.method.artifacts import make_artifact
-from qexp.method.none import NoCompression
-from qexp.model.resnet import ResNet
 from qexp.types import Artifact
 from tests.commands import RunCommand, write_images
 from tests.engine.support import ANIMAL_ENGINES, engine_named
@@ -59,8 +59,14 @@ def write_pictures(root: Path) -> None:
 def animals(tmp_path_factory: pytest.TempPathFactory) -> FolderData:
     root = tmp_path_factory.mktemp("pictures")
     write_pictures(root)
-    made = FolderData(
-        str(root), name="animals", image_size=16, channels=3, cache_dir=str(root / "cache"), calibration_images=8
+    made = configured.data(
+        "folder",
+        root=str(root),
+        name="animals",
+        image_size=16,
+        channels=3,
+        cache_dir=str(root / "cache"),
+        calibration_images=8,
     )
     made.open()
     return made
@@ -69,7 +75,7 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> FolderData:
 @pytest.fixture(scope="session")
 def animal_network(animals: FolderData) -> nn.Module:
     torch.manual_seed(0)
-    made = ResNet([1, 1], [8, 16], num_classes=3).train()
+    made = configured.network("resnet8", blocks=[1, 1], widths=[8, 16], num_classes=3).train()
     with torch.no_grad():
         for _ in range(3):
             made(animals.calibration() * 2)
@@ -84,7 +90,12 @@ def animal_artifact(
     engines = [engine_named(name) for name in ANIMAL_ENGINES]
     source = {"model": "small", "weights": "0123"}
     made = make_artifact(
-        NoCompression(), animal_network, animals, engines[0].spec, source, tmp_path_factory.mktemp("out") / "artifacts"
+        configured.method("none"),
+        animal_network,
+        animals,
+        engines[0].spec,
+        source,
+        tmp_path_factory.mktemp("out") / "artifacts",
     )
     for engine in engines:
         made = engine.lower(made, 4 if engine.name == "executorch" else 1, 1)
@@ -94,7 +105,8 @@ def animal_artifact(
 @pytest.fixture
 def pretend_data(tmp_path: Path) -> RandomData:
     """64 pretend images of 3x16x16 in 10 classes, opened."""
-    data = RandomData(
+    data = configured.data(
+        "random",
         images=64,
         num_classes=10,
         name="random",
@@ -111,7 +123,7 @@ def pretend_data(tmp_path: Path) -> RandomData:
 def network() -> nn.Module:
     """A small residual network with batch norms that do something, in eval mode."""
     torch.manual_seed(0)
-    made = ResNet([1, 1], [8, 16], num_classes=10)
+    made = configured.network("resnet8", blocks=[1, 1], widths=[8, 16])
     with torch.no_grad():
         made.train()
         for _ in range(3):

@@ -14,12 +14,12 @@ from torch import nn
 
 from qexp.coded_file import Piece, coded_bytes, graph_pieces, is_coded, plain, write_coded, zeros_share
 from qexp.coding import encode
-from qexp.engine.eager import Eager
 from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.engine.openvino import OpenVino
 from qexp.method.graph import save_graph
 from qexp.onnx_file import pieces, write_onnx
 from qexp.types import UserError
+from tests import configured
 
 
 class Net(nn.Module):
@@ -91,11 +91,13 @@ def test_the_function_is_the_same_in_every_bit(network: nn.Module, files: tuple[
     x = images()
     with torch.inference_mode():
         expected = torch.export.load(files[0]).module()(torch.from_numpy(x)).numpy()
-    assert (Eager().load(files[1], 1)(x) == expected).all()
+    assert (configured.engine("eager").load(files[1], 1)(x) == expected).all()
     assert np.allclose(expected, network(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("engine", [OnnxRuntime(), OpenVino()], ids=lambda engine: engine.name)
+@pytest.mark.parametrize(
+    "engine", [configured.engine("onnxruntime"), configured.engine("openvino")], ids=lambda engine: engine.name
+)
 def test_onnx_of_a_coded_graph_is_coded(
     engine: OnnxRuntime | OpenVino, files: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+
+from qexp.errors import explain
+from qexp.search.search import Options
 
 CONF = Path(__file__).parents[1] / "conf"
 LAUNCHERS = sorted((CONF / "hydra" / "launcher").glob("*.yaml"))
@@ -86,20 +92,103 @@ def test_every_experiment_composes(name: str) -> None:
 
 def test_measures_are_all_in_the_default() -> None:
     config = compose("compress", ["model=resnet8", "data=digits"])
-    leaves = {f.stem for f in (CONF / "measure").glob("*.yaml")} - {"default"}
+    leaves = {f.stem for f in (CONF / "measure").glob("[!_]*.yaml")} - {"default"}
     assert leaves <= set(config.measure)
     for leaf in leaves:
         instantiate(config.measure[leaf])
 
 
-def test_measures_offer_all_their_options_and_no_others() -> None:
-    measures = {name: dict(node) for name, node in compose("compress").measure.items() if isinstance(node, DictConfig)}
-    offered = {name: node.keys() - {"_target_"} for name, node in measures.items()}
-    assert offered == {
-        name: inspect.signature(get_object(node["_target_"])).parameters.keys() for name, node in measures.items()
-    }
-    others = compose("compress").measure.keys() - measures.keys()
-    assert others == {"timeout_s", "memory_mb"}
+def parameters(target: object) -> list[inspect.Parameter]:
+    """Of a function, or of a class's constructor: `**common` are those of the class above it."""
+    if not inspect.isclass(target) or is_dataclass(target):
+        return list(inspect.signature(target).parameters.values())  # type: ignore[arg-type]
+    found = []
+    for each in (each for each in target.__mro__ if "__init__" in vars(each) and each is not object):
+        _, *own = inspect.signature(each.__init__).parameters.values()  # the first is self
+        found += [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
+            break
+    return found
+
+
+def ours(node: object, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Path and node of all that qexp's own classes and functions are made from."""
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+        if str(node.get("_target_", "")).startswith(("qexp.", "hydra_plugins.qexp")):
+            yield path, node
+        for key in node:
+            if not OmegaConf.is_missing(node, key):
+                yield from ours(node._get_node(key), f"{path}.{key}")
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES, ids=["/".join(c) for c in CHOICES])
+def test_a_yaml_names_all_options_of_what_it_makes_and_python_has_no_defaults(group: str, name: str) -> None:
+    defaults = [o for o in ("model=resnet8", "data=digits") if not o.startswith(f"{group}=")]
+    config = compose("compress", [*defaults, f"{group}={name}", *NEEDED.get(name, [])])
+    found = dict(ours(config))
+    assert {".data", ".baseline.engine", ".measure.latency"} <= found.keys()
+    for path, node in found.items():
+        taken = parameters(get_object(node["_target_"]))
+        not_options = {"_target_", "_recursive_", "_partial_", *(["id"] if path == ".model" else [])}
+        assert {*node} - not_options == {parameter.name for parameter in taken}, path
+        preset = [parameter.name for parameter in taken if parameter.default is not parameter.empty]
+        assert not preset, f"{path}: {preset} have their defaults in the yaml"
+
+
+@pytest.mark.parametrize("sweeper", ["optuna", "rows"])
+def test_so_do_the_yamls_of_sweepers(sweeper: str) -> None:
+    given = ["model=resnet8", f"hydra/sweeper={sweeper}"]
+    node = compose("compress", given, return_hydra_config=True).hydra.sweeper
+    target = Options if sweeper == "optuna" else get_object(node["_target_"])  # the former's class passes all on
+    assert {*node} - {"_target_", "_recursive_"} == {parameter.name for parameter in parameters(target)}
+    assert all(parameter.default is parameter.empty for parameter in parameters(target))
+
+
+def test_what_is_no_measure_is_a_limit_of_all() -> None:
+    measure = compose("compress").measure
+    assert {name for name in measure if not isinstance(measure[name], DictConfig)} == {"timeout_s", "memory_mb"}
+
+
+def test_candidates_are_the_engines_own_files() -> None:
+    given = ["engine.candidates.openvino=null", "engine.candidates.inductor.device=cuda", "engine@fp32_engines=eager"]
+    config = compose("compress", ["model=resnet8", "data=digits", *given], return_hydra_config=True)
+    inductor = OmegaConf.load(CONF / "engine" / "inductor.yaml")
+    assert config.engine.candidates.inductor == {**inductor, "device": "cuda"}
+    assert config.engine.candidates.openvino is None and config.fp32_engines == OmegaConf.load(
+        CONF / "engine/eager.yaml"
+    )
+    assert config.engine.trial == {**config.engine.trial, **OmegaConf.load(CONF / "measure/_turns.yaml"), "windows": 5}
+    choices = config.hydra.runtime.choices
+    assert (choices["engine"], choices["method"], choices["data"]) == ("auto", "static", "digits")
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "present"),
+    [
+        ("qat", "distillation", ["method.recipe.distillation"]),
+        ("prune", "seed", ["method.recipe.seed"]),
+        ("prune_channels", "trainer", ["method.recipe.trainer"]),
+        ("prune_channels_qat", "distillation", [f"method.stages.{stage}.recipe.distillation" for stage in ("prune_channels", "qat")]),
+        ("prune_channels_qat", "stages.qat.distillation", ["method.stages.qat.recipe.distillation"]),
+        ("deep_compression", "recipe.epochs", [f"method.stages.{stage}.recipe.epochs" for stage in ("prune", "cluster")]),
+    ],
+)  # fmt: skip
+def test_a_key_that_lies_further_down_is_named(method: str, key: str, present: list[str]) -> None:
+    with pytest.raises(ConfigCompositionException) as raised:
+        compose("compress", ["model=resnet8", f"method={method}", f"method.{key}=1"])
+    assert explain(raised.value) == f"There is no method.{key} here, but {' and '.join(present)}."
+
+
+@pytest.mark.parametrize("method", ["prune", "prune_channels", "cluster", "qat"])
+def test_fine_tuning_is_one_node_and_says_what_decides_its_result(method: str) -> None:
+    changed = ["method.recipe.epochs=0", "method.recipe.optimizer.lr=0.5", "method.recipe.distillation=0"]
+    config = compose("compress", ["model=resnet8", "trainer=cpu", f"method={method}", *changed])
+    shared = OmegaConf.load(CONF / "method" / "_fine_tuning.yaml")
+    assert {*config.method.recipe} == {*shared, "optimizer"}
+    options = instantiate(config.method).recipe.options
+    assert json.loads(json.dumps(options)) == options, "plain values"
+    assert (options["epochs"], options["optimizer"]["lr"], options["distillation"]) == (0, 0.5, 0)
+    assert options.keys() == {*shared, "optimizer", "precision"} - {"_target_", "_recursive_", "trainer", "exact"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=[str(f.relative_to(CONF)) for f in FILES])
@@ -123,7 +212,7 @@ def test_every_key_says_what_it_means(file: Path) -> None:
     """A comment on its line, unless the key is said above it in the file, repeats a base file's, or is a term of the field."""
     text = file.read_text()
     inherited = "".join(
-        (file.parent / f"_{n}.yaml").read_text() for n in ("common", "resnet", "vgg") if f"_{n}" in text
+        (file.parent / f"_{n}.yaml").read_text() for n in ("common", "resnet", "vgg", "sgd") if f"_{n}" in text
     )
     hydra = text.find("\nhydra:")
     for line in text[: hydra if hydra > 0 else None].splitlines():

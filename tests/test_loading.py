@@ -26,9 +26,8 @@ from qexp.files import file_digest
 from qexp.loading import Classifier, Prediction
 from qexp.measure.base import Candidate, EvaluationSet, Limits
 from qexp.method.artifacts import make_artifact
-from qexp.method.none import NoCompression
-from qexp.method.torch_ao import Traced
 from qexp.types import Artifact, UserError
+from tests import configured
 from tests.engine.support import ANIMAL_ENGINES as ENGINES
 from tests.engine.support import engine_named
 
@@ -213,7 +212,7 @@ def test_formats_that_can_carry_code_need_trust(
         qexp.load(animal_artifact.folder, engine="eager")
     engine = engine_named("torch_ao")
     made = make_artifact(
-        NoCompression(torchscript=Traced()),
+        configured.method("none"),
         animal_network,
         animals,
         engine.spec,

@@ -21,9 +21,9 @@ from PIL import Image
 
 import qexp
 from qexp.serving import _load_pyfunc, images_of
-from qexp.tracking.mlflow_view import MlflowView
 from qexp.tracking.store import write_record
 from qexp.types import Artifact, UserError
+from tests import configured
 from tests.tracking.conftest import make_record
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ SECONDS = 120  # to wait for the server at most
 def logged(animal_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """The URI of MLflow's database, and that of the artifact in a run that was measured on OpenVINO."""
     place = tmp_path_factory.mktemp("mlflow")
-    view = MlflowView(f"sqlite:///{place}/mlflow.db", "qexp", str(place / "files"))
+    view = configured.tracking("mlflow", uri=f"sqlite:///{place}/mlflow.db", artifacts=str(place / "files"))
     params = {**animal_artifact.params, "engine": "openvino", "batch_size": 1, "threads": 1, "seed": 0}
     record = make_record(artifact=str(animal_artifact.folder), params=params, environment={"host": "elsewhere"})
     write_record(record, place / "sweeps" / "monday" / "0")

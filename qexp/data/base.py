@@ -21,11 +21,11 @@ from qexp.types import DataSpec, UserError, digest
 
 @dataclass(frozen=True)
 class Augmentation:
-    """padding: pixels of the random crop; flip: mirror half of the images; cutout: side of the hidden square in pixels."""
+    """How training images are changed at random."""
 
-    padding: int = 4
-    flip: bool = True
-    cutout: int = 0
+    padding: int
+    flip: bool
+    cutout: int
 
     def __post_init__(self) -> None:
         _check_whole(0, **{"augmentation.padding": self.padding, "augmentation.cutout": self.cutout})
@@ -70,12 +70,8 @@ def _build(config: DictConfig) -> ImageData:
 class ImageData:
     """A dataset of images with class labels, in a training, a validation and a test part.
 
-    A source says where its images come from: `source_digest()` and `decode()`; everything else is shared. `name` is the
-    dataset's id; image_size is the side in pixels; batch_size and seed are those of training, while split_seed fixes the
-    validation part and never changes with `seed`, or a second seed would be validated on images that the first was
-    trained on. calibration_images is the most that are used: all of the training part where it has fewer.
-
-    A class that sets `pretend` has images without meaning: they are not kept on disk and their split is not stratified.
+    A source says where its images come from: `source_digest()` and `decode()`. Everything else is shared. A class that sets
+    `pretend` has images without meaning: they are not kept on disk and their split is not stratified.
     """
 
     pretend = False
@@ -87,19 +83,16 @@ class ImageData:
         image_size: int,
         channels: int,
         cache_dir: str,
-        num_classes: int | None = None,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        seed: int = 0,
-        split_seed: int = 0,
-        validation_share: float = 0.1,
-        calibration_images: int = 1024,
-        augmentation: Augmentation | None = None,
+        num_classes: int | None,
+        eval_batch_size: int,
+        seed: int,
+        split_seed: int,
+        validation_share: float,
+        calibration_images: int,
+        augmentation: Augmentation,
     ):
-        self.augmentation = augmentation or Augmentation()
-        _check_whole(1, image_size=image_size, calibration_images=calibration_images)
-        _check_whole(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        padding = self.augmentation.padding
+        _check_whole(1, image_size=image_size, calibration_images=calibration_images, eval_batch_size=eval_batch_size)
+        padding = augmentation.padding
         if padding >= image_size:  # there are not as many pixels to reflect
             raise UserError(
                 f"data.augmentation.padding is {padding}; it must be less than data.image_size, {image_size}."
@@ -111,14 +104,9 @@ class ImageData:
         if not 0 < validation_share < 1:
             raise UserError(f"data.validation_share is {validation_share}; it must lie between 0 and 1.")
         self.name, self.image_size, self.channels, self.cache_dir = name, image_size, channels, Path(cache_dir)
-        self.batch_size, self.eval_batch_size, self.seed, self.split_seed = (
-            batch_size,
-            eval_batch_size,
-            seed,
-            split_seed,
-        )
+        self.num_classes, self.eval_batch_size, self.augmentation = num_classes, eval_batch_size, augmentation
+        self.seed, self.split_seed = seed, split_seed
         self.validation_share, self.calibration_images = validation_share, calibration_images
-        self.num_classes = num_classes
 
     # What a source defines.
 

@@ -22,7 +22,7 @@ LAYOUT = "Expected ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE"
 class FolderData(ImageData):
     """Images in one folder per class, whose name is the class's. Links are followed; hidden and other files are ignored."""
 
-    def __init__(self, root: str | None, name: str | None = None, **common: Any):
+    def __init__(self, root: str | None, name: str | None, **common: Any):
         if not root:
             raise UserError("data.root is empty. Give data.root=FOLDER or set the environment variable QEXP_DATA.")
         self.root = Path(root).expanduser()

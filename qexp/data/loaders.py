@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, S
 
 from qexp.data.base import ImageData
 from qexp.data.cache import Split
+from qexp.types import UserError
 
 
 class Batches(Dataset):
@@ -33,11 +34,20 @@ class Batches(Dataset):
 
 
 class Loaders(LightningDataModule):
-    """Of all three parts of `data`."""
+    """Of all three parts of `data`.
 
-    def __init__(self, data: ImageData):
+    Args:
+        batch_size: Images per training step of one process. Validation and test have `data.eval_batch_size`.
+
+    Raises:
+        UserError: For a batch size that is no whole number of at least 1.
+    """
+
+    def __init__(self, data: ImageData, batch_size: int):
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"recipe.batch_size is {batch_size!r}; it must be a whole number of at least 1.")
         super().__init__()
-        self.data = data
+        self.data, self.batch_size = data, batch_size
 
     def setup(self, stage: str | None = None) -> None:
         self.data.open()
@@ -47,8 +57,8 @@ class Loaders(LightningDataModule):
         workers, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         # DistributedSampler shuffles by (seed, epoch) alone: a resumed epoch sees the images in the same order.
         sampler: DistributedSampler = DistributedSampler(dataset, num_replicas=workers, rank=rank, seed=self.data.seed)
-        drop_last = len(dataset) > self.data.batch_size * workers
-        return self._loader(dataset, self.data.batch_size, sampler, drop_last)
+        drop_last = len(dataset) > self.batch_size * workers
+        return self._loader(dataset, self.batch_size, sampler, drop_last)
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader(Batches(self.data.splits["train"], self.data.validation_indices))

@@ -16,7 +16,7 @@ class RandomData(ImageData):
 
     pretend = True
 
-    def __init__(self, images: int, num_classes: int | None = None, **common: Any):
+    def __init__(self, images: int, num_classes: int | None, **common: Any):
         if num_classes is None or num_classes < 2:
             raise UserError(f"data.num_classes is {num_classes}; pretend images need a number of classes, at least 2.")
         if images < 2:

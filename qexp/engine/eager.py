@@ -23,8 +23,6 @@ from qexp.types import EngineSpec
 
 
 class Eager(Engine):
-    """device: `cpu` or `cuda`."""
-
     name = "eager"
     spec = EngineSpec(half=("bfloat16", "float16"))
     file = "model.pt2"
@@ -33,7 +31,7 @@ class Eager(Engine):
     runs_simulated = True
     thread_safe = True
 
-    def __init__(self, device: str = "cpu"):
+    def __init__(self, device: str):
         self.device = known_device(device)
 
     def check_machine(self) -> None:

@@ -31,15 +31,15 @@ logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA
 
 
 class Inductor(Engine):
-    """A C++ compiler is needed; the package holds machine code for this kind of processor, one batch size and one number of
-    threads. device: `cpu` or `cuda`; int8 is for `cpu`; packaged=False compiles at the first call instead, in every process."""
+    """A C++ compiler is needed. The package holds machine code for this kind of processor, one batch size and one number of threads.
+    Its integer kernels are for processors only."""
 
     name = "inductor"
     file = "model-batch{batch}-threads{threads}.aoti.pt2"
     packages = ("torch",)
     modules = ("torch._inductor.package",)
 
-    def __init__(self, device: str = "cpu", packaged: bool = True):
+    def __init__(self, device: str, packaged: bool):
         self.device, self.packaged = known_device(device), packaged
         self.spec = EngineSpec(placement="x86_inductor", half=("bfloat16", "float16"))
         if not packaged:

@@ -23,14 +23,12 @@ WANTS = {
 
 
 class OnnxRuntime(Engine):
-    """provider: `cpu`, or `cuda` or `tensorrt` where onnxruntime-gpu is installed."""
-
     file = "model.onnx"
     packages = modules = ("onnxruntime",)
     carries_code = False
     thread_safe = True
 
-    def __init__(self, provider: str = "cpu"):
+    def __init__(self, provider: str):
         if provider not in PROVIDERS:
             raise UserError(f"There is no provider {provider!r}. {nearest(provider, PROVIDERS)}")
         self.provider = provider

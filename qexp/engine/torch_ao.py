@@ -16,14 +16,12 @@ KERNELS = ("x86", "fbgemm", "onednn", "qnnpack")
 
 
 class TorchAo(Engine):
-    """kernels: the integer kernels, one of KERNELS that this build of torch has."""
-
     name = "torch_ao"
     file = "model.ts"
     packages = ("torch",)
     modules = ("torch.jit",)
 
-    def __init__(self, kernels: str = "x86"):
+    def __init__(self, kernels: str):
         if kernels not in KERNELS:
             raise UserError(f"There are no kernels {kernels!r}. {nearest(kernels, KERNELS)}")
         self.kernels = kernels

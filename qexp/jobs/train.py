@@ -87,6 +87,7 @@ def train(
     check_space(folder, network)
     if weights:
         load_weights(network, weights, str(config.init))
+    loaders = Loaders(data, config.recipe.batch_size)
     module = TrainingModule(
         network, spec.num_classes, recipe.optimizer, recipe.scheduler, recipe.scheduler_per_step,
         recipe.label_smoothing, recipe.channels_last, config.seed,
@@ -97,7 +98,7 @@ def train(
     trainer = make_trainer(**config.trainer, callbacks=[best, newest], logger=logger)
     last = folder / "last.ckpt"
     announce(config, data, trainer, f"{folder}{' (going on)' if last.exists() else ''}")
-    trainer.fit(module, Loaders(data), ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    trainer.fit(module, loaders, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     leave_one_process(trainer)
 
     assert best.best_model_score is not None  # every epoch is validated
@@ -105,7 +106,7 @@ def train(
     tester = make_trainer(
         config.trainer.accelerator, config.trainer.precision, devices=1, logger=logger, enable_progress_bar=False
     )
-    tested = tester.test(module, Loaders(data), verbose=False)[0]
+    tested = tester.test(module, loaders, verbose=False)[0]
     baseline = Baseline(
         folder=folder, model=plan["model"], data=spec, recipe=plan["recipe"], seed=config.seed,
         metrics={"val_top1": float(best.best_model_score), **tested}, created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -12,10 +12,13 @@ PARTS = {"test": ("",), "validation": (VALIDATION,), "both": ("", VALIDATION)}  
 
 
 class Accuracy(Measure):
-    """part: `test`; `validation`, to choose between variants, which the test images must not; or `both`; batch_size: images per call of
-    the accuracy pass, which does not change the result."""
+    """The batch size is the accuracy pass's own, and does not change the result.
 
-    def __init__(self, part: str = "test", batch_size: int = 250):
+    Raises:
+        UserError: For a part that is unknown.
+    """
+
+    def __init__(self, part: str, batch_size: int):
         if part not in PARTS:
             raise UserError(f"measure.accuracy.part={part} is unknown. {nearest(part, PARTS)}")
         self.part, self.batch_size = part, batch_size

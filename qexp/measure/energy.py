@@ -16,7 +16,7 @@ logging.getLogger("zeus.device.gpu.amd").setLevel(
 
 
 class Energy(Measure):
-    """seconds: how long the network runs between two readings. The counters are of whole processors and GPUs, idle power included."""
+    """The counters are of whole processors and GPUs, idle power included."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds

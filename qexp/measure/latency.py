@@ -14,15 +14,16 @@ MOVED = 1.5  # times the shortest way of a byte between two cores, and they are 
 
 
 class Latency(Measure):
-    """Options: as of `timing.Rules`; benchmarks/instruments.py measures `resolution`. most_round_trip_ns: of a byte between the cores and
-    back (cores.py) in the turns that count, on more than one thread; None counts all.
+    """How times are taken and described is said by `timing.Rules`, and how a byte's way between the cores is measured by cores.py.
+    benchmarks/instruments.py measures `resolution`.
 
-    Errors: UserError for less than 2 windows of 1 call.
+    Raises:
+        UserError: For less than 2 windows of 1 call.
     """
 
     def __init__(
-        self, windows: int, calls: int, window_s: float, warmup_calls: int, warmup_s: float, budget_s: float, resolution: float = 0.0,
-        most_round_trip_ns: float | None = None,
+        self, windows: int, calls: int, window_s: float, warmup_calls: int, warmup_s: float, budget_s: float, resolution: float,
+        most_round_trip_ns: float | None,
     ):  # fmt: skip
         if windows < 2 or calls < 1 or warmup_calls < 1:
             raise UserError(

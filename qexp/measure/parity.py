@@ -10,10 +10,7 @@ from qexp.types import Measurement
 
 
 class Parity(Measure):
-    """images: how many of the test images are compared, without their labels; least_agreement: share of equal predictions
-    below which an engine does not execute the graph it was given; batch_size: images per call.
-
-    The reference of a quantize/dequantize graph is that graph on eager torch; any other artifact is compared with fp32,
+    """The reference of a quantize/dequantize graph is that graph on eager torch; any other artifact is compared with fp32,
     which is recorded and judges nothing. Neither do pretend images or random weights, whose predictions mean nothing.
     """
 

@@ -15,9 +15,7 @@ WHENCE = {False: "estimated", True: "measured"}
 
 
 class Size(Measure):
-    """zstd_level: 1 (fast) to 22 (small)."""
-
-    def __init__(self, zstd_level: int = 3):
+    def __init__(self, zstd_level: int):
         self.zstd_level = zstd_level
 
     def measure(self, context: Context) -> list[Measurement]:

@@ -13,7 +13,7 @@ from qexp.types import Artifact
 
 
 class PairedTimer:
-    """engine: who runs them, in a child process each; turns: how they are timed; batch_size: images per call; the rest as of `Limits`."""
+    """It runs each of the two in a child process of its own."""
 
     def __init__(
         self,
@@ -22,7 +22,7 @@ class PairedTimer:
         batch_size: int,
         threads: int,
         timeout_s: float,
-        memory_mb: float | None = None,
+        memory_mb: float | None,
     ):
         self.engine, self.turns, self.batch_size, self.threads = engine, turns, batch_size, threads
         self.limits = Limits(timeout_s, memory_mb)

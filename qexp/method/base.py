@@ -41,19 +41,19 @@ class Compressed:
 
 
 class Method(ABC):
-    """name: as in conf/method; format: of the graph it writes; bits: `auto` or a number that `supported_bits` holds (the
-    first is auto's); torchscript: its classic torch.ao counterpart, for engines that read TorchScript only; teacher: the uncompressed
-    network to distil from, where it is not the one that `apply` is given.
+    """name: as in conf/method; format: of the graph it writes; supported_bits: those that `bits` may be, the first for `auto`;
+    torchscript: its classic torch.ao counterpart, for engines that read TorchScript only; teacher: the uncompressed network to distil
+    from, where it is not the one that `apply` is given.
     """
 
     name: str
     format = "pt2"
     supported_bits: tuple[int, ...] = (8,)
+    torchscript: Method | None = None
     teacher: nn.Module | None = None
 
-    def __init__(self, bits: int | str = "auto", torchscript: Method | None = None):
+    def __init__(self, bits: int | str):
         self.bits: int | str = self._check_bits(bits)
-        self.torchscript = torchscript
 
     def _check_bits(self, bits: int | str) -> int | str:
         if bits == "auto":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +25,20 @@ from qexp.types import UserError, digest
 
 
 class FineTuningModule(TrainingModule):
-    """The network being trained, with an uncompressed one as its teacher. Methods add to `parameter_groups`, and to `after_step`; those
-    that compress it on the way say by `complete` whether it is what it shall become, and may be kept.
+    """The network being trained, with an uncompressed one as its teacher (Hinton et al., 2015).
 
-    distillation: share of the loss that asks for the teacher's logits instead of the labels (Hinton et al., 2015), at `temperature`.
+    Methods add to `parameter_groups` and to `after_step`. Those that compress the network on the way say by `complete` whether it is
+    what it shall become, and may be kept.
     """
 
-    def __init__(
-        self,
-        trained: nn.Module,
-        teacher: nn.Module,
-        num_classes: int,
-        recipe: Any,
-        distillation: float,
-        temperature: float,
-        seed: int,
-    ):
+    def __init__(self, trained: nn.Module, teacher: nn.Module, num_classes: int, recipe: FineTuning):
         super().__init__(
-            trained, num_classes, recipe["optimizer"], recipe["scheduler"], recipe["scheduler_per_step"], recipe["label_smoothing"],
-            recipe["channels_last"], seed,
+            trained, num_classes, instantiate(recipe.optimizer), instantiate(recipe.scheduler), recipe.scheduler_per_step,
+            recipe.label_smoothing, recipe.channels_last, recipe.seed,
         )  # fmt: skip
-        self.distillation, self.temperature = distillation, temperature
+        self.distillation, self.temperature = recipe.distillation, recipe.temperature
         # Not a submodule: it is neither trained nor written into checkpoints.
-        self.teacher = [copy.deepcopy(teacher).eval().requires_grad_(False)] if distillation else []
+        self.teacher = [copy.deepcopy(teacher).eval().requires_grad_(False)] if recipe.distillation else []
 
     def after_step(self) -> None:
         """Called after each step of the optimizer, for what must hold of the weights whatever it did to them."""
@@ -63,99 +57,135 @@ class FineTuningModule(TrainingModule):
         return (1 - self.distillation) * wanted + self.distillation * distance
 
 
+@dataclass(frozen=True)
 class FineTuning:
-    """recipe: epochs (0: none), batch_size, optimizer and scheduler; trainer: options of Lightning's Trainer; distillation, temperature:
-    as of `Student`; exact: whether precision `auto` is fp32, for networks that are deployed in the very numbers that they are trained in.
+    """How a method fine-tunes what it has made of a network: the node `recipe` of its config. A `session` trains.
 
-    Errors: UserError for shares beyond 0 to 1 and a temperature that is not above 0.
+    Args:
+        optimizer, scheduler: Configs of partial functions, as in conf/recipe.
+        trainer: Options of Lightning's Trainer. They say where the training runs, and decide nothing of its result but the precision.
+
+    Raises:
+        UserError: For numbers that are out of range.
     """
 
-    def __init__(
-        self, recipe: DictConfig, trainer: DictConfig, distillation: float = 0.0, temperature: float = 4.0, seed: int = 0,
-        exact: bool = False,
-    ):  # fmt: skip
-        if not 0 <= distillation <= 1 or temperature <= 0:
+    epochs: int
+    batch_size: int
+    label_smoothing: float
+    channels_last: bool
+    optimizer: DictConfig
+    scheduler: DictConfig | None
+    scheduler_per_step: bool
+    distillation: float
+    temperature: float
+    seed: int
+    trainer: DictConfig
+    exact: bool
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.distillation <= 1 or self.temperature <= 0:
             raise UserError(
-                f"distillation={distillation}, temperature={temperature}: a share lies between 0 and 1, and a temperature above 0."
+                f"distillation={self.distillation}, temperature={self.temperature}: a share lies between 0 and 1, and a temperature "
+                "above 0."
             )
-        self.recipe: dict[str, Any] = OmegaConf.to_container(recipe, resolve=True)  # type: ignore[assignment]
-        epochs = self.recipe.get("epochs")
-        if not isinstance(epochs, int) or epochs < 0:
-            raise UserError(f"The recipe's epochs are {epochs}; give a whole number, 0 for no fine-tuning.")
-        self.trainer = trainer  # where it is trained, which does not belong to what is trained
-        self.precision = "32-true" if exact and trainer["precision"] == "auto" else trainer["precision"]
-        self.distillation, self.temperature, self.seed = distillation, temperature, seed
+        for name, least in (("epochs", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"recipe.{name}={value} is out of range; give a whole number of at least {least}.")
+
+    @property
+    def precision(self) -> str:
+        return "32-true" if self.exact and self.trainer["precision"] == "auto" else self.trainer["precision"]
 
     @property
     def options(self) -> dict[str, Any]:
-        """What decides the result."""
-        return {name: getattr(self, name) for name in ("recipe", "precision", "distillation", "temperature", "seed")}
+        """What decides the result of a training, in plain values."""
+        decisive = {name: value for name, value in vars(self).items() if name not in ("trainer", "exact")}
+        plain: Any = OmegaConf.to_container(OmegaConf.create(decisive), resolve=True)
+        return {**plain, "precision": self.precision}
 
-    def train(
-        self,
-        trained: nn.Module,
-        teacher: nn.Module,
-        data: ImageData,
-        checkpoints: Path,
-        student: Callable[..., FineTuningModule] = FineTuningModule,
-    ) -> None:
-        """Fine-tune `trained`, going on from the last whole epoch in the folder `checkpoints`, and keep the best epoch by validation.
+    def shortened(self, epochs: int) -> FineTuning:
+        """The same recipe cut short: a schedule over all epochs keeps its rate near the highest."""
+        return replace(self, epochs=epochs)
 
-        student: what trains it, a subclass of `Student` or a partial of one. Where memory runs out, steps are split into halves, and
-        the effective batch stays. Afterwards `trained` is on the CPU in eval mode; the caller deletes `checkpoints`.
+    @contextmanager
+    def session(
+        self, folder: Path, network: nn.Module, teacher: nn.Module | None, data: ImageData, *decisive: Any
+    ) -> Iterator[Session]:
+        """A place for all that must outlive a kill while the artifact in `folder` is made; it is deleted when the block ends without
+        an error.
+
+        Args:
+            folder: The artifact's. The place lies beside it, since `folder` itself does not survive a kill.
+            network: What the method was given. Its weights are a part of the place's name.
+            teacher: The uncompressed network to distil from; None where that is `network`.
+            decisive: All else that decides what is trained, in JSON's values.
         """
-        if self.recipe["epochs"]:
+        sums = {name: tensor.double().sum().item() for name, tensor in network.state_dict().items()}
+        place = folder.parent / f".training-{digest([*decisive, data.spec.digest, sums])[:16]}"
+        yield Session(self, place, network if teacher is None else teacher, data)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Session:
+    """The training of one network, which goes on where a kill interrupted it.
+
+    Args:
+        folder: Where its checkpoints lie, and whatever else its method keeps.
+        teacher: The uncompressed network to distil from.
+    """
+
+    recipe: FineTuning
+    folder: Path
+    teacher: nn.Module
+    data: ImageData
+
+    def train(self, trained: nn.Module, module: Callable[..., FineTuningModule] = FineTuningModule) -> None:
+        """Fine-tune `trained`, going on from the last whole epoch, and keep the best epoch by validation.
+
+        Where memory runs out, steps are split into halves, and the effective batch stays. Afterwards `trained` is on the CPU in eval
+        mode.
+
+        Args:
+            module: What trains it, a subclass of `FineTuningModule` or a partial of one.
+        """
+        if self.recipe.epochs:
             with keeping_freed_memory():
-                self._train(trained, teacher, data, checkpoints, student)
+                self._train(trained, module)
         # Training may have changed the order of memory, which torch.export warns of when it saves.
         trained.cpu().to(memory_format=torch.contiguous_format).eval()
 
-    def _train(
-        self,
-        trained: nn.Module,
-        teacher: nn.Module,
-        data: ImageData,
-        checkpoints: Path,
-        student: Callable[..., FineTuningModule],
-    ) -> None:
-        recipe: Any = instantiate(self.recipe)
+    def _train(self, trained: nn.Module, module: Callable[..., FineTuningModule]) -> None:
         trained.train()
         start = copy.deepcopy(trained.state_dict())
-        whole, parts = data.batch_size, 1
+        parts = 1
         while True:
-            seed_everything(self.seed, verbose=False)
-            module = student(
-                trained, teacher, num_classes=data.spec.num_classes, recipe=recipe, distillation=self.distillation,
-                temperature=self.temperature, seed=self.seed,
-            )  # fmt: skip
-            best, newest = best_and_last(checkpoints)
-            options: dict[str, Any] = {**self.trainer, "max_epochs": recipe["epochs"], "precision": self.precision}  # type: ignore[dict-item]
-            trainer = make_trainer(**options, callbacks=[best, newest], logger=False, accumulate_grad_batches=parts)
-            data.batch_size = -(-recipe["batch_size"] // parts)
+            batch = -(-self.recipe.batch_size // parts)
             try:
-                last = checkpoints / "last.ckpt"
-                trainer.fit(module, Loaders(data), ckpt_path=str(last) if last.exists() else None, weights_only=True)
+                best = self._fit(trained, module, batch, parts)
                 break
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or data.batch_size == 1:
+                if not out_of_memory(error) or batch == 1:
                     raise
                 parts *= 2
                 trained.load_state_dict(start)
-                print(
-                    f"  out of memory: going on with {parts} steps of {-(-recipe['batch_size'] // parts)} images each",
-                    flush=True,
-                )
-            finally:
-                data.batch_size = whole
+                images = -(-self.recipe.batch_size // parts)
+                print(f"  out of memory: going on with {parts} steps of {images} images each", flush=True)
         trained.cpu()
-        load_weights(trained, read_weights(Path(best.best_model_path)), best.best_model_path)
+        load_weights(trained, read_weights(best), str(best))
 
-
-def training_folder(folder: Path, network: nn.Module, *decisive: Any) -> Path:
-    """Where checkpoints of a training lie: beside the artifact's `folder`, since they outlive a kill, by the network's weights and all
-    else that is `decisive`, as JSON."""
-    sums = {name: tensor.double().sum().item() for name, tensor in network.state_dict().items()}
-    return folder.parent / f".training-{digest([*decisive, sums])[:16]}"
+    def _fit(self, trained: nn.Module, module: Callable[..., FineTuningModule], batch: int, parts: int) -> Path:
+        """Train by steps of `parts` batches of `batch` images. Returns the checkpoint of the best epoch."""
+        recipe, last = self.recipe, self.folder / "last.ckpt"
+        seed_everything(recipe.seed, verbose=False)
+        training = module(trained, self.teacher, self.data.spec.num_classes, recipe)
+        best, newest = best_and_last(self.folder)
+        options: dict[str, Any] = {**recipe.trainer, "max_epochs": recipe.epochs, "precision": recipe.precision}  # type: ignore[dict-item]
+        trainer = make_trainer(**options, callbacks=[best, newest], logger=False, accumulate_grad_batches=parts)
+        loaders = Loaders(self.data, batch)
+        trainer.fit(training, loaders, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        return Path(best.best_model_path)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -20,12 +20,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Half(Method):
-    """dtype: `bfloat16`, `float16`, or `auto` for the one that the engine favours."""
-
     name = "half"
     supported_bits = (16,)
 
-    def __init__(self, dtype: str = "auto", **common: Any):
+    def __init__(self, dtype: str, **common: Any):
         super().__init__(**common)
         if dtype not in ("auto", *DTYPES):
             raise UserError(f"There is no half precision {dtype!r}. {nearest(dtype, ('auto', *DTYPES))}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -17,8 +16,9 @@ class NoCompression(Method):
     name = "none"
     supported_bits = (32,)
 
-    def __init__(self, **common: Any):
-        super().__init__(**{**common, "bits": 32})  # one row, whatever bits a sweep goes through
+    def __init__(self, torchscript: Method | None):
+        super().__init__(bits=32)  # one row, whatever bits a sweep goes through
+        self.torchscript = torchscript
 
     def label(self, engine_spec: EngineSpec) -> str:
         return "fp32"

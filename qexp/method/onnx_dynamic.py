@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,6 +29,10 @@ class OnnxDynamic(Method):
 
     name = "dynamic"
     format = "onnx"
+
+    def __init__(self, torchscript: Method | None, **common: Any):
+        super().__init__(**common)
+        self.torchscript = torchscript
 
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         from onnxruntime.quantization import QuantType, quantize_dynamic

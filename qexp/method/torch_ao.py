@@ -52,6 +52,9 @@ class Traced(Classic):
     name = "none"
     supported_bits = (32,)
 
+    def __init__(self) -> None:
+        super().__init__(bits=32)
+
     def label(self, engine_spec: EngineSpec) -> str:
         return "fp32"
 
@@ -80,7 +83,7 @@ class ClassicStatic(Classic):
 
     name = "static"
 
-    def __init__(self, fuse: bool = True, calibration_batch: int = 64, **common: Any):
+    def __init__(self, fuse: bool, calibration_batch: int, **common: Any):
         super().__init__(**common)
         self.fuse, self.calibration_batch = fuse, calibration_batch
 

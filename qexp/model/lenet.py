@@ -10,7 +10,7 @@ from qexp.types import UserError
 class LeNet5(nn.Module):
     """x[B,C,S,S] -> logits[B,K]: convolutions 5x5 of 6, 16 and 120 channels, average pooling, layers of 84 and K."""
 
-    def __init__(self, num_classes: int, in_channels: int = 1, image_size: int = 32):
+    def __init__(self, num_classes: int, in_channels: int, image_size: int):
         super().__init__()
         side = ((image_size - 4) // 2 - 4) // 2 - 4
         if side < 1:

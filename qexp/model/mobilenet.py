@@ -35,7 +35,7 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """x[B,C,H,W] -> logits[B,K]."""
 
-    def __init__(self, num_classes: int, in_channels: int = 3, dropout: float = 0.2):
+    def __init__(self, num_classes: int, in_channels: int, dropout: float):
         super().__init__()
         layers = convolution(in_channels, 32, 3)
         channels = 32

@@ -48,8 +48,8 @@ class ResNet(nn.Module):
         blocks: Sequence[int],
         widths: Sequence[int],
         num_classes: int,
-        in_channels: int = 3,
-        bottleneck: bool = False,
+        in_channels: int,
+        bottleneck: bool,
     ):
         super().__init__()
         self.stem = nn.Sequential(*convolution(in_channels, widths[0], 3, 1), nn.ReLU())

@@ -8,7 +8,7 @@ from torchvision import models
 from qexp.types import UserError, nearest
 
 
-def build(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
+def build(name: str, num_classes: int, in_channels: int) -> nn.Module:
     """The torchvision network `name` with random weights, x[B,3,H,W] -> logits[B,K].
 
     Errors: UserError for an unknown name or for grey images, which these networks do not take.

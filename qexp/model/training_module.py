@@ -51,11 +51,11 @@ class TrainingModule(LightningModule):
         network: nn.Module,
         num_classes: int,
         optimizer: Callable[..., torch.optim.Optimizer],
-        scheduler: Callable[..., Any] | None = None,
-        scheduler_per_step: bool = False,
-        label_smoothing: float = 0.0,
-        channels_last: bool = True,
-        seed: int = 0,
+        scheduler: Callable[..., Any] | None,
+        scheduler_per_step: bool,
+        label_smoothing: float,
+        channels_last: bool,
+        seed: int,
     ):
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format

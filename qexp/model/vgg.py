@@ -14,7 +14,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 class VGG(nn.Module):
     """x[B,C,S,S] -> logits[B,K]."""
 
-    def __init__(self, depth: int, num_classes: int, in_channels: int = 3, image_size: int = 32, dropout: float = 0.5):
+    def __init__(self, depth: int, num_classes: int, in_channels: int, image_size: int, dropout: float):
         super().__init__()
         if depth not in STAGES:
             raise UserError(f"There is no VGG of depth {depth}. {nearest(str(depth), map(str, STAGES))}")

@@ -51,7 +51,7 @@ class MlflowView:
         log_artifacts: Whether the compressed networks are logged too.
     """
 
-    def __init__(self, uri: str, experiment: str, artifacts: str | None, log_artifacts: bool = True):
+    def __init__(self, uri: str, experiment: str, artifacts: str | None, log_artifacts: bool):
         self.uri, self.experiment, self.artifacts, self.log_artifacts = uri, experiment, artifacts, log_artifacts
 
     @cached_property

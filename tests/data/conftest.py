@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qexp.data.base import Augmentation
 from qexp.data.folder import FolderData
+from tests import configured
 from tests.data.publisher import Server
 
 
@@ -52,9 +52,9 @@ def make_folder(images_root: Path, cache_dir: str) -> Callable[..., FolderData]:
             "image_size": 8,
             "channels": 3,
             "cache_dir": cache_dir,
-            "augmentation": Augmentation(2),
+            "augmentation": {"padding": 2},
         }
-        return FolderData(**{**defaults, **options})
+        return configured.data("folder", **{**defaults, **options})
 
     return make
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from qexp.data.augment import crop_and_flip, cutout
-from qexp.data.base import Augmentation
 from qexp.data.folder import FolderData
 
 Choice = tuple[int, int, bool]
@@ -94,8 +93,8 @@ def test_cutout_hides_one_square_centred_anywhere(side: int) -> None:
 
 def test_augment_is_fixed_by_seed_step_and_rank(make_folder: Callable[..., FolderData]) -> None:
     data, reseeded = (
-        make_folder(augmentation=Augmentation(2, True, 3)),
-        make_folder(augmentation=Augmentation(2, True, 3), seed=1),
+        make_folder(augmentation={"cutout": 3}),
+        make_folder(augmentation={"cutout": 3}, seed=1),
     )
     data.open()
     reseeded.open()
@@ -110,10 +109,10 @@ def test_augment_is_fixed_by_seed_step_and_rank(make_folder: Callable[..., Folde
 
 def test_augment_applies_the_options(make_folder: Callable[..., FolderData]) -> None:
     images = torch.full((16, 8, 8, 3), 200, dtype=torch.uint8)
-    without = make_folder(augmentation=Augmentation(0, False, 0))
+    without = make_folder(augmentation={"padding": 0, "flip": False})
     without.open()
     assert torch.equal(without.augment(images, 0), images)
-    hiding = make_folder(augmentation=Augmentation(2, True, 4))
+    hiding = make_folder(augmentation={"cutout": 4})
     spec = hiding.open()
     values = hiding.augment(images, 0).reshape(-1, 3).unique(dim=0).tolist()
     assert values == sorted([[round(255 * m) for m in spec.mean], [200, 200, 200]])

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from qexp.data.base import Augmentation
 from qexp.data.digits import DigitsData
 from qexp.data.random import RandomData
 from qexp.types import UserError
+from tests import configured
 
 
 @pytest.fixture
@@ -25,9 +25,8 @@ def digits(cache_dir: str) -> Callable[..., DigitsData]:
             "image_size": 8,
             "channels": 1,
             "cache_dir": cache_dir,
-            "augmentation": Augmentation(2, False),
         }
-        return DigitsData(**{**common, **options})
+        return configured.data("digits", **{**common, **options})
 
     return make
 
@@ -70,7 +69,7 @@ def test_digits_resized_in_three_channels(digits: Callable[..., DigitsData]) -> 
 
 def random(cache_dir: str, **options: Any) -> RandomData:
     common = {"name": "random", "image_size": 8, "channels": 3, "cache_dir": cache_dir, "images": 50, "num_classes": 10}
-    return RandomData(**{**common, **options})
+    return configured.data("random", **{**common, **options})
 
 
 def test_random_images_are_always_the_same_and_never_kept(cache_dir: str) -> None:

@@ -132,7 +132,7 @@ def test_dataset_is_decoded_once(make_folder: Make, monkeypatch: pytest.MonkeyPa
     first = make_folder()
     spec = first.open()
     monkeypatch.setattr(FolderData, "decode", lambda self: never())
-    second = make_folder(seed=3, batch_size=7)
+    second = make_folder(seed=3)
     assert second.open() == spec and second.open() is second.open()
     assert np.array_equal(first.splits["train"].images, second.splits["train"].images)
     with pytest.raises(AssertionError, match="decoded again"):

@@ -14,6 +14,7 @@ from PIL import Image
 from qexp.data import download
 from qexp.data.cifar import CifarData
 from qexp.types import UserError
+from tests import configured
 from tests.data.publisher import PublishedCifar, Server, md5, nobody
 
 
@@ -27,7 +28,7 @@ def published(request: pytest.FixtureRequest, server: Server, monkeypatch: pytes
 
 def cifar(published: PublishedCifar, data_root: Path, cache_dir: str, **options: Any) -> CifarData:
     common = {"name": f"cifar{published.classes}", "image_size": 32, "channels": 3, "cache_dir": cache_dir, **options}
-    return CifarData(classes=published.classes, root=str(data_root), **common)
+    return configured.data("cifar10", classes=published.classes, root=str(data_root), **common)
 
 
 def check(data: CifarData, published: PublishedCifar) -> None:
@@ -150,4 +151,6 @@ def test_read_only_root_is_enough(published: PublishedCifar, data_root: Path, ca
 
 def test_another_cifar_is_refused(data_root: Path, cache_dir: str) -> None:
     with pytest.raises(UserError, match="data.classes is 20"):
-        CifarData(classes=20, root=str(data_root), name="x", image_size=32, channels=3, cache_dir=cache_dir)
+        configured.data(
+            "cifar10", classes=20, root=str(data_root), name="x", image_size=32, channels=3, cache_dir=cache_dir
+        )

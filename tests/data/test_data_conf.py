@@ -38,7 +38,7 @@ def test_every_yaml_makes_a_dataset(
     config = compose(f"data={name}")
     assert issubclass(get_class(config.data._target_), ImageData)
     data = _build(config.data)
-    assert data.name and data.batch_size == config.recipe.batch_size and data.seed == config.seed
+    assert data.name and data.seed == config.seed
     assert data.cache_dir == tmp_path / "outputs/cache"
 
 

@@ -198,7 +198,6 @@ def test_folder_of_datasets_is_told_apart(make_folder: Make, images_root: Path) 
         ({"name": "a/b"}, r"data\.name is 'a/b'"),
         ({"image_size": 0}, r"data\.image_size is 0.*at least 1"),
         ({"image_size": 8.5}, r"data\.image_size is 8\.5.*whole number"),
-        ({"batch_size": 0}, r"data\.batch_size is 0"),
         ({"eval_batch_size": -1}, r"data\.eval_batch_size is -1"),
         ({"calibration_images": 0}, r"data\.calibration_images is 0"),
         ({"channels": 2}, r"data\.channels is 2"),

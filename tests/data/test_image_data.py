@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qexp.data.folder import FolderData
 from qexp.data.loaders import Loaders
+from qexp.types import UserError
 
 Make = Callable[..., FolderData]
 
@@ -81,9 +82,9 @@ def test_calibration_takes_the_whole_training_part_where_it_is_small(make_folder
 
 def test_training_batches_cover_the_training_part_in_a_new_order_each_epoch(make_folder: Make) -> None:
     def epochs(**options: Any) -> list[list[int]]:
-        data = make_folder(batch_size=16, validation_share=0.4, **options)
+        data = make_folder(validation_share=0.4, **options)
         data.open()
-        loader = Loaders(data).train_dataloader()
+        loader = Loaders(data, 16).train_dataloader()
         orders = []
         for epoch in range(2):
             loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -99,7 +100,7 @@ def test_training_batches_cover_the_training_part_in_a_new_order_each_epoch(make
 def test_images_and_labels_belong_together(make_folder: Make) -> None:
     data = make_folder(eval_batch_size=3)
     data.open()
-    loaders = Loaders(data)
+    loaders = Loaders(data, 4)
     parts = (
         (loaders.val_dataloader(), "train", data.validation_indices),
         (loaders.test_dataloader(), "test", range(8)),
@@ -114,19 +115,19 @@ def test_images_and_labels_belong_together(make_folder: Make) -> None:
 
 
 def test_last_batch_is_dropped_in_training_only(make_folder: Make) -> None:
-    data = make_folder(batch_size=4, eval_batch_size=4)
+    data = make_folder(eval_batch_size=4)
     data.open()
-    loaders = Loaders(data)
+    loaders = Loaders(data, 4)
     assert [len(labels) for _, labels in loaders.train_dataloader()] == [4, 4, 4, 4]  # of 18
     assert [len(labels) for _, labels in loaders.test_dataloader()] == [4, 4]
-    whole = Loaders(opened(make_folder, batch_size=18))
+    whole = Loaders(opened(make_folder), 18)
     assert [len(labels) for _, labels in whole.train_dataloader()] == [18]
     assert len(loaders.train_dataloader().dataset[0][0]) == 8  # one image at a time works as well
 
 
 def test_only_training_batches_are_augmented(make_folder: Make) -> None:
     data = opened(make_folder)
-    loaders = Loaders(data)
+    loaders = Loaders(data, 4)
     images, labels = torch.from_numpy(np.array(data.splits["train"].images)), torch.arange(20)
     for training, step in ((True, 3), (True, 4), (False, 3)):
         progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=step)))
@@ -162,9 +163,15 @@ class Watching(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
+@pytest.mark.parametrize("batch_size", [0, 1.5, "many"])
+def test_a_batch_size_that_is_none_is_an_error(batch_size: Any, make_folder: Make) -> None:
+    with pytest.raises(UserError, match="recipe.batch_size is .*; it must be a whole number of at least 1"):
+        Loaders(make_folder(), batch_size)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_fed_by_lightning(make_folder: Make) -> None:
-    data = make_folder(batch_size=6, eval_batch_size=5, validation_share=0.4)
+    data = make_folder(eval_batch_size=5, validation_share=0.4)
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
@@ -172,16 +179,15 @@ def test_fed_by_lightning(make_folder: Make) -> None:
         "enable_model_summary": False,
     }
     trainer, network = Trainer(accelerator="cpu", max_epochs=2, num_sanity_val_steps=1, **quiet), Watching()  # type: ignore[arg-type]
-    trainer.fit(
-        network, Loaders(data)
-    )  # the first images are normalised in inference mode, and training goes on from there
-    trainer.test(network, Loaders(data), verbose=False)
+    # The first images are normalised in inference mode, and training goes on from there.
+    trainer.fit(network, Loaders(data, 6))
+    trainer.test(network, Loaders(data, 6), verbose=False)
     assert len(network.fed["train"]) == 4
     assert indices_of(data, torch.cat(network.fed["val"][-2:])) == data.validation_indices.tolist()
     np.testing.assert_allclose(
         torch.cat(network.fed["test"]).numpy(), normalised(data, data.splits["test"].images), atol=2e-6
     )
-    loader = Loaders(opened(make_folder, batch_size=6, validation_share=0.4)).train_dataloader()
+    loader = Loaders(opened(make_folder, validation_share=0.4), 6).train_dataloader()
     expected = list[Tensor]()
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]

@@ -14,12 +14,15 @@ from PIL import Image
 
 from qexp.data.mnist import MnistData
 from qexp.types import UserError
+from tests import configured
 from tests.data.publisher import PublishedMnist, Server, md5, nobody, packed
 
 
 def mnist(data_root: Path, cache_dir: str, **options: Any) -> MnistData:
-    return MnistData(
-        root=str(data_root), **{"name": "mnist", "image_size": 28, "channels": 1, "cache_dir": cache_dir, **options}
+    return configured.data(
+        "mnist",
+        root=str(data_root),
+        **{"name": "mnist", "image_size": 28, "channels": 1, "cache_dir": cache_dir, **options},
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from qexp.data.folder import FolderData
+from tests import configured
 
 pytestmark = pytest.mark.real_images
 
@@ -20,7 +21,9 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> FolderData:
     if "QEXP_DATA" not in os.environ:
         pytest.skip("QEXP_DATA is not set")
     root = Path(os.environ["QEXP_DATA"]) / "cifar10-jpeg"
-    data = FolderData(str(root), image_size=32, channels=3, cache_dir=str(tmp_path_factory.mktemp("cache")))
+    data = configured.data(
+        "folder", root=str(root), image_size=32, channels=3, cache_dir=str(tmp_path_factory.mktemp("cache"))
+    )
     data.open()
     return data
 

@@ -13,16 +13,23 @@ from qexp.data.random import RandomData
 from qexp.engine.base import Engine
 from qexp.method.artifacts import make_artifact
 from qexp.method.base import Method
-from qexp.model.resnet import ResNet
 from qexp.types import Artifact
+from tests import configured
 from tests.engine.support import BATCH
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> RandomData:
     cache = str(tmp_path_factory.mktemp("images"))
-    made = RandomData(
-        images=64, num_classes=10, name="random", image_size=16, channels=3, cache_dir=cache, calibration_images=32
+    made = configured.data(
+        "random",
+        images=64,
+        num_classes=10,
+        name="random",
+        image_size=16,
+        channels=3,
+        cache_dir=cache,
+        calibration_images=32,
     )
     made.open()
     return made
@@ -32,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> RandomData:
 def small() -> nn.Module:
     """A residual network whose batch norms have seen images."""
     torch.manual_seed(0)
-    made = ResNet([1, 1], [16, 32], num_classes=10).train()
+    made = configured.network("resnet8", blocks=[1, 1], widths=[16, 32]).train()
     with torch.no_grad():
         for _ in range(3):
             made(torch.randn(32, 3, 16, 16) * 2 + 0.5)

@@ -22,9 +22,8 @@ from qexp.engine.base import Engine, in_batches_of
 from qexp.files import write_json
 from qexp.method.base import Method
 from qexp.method.graph import export
-from qexp.method.none import NoCompression
-from qexp.method.torch_ao import Traced
 from qexp.types import Artifact, Unsupported, UserError, versions
+from tests import configured
 from tests.engine.support import BATCH, NAMES, engine_named, run
 from tests.measure.fake_engines import Writes
 
@@ -41,7 +40,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 @pytest.fixture(scope="module")
 def artifact(engine: Engine, lowered: Callable[[Method, Engine], Artifact]) -> Artifact:
     """The fp32 artifact that the engine wants, lowered for it."""
-    return lowered(NoCompression(torchscript=Traced()), engine)
+    return lowered(configured.method("none"), engine)
 
 
 @pytest.fixture(scope="module")

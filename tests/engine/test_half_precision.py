@@ -10,12 +10,9 @@ import pytest
 import torch
 
 from qexp.engine.base import Engine
-from qexp.engine.eager import Eager
-from qexp.engine.openvino import OpenVino
 from qexp.method.base import Method
-from qexp.method.half import Half
-from qexp.method.none import NoCompression
 from qexp.types import Artifact, Unsupported
+from tests import configured
 from tests.engine.support import BATCH, engine_named, error, graph_logits, openvino_layers, run
 
 Lowered = Callable[[Method, Engine], Artifact]
@@ -32,7 +29,7 @@ def half_for(engine: Engine, lowered: Lowered, dtype: str = "auto") -> Artifact:
 
         if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             pytest.skip("this processor has no instructions for bfloat16")
-    return lowered(Half(dtype=dtype), engine)
+    return lowered(configured.method("half", dtype=dtype), engine)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +56,7 @@ def test_logits_are_wrong_by_the_rounding_of_the_format(
 )  # XNNPACK's convolutions keep their weights in fp32 in the file
 def test_a_file_saves_two_bytes_for_each_parameter(name: str, lowered: Lowered) -> None:
     engine = engine_named(name)
-    half, full = half_for(engine, lowered), lowered(NoCompression(), engine)
+    half, full = half_for(engine, lowered), lowered(configured.method("none"), engine)
     sizes = [(artifact.folder / engine.file_name(BATCH, 1)).stat().st_size for artifact in (half, full)]
     assert 1.6 * full.parameters < sizes[1] - sizes[0]
 
@@ -67,8 +64,8 @@ def test_a_file_saves_two_bytes_for_each_parameter(name: str, lowered: Lowered) 
 def test_openvino_computes_in_bfloat16_only_what_is_in_bfloat16(
     lowered: Lowered, images: np.ndarray, own_logits: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = OpenVino()
-    full = lowered(NoCompression(), engine)
+    engine = configured.engine("openvino")
+    full = lowered(configured.method("none"), engine)
     assert error(run(engine, full, images), own_logits) < 1e-5
     assert openvino_layers(engine, full, images, monkeypatch) == {
         ("Convolution", "f32"): 6,
@@ -82,7 +79,7 @@ def test_openvino_computes_in_bfloat16_only_what_is_in_bfloat16(
 
 
 def test_the_onnx_file_is_in_bfloat16(lowered: Lowered) -> None:
-    file = half_for(OpenVino(), lowered).folder / "model.onnx"
+    file = half_for(configured.engine("openvino"), lowered).folder / "model.onnx"
     onnx.checker.check_model(str(file), full_check=True)
     weights = [constant for constant in onnx.load(file).graph.initializer if len(constant.dims) > 1]
     assert {constant.data_type for constant in weights} == {onnx.TensorProto.BFLOAT16}
@@ -91,15 +88,15 @@ def test_the_onnx_file_is_in_bfloat16(lowered: Lowered) -> None:
 def test_without_bfloat16_instructions_openvino_refuses(lowered: Lowered, monkeypatch: pytest.MonkeyPatch) -> None:
     import openvino
 
-    made = lowered(Half(), Eager())
+    made = lowered(configured.method("half"), configured.engine("eager"))
     monkeypatch.setattr(openvino.Core, "get_property", lambda *a: ["FP32", "INT8"])
     with pytest.raises(Unsupported, match="openvino computes in bfloat16 only on processors with instructions for it"):
-        OpenVino().lower(made, BATCH, 1)
-    assert lowered(NoCompression(), OpenVino())
+        configured.engine("openvino").lower(made, BATCH, 1)
+    assert lowered(configured.method("none"), configured.engine("openvino"))
 
 
 def test_the_graph_itself_takes_and_gives_fp32(lowered: Lowered) -> None:
-    artifact = lowered(Half(), Eager())
+    artifact = lowered(configured.method("half"), configured.engine("eager"))
     program = torch.export.load(artifact.folder / artifact.graph)
     assert {value.dtype for value in program.state_dict.values()} == {torch.bfloat16}
     with torch.no_grad():

@@ -20,16 +20,10 @@ import pytest
 import torch
 
 from qexp.engine.base import Engine
-from qexp.engine.inductor import Inductor
-from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.files import write_json
 from qexp.method.base import Method
-from qexp.method.half import Half
-from qexp.method.none import NoCompression
-from qexp.method.onnx_dynamic import OnnxDynamic
-from qexp.method.quantize.static import Static
-from qexp.method.torch_ao import ClassicDynamic, ClassicStatic, Traced
 from qexp.types import Artifact
+from tests import configured
 from tests.engine.support import BATCH, engine_named, error, graph_logits, openvino_layers, run
 
 Lowered = Callable[[Method, Engine], Artifact]
@@ -44,7 +38,7 @@ def test_an_engine_computes_what_the_graph_says(
     name: str, lowered: Lowered, images: np.ndarray, own_logits: np.ndarray
 ) -> None:
     engine = engine_named(name)
-    artifact = lowered(Static(), engine)
+    artifact = lowered(configured.method("static"), engine)
     reference = graph_logits(artifact, images)
     assert error(run(engine, artifact, images), reference) < FOUR_STEPS
     assert 0.001 < error(reference, own_logits) < 0.1, "something was quantised"
@@ -52,7 +46,11 @@ def test_an_engine_computes_what_the_graph_says(
 
 @pytest.mark.parametrize(
     ("method", "least", "most"),
-    [(ClassicStatic(), 0.001, 0.1), (ClassicDynamic(), 0.0005, 0.02), (ClassicDynamic(bits=16), 1e-6, 2**-11)],
+    [
+        (configured.torchscript("static"), 0.001, 0.1),
+        (configured.torchscript("dynamic"), 0.0005, 0.02),
+        (configured.torchscript("dynamic", bits=16), 1e-6, 2**-11),
+    ],
     ids=["static", "dynamic int8", "dynamic fp16"],
 )
 def test_classic_kernels_stay_near_the_network(
@@ -66,20 +64,22 @@ def test_openvino_executes_convolutions_on_integers(
     lowered: Lowered, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_named("openvino")
-    layers = openvino_layers(engine, lowered(Static(), engine), images, monkeypatch)
+    layers = openvino_layers(engine, lowered(configured.method("static"), engine), images, monkeypatch)
     assert layers == {("Convolution", "u8"): CONVOLUTIONS, ("FullyConnected", "u8"): 1}
 
 
 def test_inductor_calls_integer_kernels_only(lowered: Lowered) -> None:
     engine = engine_named("inductor")
-    integer, plain = (kernels(lowered(method, engine), engine) for method in (Static(), NoCompression()))
+    integer, plain = (
+        kernels(lowered(method, engine), engine) for method in (configured.method("static"), configured.method("none"))
+    )
     assert integer and all(re.match("_(qconv|qlinear)", kernel) for kernel in integer), integer
     assert {kernel[:5] for kernel in integer} == {"_qcon", "_qlin"}
     assert plain and not any("_q" in kernel for kernel in plain), plain
 
 
 def test_a_process_that_only_lowers_finds_the_integer_kernels(lowered: Lowered, tmp_path: Path) -> None:
-    made = lowered(Static(), engine_named("inductor"))
+    made = lowered(configured.method("static"), engine_named("inductor"))
     copied = replace(made, folder=tmp_path / "copied", files={made.graph: made.files[made.graph]})
     copied.folder.mkdir()
     shutil.copy(made.folder / made.graph, copied.folder)
@@ -88,7 +88,7 @@ def test_a_process_that_only_lowers_finds_the_integer_kernels(lowered: Lowered, 
 from pathlib import Path
 from qexp.engine.inductor import Inductor
 from qexp.types import Artifact
-Inductor().lower(Artifact.read(Path({str(copied.folder)!r})), {BATCH}, 1)
+Inductor(device="cpu", packaged=True).lower(Artifact.read(Path({str(copied.folder)!r})), {BATCH}, 1)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
     assert kernels(copied, engine_named("inductor")) == kernels(made, engine_named("inductor"))
@@ -105,7 +105,7 @@ def test_executorch_delegates_everything_to_integer_kernels(
     lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_named("executorch")
-    outside, inside = program(engine, lowered(Static(), engine), tmp_path, monkeypatch)
+    outside, inside = program(engine, lowered(configured.method("static"), engine), tmp_path, monkeypatch)
     assert outside == []
     assert inside == {
         ("XNNConvert", "fp32", "", "qint8"): 1,
@@ -123,7 +123,7 @@ def test_executorch_computes_in_half_precision(
     lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_named("executorch")
-    outside, inside = program(engine, lowered(Half(), engine), tmp_path, monkeypatch)
+    outside, inside = program(engine, lowered(configured.method("half"), engine), tmp_path, monkeypatch)
     assert set(outside) == {"dim_order_ops::_to_dim_order_copy"}  # to float16 and back
     assert {(types[1], types[3]) for types in inside} == {("fp16", "fp16")}
 
@@ -159,7 +159,7 @@ def program(
 
 
 def test_a_graph_for_tensorrt_is_symmetric(lowered: Lowered, images: np.ndarray, own_logits: np.ndarray) -> None:
-    artifact = lowered(Static(), OnnxRuntime("tensorrt"))  # written here, executed on a GPU
+    artifact = lowered(configured.method("static"), configured.engine("tensorrt"))  # written here, executed on a GPU
     file = artifact.folder / "model.onnx"
     onnx.checker.check_model(str(file), full_check=True)
     graph = onnx.load(file).graph
@@ -184,7 +184,7 @@ def test_a_graph_for_tensorrt_is_symmetric(lowered: Lowered, images: np.ndarray,
 
 
 def test_graphs_for_processors_are_not_symmetric(lowered: Lowered) -> None:
-    artifact = lowered(Static(), engine_named("onnxruntime"))
+    artifact = lowered(configured.method("static"), engine_named("onnxruntime"))
     graph = onnx.load(artifact.folder / "model.onnx").graph
     constants = {constant.name: onnx.numpy_helper.to_array(constant) for constant in graph.initializer}
     zeros = [constants[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
@@ -194,14 +194,14 @@ def test_graphs_for_processors_are_not_symmetric(lowered: Lowered) -> None:
 @pytest.mark.parametrize(
     ("method", "name", "spelt_out"),
     [
-        (Static(), "onnxruntime", True),
-        (Static(), "inductor", True),
-        (Static(), "executorch", True),
-        (NoCompression(), "eager", False),
-        (Half(), "eager", False),
-        (OnnxDynamic(), "onnxruntime", False),
-        (Static(torchscript=ClassicStatic()), "torch_ao", False),
-        (NoCompression(torchscript=Traced()), "torch_ao", False),
+        (configured.method("static"), "onnxruntime", True),
+        (configured.method("static"), "inductor", True),
+        (configured.method("static"), "executorch", True),
+        (configured.method("none"), "eager", False),
+        (configured.method("half"), "eager", False),
+        (configured.method("dynamic"), "onnxruntime", False),
+        (configured.method("static"), "torch_ao", False),
+        (configured.method("none"), "torch_ao", False),
     ],
 )
 def test_parity_is_judged_where_the_graph_spells_out_the_integers(
@@ -211,8 +211,8 @@ def test_parity_is_judged_where_the_graph_spells_out_the_integers(
 
 
 def test_inductor_compiles_at_the_first_call_too(lowered: Lowered, images: np.ndarray) -> None:
-    engine = Inductor(packaged=False)
-    artifact = lowered(Static(), engine)
+    engine = configured.engine("inductor", packaged=False)
+    artifact = lowered(configured.method("static"), engine)
     assert engine.file_name(BATCH, 1) == artifact.graph, "there is no file of its own"
     with torch._inductor.config.patch(freezing=False):  # put back afterwards
         assert error(run(engine, artifact, images), graph_logits(artifact, images)) < FOUR_STEPS

@@ -15,13 +15,9 @@ from qexp.engine import base
 from qexp.engine.base import Engine
 from qexp.engine.eager import Eager
 from qexp.engine.inductor import Inductor
-from qexp.engine.onnxruntime import OnnxRuntime
-from qexp.engine.torch_ao import TorchAo
 from qexp.method.base import Method
-from qexp.method.half import Half
-from qexp.method.none import NoCompression
-from qexp.method.quantize.static import Static
 from qexp.types import Artifact, Unsupported, UserError
+from tests import configured
 from tests.engine.support import BATCH, NAMES, engine_named
 
 ROOT = Path(__file__).parents[2]
@@ -63,8 +59,8 @@ def test_torch_without_a_gpu_cannot_use_one(
 def test_onnxruntime_without_a_provider_cannot_use_it(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(Unsupported, match=f"no provider for {provider}: it needs an NVIDIA GPU and onnxruntime-gpu"):
-        OnnxRuntime(provider).check_machine()
-    OnnxRuntime().check_machine()
+        configured.engine("onnxruntime", provider=provider).check_machine()
+    configured.engine("onnxruntime").check_machine()
 
 
 def test_inductor_needs_a_compiler() -> None:
@@ -73,32 +69,35 @@ def test_inductor_needs_a_compiler() -> None:
             torch._inductor.config.patch({"cpp.cxx": (None, compiler)}),
             pytest.raises(Unsupported, match=r"needs a C\+\+ compiler.*install g\+\+ or set CXX"),
         ):
-            Inductor().check_machine()
+            configured.engine("inductor").check_machine()
 
 
 def test_inductor_has_integer_kernels_for_x86_processors_only(
     lowered: Callable[[Method, Engine], Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    integer, plain = (lowered(method, Inductor()) for method in (Static(), NoCompression()))
-    Inductor(device="cuda").check(plain)
+    integer, plain = (
+        lowered(method, configured.engine("inductor"))
+        for method in (configured.method("static"), configured.method("none"))
+    )
+    configured.engine("inductor", device="cuda").check(plain)
     with pytest.raises(Unsupported, match="integer kernels for x86 processors only"):
-        Inductor(device="cuda").check(integer)
+        configured.engine("inductor", device="cuda").check(integer)
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    Inductor().check(plain)
+    configured.engine("inductor").check(plain)
     with pytest.raises(Unsupported, match="integer kernels for x86 processors only"):
-        Inductor().lower(integer, BATCH, 1)
+        configured.engine("inductor").lower(integer, BATCH, 1)
 
 
 @pytest.mark.parametrize(
     ("method", "name", "reason"),
     [
-        (Half(), "onnxruntime", "no kernels that compute in half precision"),
-        (Half(dtype="float16"), "openvino", "computes in bfloat16 here, not in float16"),
-        (Half(dtype="bfloat16"), "executorch", "computes in float16 here, not in bfloat16"),
-        (Half(bits=8), "eager", "half works at 16 bits, not at 8"),
-        (Half(), "torch_ao", "half gives pt2, and this engine reads torchscript"),
+        (configured.method("half"), "onnxruntime", "no kernels that compute in half precision"),
+        (configured.method("half", dtype="float16"), "openvino", "computes in bfloat16 here, not in float16"),
+        (configured.method("half", dtype="bfloat16"), "executorch", "computes in float16 here, not in bfloat16"),
+        (configured.method("half", bits=8), "eager", "half works at 16 bits, not at 8"),
+        (configured.method("half"), "torch_ao", "half gives pt2, and this engine reads torchscript"),
         (
-            Static(fuse=False),
+            configured.method("static", fuse=False),
             "inductor",
             "fuse=false needs an engine that runs the placement `fused`, such as onnxruntime",
         ),
@@ -114,10 +113,13 @@ def test_what_an_engine_cannot_compute_is_said(
 @pytest.mark.parametrize(
     ("make", "nearest"),
     [
-        (lambda: Eager(device="cuba"), "no device 'cuba'. did you mean 'cuda'"),
-        (lambda: Inductor(device="cpi"), "no device 'cpi'. did you mean 'cpu'"),
-        (lambda: OnnxRuntime(provider="tensort"), "no provider 'tensort'. did you mean 'tensorrt'"),
-        (lambda: TorchAo(kernels="fbgem"), "no kernels 'fbgem'. did you mean 'fbgemm'"),
+        (lambda: configured.engine("eager", device="cuba"), "no device 'cuba'. did you mean 'cuda'"),
+        (lambda: configured.engine("inductor", device="cpi"), "no device 'cpi'. did you mean 'cpu'"),
+        (
+            lambda: configured.engine("onnxruntime", provider="tensort"),
+            "no provider 'tensort'. did you mean 'tensorrt'",
+        ),
+        (lambda: configured.engine("torch_ao", kernels="fbgem"), "no kernels 'fbgem'. did you mean 'fbgemm'"),
     ],
 )
 def test_an_unknown_name_is_an_error_with_the_nearest(make: Callable[[], Engine], nearest: str) -> None:

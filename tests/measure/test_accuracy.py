@@ -18,9 +18,10 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 from qexp.engine.base import Engine
 from qexp.launch import ChildFailed
 from qexp.measure import base
-from qexp.measure.accuracy import Accuracy, mcnemar, score
+from qexp.measure.accuracy import mcnemar, score
 from qexp.measure.base import Candidate, Context
 from qexp.types import Artifact, Measurement, UserError
+from tests import configured
 from tests.measure.conftest import IMAGES, SPEC
 from tests.measure.fake_engines import CLASSES, Scores
 
@@ -85,7 +86,9 @@ def test_accuracy_is_that_of_the_whole_test_set_and_its_difference_from_the_base
     artifacts = [make_artifact(key, w) for key, w in zip(("baseline", "compressed"), weights, strict=True)]
     baseline, candidate = (make_candidate(Scores(), artifact) for artifact in artifacts)
     found = by_name(
-        Accuracy(batch_size=7).measure(Context(candidate, baseline, tests_of(artifacts[0]), tmp_path / "cache"))
+        configured.measure("accuracy", batch_size=7).measure(
+            Context(candidate, baseline, tests_of(artifacts[0]), tmp_path / "cache")
+        )
     )
 
     guesses = [(colours @ w).argmax(1) for w in weights]
@@ -116,7 +119,8 @@ def test_what_has_no_meaning_has_no_accuracy(
     context.test_set = tests_of(artifact)
     assert context.test_set and not context.test_set.meaningful and tests_of(make_artifact("real")).meaningful
     assert (
-        Accuracy().measure(context) == [] and context.notes["top1"] == "there are no real images, or no trained weights"
+        configured.measure("accuracy").measure(context) == []
+        and context.notes["top1"] == "there are no real images, or no trained weights"
     )
 
 
@@ -181,7 +185,10 @@ def test_accuracy_on_the_validation_part_is_that_of_its_images_alone(
     artifacts = [make_artifact(key, w) for key, w in zip(("baseline", "compressed"), weights, strict=True)]
     baseline, candidate = (make_candidate(Scores(), artifact) for artifact in artifacts)
     context = Context(candidate, baseline, tests_of(artifacts[0]), tmp_path / "cache")
-    found = {part: by_name(Accuracy(part, batch_size=7).measure(context)) for part in ("test", "validation", "both")}
+    found = {
+        part: by_name(configured.measure("accuracy", part=part, batch_size=7).measure(context))
+        for part in ("test", "validation", "both")
+    }
 
     rights = [np.mean([(colours[::-1][i] @ w).argmax() == i % CLASSES for i in chosen]) for w in weights]
     assert rights[0] != rights[1] and found["validation"]["val_top1"] == rights[1]
@@ -192,4 +199,4 @@ def test_accuracy_on_the_validation_part_is_that_of_its_images_alone(
 
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(UserError, match="measure.accuracy.part=train is unknown. Known: both, test, validation"):
-        Accuracy("train")
+        configured.measure("accuracy", part="train")

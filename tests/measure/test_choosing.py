@@ -14,13 +14,21 @@ from qexp.engine.base import Engine
 from qexp.jobs.comparison import accepted_by, engines_of, fastest_known, measure
 from qexp.launch import ChildFailed
 from qexp.measure.base import Candidate, ParityError, ranking
-from qexp.measure.latency import Latency
 from qexp.types import Artifact, Unsupported, UserError
+from tests import configured
 from tests.measure.conftest import QUANTIZED, is_free, measuring_children
 from tests.measure.fake_engines import Fails, Fake, Logs, Missing, Says, Takes, TakesToo
 
-TRIAL = {"windows": 3, "calls": 3, "window_s": 0.01, "warmup_calls": 3, "warmup_s": 0.01, "budget_s": 60}
-QUICK = Latency(**TRIAL)  # type: ignore[arg-type]
+TRIAL: dict[str, Any] = {
+    "windows": 3,
+    "calls": 3,
+    "window_s": 0.01,
+    "warmup_calls": 3,
+    "warmup_s": 0.01,
+    "budget_s": 60,
+    "resolution": 0.0,
+}
+QUICK = configured.measure("latency", **TRIAL)
 MakeCandidate = Callable[..., Candidate]
 
 
@@ -241,7 +249,7 @@ def test_the_measured_times_decide_which_best_fp32_is_the_fastest(
 @pytest.fixture
 def config(tmp_path: Path) -> DictConfig:
     """A job that compares all images and times nothing but its candidates."""
-    trial = {"_target_": "qexp.measure.latency.Latency", **TRIAL}
+    trial = {"_target_": "qexp.measure.latency.Latency", **TRIAL, "most_round_trip_ns": None}
     parity = {"_target_": "qexp.measure.parity.Parity", "images": 50, "least_agreement": 0.99, "batch_size": 16}
     measures = {"parity": parity, "accuracy": None, "timeout_s": 60, "memory_mb": None}
     return OmegaConf.create({
@@ -295,7 +303,7 @@ def test_one_engine_alone_is_measured_without_a_trial_beside_one_best_fp32(
 ) -> None:
     config.engine = target("TakesToo", ms=2)
     config.measure = {
-        "latency": {"_target_": "qexp.measure.latency.Latency", **TRIAL},
+        "latency": {"_target_": "qexp.measure.latency.Latency", **TRIAL, "most_round_trip_ns": None},
         "timeout_s": 60,
         "memory_mb": None,
     }

@@ -20,9 +20,18 @@ from qexp.measure.base import Candidate, Context
 from qexp.measure.latency import Latency, speedup
 from qexp.measure.timing import median_interval
 from qexp.types import Artifact, Measurement, UserError
+from tests import configured
 from tests.measure.fake_engines import Fails, SlowStart, Takes, TakesToo
 
-QUICK = Latency(windows=7, calls=5, window_s=0.02, warmup_calls=3, warmup_s=0.01, budget_s=60)
+BRIEF = {"calls": 1, "window_s": 0, "warmup_calls": 1, "warmup_s": 0, "budget_s": 60, "resolution": 0}
+
+
+def timed(**options: float) -> Latency:
+    """Turns of single calls, with intervals as they are measured, unless told otherwise."""
+    return configured.measure("latency", **{**BRIEF, **options})
+
+
+QUICK = timed(windows=7, calls=5, window_s=0.02, warmup_calls=3, warmup_s=0.01, budget_s=60)
 MakeContext = Callable[..., Context]
 
 
@@ -128,7 +137,7 @@ def steady(name: str, ms: float, asked: list[str]) -> Any:
     return Scripted(itertools.repeat([ms]), name, asked)
 
 
-PLAIN = Latency(windows=8, calls=1, window_s=0, warmup_calls=1, warmup_s=0, budget_s=60)
+PLAIN = timed(windows=8)
 
 
 def test_baseline_and_best_fp32_take_turns_with_the_candidate_and_both_ratios_are_exact() -> None:
@@ -171,7 +180,7 @@ def test_turns_end_when_their_time_is_over_but_seven_are_taken(
     """Each window takes a second, by a clock that only windows move."""
     asked: list[str] = []
     monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: float(len(asked))))
-    found = Latency(windows, 1, 0, 1, 0, budget_s).take_turns([steady(str(i), 1, asked) for i in range(candidates)])
+    found = timed(windows=windows, budget_s=budget_s).take_turns([steady(str(i), 1, asked) for i in range(candidates)])
     assert [len(windows) for windows in found] == [taken] * candidates
 
 
@@ -253,29 +262,27 @@ def test_a_speedup_is_the_median_of_the_ratios_of_pairs() -> None:
 def test_windows_are_taken_in_turns() -> None:
     asked: list[str] = []
     candidates = [scripted(*[[1.0]] * 9, name=name, asked=asked) for name in "ab"]
-    Latency(3, 1, 0, 1, 0, 60).take_turns(candidates)
+    timed(windows=3).take_turns(candidates)
     assert asked[-6:] == list("ababab")
 
 
 def test_warm_up_goes_on_until_two_windows_agree() -> None:
     times = [16.0, 8.0, 4.0, 2.0, 1.0, 0.98, 0.97, 0.97, 0.97]
     candidate = scripted(*([t] for t in times))
-    windows = Latency(2, 1, 0, 1, 0, 60).take_turns([candidate])
+    windows = timed(windows=2).take_turns([candidate])
     assert windows == [[[0.97], [0.97]]]
 
 
 def test_warm_up_ends_on_a_machine_that_never_settles() -> None:
     candidate = scripted(*([float(t)] for t in 2.0 ** np.arange(50)))
-    Latency(2, 1, 0, 1, 0, 60).rules.warm_up(candidate.window)
+    timed(windows=2).rules.warm_up(candidate.window)
     assert len(candidate.asked) == 10
 
 
 @pytest.mark.parametrize("options", [{"windows": 1}, {"calls": 0}, {"warmup_calls": 0}])
 def test_too_little_to_time_is_an_error(options: dict[str, int]) -> None:
     with pytest.raises(UserError, match="at least 2 windows"):
-        Latency(
-            **{"windows": 5, "calls": 10, "window_s": 0, "warmup_calls": 1, "warmup_s": 0, "budget_s": 1, **options}
-        )
+        timed(**options)
 
 
 def test_intervals_are_widened_by_what_two_processes_differ() -> None:
@@ -302,7 +309,7 @@ def placed(
     )
     slow = itertools.chain([[20.0]] * 2, ([24.0 if trip > 250 else 20.0] for trip in trips))
     context = Context(scripted(*[[2.0]] * 12, threads=2), Scripted(slow, "eager"), None, Path())  # type: ignore[arg-type]
-    found = Latency(len(trips), 1, 0, 1, 0, 60, most_round_trip_ns=most_round_trip_ns).measure(context)
+    found = timed(windows=len(trips), most_round_trip_ns=most_round_trip_ns).measure(context)
     return by_name(found), context.notes
 
 
@@ -333,6 +340,6 @@ def test_too_few_turns_in_that_place_leave_the_time_out_and_say_why(monkeypatch:
 
 def test_one_thread_has_no_place_and_the_record_says_so() -> None:
     context = Context(scripted(*[[2.0]] * 12, threads=1), scripted(*[[20.0]] * 12, name="eager"), None, Path())
-    values = by_name(Latency(8, 1, 0, 1, 0, 60, most_round_trip_ns=250).measure(context))
+    values = by_name(timed(windows=8, most_round_trip_ns=250).measure(context))
     assert values["speedup"] == 10 and "core_round_trip_ns" not in values
     assert context.notes["core_round_trip_ns"].startswith("not measured: it needs two threads")

@@ -11,11 +11,12 @@ import zstandard
 
 from qexp.measure.base import Candidate, Context
 from qexp.measure.coverage import Coverage
-from qexp.measure.size import Size
 from qexp.types import Artifact, Layer, Measurement
+from tests import configured
 from tests.measure.fake_engines import Fake, MadeFor
 
 LEVELS = (1, 19)
+QUICK = configured.measure("size", zstd_level=1)
 
 
 def by_name(found: list[Measurement]) -> dict[str, float]:
@@ -30,7 +31,10 @@ def test_sizes_are_bytes_of_the_file_the_engine_loads(
     candidate = make_candidate(Fake(), make_artifact("small", weights, packed_bytes=123_000))
     baseline = make_candidate(Fake(), make_artifact("large", np.tile(weights, 3)))
     (candidate.artifact.folder / "other.bin").write_bytes(bytes(1000))  # another engine's file
-    found = {level: Size(level).measure(Context(candidate, baseline, None, tmp_path)) for level in LEVELS}
+    found = {
+        level: configured.measure("size", zstd_level=level).measure(Context(candidate, baseline, None, tmp_path))
+        for level in LEVELS
+    }
     file = candidate.artifact.folder / "model.pt2"
 
     values = by_name(found[19])
@@ -53,12 +57,12 @@ def test_of_an_engine_with_a_file_for_each_batch_size_the_one_in_use_counts(
     assert set(lowered[1].files) == {"model.pt2", "model-2-1.fake", "model-8-1.fake"}
     for batch in (2, 8):
         candidate = make_candidate(engine, lowered[1], batch=batch)
-        assert by_name(Size(1).measure(Context(candidate, None, None, tmp_path)))["size_mb"] == (1000 * batch + 1) / 1e6
+        assert by_name(QUICK.measure(Context(candidate, None, None, tmp_path)))["size_mb"] == (1000 * batch + 1) / 1e6
     assert candidate.window(3, 0)
 
 
 def test_without_a_baseline_there_is_no_ratio(make_context: Callable[..., Context]) -> None:
-    assert "size_ratio" not in by_name(Size(1).measure(make_context(Fake())))
+    assert "size_ratio" not in by_name(QUICK.measure(make_context(Fake())))
 
 
 def coverage(context: Context) -> dict[str, float]:
@@ -117,7 +121,7 @@ def test_the_size_of_coded_weights_was_measured(
 ) -> None:
     kinds = []
     for coded in (False, True):
-        found = Size(1).measure(
+        found = QUICK.measure(
             make_context(Fake(), artifact=make_artifact(f"coded {coded}", coded=coded, packed_bytes=2000))
         )
         kinds += [(m.value, m.kind) for m in found if m.name == "packed_size_mb"]

@@ -28,7 +28,7 @@ class Given:
 
 
 def test_it_is_the_median_of_ratios_of_pairs(make_artifact: Callable[..., Artifact]) -> None:
-    timer = PairedTimer(Fake(), Given(), batch_size=4, threads=1, timeout_s=60)
+    timer = PairedTimer(Fake(), Given(), batch_size=4, threads=1, timeout_s=60, memory_mb=None)
     speedup = timer.speedup(make_artifact("pruned"), make_artifact("whole"))
     assert speedup == pytest.approx(2.5), "of 2.2 / 1.1, 6 / 2 and 2.5 / 1"
     assert is_free() and not measuring_children()
@@ -37,4 +37,4 @@ def test_it_is_the_median_of_ratios_of_pairs(make_artifact: Callable[..., Artifa
 
 def test_an_engine_that_does_not_run_here_is_unsupported(make_artifact: Callable[..., Artifact]) -> None:
     with pytest.raises(Unsupported):
-        PairedTimer(Missing(), Given(), 4, 1, 60).speedup(make_artifact("pruned"), make_artifact("whole"))
+        PairedTimer(Missing(), Given(), 4, 1, 60, None).speedup(make_artifact("pruned"), make_artifact("whole"))

@@ -10,25 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from torch import nn
 
 from qexp.data.random import RandomData
 from qexp.engine.base import Engine
-from qexp.engine.eager import Eager
-from qexp.engine.executorch import ExecuTorch
-from qexp.engine.inductor import Inductor
-from qexp.engine.onnxruntime import OnnxRuntime
-from qexp.engine.openvino import OpenVino
-from qexp.engine.torch_ao import TorchAo
 from qexp.method.artifacts import make_artifact
 from qexp.method.base import Compressed, Method, counterpart
 from qexp.method.graph import layer_table
-from qexp.method.half import Half
 from qexp.method.none import NoCompression
-from qexp.method.onnx_dynamic import OnnxDynamic
-from qexp.method.quantize.static import Static
-from qexp.method.torch_ao import ClassicDynamic, ClassicStatic, Traced
 from qexp.types import Artifact, EngineSpec, Unsupported, UserError
+from tests import configured
 
 SOURCE = {"model": "small", "weights": "random"}
 TORCHSCRIPT = EngineSpec(("torchscript",), kernels="x86")
@@ -58,35 +50,41 @@ def test_operations_outside_of_layers_count_as_not_quantised(pretend_data: Rando
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.layer(x.flatten(1)) @ self.scores.T
 
-    artifact = make_artifact(ClassicDynamic(), WithProduct().eval(), pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
+    artifact = make_artifact(
+        configured.torchscript("dynamic"), WithProduct().eval(), pretend_data, TORCHSCRIPT, SOURCE, tmp_path
+    )
     assert artifact.macs == 768 * 20 + 20 * 10
     assert sum(layer.macs for layer in artifact.layers) == 768 * 20
     assert artifact.parameters == 768 * 20 + 20 + 200
 
 
 def test_packed_size_is_the_bits_of_every_tensor(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    artifact = make_artifact(Static(reduce_range=False), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    artifact = make_artifact(
+        configured.method("static", reduce_range=False), network, pretend_data, EngineSpec(), SOURCE, tmp_path
+    )
     weights = {n: p for n, p in network.named_parameters() if p.ndim > 1}
     int8_bytes = sum(p.numel() for p in weights.values())
     scale_bytes = 4 * sum(p.shape[0] for p in weights.values())
     rest_bytes = 4 * sum(p.numel() for n, p in network.named_parameters() if n not in weights)
     assert artifact.packed_bytes == int8_bytes + scale_bytes + rest_bytes
-    plain = make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    plain = make_artifact(configured.method("none"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert plain.packed_bytes == 4 * sum(p.numel() for p in network.parameters())
 
 
 def test_dynamic_quantisation_leaves_convolutions_in_float(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
-    artifact = make_artifact(ClassicDynamic(), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
+    artifact = make_artifact(configured.torchscript("dynamic"), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
     assert {layer.name for layer in artifact.layers if layer.quantized} == {"classifier"}
-    half = make_artifact(ClassicDynamic(bits=16), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
+    half = make_artifact(
+        configured.torchscript("dynamic", bits=16), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path
+    )
     assert {layer.weight for layer in half.layers if layer.quantized} == {"float16"}
     assert (artifact.label, half.label) == ("dynamic int8", "dynamic fp16")
 
 
 def test_classic_static_quantises_every_layer(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    method = Static(torchscript=ClassicStatic())
+    method = configured.method("static")
     artifact = make_artifact(method, network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
     assert all(layer.weight == "int8" for layer in artifact.layers) and artifact.graph == "model.ts"
     assert (artifact.folder / "model.ts").stat().st_size < sum(4 * p.numel() for p in network.parameters())
@@ -95,17 +93,21 @@ def test_classic_static_quantises_every_layer(pretend_data: RandomData, network:
 @pytest.mark.parametrize(
     ("method", "engine_spec", "reason"),
     [
-        (ClassicDynamic(bits=3), TORCHSCRIPT, "dynamic works at 8 and 16 bits, not at 3"),
-        (ClassicDynamic(), EngineSpec(), "dynamic gives torchscript, and this engine reads pt2"),
+        (configured.torchscript("dynamic", bits=3), TORCHSCRIPT, "dynamic works at 8 and 16 bits, not at 3"),
+        (configured.torchscript("dynamic"), EngineSpec(), "dynamic gives torchscript, and this engine reads pt2"),
         (
-            OnnxDynamic(torchscript=ClassicDynamic()),
+            configured.method("dynamic"),
             EngineSpec(),
             "dynamic gives onnx and torchscript, and this engine reads pt2",
         ),
-        (OnnxDynamic(bits=16), EngineSpec(("pt2", "onnx")), "dynamic works at 8 bits, not at 16"),
-        (Static(bits=16), EngineSpec(), "static works at 2 to 8 bits, .* not at 16"),
-        (Static(), TORCHSCRIPT, "static gives pt2, and this engine reads torchscript"),
-        (ClassicStatic(fuse=False), TORCHSCRIPT, "torch_ao always fuses"),
+        (configured.method("dynamic", bits=16), EngineSpec(("pt2", "onnx")), "dynamic works at 8 bits, not at 16"),
+        (configured.method("static", bits=16), EngineSpec(), "static works at 2 to 8 bits, .* not at 16"),
+        (
+            configured.method("static", torchscript=None),
+            TORCHSCRIPT,
+            "static gives pt2, and this engine reads torchscript",
+        ),
+        (configured.torchscript("static", fuse=False), TORCHSCRIPT, "torch_ao always fuses"),
     ],
 )
 def test_what_cannot_exist_is_unsupported_with_its_reason(
@@ -117,21 +119,21 @@ def test_what_cannot_exist_is_unsupported_with_its_reason(
 
 
 def test_an_engine_gets_the_counterpart_that_it_reads() -> None:
-    method = OnnxDynamic(torchscript=ClassicDynamic())
-    assert counterpart(method, OnnxRuntime().spec) is method
+    method = configured.method("dynamic")
+    assert counterpart(method, configured.engine("onnxruntime").spec) is method
     assert counterpart(method, TORCHSCRIPT) is method.torchscript
     assert counterpart(method, EngineSpec(("torchscript", "onnx"))) is method, "the method itself comes first"
 
 
 ENGINES = [
-    Eager(),
-    OnnxRuntime(),
-    OpenVino(),
-    Inductor(),
-    ExecuTorch(),
-    OnnxRuntime("tensorrt"),
-    TorchAo("x86"),
-    TorchAo("fbgemm"),
+    configured.engine("eager"),
+    configured.engine("onnxruntime"),
+    configured.engine("openvino"),
+    configured.engine("inductor"),
+    configured.engine("executorch"),
+    configured.engine("tensorrt"),
+    configured.engine("torch_ao", kernels="x86"),
+    configured.engine("torch_ao", kernels="fbgemm"),
 ]
 
 
@@ -139,16 +141,16 @@ ENGINES = [
     ("method", "groups"),
     [
         (
-            NoCompression(torchscript=Traced()),
+            configured.method("none"),
             "eager onnxruntime openvino inductor executorch tensorrt | torch_ao | torch_ao",
         ),
         (
-            Static(torchscript=ClassicStatic()),
+            configured.method("static"),
             "eager onnxruntime openvino | inductor | executorch | tensorrt | torch_ao | torch_ao",
         ),
-        (Half(), "eager openvino inductor | executorch tensorrt"),
-        (Half(dtype="float16"), "eager inductor executorch tensorrt"),
-        (OnnxDynamic(torchscript=ClassicDynamic()), "onnxruntime | torch_ao | torch_ao"),
+        (configured.method("half"), "eager openvino inductor | executorch tensorrt"),
+        (configured.method("half", dtype="float16"), "eager inductor executorch tensorrt"),
+        (configured.method("dynamic"), "onnxruntime | torch_ao | torch_ao"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -165,17 +167,25 @@ def test_engines_share_an_artifact_where_they_need_the_same(method: Method, grou
 @pytest.mark.parametrize(
     ("method", "maker", "readers"),
     [
-        (NoCompression(), Eager(), "eager onnxruntime openvino inductor executorch tensorrt"),
-        (NoCompression(), ExecuTorch(), "eager onnxruntime openvino inductor executorch tensorrt"),
-        (Static(), OnnxRuntime(), "eager onnxruntime openvino"),
-        (Static(), Inductor(), "inductor"),
-        (Static(), ExecuTorch(), "executorch"),
-        (Static(), OnnxRuntime("tensorrt"), "tensorrt"),
-        (Half(), OpenVino(), "eager openvino inductor"),
-        (Half(), ExecuTorch(), "eager inductor executorch tensorrt"),
-        (OnnxDynamic(), OnnxRuntime(), "onnxruntime"),
-        (Traced(), TorchAo("x86"), "x86"),
-        (Traced(), TorchAo("fbgemm"), "fbgemm"),
+        (
+            configured.method("none"),
+            configured.engine("eager"),
+            "eager onnxruntime openvino inductor executorch tensorrt",
+        ),
+        (
+            configured.method("none"),
+            configured.engine("executorch"),
+            "eager onnxruntime openvino inductor executorch tensorrt",
+        ),
+        (configured.method("static"), configured.engine("onnxruntime"), "eager onnxruntime openvino"),
+        (configured.method("static"), configured.engine("inductor"), "inductor"),
+        (configured.method("static"), configured.engine("executorch"), "executorch"),
+        (configured.method("static"), configured.engine("tensorrt"), "tensorrt"),
+        (configured.method("half"), configured.engine("openvino"), "eager openvino inductor"),
+        (configured.method("half"), configured.engine("executorch"), "eager inductor executorch tensorrt"),
+        (configured.method("dynamic"), configured.engine("onnxruntime"), "onnxruntime"),
+        (configured.torchscript("none"), configured.engine("torch_ao", kernels="x86"), "x86"),
+        (configured.torchscript("none"), configured.engine("torch_ao", kernels="fbgemm"), "fbgemm"),
     ],
 )
 def test_an_engine_reads_what_was_made_for_its_kernels(method: Method, maker: Engine, readers: str) -> None:
@@ -190,19 +200,21 @@ def test_engines_with_the_same_needs_find_the_same_folder(
     def folder(method: Method, engine: Engine) -> Path:
         return make_artifact(method, network, pretend_data, engine.spec, SOURCE, tmp_path).folder
 
-    assert folder(Static(), Eager()) == folder(Static(), OnnxRuntime()) == folder(Static(), OpenVino())
-    assert len({folder(Static(), engine) for engine in (Eager(), Inductor(), ExecuTorch())}) == 3
-    assert len({folder(NoCompression(), engine) for engine in (Eager(), Inductor(), ExecuTorch())}) == 1
+    eager, onnxruntime, openvino, inductor, executorch = ENGINES[:5]
+    none, static = configured.method("none"), configured.method("static")
+    assert folder(static, eager) == folder(static, onnxruntime) == folder(static, openvino)
+    assert len({folder(static, engine) for engine in (eager, inductor, executorch)}) == 3
+    assert len({folder(none, engine) for engine in (eager, inductor, executorch)}) == 1
 
 
 @pytest.mark.parametrize("bits", [0, 1, 33, -8, "eight", 7.5])
 def test_bits_out_of_range_are_an_error(bits: object) -> None:
     with pytest.raises(UserError, match="out of range"):
-        Static(bits=bits)  # type: ignore[arg-type]
+        configured.method("static", bits=bits)  # type: ignore[arg-type]
 
 
 def test_none_is_fp32_whatever_bits_says() -> None:
-    assert NoCompression(bits=4).bits == 32
+    assert instantiate(configured.composed("method=none", "bits=4").method).bits == 32
 
 
 class Counting(NoCompression):
@@ -215,9 +227,11 @@ class Counting(NoCompression):
 
 def test_the_same_inputs_are_compressed_once(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     Counting.applied = 0
-    first = make_artifact(Counting(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
-    again = make_artifact(Counting(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
-    other = make_artifact(Counting(), network, pretend_data, EngineSpec(), {**SOURCE, "weights": "abc"}, tmp_path)
+    first = make_artifact(Counting(torchscript=None), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    again = make_artifact(Counting(torchscript=None), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    other = make_artifact(
+        Counting(torchscript=None), network, pretend_data, EngineSpec(), {**SOURCE, "weights": "abc"}, tmp_path
+    )
     assert Counting.applied == 2
     assert first == again and first.folder != other.folder
 
@@ -232,31 +246,31 @@ def test_an_interrupted_compression_leaves_no_artifact(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        make_artifact(Interrupted(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+        make_artifact(Interrupted(torchscript=None), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert not [p for p in tmp_path.rglob("*") if p.suffix == ".pt2"]
-    make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    make_artifact(configured.method("none"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
 
 
 def test_an_artifact_that_was_changed_is_refused(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    artifact = make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    artifact = make_artifact(configured.method("none"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     content = bytearray((artifact.folder / "model.pt2").read_bytes())
     content[len(content) // 2] ^= 1
     (artifact.folder / "model.pt2").write_bytes(content)
     with pytest.raises(UserError, match="model.pt2 is missing or was changed"):
-        make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+        make_artifact(configured.method("none"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
 
 
 def test_every_artifact_names_its_fp32_reference(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    plain = make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
-    static = make_artifact(Static(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
-    traced = make_artifact(NoCompression(torchscript=Traced()), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
+    plain = make_artifact(configured.method("none"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    static = make_artifact(configured.method("static"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    traced = make_artifact(configured.method("none"), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
     assert {plain.reference, static.reference, traced.reference} == {plain.folder.name}
 
 
 def test_artifacts_hold_no_pickles_and_read_back_the_same(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
-    artifact = make_artifact(Static(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    artifact = make_artifact(configured.method("static"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert Artifact.read(artifact.folder) == artifact
     assert sorted(p.name for p in artifact.folder.iterdir()) == [
         "artifact.json",
@@ -276,4 +290,4 @@ def test_a_network_that_export_cannot_trace_is_a_clear_error(pretend_data: Rando
             return x.flatten(1)[:, :10] if x.sum() > 0 else x.flatten(1)[:, 10:20]
 
     with pytest.raises(UserError, match="torch.export cannot trace Branching"):
-        make_artifact(NoCompression(), Branching(), pretend_data, EngineSpec(), SOURCE, tmp_path)
+        make_artifact(configured.method("none"), Branching(), pretend_data, EngineSpec(), SOURCE, tmp_path)

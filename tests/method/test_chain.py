@@ -10,23 +10,18 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 from qexp.data.random import RandomData
-from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.method.artifacts import make_artifact
 from qexp.method.chain import Chain
-from qexp.method.none import NoCompression
+from qexp.method.fine_tuning import Session
 from qexp.method.prune.base import NetworkMethod, restore
 from qexp.method.quantize.qat import QAT
-from qexp.method.quantize.static import Static
-from qexp.method.torch_ao import ClassicStatic
 from qexp.types import EngineSpec, Unsupported, UserError
-from tests.method.prune.test_prune_channels import pruning
-from tests.method.quantize.test_qat import qat
-from tests.method.test_base import SOURCE, TORCHSCRIPT
-from tests.method.training import RECIPE, TRAINER
+from tests import configured
+from tests.method.test_base import TORCHSCRIPT
+from tests.method.training import SOURCE, pruning, pruning_channels, qat
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -37,7 +32,7 @@ class Scaled(NetworkMethod):
     name = "scaled"
 
     def __init__(self, factor: float, asked: list[Any]):
-        super().__init__()
+        super().__init__(pruning().recipe, coded=False)
         self.factor, self.asked = factor, asked
 
     @property
@@ -79,19 +74,21 @@ def test_stages_go_on_from_each_other_and_are_made_once(
     )
     other = make_artifact(chain(3, 3, 5), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert [factor for factor, _ in asked] == [2, 3, 5, 7, 3, 3, 5], "a stage after another one is another artifact"
-    plain = make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    plain = make_artifact(configured.method("none"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert {made.reference, other.reference} == {plain.folder.name}
     make_artifact(chain(2, 3, 5), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert len(asked) == 7
 
 
 def test_a_pruned_network_is_quantised(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    engine_spec = OnnxRuntime().spec
-    chain = Chain({"prune_channels": pruning(), "static": Static()})
+    engine_spec = configured.engine("onnxruntime").spec
+    chain = Chain({"prune_channels": pruning_channels(), "static": configured.method("static")})
     artifact = make_artifact(chain, network, pretend_data, engine_spec, SOURCE, tmp_path)
-    stage = make_artifact(pruning(), network, pretend_data, engine_spec, SOURCE, tmp_path)
+    stage = make_artifact(pruning_channels(), network, pretend_data, engine_spec, SOURCE, tmp_path)
     pruned = restore(network, stage.folder / "weights.safetensors")
-    alone = make_artifact(Static(), pruned, pretend_data, engine_spec, {**SOURCE, "weights": "pruned"}, tmp_path)
+    alone = make_artifact(
+        configured.method("static"), pruned, pretend_data, engine_spec, {**SOURCE, "weights": "pruned"}, tmp_path
+    )
     x = pretend_data.calibration()
     assert torch.equal(logits(artifact, x), logits(alone, x)), "as if static had been given the pruned network"
     assert artifact.macs == stage.macs and artifact.packed_bytes == alone.packed_bytes
@@ -103,30 +100,39 @@ def test_a_pruned_network_is_quantised(pretend_data: RandomData, network: nn.Mod
 def test_an_engine_that_reads_torchscript_gets_the_last_stages_counterpart(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
-    chain = Chain({"prune_channels": pruning(), "static": Static(torchscript=ClassicStatic())})
+    chain = Chain({"prune_channels": pruning_channels(), "static": configured.method("static")})
     artifact = make_artifact(chain, network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
     assert artifact.graph == "model.ts" and artifact.method == "prune_channels+static"
     with pytest.raises(Unsupported, match="gives pt2, and this engine reads torchscript"):
         make_artifact(
-            Chain({"a": pruning(), "b": pruning(ratio=3)}), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path
+            Chain({"a": pruning_channels(), "b": pruning_channels(ratio=3)}),
+            network,
+            pretend_data,
+            TORCHSCRIPT,
+            SOURCE,
+            tmp_path,
         )
 
 
 def test_training_with_rounding_asks_the_uncompressed_network(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    last = qat({"epochs": 1}, distillation=0.5)
-    taught_by, train = [], last.fine_tuning.train
+    last = qat({"epochs": 1, "distillation": 0.5})
+    taught_by, train = [], Session.train
 
-    def remember(trained: nn.Module, teacher: nn.Module, *rest: Any) -> None:
-        taught_by.append(teacher)
-        train(trained, teacher, *rest)
+    def remember(session: Session, *arguments: Any) -> None:
+        taught_by.append((session.recipe, session.teacher))
+        train(session, *arguments)
 
-    monkeypatch.setattr(last.fine_tuning, "train", remember)
+    monkeypatch.setattr(Session, "train", remember)
     artifact = make_artifact(
-        Chain({"prune": pruning(), "qat": last}), network, pretend_data, EngineSpec(), SOURCE, tmp_path
+        Chain({"prune": pruning_channels(), "qat": last}), network, pretend_data, EngineSpec(), SOURCE, tmp_path
     )
-    assert taught_by == [network] and artifact.bits == 4 and artifact.simulated
+    assert (
+        [teacher for recipe, teacher in taught_by if recipe is last.recipe] == [network]
+        and artifact.bits == 4
+        and artifact.simulated
+    )
 
 
 def test_each_stage_has_its_own_node() -> None:
@@ -149,8 +155,11 @@ def test_each_stage_has_its_own_node() -> None:
     ("stages", "message"),
     [
         ({}, "at least two stages, not 0"),
-        ({"static": Static()}, "at least two stages, not 1"),
-        ({"static": Static(), "none": NoCompression()}, "The stage 'static' gives no network"),
+        ({"static": configured.method("static")}, "at least two stages, not 1"),
+        (
+            {"static": configured.method("static"), "none": configured.method("none")},
+            "The stage 'static' gives no network",
+        ),
     ],
 )
 def test_what_is_no_chain_is_an_error(stages: dict[str, Any], message: str) -> None:
@@ -161,13 +170,12 @@ def test_what_is_no_chain_is_an_error(stages: dict[str, Any], message: str) -> N
 def test_bits_that_the_last_stage_does_not_have_are_unsupported(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
-    chain = Chain({"prune_channels": pruning(), "static": Static(bits=16)})
+    chain = Chain({"prune_channels": pruning_channels(), "static": configured.method("static", bits=16)})
     with pytest.raises(Unsupported, match="static works at 2 to 8 bits"):
         make_artifact(chain, network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert not list(tmp_path.glob("small*")), "nothing is pruned for it"
 
 
 def test_a_recipe_of_no_epochs_trains_nothing(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    method = QAT(OmegaConf.create({**RECIPE, "epochs": 0}), OmegaConf.create(TRAINER), observer="mse")
-    make_artifact(method, network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    make_artifact(qat({"epochs": 0}), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert not list(tmp_path.glob(".training-*"))

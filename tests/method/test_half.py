@@ -11,10 +11,8 @@ from torch import nn
 
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
-from qexp.method.half import Half
-from qexp.method.none import NoCompression
-from qexp.model.resnet import ResNet
 from qexp.types import EngineSpec, UserError
+from tests import configured
 
 SOURCE = {"model": "small", "weights": "random"}
 WANTS = EngineSpec(half=("bfloat16", "float16"))
@@ -28,7 +26,7 @@ def test_weights_are_the_folded_ones_rounded_once(dtype: torch.dtype, pretend_da
     network(torch.randn(32, 3, 16, 16) * 3 + 1)
     network.eval()
     assert norm.running_var is not None and norm.running_mean is not None
-    method = Half(dtype=str(dtype).removeprefix("torch."))
+    method = configured.method("half", dtype=str(dtype).removeprefix("torch."))
     artifact = make_artifact(method, network, pretend_data, WANTS, SOURCE, tmp_path)
     values = torch.export.load(artifact.folder / artifact.graph).state_dict.values()
 
@@ -50,14 +48,15 @@ def test_weights_are_the_folded_ones_rounded_once(dtype: torch.dtype, pretend_da
 
 def test_the_network_itself_is_not_changed(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     before = copy.deepcopy(network.state_dict())
-    make_artifact(Half(), network, pretend_data, WANTS, SOURCE, tmp_path)
+    make_artifact(configured.method("half"), network, pretend_data, WANTS, SOURCE, tmp_path)
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 
 def test_a_file_is_about_half_as_large(pretend_data: RandomData, tmp_path: Path) -> None:
-    wide = ResNet([1, 1], [64, 128], num_classes=10).eval()
+    wide = configured.network("resnet8", blocks=[1, 1], widths=[64, 128]).eval()
     half, full = (
-        make_artifact(method, wide, pretend_data, WANTS, SOURCE, tmp_path) for method in (Half(), NoCompression())
+        make_artifact(method, wide, pretend_data, WANTS, SOURCE, tmp_path)
+        for method in (configured.method("half"), configured.method("none"))
     )
     sizes = [(artifact.folder / artifact.graph).stat().st_size for artifact in (half, full)]
     assert 0.48 < sizes[0] / sizes[1] < 0.55
@@ -74,9 +73,9 @@ def test_a_file_is_about_half_as_large(pretend_data: RandomData, tmp_path: Path)
     ],
 )
 def test_auto_takes_the_format_that_the_engine_favours(engine_spec: EngineSpec, dtype: str, chosen: str) -> None:
-    assert Half(dtype=dtype).resolve(engine_spec).half == (chosen,)
+    assert configured.method("half", dtype=dtype).resolve(engine_spec).half == (chosen,)
 
 
 def test_an_unknown_format_names_the_nearest() -> None:
     with pytest.raises(UserError, match="no half precision 'bfloat'. did you mean 'bfloat16'"):
-        Half(dtype="bfloat")
+        configured.method("half", dtype="bfloat")

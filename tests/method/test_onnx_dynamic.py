@@ -13,11 +13,9 @@ import torch
 from torch import nn
 
 from qexp.data.random import RandomData
-from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.method.artifacts import make_artifact
-from qexp.method.onnx_dynamic import OnnxDynamic
-from qexp.method.torch_ao import ClassicDynamic
 from qexp.types import Artifact, EngineSpec, Unsupported
+from tests import configured
 
 SOURCE = {"model": "small", "weights": "random"}
 TORCHSCRIPT = EngineSpec(("torchscript",), kernels="x86")
@@ -25,7 +23,9 @@ TORCHSCRIPT = EngineSpec(("torchscript",), kernels="x86")
 
 @pytest.fixture
 def artifact(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> Artifact:
-    return make_artifact(OnnxDynamic(), network, pretend_data, OnnxRuntime().spec, SOURCE, tmp_path)
+    return make_artifact(
+        configured.method("dynamic"), network, pretend_data, configured.engine("onnxruntime").spec, SOURCE, tmp_path
+    )
 
 
 def test_convolutions_and_linear_layers_are_integer_operators(artifact: Artifact) -> None:
@@ -62,7 +62,14 @@ def test_layers_are_found_whatever_the_graph_calls_their_weights(pretend_data: R
             tokens = self.of_tokens(self.patches(x).flatten(2).transpose(1, 2))
             return self.classifier(self.shared(self.same(tokens).relu()).mean(1))
 
-    made = make_artifact(OnnxDynamic(), Tokens().eval(), pretend_data, OnnxRuntime().spec, SOURCE, tmp_path)
+    made = make_artifact(
+        configured.method("dynamic"),
+        Tokens().eval(),
+        pretend_data,
+        configured.engine("onnxruntime").spec,
+        SOURCE,
+        tmp_path,
+    )
     used = ("patches", "of_tokens", "same", "shared", "classifier")
     assert {layer.name: layer.weight for layer in made.layers} == {**dict.fromkeys(used, "uint8"), "unused": "float32"}
     operators = Counter(node.op_type for node in onnx.load(made.folder / made.graph).graph.node)
@@ -70,7 +77,7 @@ def test_layers_are_found_whatever_the_graph_calls_their_weights(pretend_data: R
 
 
 def test_logits_stay_near_the_network(artifact: Artifact, pretend_data: RandomData, network: nn.Module) -> None:
-    engine = OnnxRuntime()
+    engine = configured.engine("onnxruntime")
     assert engine.lower(artifact, 1, 1).files == artifact.files, "the graph itself is the engine's file"
     x = pretend_data.calibration().numpy()
     with torch.no_grad():
@@ -94,9 +101,9 @@ def test_logging_is_as_before(artifact: Artifact) -> None:
 
 
 def test_bits_16_are_for_torchscript_only(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    method = OnnxDynamic(bits=16, torchscript=ClassicDynamic(bits=16))
+    method = configured.method("dynamic", bits=16, torchscript=configured.torchscript("dynamic", bits=16))
     made = make_artifact(method, network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
     assert {layer.name: layer.weight for layer in made.layers if layer.quantized} == {"classifier": "float16"}
     assert (made.graph, made.label, made.form.formats) == ("model.ts", "dynamic fp16", ("torchscript",))
     with pytest.raises(Unsupported, match="dynamic works at 8 bits, not at 16"):
-        make_artifact(method, network, pretend_data, OnnxRuntime().spec, SOURCE, tmp_path)
+        make_artifact(method, network, pretend_data, configured.engine("onnxruntime").spec, SOURCE, tmp_path)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qexp.model.base import build_network
-from qexp.model.mobilenet import STAGES, MobileNetV2
+from qexp.model.mobilenet import STAGES
 from qexp.model.resnet import ResidualBlock
-from qexp.model.vgg import VGG
+from tests import configured
 
 CONF = Path(__file__).parents[2] / "conf"
 MODELS = sorted(p.stem for p in (CONF / "model").glob("[!_]*.yaml"))
@@ -172,7 +172,7 @@ def test_resnet18_against_torchvision() -> None:
 
 
 def test_mobilenet_against_torchvision() -> None:
-    ours = shaken(MobileNetV2(10))
+    ours = shaken(configured.network("mobilenet_v2"))
     theirs = torchvision.models.MobileNetV2(10, inverted_residual_setting=[list(stage) for stage in STAGES])
     theirs.features[0][0].stride = (1, 1)
     copied(ours, theirs)
@@ -181,7 +181,7 @@ def test_mobilenet_against_torchvision() -> None:
 
 
 def test_vgg_features_against_torchvision() -> None:
-    ours = shaken(VGG(11, 10).features)
+    ours = shaken(configured.network("vgg11").features)
     theirs = torchvision.models.vgg11_bn(num_classes=10).features
     names = [
         name for name in theirs.state_dict() if name in ours.state_dict()

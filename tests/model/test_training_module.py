@@ -17,9 +17,11 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from qexp.method.fine_tuning import FineTuningModule
 from qexp.model.trainer import make_trainer
 from qexp.model.training_module import TrainingModule
 from qexp.types import UserError
+from tests import configured
 
 CONF = Path(__file__).parents[2] / "conf"
 RECIPES = sorted(p.stem for p in (CONF / "recipe").glob("[!_]*.yaml"))
@@ -31,13 +33,15 @@ def recipe_config(name: str, *overrides: str) -> DictConfig:
         return compose("train", [f"recipe={name}", f"recipe.epochs={EPOCHS}", *overrides]).recipe
 
 
+def small(classes: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, classes))
+
+
 def classifier(recipe: DictConfig, network: nn.Module | None = None, classes: int = 3) -> TrainingModule:
     r = instantiate(recipe)
-    network = network or nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, classes)
-    )
+    network = network or small(classes)
     return TrainingModule(
-        network, classes, r.optimizer, r.scheduler, r.scheduler_per_step, r.label_smoothing, r.channels_last
+        network, classes, r.optimizer, r.scheduler, r.scheduler_per_step, r.label_smoothing, r.channels_last, seed=0
     )
 
 
@@ -108,10 +112,9 @@ def test_learning_rates_of_every_recipe(name: str) -> None:
 )
 def test_the_rate_of_fine_tuning_falls_to_zero_in_its_steps_or_as_it_is_told(method: str, length: int | None) -> None:
     told = [f"+method.recipe.scheduler.T_max={length}"] if length else []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        recipe = compose("compress", [f"method={method}", *told]).method.recipe
+    recipe = instantiate(configured.composed(f"method={method}", *told).method.recipe)
     rates = Rates()
-    fit(classifier(recipe), rates)
+    fit(FineTuningModule(small(), small(), 3, recipe), rates)
     steps = length or EPOCHS * BATCHES
     expected = [between(recipe.optimizer.lr, 0.0, step / steps) for step in range(EPOCHS * BATCHES)]
     np.testing.assert_allclose(rates.rates, expected, rtol=1e-6)

@@ -15,6 +15,7 @@ import pytest
 from qexp.tracking.mlflow_view import MlflowView
 from qexp.tracking.store import write_record
 from qexp.types import DataSpec, Measurement, Record
+from tests import configured
 from tests.tracking.test_mlflow_pages import unpacked
 
 MakeRecord = Callable[..., Record]
@@ -28,7 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def view(folder: Path) -> MlflowView:
     """A view of a database in a folder that is not there yet."""
-    return MlflowView(f"sqlite:///{folder}/new/mlflow.db", "qexp", str(folder / "new" / "files"))
+    return configured.tracking(
+        "mlflow", uri=f"sqlite:///{folder}/new/mlflow.db", artifacts=str(folder / "new" / "files")
+    )
 
 
 @pytest.fixture
@@ -121,7 +124,7 @@ def test_the_data_and_the_compressed_network_of_a_run(
 def test_compressed_networks_may_stay_where_they_are(
     view: MlflowView, record: MakeRecord, artifact: Path, tmp_path: Path
 ) -> None:
-    without = MlflowView(view.uri, view.experiment, view.artifacts, log_artifacts=False)
+    without = configured.tracking("mlflow", uri=view.uri, artifacts=view.artifacts, log_artifacts=False)
     moved = tmp_path / "artifacts" / "vgg"  # where the outputs of this folder have it
     moved.parent.mkdir()
     artifact.rename(moved)
@@ -158,7 +161,7 @@ def test_many_and_long_values_are_taken(log: Any, record: MakeRecord) -> None:
 
 def test_preparing_twice_is_the_same_experiment(view: MlflowView) -> None:
     view.prepare()
-    again = MlflowView(view.uri, view.experiment, view.artifacts)
+    again = configured.tracking("mlflow", uri=view.uri, artifacts=view.artifacts)
     again.prepare()
     again.prepare()
     assert again.experiment_id == view.experiment_id
@@ -169,7 +172,7 @@ def test_an_experiment_of_an_earlier_version_gets_the_views_of_this_one(view: Ml
     tag = "mlflow.sharedViewState.qexp"
     wanted = view.client.get_experiment(view.experiment_id).tags[tag]
     view.client.set_experiment_tag(view.experiment_id, tag, "what it was before")
-    MlflowView(view.uri, view.experiment, view.artifacts).prepare()
+    configured.tracking("mlflow", uri=view.uri, artifacts=view.artifacts).prepare()
     assert view.client.get_experiment(view.experiment_id).tags[tag] == wanted
 
 
@@ -243,7 +246,7 @@ def test_a_training_that_goes_on_stays_in_its_run(view: MlflowView, pets: DataSp
 
 def test_files_lie_with_the_server_where_there_is_one() -> None:
     asked: dict[str, Any] = {}
-    view = MlflowView("http://somewhere:5000", "qexp", "outputs/files")
+    view = configured.tracking("mlflow", uri="http://somewhere:5000", artifacts="outputs/files")
     view.__dict__["client"] = types.SimpleNamespace(
         get_experiment_by_name=lambda name: None,
         create_experiment=lambda name, artifact_location, tags: asked.update(at=artifact_location) or 7,

@@ -24,6 +24,7 @@ from qexp.tracking.mlflow_view import MlflowView
 from qexp.tracking.store import read_record, write_record
 from qexp.tracking.sync import sync
 from qexp.types import Record
+from tests import configured
 from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake
 
 SCRIPT = Path(__file__).parents[1] / "cluster" / "postgres.sh"
@@ -42,7 +43,12 @@ def context() -> ForkServerContext:
 
 def write_records(record: MakeRecord, tracking: dict[str, Any], outputs: Path, writers: int, each: int) -> list[Path]:
     """A sweep of made-up records per writer, which were never logged; their folders."""
-    tracking = {"_target_": "qexp.tracking.mlflow_view.MlflowView", "experiment": "qexp", **tracking}
+    tracking = {
+        "_target_": "qexp.tracking.mlflow_view.MlflowView",
+        "experiment": "qexp",
+        "log_artifacts": True,
+        **tracking,
+    }
     for writer in range(writers):
         for job in range(each):
             made = record(key=f"{writer}-{job}", sweep=f"sweep{writer}", config={"tracking": tracking})
@@ -52,7 +58,7 @@ def write_records(record: MakeRecord, tracking: dict[str, Any], outputs: Path, w
 
 def log_sweep(tracking: dict[str, Any], sweep: Path) -> None:
     """What each writer does; it ends with an error at the first record that is not taken."""
-    view = MlflowView(**tracking)
+    view = configured.tracking("mlflow", **tracking)
     for folder in sorted(sweep.iterdir()):
         view.log(read_record(folder / "record.json"), folder)
 
@@ -81,7 +87,7 @@ def test_a_new_database_file_takes_what_many_write_at_once(
     for writer in writers:
         writer.join(120)
     assert [writer.exitcode for writer in writers] == [0] * 8
-    view = MlflowView(**tracking)
+    view = configured.tracking("mlflow", **tracking)
     assert [experiment.name for experiment in view.client.search_experiments()].count("qexp") == 1
     found = runs(view)
     assert len(found) == 16 and all(run.data.metrics == record().metrics for run in found.values())
@@ -167,7 +173,7 @@ def test_every_record_is_there_once_though_the_server_was_away(
     tracking = {"uri": f"http://127.0.0.1:{port}", "experiment": "qexp", "artifacts": None}
     sweeps = write_records(record, tracking, tmp_path / "outputs", writers=4, each=3)
     server = start_server()
-    view = MlflowView(**tracking)
+    view = configured.tracking("mlflow", **tracking)
     view.prepare()
     writers = start_writers(context, tracking, sweeps)
     wait_until(lambda: len(logged(sweeps)) >= 4)

@@ -18,6 +18,7 @@ from qexp.tracking.mlflow_view import MlflowView
 from qexp.tracking.store import write_record
 from qexp.tracking.sync import sync
 from qexp.types import Record
+from tests import configured
 
 MakeRecord = Callable[..., Record]
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def view(tmp_path: Path) -> MlflowView:
-    return MlflowView(f"sqlite:///{tmp_path}/mlflow.db", "qexp", str(tmp_path / "files"))
+    return configured.tracking("mlflow", uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "files"))
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ def outputs(record: MakeRecord, tmp_path: Path) -> Path:
         "_target_": "qexp.tracking.mlflow_view.MlflowView",
         "uri": f"sqlite:///{tmp_path}/mlflow.db",
         "experiment": "qexp",
+        "log_artifacts": True,
     }
     config = {"tracking": {**place, "artifacts": str(tmp_path / "files")}}
     for sweep, job, reused in (
@@ -134,7 +136,7 @@ def test_the_command(view: MlflowView, outputs: Path, tmp_path: Path) -> None:
         1,
         "2 runs are in tracking\n",
     ) and "sunday/0/record.json holds no record" in done.stderr
-    assert runs(MlflowView(other, "qexp", str(tmp_path / "files"))) == {
+    assert runs(configured.tracking("mlflow", uri=other, artifacts=str(tmp_path / "files"))) == {
         place: "FINISHED" for place in ALL if "sunday" not in place
     }
     assert command("sync", f"outputs={tmp_path}").stderr.startswith(f"error: {tmp_path} holds no sweeps")

@@ -23,18 +23,22 @@ WEIGHTS_FILE = "weights.safetensors"
 
 
 class NetworkMethod(Method):
-    """fine_tuning: how the network is trained after what the method does to it, or between its steps; coded: whether its weights are
-    stored as of qexp.coding."""
+    """A method that changes an fp32 network, and fine-tunes what it made of it.
+
+    Args:
+        recipe: How the network is trained after what the method does to it, or meanwhile.
+        coded: Whether its weights are stored in the form of qexp.coding.
+    """
 
     supported_bits = (32,)
 
-    def __init__(self, fine_tuning: FineTuning | None = None, coded: bool = False, **common: Any):
-        super().__init__(**common)
-        self.fine_tuning, self.coded = fine_tuning, coded
+    def __init__(self, recipe: FineTuning, coded: bool):
+        super().__init__(bits=32)
+        self.recipe, self.coded = recipe, coded
 
     @property
     def options(self) -> dict[str, Any]:
-        return {**super().options, **({"fine_tuning": self.fine_tuning.options} if self.fine_tuning else {})}
+        return {**super().options, "recipe": self.recipe.options}
 
     def label(self, engine_spec: EngineSpec) -> str:
         return self.name
@@ -52,7 +56,7 @@ class NetworkMethod(Method):
     def transform(self, network: nn.Module, data: ImageData, folder: Path) -> nn.Module:
         """A new fp32 network in eval mode; the given one is not changed. It differs in weights and in the shapes of weights only.
 
-        folder: the artifact's while it is made, for files that people read; what must outlive a kill lies where `training_folder` says.
+        folder: the artifact's while it is made, for files that people read; what must outlive a kill lies in `FineTuning.session`.
         """
 
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:

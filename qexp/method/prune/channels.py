@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig
 from torch import nn
 
 from qexp.data.base import ImageData
 from qexp.method.artifacts import write_artifact
 from qexp.method.base import ANY_ENGINE, Compressed, Method
-from qexp.method.fine_tuning import FineTuning, training_folder
+from qexp.method.fine_tuning import FineTuning
 from qexp.method.graph import count_macs, export, layer_table, save_graph
 from qexp.method.prune.base import NetworkMethod, restore, save_weights
 from qexp.method.prune.dependency_graph import IMPORTANCES, Group, Removed, groups_of, without
@@ -39,24 +36,23 @@ class Timer(Protocol):
 
 
 class PruneChannels(NetworkMethod):
-    """ratio: how many times fewer or less the target shall be, one of TARGETS; importance: of channels, one of IMPORTANCES; scope:
-    `global` removes those of least importance wherever they are, `layer` the same share everywhere; round_to: what is left of a layer
-    is a multiple of it, or of an eighth of the layer where that is less; least_share: of each layer's channels is left; steps:
-    pruning is done in so many, with `epochs_between` of fine-tuning after each but the last, and `recipe` after that; timer: a config
-    of the Timer that the target `latency` is measured by; the rest as of `FineTuning`. The logits are never pruned. Writes
-    channels.csv beside the graph.
+    """Removes whole channels, the least important first (dependency_graph.py), until the network is as many times smaller or faster as
+    asked. The logits are never pruned. Writes channels.csv beside the graph.
+
+    Args:
+        timer: By which the target `latency` is measured; not used for any other.
+
+    Raises:
+        UserError: For options that are unknown or out of range.
     """
 
     name = "prune_channels"
-    fine_tuning: FineTuning
 
     def __init__(
-        self, recipe: DictConfig, trainer: DictConfig, ratio: float = 2.0, target: str = "macs", importance: str = "l2",
-        scope: str = "global", round_to: int = 8, least_share: float = 0.1, steps: int = 1, epochs_between: int = 1,
-        timer: DictConfig | None = None, distillation: float = 0.0, temperature: float = 4.0, seed: int = 0, **common: Any,
+        self, recipe: FineTuning, ratio: float, target: str, importance: str, scope: str, round_to: int, least_share: float,
+        steps: int, epochs_between: int, timer: Timer | None,
     ):  # fmt: skip
-        self.final = FineTuning(recipe, trainer, distillation, temperature, seed)
-        super().__init__(self.final, **common)
+        super().__init__(recipe, coded=False)
         for what, name, known in (
             ("target", target, TARGETS),
             ("importance", importance, IMPORTANCES),
@@ -83,11 +79,7 @@ class PruneChannels(NetworkMethod):
                 )
         self.ratio, self.target, self.importance, self.scope = float(ratio), target, importance, scope
         self.round_to, self.least_share, self.steps, self.epochs_between = round_to, least_share, steps, epochs_between
-        # The same recipe cut short: a schedule over all epochs keeps its rate near the highest.
-        shorter = recipe.copy()
-        shorter.epochs = epochs_between
-        self.between = FineTuning(shorter, trainer, distillation, temperature, seed)
-        self.timer: Timer | None = instantiate(timer) if timer and target == "latency" else None
+        self.timer = timer if target == "latency" else None
         if target == "latency" and self.timer is None:
             raise UserError(f"{self.name}: target=latency needs a timer, as in conf/method/prune_channels.yaml.")
 
@@ -99,15 +91,14 @@ class PruneChannels(NetworkMethod):
         return f"{self.name} {self.ratio:g}x {TARGETS[self.target]}"
 
     def transform(self, network: nn.Module, data: ImageData, folder: Path) -> nn.Module:
-        kept = training_folder(folder, network, self.options, data.spec.digest)
         result, teacher = network, network if self.teacher is None else self.teacher
-        for step in range(1, self.steps + 1):
-            pruned = partial(self.pruned, result, network, data, self.ratio ** (step / self.steps), folder)
-            result = made_once(kept / f"{step}-pruned.safetensors", network, pruned)
-            tuning = self.final if step == self.steps else self.between
-            tuned = partial(fine_tuned, tuning, result, teacher, data, kept / str(step))
-            result = made_once(kept / f"{step}-tuned.safetensors", network, tuned)
-        shutil.rmtree(kept)
+        with self.recipe.session(folder, network, teacher, data, self.options) as session:
+            for step in range(1, self.steps + 1):
+                pruned = partial(self.pruned, result, network, data, self.ratio ** (step / self.steps), folder)
+                result = made_once(session.folder / f"{step}-pruned.safetensors", network, pruned)
+                recipe = self.recipe if step == self.steps else self.recipe.shortened(self.epochs_between)
+                tuned = partial(fine_tuned, recipe, result, teacher, data, session.folder / str(step))
+                result = made_once(session.folder / f"{step}-tuned.safetensors", network, tuned)
         (folder / "channels.csv").write_text(channels_csv(network, result))
         return result
 
@@ -187,11 +178,10 @@ def size_of(network: nn.Module, data: ImageData, target: str) -> int:
     return count_macs(network, data)[""] if target == "macs" else sum(p.numel() for p in network.parameters())
 
 
-def fine_tuned(
-    tuning: FineTuning, network: nn.Module, teacher: nn.Module, data: ImageData, checkpoints: Path
-) -> nn.Module:
-    tuning.train(network, teacher, data, checkpoints)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+def fine_tuned(recipe: FineTuning, network: nn.Module, teacher: nn.Module, data: ImageData, folder: Path) -> nn.Module:
+    """The network itself after a training whose checkpoints lie beside `folder`."""
+    with recipe.session(folder, network, teacher, data) as session:
+        session.train(network)
     return network
 
 
@@ -210,6 +200,9 @@ class _AsItIs(Method):
 
     name = "candidate"
     supported_bits = (32,)
+
+    def __init__(self) -> None:
+        super().__init__(bits=32)
 
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         save_graph(export(network, data), folder / "model.pt2")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qexp.data.base import ImageData
-from qexp.method.fine_tuning import FineTuning, FineTuningModule, training_folder
+from qexp.method.fine_tuning import FineTuningModule
 from qexp.method.prune.base import NetworkMethod, weights_of
 from qexp.method.prune.kmeans import k_means
 from qexp.types import EngineSpec, UserError, nearest
@@ -23,20 +21,18 @@ STARTS = ("linear", "density", "kmeans++")
 
 
 class Cluster(NetworkMethod):
-    """clusters: different values of the weights of a layer, or, with per_channel, of each output channel; keep_zeros: whether weights that
-    are zero stay so, beside the clusters; start: of the k-means, as of `sharing.k_means`; first_last: whether the first and the last
-    layer share weights too; the rest as of `FineTuning`, which trains the values, not which of them a weight has.
+    """Fine-tuning trains the values that weights share (Han et al., 2016), not which of them a weight has.
+
+    Raises:
+        UserError: For options that are unknown or out of range.
     """
 
     name = "cluster"
-    fine_tuning: FineTuning
 
     def __init__(
-        self, recipe: DictConfig, trainer: DictConfig, clusters: int = 16, per_channel: bool = False, start: str = "linear",
-        keep_zeros: bool = True, first_last: bool = True, distillation: float = 0.0, temperature: float = 4.0, seed: int = 0,
-        **common: Any,
-    ):  # fmt: skip
-        super().__init__(FineTuning(recipe, trainer, distillation, temperature, seed), **common)
+        self, clusters: int, per_channel: bool, start: str, keep_zeros: bool, first_last: bool, seed: int, **common: Any
+    ):
+        super().__init__(**common)
         if not isinstance(clusters, int) or not 2 <= clusters <= 256:
             raise UserError(
                 f"{self.name}: clusters={clusters} is out of range; give a whole number from 2 to 256, such as 16 for 4 bits."
@@ -55,11 +51,8 @@ class Cluster(NetworkMethod):
         layers = weights_of(result, self.first_last)
         for name, weight in layers.items():
             parametrize.register_parametrization(modules[name], "weight", self.shared(weight.detach()), unsafe=True)
-        checkpoints = training_folder(folder, network, self.options, data.spec.digest)
-        self.fine_tuning.train(
-            result, network if self.teacher is None else self.teacher, data, checkpoints, ClusteringModule
-        )
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        with self.recipe.session(folder, network, self.teacher, data, self.options) as session:
+            session.train(result, ClusteringModule)
         for name in layers:
             parametrize.remove_parametrizations(modules[name], "weight")
         return result

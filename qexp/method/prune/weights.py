@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from qexp.data.base import ImageData
-from qexp.method.fine_tuning import FineTuning, FineTuningModule, training_folder
+from qexp.method.fine_tuning import FineTuningModule
 from qexp.method.prune.base import NetworkMethod, weights_of
 from qexp.method.prune.masks import Masks, apply_masks, global_masks, gradual_sparsity, local_masks, two_of_four_mask
 from qexp.types import EngineSpec, UserError, nearest
@@ -23,21 +21,19 @@ PATTERNS = ("2:4",)
 
 
 class Prune(NetworkMethod):
-    """sparsity: share of all convolutions' and linear layers' weights that becomes zero, those least in magnitude; scope: `global` takes
-    them wherever they are, `layer` the same share everywhere; pattern: None, or `2:4` for two of every four neighbours, whatever the
-    sparsity; schedule: `one_shot` before fine-tuning, or `gradual` during the share `ramp` of its steps, every `interval` of them;
-    first_last: whether the first and the last layer are pruned too; the rest as of `FineTuning`. Writes sparsity.csv beside the graph.
+    """Prunes by magnitude, before fine-tuning or gradually meanwhile (masks.py). Writes sparsity.csv beside the graph.
+
+    Raises:
+        UserError: For options that are unknown, out of range or contradict each other.
     """
 
     name = "prune"
-    fine_tuning: FineTuning
 
     def __init__(
-        self, recipe: DictConfig, trainer: DictConfig, sparsity: float = 0.6, scope: str = "global", pattern: str | None = None,
-        schedule: str = "one_shot", ramp: float = 0.5, interval: int = 50, first_last: bool = True, distillation: float = 0.0,
-        temperature: float = 4.0, seed: int = 0, **common: Any,
+        self, sparsity: float, scope: str, pattern: str | None, schedule: str, ramp: float, interval: int, first_last: bool,
+        **common: Any,
     ):  # fmt: skip
-        super().__init__(FineTuning(recipe, trainer, distillation, temperature, seed), **common)
+        super().__init__(**common)
         if not 0 < sparsity < 1:
             raise UserError(
                 f"{self.name}: sparsity={sparsity} is out of range; give a share between 0 and 1, such as 0.6."
@@ -50,7 +46,7 @@ class Prune(NetworkMethod):
         for what, name, known in choices:
             if name not in known:
                 raise UserError(f"{self.name}: there is no {what} {name!r}. {nearest(str(name), known)}")
-        if schedule == "gradual" and (pattern or not self.fine_tuning.recipe["epochs"]):
+        if schedule == "gradual" and (pattern or not self.recipe.epochs):
             raise UserError(
                 f"{self.name}: schedule=gradual prunes to a sparsity while it fine-tunes; give recipe.epochs, and no pattern."
             )
@@ -74,10 +70,8 @@ class Prune(NetworkMethod):
         weights = weights_of(result, self.first_last)
         if self.schedule == "one_shot":
             apply_masks(weights, self.masks(weights, self.sparsity))
-        checkpoints = training_folder(folder, network, self.options, data.spec.digest)
-        student = partial(PruningModule, method=self)
-        self.fine_tuning.train(result, network if self.teacher is None else self.teacher, data, checkpoints, student)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        with self.recipe.session(folder, network, self.teacher, data, self.options) as session:
+            session.train(result, partial(PruningModule, method=self))
         (folder / "sparsity.csv").write_text(sparsity_csv(result))
         return result
 
@@ -96,8 +90,8 @@ class Prune(NetworkMethod):
 class PruningModule(FineTuningModule):
     """Fine-tuning in which zeros stay zero and, on a gradual schedule, become more."""
 
-    def __init__(self, *arguments: Any, method: Prune, **options: Any):
-        super().__init__(*arguments, **options)
+    def __init__(self, *arguments: Any, method: Prune):
+        super().__init__(*arguments)
         self.method = method
 
     def on_train_start(self) -> None:

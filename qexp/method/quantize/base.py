@@ -49,23 +49,20 @@ from qexp.types import EngineSpec, Unsupported, UserError, nearest
 
 
 class Quantization(Method):
-    """bits: of weights and activations, 8 to 2, or apart as `w4a8`, `w4a32`.
+    """A method that gives a network fewer bits.
 
-    observer, weight_observer: how ranges are found, one of OBSERVERS; percentile: of the observer of that name, in percent;
-    symmetric: activations too have zero point 0; weight_symmetric, per_channel, group_size: of the scales of weights, per output
-    channel or group of values of one; power_of_two: scales; first_last_bits: the least of the first and last layer, null for no
-    exception; add_bits: of residual additions and logits; layer_bits: bits by layer name or pattern; fuse=False keeps
-    convolution, batch norm and activation quantised apart; quantize_before_activation: a convolution's result is rounded before
-    its activation instead of after it; equalisation, bias_correction: see corrections.py; reduce_range: weights in -63..63, so
-    that pairs of uint8 x int8 products fit the 16 bits that x86 processors without VNNI add them in; `auto` where this is one.
+    `equalisation` and `bias_correction` are explained in corrections.py. `reduce_range` keeps weights in -63..63, so that pairs of
+    uint8 x int8 products fit the 16 bits that x86 processors without VNNI add them in.
+
+    Raises:
+        UserError: For options that are unknown or out of range.
     """
 
     def __init__(
-        self, observer: str = "histogram", weight_observer: str = "minmax", percentile: float = 99.9, symmetric: bool = False,
-        weight_symmetric: bool = True, per_channel: bool = True, group_size: int | None = None, power_of_two: bool = False,
-        first_last_bits: int | None = 8, add_bits: int = 8, layer_bits: Mapping[str, int | str] | None = None, fuse: bool = True,
-        quantize_before_activation: bool = False, equalisation: bool = False, bias_correction: bool = False,
-        reduce_range: bool | str = "auto", calibration_batch: int = 64, **common: Any,
+        self, observer: str, weight_observer: str, percentile: float, symmetric: bool, weight_symmetric: bool, per_channel: bool,
+        group_size: int | None, power_of_two: bool, first_last_bits: int | None, add_bits: int,
+        layer_bits: Mapping[str, int | str], fuse: bool, quantize_before_activation: bool, equalisation: bool,
+        bias_correction: bool, reduce_range: bool | str, calibration_batch: int, **common: Any,
     ):  # fmt: skip
         super().__init__(**common)
         for name in (observer, weight_observer):
@@ -74,7 +71,7 @@ class Quantization(Method):
         if not 50 < percentile <= 100:
             raise UserError(f"method.percentile={percentile} is out of range; give percent above 50, such as 99.9.")
         _check_widths(first_last_bits=first_last_bits or FLOAT, add_bits=add_bits)
-        for pattern, bits in (layer_bits or {}).items():
+        for pattern, bits in layer_bits.items():
             _check_widths(**{f"layer_bits.{pattern}": bits})
         if group_size is not None and group_size < 1:
             raise UserError(
@@ -88,7 +85,7 @@ class Quantization(Method):
         )
         self.weight_symmetric, self.per_channel, self.group_size = weight_symmetric, per_channel, group_size
         self.power_of_two = power_of_two
-        self.first_last_bits, self.add_bits, self.layer_bits = first_last_bits, add_bits, dict(layer_bits or {})
+        self.first_last_bits, self.add_bits, self.layer_bits = first_last_bits, add_bits, dict(layer_bits)
         self.fuse, self.quantize_before_activation, self.calibration_batch = (
             fuse,
             quantize_before_activation,

@@ -35,19 +35,24 @@ from qexp.types import EngineSpec, UserError
 
 
 class Mixed(Quantization):
-    """candidates: bits that a layer's weights and its input may have, 2 to 8; budget: see `Budget`; sensitivity_images: calibration
-    images that each candidate is tried on; plan: a file as of `plan_text` with the bits of every layer, instead of a search.
+    """A search leaves the layers of `layer_bits` their bits, and the first and last at least `first_last_bits`. Both count in the budget
+    (`Budget`). A file of a plan (`plan_text`) says the bits of every layer instead. Writes plan.yaml beside the graph and, after a
+    search, sensitivity.csv.
 
-    A search leaves the layers of `layer_bits` their bits, and the first and last at least `first_last_bits`; both count in the
-    budget. Writes plan.yaml beside the graph and, after a search, sensitivity.csv.
+    Raises:
+        UserError: For options that are out of range or contradict each other.
     """
 
     name = "mixed"
 
     def __init__(
-        self, candidates: Sequence[int] = (2, 3, 4, 6, 8), budget: Mapping[str, float | None] | None = None, sensitivity_images: int = 256,
-        plan: str | None = None, **common: Any,
-    ):  # fmt: skip
+        self,
+        candidates: Sequence[int],
+        budget: Mapping[str, float | None],
+        sensitivity_images: int,
+        plan: str | None,
+        **common: Any,
+    ):
         super().__init__(**{**common, "bits": "auto"})  # one row, whatever bits a sweep goes through
         if not candidates or not {*candidates} <= {*range(2, 9)}:
             raise UserError(
@@ -62,7 +67,7 @@ class Mixed(Quantization):
         self.candidates, self.sensitivity_images = tuple(sorted({*candidates})), sensitivity_images
         # The file's content, not its path: attributes are what an artifact is known by.
         self.plan = as_options(read_plan(Path(plan))) if plan else {}
-        self.budget = {} if plan else dict(budget or {"average_bits": 4})
+        self.budget = {} if plan else dict(budget)
         self.bits = "plan" if plan else str(Budget(**self.budget))
         self.only_eight = {*self.plan.values()} == {"w8a8"} if plan else self.candidates == (8,)
 

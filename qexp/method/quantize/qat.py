@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from qexp.data.base import ImageData
-from qexp.method import fine_tuning
 from qexp.method.base import Compressed
-from qexp.method.fine_tuning import FineTuning, training_folder
+from qexp.method.fine_tuning import FineTuning, FineTuningModule
 from qexp.method.graph import example_input
 from qexp.method.quantize.base import Quantization
 from qexp.method.quantize.fake_quantize import LEARNING, quantizers
@@ -24,19 +20,16 @@ from qexp.types import EngineSpec, UserError, nearest
 
 
 class QAT(Quantization):
-    """activations, weights: how their scales learn, `lsq` (Esser et al., 2020), `moving_average` (Jacob et al., 2018) or, of
-    activations only, `pact` (Choi et al., 2018); distillation: share of the loss that asks for the fp32 network's logits instead of
-    the labels (Hinton et al., 2015), at `temperature`; freeze_norms: share of the epochs after which batch norms keep their statistics,
-    1 for never; recipe: epochs, batch_size, optimizer and scheduler of the fine-tuning; trainer: options of Lightning's Trainer,
-    precision `auto` being fp32 here.
+    """Scales learn by LSQ (Esser et al., 2020), as moving averages (Jacob et al., 2018) or, of activations only, by PACT (Choi et al.,
+    2018).
+
+    Raises:
+        UserError: For options that are unknown or out of range.
     """
 
     name = "qat"
 
-    def __init__(
-        self, recipe: DictConfig, trainer: DictConfig, activations: str = "lsq", weights: str = "lsq", distillation: float = 0.0,
-        temperature: float = 4.0, freeze_norms: float = 1.0, seed: int = 0, **common: Any,
-    ):  # fmt: skip
+    def __init__(self, recipe: FineTuning, activations: str, weights: str, freeze_norms: float, **common: Any):
         tracked = {"observer": activations, "weight_observer": weights}  # a moving average goes on from itself
         super().__init__(**{**common, **{name: kind for name, kind in tracked.items() if kind == "moving_average"}})
         for kind in (activations, weights):
@@ -48,37 +41,38 @@ class QAT(Quantization):
             )
         if not 0 <= freeze_norms <= 1:
             raise UserError(f"freeze_norms={freeze_norms} is out of range; give a share of the epochs between 0 and 1.")
-        self.fine_tuning = FineTuning(recipe, trainer, distillation, temperature, seed, exact=True)
-        self.activations, self.weights, self.freeze_norms = activations, weights, freeze_norms
+        self.recipe, self.activations, self.weights, self.freeze_norms = recipe, activations, weights, freeze_norms
 
     @property
     def options(self) -> dict[str, Any]:
-        return {**super().options, **self.fine_tuning.options}
+        return {**super().options, "recipe": self.recipe.options}
 
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         prepared = self.calibrated(network, data, engine_spec)
         exact = copy.deepcopy(prepared)
         trained = trainable(prepared, network, data)
         learn_ranges(trained, self.activations, self.weights, sizes(trained, example_input(data, 1)))
-        checkpoints = training_folder(folder, network, self.options, str(engine_spec), data.spec.digest)
-        student = partial(
+        module = partial(
             QATModule, freeze_norms=self.freeze_norms, images=data.calibration(), batch=self.calibration_batch
         )
-        self.fine_tuning.train(trained, network if self.teacher is None else self.teacher, data, checkpoints, student)
-        hand_over(trained, prepared)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        with self.recipe.session(folder, network, self.teacher, data, self.options, str(engine_spec)) as session:
+            session.train(trained, module)
+            hand_over(trained, prepared)
         return self.finish(prepared, exact, network, data, folder)
 
 
-class QATModule(fine_tuning.FineTuningModule):
-    """The graph being trained. freeze_norms: share of the epochs after which batch norms keep their statistics, which x[N,C,H,W] in
-    batches gives them before each validation until then."""
+class QATModule(FineTuningModule):
+    """The graph being trained.
 
-    def __init__(
-        self, trained: GraphModule, teacher: nn.Module, num_classes: int, recipe: Any, distillation: float, temperature: float,
-        seed: int, freeze_norms: float, images: Tensor, batch: int,
-    ):  # fmt: skip
-        super().__init__(trained, teacher, num_classes, recipe, distillation, temperature, seed)
+    Args:
+        freeze_norms: Share of the epochs after which batch norms keep their statistics. Until then `images` give them anew before each
+            validation.
+        images: x[N,C,H,W], normalised.
+        batch: Of the images, how many are shown at once.
+    """
+
+    def __init__(self, *arguments: Any, freeze_norms: float, images: Tensor, batch: int):
+        super().__init__(*arguments)
         self.freeze_norms, self.images, self.batch = freeze_norms, images, batch
 
     def parameter_groups(self) -> Any:

@@ -44,16 +44,17 @@ class Images:
 
 
 class Reconstruct(Quantization):
-    """algorithm: `qdrop`, `brecq` or `adaround`; iterations: steps per unit; batch_size: images per step; lr, scale_lr: of Adam,
-    for the rounding and for scales of activations; rounding_weight: of the term that pushes rounding to either side; drop: share of
-    activations that qdrop leaves in floating point; seed: of the images in each step, and of what is dropped.
+    """The algorithms' papers are named above. Adam learns the rounding and the scales of activations, each at a rate of its own.
+
+    Raises:
+        UserError: For options that are unknown or out of range.
     """
 
     name = "reconstruct"
 
     def __init__(
-        self, algorithm: str = "qdrop", iterations: int = 1000, batch_size: int = 32, lr: float = 1e-3, scale_lr: float = 4e-5,
-        rounding_weight: float = 0.01, drop: float = 0.5, seed: int = 0, **common: Any,
+        self, algorithm: str, iterations: int, batch_size: int, lr: float, scale_lr: float, rounding_weight: float, drop: float,
+        seed: int, **common: Any,
     ):  # fmt: skip
         super().__init__(**common)
         if algorithm not in ALGORITHMS:

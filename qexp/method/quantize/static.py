@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from qexp.method.base import Method
 from qexp.method.quantize.base import Quantization
 
 
 class Static(Quantization):
     name = "static"
+
+    def __init__(self, torchscript: Method | None, **common: Any):
+        super().__init__(**common)
+        self.torchscript = torchscript

@@ -9,26 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from sklearn.cluster import KMeans
 from torch import nn
 
 from qexp.coded_file import plain
 from qexp.data.random import RandomData
-from qexp.engine.eager import Eager
 from qexp.method.artifacts import make_artifact
 from qexp.method.chain import Chain
 from qexp.method.prune.base import weights_of
-from qexp.method.prune.cluster import Cluster, SharedWeights
+from qexp.method.prune.cluster import SharedWeights
 from qexp.method.prune.kmeans import inertia, k_means
-from qexp.model.resnet import ResNet
 from qexp.types import EngineSpec, UserError
-from tests.method.prune.test_prune_weights import QUICK, SOURCE, pruning
-from tests.method.training import TRAINER
-
-
-def sharing(epochs: int = 0, **options: Any) -> Cluster:
-    return Cluster(OmegaConf.create({**QUICK, "epochs": epochs}), OmegaConf.create(TRAINER), coded=True, **options)
+from tests import configured
+from tests.method.training import SOURCE, pruning, sharing
 
 
 def samples(kind: str) -> np.ndarray:
@@ -107,12 +100,12 @@ def test_the_file_holds_the_clusters_and_computes_with_them(
     x = pretend_data.calibration()
     with torch.no_grad():
         answer = torch.export.export(expected, (x,)).module()(x).numpy()
-    assert (Eager().load(artifact.folder / artifact.graph, 1)(x.numpy()) == answer).all()
+    assert (configured.engine("eager").load(artifact.folder / artifact.graph, 1)(x.numpy()) == answer).all()
 
 
 def test_sixteen_clusters_take_less_than_four_bits_a_weight(pretend_data: RandomData, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    wide = ResNet([1, 1], [32, 64], num_classes=10).eval()
+    wide = configured.network("resnet8", blocks=[1, 1], widths=[32, 64]).eval()
     artifact = make_artifact(sharing(), wide, pretend_data, EngineSpec(), SOURCE, tmp_path)
     layers = weights_of(wide).values()
     others = 4 * (sum(value.numel() for value in wide.state_dict().values()) - sum(weight.numel() for weight in layers))
@@ -151,7 +144,9 @@ def test_training_moves_the_values_not_the_indices(
 ) -> None:
     (tmp_path / "artifact").mkdir()
     before = sharing(per_channel=per_channel, clusters=4).transform(network, pretend_data, tmp_path)
-    after = sharing(2, per_channel=per_channel, clusters=4).transform(network, pretend_data, tmp_path / "artifact")
+    after = sharing({"epochs": 2}, per_channel=per_channel, clusters=4).transform(
+        network, pretend_data, tmp_path / "artifact"
+    )
     assert before.state_dict().keys() == after.state_dict().keys() == network.state_dict().keys()
     for old, new in zip(weights_of(before).values(), weights_of(after).values(), strict=True):
         assert not torch.equal(old, new)

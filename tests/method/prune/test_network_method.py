@@ -12,10 +12,10 @@ from torch import nn
 
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
-from qexp.method.none import NoCompression
 from qexp.method.prune.base import WEIGHTS_FILE, NetworkMethod, restore, save_weights
 from qexp.types import EngineSpec, UserError
-from tests.method.test_base import SOURCE
+from tests import configured
+from tests.method.training import SOURCE, pruning
 
 
 class Narrow(nn.Module):
@@ -42,7 +42,7 @@ class Given(NetworkMethod):
     name = "given"
 
     def __init__(self, result: nn.Module):
-        super().__init__()
+        super().__init__(pruning().recipe, coded=False)
         self.result = result.eval()
 
     def transform(self, network: nn.Module, data: Any, folder: Path) -> nn.Module:
@@ -68,7 +68,7 @@ def test_a_network_of_other_shapes_comes_back_bit_for_bit(pretend_data: RandomDa
 def test_an_artifact_says_what_is_left_and_is_compared_with_the_whole(pretend_data: RandomData, tmp_path: Path) -> None:
     network, narrow = Narrow(8), Narrow(6)
     artifact = make_artifact(Given(narrow), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
-    plain = make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    plain = make_artifact(configured.method("none"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert artifact.parameters == sum(p.numel() for p in narrow.parameters()) == artifact.packed_bytes / 4
     side = 16 * 16
     assert artifact.macs == side * (3 * 6 * 9 + 6 * 9 + 6 * 12 // 2 + 12 * 6) + 6 * 10

@@ -9,41 +9,29 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import nn
 
 from qexp.data.random import RandomData
-from qexp.engine.eager import Eager
-from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.method.artifacts import make_artifact
-from qexp.method.fine_tuning import FineTuningModule
+from qexp.method.fine_tuning import FineTuningModule, Session
 from qexp.method.graph import count_macs
 from qexp.method.prune.base import WEIGHTS_FILE, restore
-from qexp.method.prune.channels import PruneChannels, removed
+from qexp.method.prune.channels import removed
 from qexp.method.prune.dependency_graph import IMPORTANCES, groups_of, without
 from qexp.model.base import build_network
-from qexp.model.mobilenet import MobileNetV2
-from qexp.model.resnet import ResNet
-from qexp.model.vgg import VGG
 from qexp.types import Artifact, EngineSpec, UserError
+from tests import configured
 from tests.method.pruning import distinct, masked
-from tests.method.quantize.test_qat import SOURCE
-from tests.method.training import RECIPE, TRAINER
+from tests.method.training import SOURCE, pruning_channels
 
 CONF = Path(__file__).parents[3] / "conf"
-NO_TRAINING = {"epochs": 0}
-
-
-def pruning(recipe: dict[str, Any] | None = None, **options: Any) -> PruneChannels:
-    chosen = NO_TRAINING if recipe is None else recipe
-    return PruneChannels(
-        OmegaConf.create({**RECIPE, **chosen}), OmegaConf.create(TRAINER), **{"round_to": 2, **options}
-    )
 
 
 def data_of(image_size: int, tmp_path: Path, channels: int = 3) -> RandomData:
     options: dict[str, Any] = {"cache_dir": str(tmp_path), "calibration_images": 16}
-    data = RandomData(images=32, num_classes=10, name="random", image_size=image_size, channels=channels, **options)
+    data = configured.data(
+        "random", images=32, num_classes=10, name="random", image_size=image_size, channels=channels, **options
+    )
     data.open()
     return data
 
@@ -54,7 +42,11 @@ def conv_macs(conv: nn.Conv2d, side: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: ResNet([1, 2], [8, 16], 10), lambda: ResNet([1, 1], [4, 8], 10, bottleneck=True)]
+    "make",
+    [
+        lambda: configured.network("resnet8", blocks=[1, 2], widths=[8, 16]),
+        lambda: configured.network("resnet8", blocks=[1, 1], widths=[4, 8], bottleneck=True),
+    ],
 )
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_a_pruned_network_computes_what_the_masked_one_does(
@@ -63,14 +55,18 @@ def test_a_pruned_network_computes_what_the_masked_one_does(
     torch.manual_seed(0)
     network = make().eval()
     exact = distinct(network).float()
-    pruned = pruning(scope=scope).pruned(exact, exact, pretend_data, 2.0, tmp_path / "x").double()
+    pruned = pruning_channels(scope=scope).pruned(exact, exact, pretend_data, 2.0, tmp_path / "x").double()
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(pruned(x), masked(exact.double(), pruned)(x), rtol=1e-9, atol=1e-9)
         assert not torch.allclose(pruned(x), exact(x), rtol=0.01), "something was pruned"
 
 
-@pytest.mark.parametrize("make", [lambda: VGG(11, 10), lambda: MobileNetV2(10)], ids=["vgg11", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: configured.network("vgg11"), lambda: configured.network("mobilenet_v2")],
+    ids=["vgg11", "mobilenet_v2"],
+)
 def test_so_do_flattened_and_depthwise_channels(make: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network, data = distinct(make()).float(), data_of(32, tmp_path)
@@ -82,7 +78,7 @@ def test_so_do_flattened_and_depthwise_channels(make: Any, tmp_path: Path) -> No
 
 
 def test_macs_of_a_pruned_vgg_are_those_counted_by_hand(tmp_path: Path) -> None:
-    network, data = VGG(11, 10).eval(), data_of(32, tmp_path)
+    network, data = configured.network("vgg11").eval(), data_of(32, tmp_path)
     sides = [
         32,
         16,
@@ -100,7 +96,7 @@ def test_macs_of_a_pruned_vgg_are_those_counted_by_hand(tmp_path: Path) -> None:
         return sum(map(conv_macs, convs, sides)) + sum(m.weight.numel() for m in linears)
 
     assert by_hand(network) == count_macs(network, data)[""] == 171_679_744
-    pruned = pruning(round_to=16).pruned(network, network, data, 2.0, tmp_path / "x")
+    pruned = pruning_channels(round_to=16).pruned(network, network, data, 2.0, tmp_path / "x")
     assert by_hand(pruned) == count_macs(pruned, data)[""]
     assert 2.0 <= by_hand(network) / by_hand(pruned) < 2.1
 
@@ -115,7 +111,7 @@ def test_macs_of_a_pruned_resnet_are_those_counted_by_hand(
         classifier = resnet.get_submodule("classifier").weight
         return sum(conv_macs(resnet.get_submodule(name), side) for name, side in sides.items()) + classifier.numel()  # type: ignore
 
-    artifact = make_artifact(pruning(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    artifact = make_artifact(pruning_channels(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     pruned = restore(network, artifact.folder / WEIGHTS_FILE)
     assert by_hand(pruned) == artifact.macs
     assert artifact.parameters == sum(p.numel() for p in pruned.parameters()) == artifact.packed_bytes // 4
@@ -174,7 +170,7 @@ def test_grouped_convolutions_lose_the_same_channels_of_each_group(tmp_path: Pat
         nn.Flatten(),
         nn.Linear(12, 10),
     ).eval()
-    pruned = pruning().pruned(network, network, data, 1.5, tmp_path / "x")
+    pruned = pruning_channels().pruned(network, network, data, 1.5, tmp_path / "x")
     first, grouped = pruned[0], pruned[2]  # type: ignore[index]
     assert grouped.groups == 2 and first.out_channels == 2 * grouped.weight.shape[1] and grouped.out_channels % 2 == 0
     with torch.no_grad():
@@ -182,12 +178,11 @@ def test_grouped_convolutions_lose_the_same_channels_of_each_group(tmp_path: Pat
 
 
 def test_steps_reach_the_ratio_with_fine_tuning_between(
-    pretend_data: RandomData, network: nn.Module, tmp_path: Path
+    pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs: list[int] = []
-    method = pruning({"epochs": 2}, steps=2, ratio=3)
-    method.between.train = lambda *a, **k: epochs.append(method.between.recipe["epochs"])  # type: ignore[method-assign]
-    method.fine_tuning.train = lambda *a, **k: epochs.append(method.fine_tuning.recipe["epochs"])  # type: ignore
+    method = pruning_channels({"epochs": 2}, steps=2, ratio=3)
+    monkeypatch.setattr(Session, "train", lambda session, *_: epochs.append(session.recipe.epochs))
     artifact = make_artifact(method, network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert epochs == [1, 2] and count_macs(network, pretend_data)[""] / artifact.macs >= 3
     assert not list(tmp_path.glob(".training-*"))
@@ -210,8 +205,7 @@ class PretendTimer:
 def test_latency_is_searched_until_the_timer_says_so(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
-    timer = {"_target_": f"{__name__}.PretendTimer"}
-    method = pruning(target="latency", ratio=1.5, timer=OmegaConf.create(timer))
+    method = pruning_channels(target="latency", ratio=1.5, timer=PretendTimer())
     artifact = make_artifact(method, network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     asked = method.timer.asked  # type: ignore[union-attr]
     reached = 1 + (sum(p.numel() for p in network.parameters()) / artifact.parameters - 1) / 2
@@ -223,9 +217,9 @@ def test_latency_is_searched_until_the_timer_says_so(
 def test_a_killed_fine_tuning_goes_on(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"recipe": {"epochs": 2}, "steps": 2, "distillation": 0.5}
+    options: dict[str, Any] = {"recipe": {"epochs": 2, "distillation": 0.5}, "steps": 2}
     undisturbed = make_artifact(
-        pruning(**options), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "undisturbed"
+        pruning_channels(**options), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "undisturbed"
     )
     begin, epochs = FineTuningModule.on_train_epoch_start, []
 
@@ -237,8 +231,10 @@ def test_a_killed_fine_tuning_goes_on(
 
     monkeypatch.setattr(FineTuningModule, "on_train_epoch_start", killed)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        make_artifact(pruning(**options), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "killed")
-    resumed = make_artifact(pruning(**options), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "killed")
+        make_artifact(pruning_channels(**options), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "killed")
+    resumed = make_artifact(
+        pruning_channels(**options), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "killed"
+    )
     assert epochs == [0, 0, 1, 1], "neither the first step nor an epoch of the last is trained again"
     x = pretend_data.calibration()
     answers = [torch.export.load(a.folder / a.graph).module()(x) for a in (undisturbed, resumed)]
@@ -261,7 +257,7 @@ def test_every_family_is_pruned_exported_and_run(name: str, tmp_path: Path) -> N
     config.data.num_classes = 10
     torch.manual_seed(0)
     network = build_network(config.model).eval()
-    method = pruning(
+    method = pruning_channels(
         round_to=128 if name in ("resnet34", "resnet50", "vgg11", "mobilenet_v2") else 8
     )  # fewer candidates of large ones
     artifact = make_artifact(method, network, data, EngineSpec(), SOURCE, tmp_path)
@@ -269,7 +265,7 @@ def test_every_family_is_pruned_exported_and_run(name: str, tmp_path: Path) -> N
     x = data.calibration()[:4].numpy()
     with torch.no_grad():
         expected = restore(network, artifact.folder / WEIGHTS_FILE)(torch.from_numpy(x)).numpy()
-    for engine in (Eager(), OnnxRuntime()):
+    for engine in (configured.engine("eager"), configured.engine("onnxruntime")):
         lowered = engine.lower(artifact, 4, 1)
         answer = engine.load(lowered.folder / engine.file_name(4, 1), 1)(np.ascontiguousarray(x))
         np.testing.assert_allclose(answer, expected, atol=1e-3 * np.abs(expected).max())
@@ -285,21 +281,22 @@ def test_every_family_is_pruned_exported_and_run(name: str, tmp_path: Path) -> N
         ({"least_share": 1}, "least_share=1"),
         ({"steps": 0}, "steps=0"),
         ({"round_to": 0.5}, "round_to=0.5"),
-        ({"target": "latency"}, "needs a timer"),
-        ({"distillation": 2}, "distillation=2"),
-        ({"recipe": {"epochs": -1}}, "epochs are -1"),
+        ({"target": "latency", "timer": None}, "needs a timer"),
+        ({"recipe": {"distillation": 2}}, "distillation=2"),
+        ({"recipe": {"epochs": -1}}, r"recipe\.epochs=-1 is out of range"),
+        ({"recipe": {"batch_size": 0}}, r"recipe\.batch_size=0 is out of range"),
     ],
 )
 def test_bad_options_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        pruning(**options)
+        pruning_channels(**options)
 
 
 def test_what_cannot_be_reached_is_an_error(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"least_share=0.9 and round_to=2 at most 1\.\d+ times less MACs can be reached, not 2.00"
     ):
-        make_artifact(pruning(least_share=0.9), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+        make_artifact(pruning_channels(least_share=0.9), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     with pytest.raises(UserError, match="no channels with the importance 'bn_scale'"):
         groups_of(nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.Linear(8, 10)), pretend_data, "bn_scale")
 

@@ -9,28 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 from qexp.data.random import RandomData
-from qexp.engine.eager import Eager
-from qexp.method import prune as module
 from qexp.method.artifacts import make_artifact
+from qexp.method.prune import weights as module
 from qexp.method.prune.base import weights_of
 from qexp.method.prune.masks import apply_masks, global_masks, gradual_sparsity, local_masks, two_of_four_mask
-from qexp.method.prune.weights import Prune
-from qexp.model.resnet import ResNet
 from qexp.types import EngineSpec, UserError
-from tests.method.training import RECIPE, TRAINER
-
-SOURCE = {"model": "small", "weights": "random"}
-QUICK = {**RECIPE, "optimizer": {**RECIPE["optimizer"], "lr": 0.05}}  # learns something in an epoch
-
-
-def pruning(epochs: int = 0, **options: Any) -> Prune:
-    return Prune(OmegaConf.create({**QUICK, "epochs": epochs}), OmegaConf.create(TRAINER), coded=True, **options)
+from tests import configured
+from tests.method.training import SOURCE, pruning
 
 
 def zeros(network: nn.Module, first_last: bool = True) -> int:
@@ -123,7 +113,7 @@ def test_the_artifact_computes_what_the_masked_network_does(
     x = pretend_data.calibration()
     with torch.no_grad():
         expected = torch.export.export(network, (x,)).module()(x).numpy()
-    assert (Eager().load(artifact.folder / artifact.graph, 1)(x.numpy()) == expected).all()
+    assert (configured.engine("eager").load(artifact.folder / artifact.graph, 1)(x.numpy()) == expected).all()
     assert artifact.coded and "computed dense" in artifact.notes["coded"]
 
 
@@ -136,7 +126,7 @@ def test_sparsity_is_counted_in_the_file(pretend_data: RandomData, network: nn.M
 
 def test_the_file_shrinks_as_weights_do(pretend_data: RandomData, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    wide, packed = ResNet([1, 1], [32, 64], num_classes=10).eval(), []
+    wide, packed = configured.network("resnet8", blocks=[1, 1], widths=[32, 64]).eval(), []
     for share in (0.01, 0.6, 0.9):
         artifact = make_artifact(pruning(sparsity=share), wide, pretend_data, EngineSpec(), SOURCE, tmp_path)
         packed.append(artifact.packed_bytes)
@@ -163,9 +153,9 @@ def test_fine_tuning_keeps_zeros_and_changes_the_rest(
             super().after_step()
             seen.append(zeros(self.network))
 
-    monkeypatch.setattr(module, "Pruned", Watched)
+    monkeypatch.setattr(module, "PruningModule", Watched)
     (tmp_path / "artifact").mkdir()
-    method = pruning(epochs=3, schedule=schedule, interval=1, ramp=0.6)
+    method = pruning({"epochs": 3}, schedule=schedule, interval=1, ramp=0.6)
     result = method.transform(network, pretend_data, tmp_path / "artifact")
     wanted = round(0.6 * count(network))
     assert zeros(result) == wanted and seen[-1] == wanted and seen == sorted(seen)
@@ -188,9 +178,8 @@ def test_fine_tuning_keeps_zeros_and_changes_the_rest(
 def test_trained_weights_are_stored_in_the_usual_order(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
-    recipe = OmegaConf.create({**QUICK, "epochs": 1, "channels_last": True})
     (tmp_path / "artifact").mkdir()
-    result = Prune(recipe, OmegaConf.create(TRAINER)).transform(network, pretend_data, tmp_path / "artifact")
+    result = pruning({"epochs": 1, "channels_last": True}).transform(network, pretend_data, tmp_path / "artifact")
     assert all(weight.is_contiguous() for weight in weights_of(result).values())
 
 
@@ -205,7 +194,7 @@ def test_an_epoch_that_is_not_pruned_enough_is_not_kept(
         lambda self: self.log("val_top1", 1.0 - 0.1 * self.current_epoch),
     )
     (tmp_path / "artifact").mkdir()
-    result = pruning(epochs=3, schedule="gradual", interval=1, ramp=1.0).transform(
+    result = pruning({"epochs": 3}, schedule="gradual", interval=1, ramp=1.0).transform(
         network, pretend_data, tmp_path / "artifact"
     )
     assert zeros(result) == round(0.6 * count(network))
@@ -220,7 +209,7 @@ def test_a_training_goes_on_with_its_zeros(
 ) -> None:
     def run(place: str, stop_after: int | None) -> nn.Module:
         (tmp_path / place).mkdir(exist_ok=True)
-        method = pruning(epochs=3, schedule="gradual", interval=2, ramp=0.5)
+        method = pruning({"epochs": 3}, schedule="gradual", interval=2, ramp=0.5)
         begin = Trainer.fit
 
         def stopping(trainer: Trainer, model: Any, *arguments: Any, **options: Any) -> None:
@@ -257,7 +246,7 @@ def test_a_training_goes_on_with_its_zeros(
         ({"pattern": "1:4"}, "no pattern '1:4'"),
         ({"schedule": "cubic"}, "no schedule 'cubic'"),
         ({"schedule": "gradual"}, "give recipe.epochs"),
-        ({"schedule": "gradual", "epochs": 1, "pattern": "2:4"}, "no pattern"),
+        ({"schedule": "gradual", "recipe": {"epochs": 1}, "pattern": "2:4"}, "no pattern"),
         ({"ramp": 0}, "ramp=0"),
     ],
 )

@@ -15,8 +15,8 @@ from qexp.method.graph import export, fold_batch_norms
 from qexp.method.quantize.corrections import CORRECTION_IMAGES, correct_bias, equalise
 from qexp.method.quantize.fake_quantize import quantizers
 from qexp.method.quantize.placement import WEIGHTED
-from qexp.method.quantize.static import Static
 from qexp.types import EngineSpec
+from tests import configured
 from tests.method.graphs import values
 
 
@@ -134,7 +134,8 @@ def test_bias_correction_restores_mean_outputs(residual: bool, pretend_data: Ran
     x = pretend_data.calibration()
     wanted = means(fold_batch_norms(export(source, pretend_data).module()), x)
     rounded, corrected = (
-        Static(bits=3, bias_correction=on).calibrated(source, pretend_data, EngineSpec()) for on in (False, True)
+        configured.method("static", bits=3, bias_correction=on).calibrated(source, pretend_data, EngineSpec())
+        for on in (False, True)
     )
     off, shifted = means(rounded, x), means(corrected, x)
     assert wanted.keys() == shifted.keys() and len(wanted) == (7 if residual else 5)
@@ -169,7 +170,9 @@ def bias_needed(corrected: GraphModule, name: str, wanted: Tensor, x: Tensor) ->
 def test_only_the_first_images_count(pretend_data: RandomData) -> None:
     x = pretend_data.calibration()
     some = torch.cat([x] * (CORRECTION_IMAGES // len(x)))
-    first, second = (Static(bits=3).calibrated(plain(), pretend_data, EngineSpec()) for _ in range(2))
+    first, second = (
+        configured.method("static", bits=3).calibrated(plain(), pretend_data, EngineSpec()) for _ in range(2)
+    )
     correct_bias(first, some)
     correct_bias(second, torch.cat([some, 100 + x]))
     assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))

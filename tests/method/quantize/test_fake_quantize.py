@@ -16,8 +16,8 @@ from qexp.method.graph import export, fold_batch_norms
 from qexp.method.quantize.fake_quantize import FakeQuantize, PackedWeight, WeightFakeQuantize, fix_all, quantizers
 from qexp.method.quantize.numerics import Grid
 from qexp.method.quantize.observers import MinMax
-from qexp.method.quantize.static import Static
 from qexp.types import EngineSpec, UserError
+from tests import configured
 
 UINT4, INT4, INT8 = Grid(0, 15, False), Grid(-8, 7, True), Grid(-128, 127, False)
 SHAPES: dict[str, dict[str, Any]] = {
@@ -176,7 +176,7 @@ class OneUnusedConvolution(nn.Module):
 def test_tensors_that_were_never_seen_are_named(pretend_data: RandomData) -> None:
     network = OneUnusedConvolution().eval()
     folded = fold_batch_norms(export(network, pretend_data).module())
-    prepared = prepare_pt2e(folded, Static().placement(folded, EngineSpec()))
+    prepared = prepare_pt2e(folded, configured.method("static").placement(folded, EngineSpec()))
     with torch.no_grad():
         prepared(pretend_data.calibration())
     made = quantizers(prepared)

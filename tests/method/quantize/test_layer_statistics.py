@@ -12,15 +12,11 @@ import torch
 from torch import nn
 
 from qexp.data.random import RandomData
-from qexp.method import layer_statistics
 from qexp.method.artifacts import make_artifact
 from qexp.method.base import Method
-from qexp.method.half import Half
-from qexp.method.onnx_dynamic import OnnxDynamic
-from qexp.method.quantize.reconstruct import Reconstruct
-from qexp.method.quantize.static import Static
-from qexp.method.torch_ao import ClassicDynamic
+from qexp.method.quantize import layer_statistics
 from qexp.types import EngineSpec
+from tests import configured
 
 SOURCE = {"model": "small", "weights": "random"}
 
@@ -65,7 +61,7 @@ def test_facts_of_a_layer_are_those_of_the_formulas(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"bits": 4, "first_last_bits": None, "observer": "percentile", "percentile": 97}
-    rows, folder = rows_of(Static(**options), EngineSpec(), network, pretend_data, tmp_path)
+    rows, folder = rows_of(configured.method("static", **options), EngineSpec(), network, pretend_data, tmp_path)
     weight, bias = folded(network, "stem.0", "stem.1")
     rounded, scale = rounded_per_channel(weight, 4)
     found = numbers(rows["stem.0"], "weight")
@@ -106,7 +102,9 @@ def test_facts_of_a_layer_are_those_of_the_formulas(
 def test_reconstructed_weights_are_compared_with_those_before(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
-    method = Reconstruct(algorithm="adaround", iterations=300, lr=0.01, batch_size=8, bits=4, first_last_bits=None)
+    method = configured.method(
+        "reconstruct", algorithm="adaround", iterations=300, lr=0.01, batch_size=8, bits=4, first_last_bits=None
+    )
     rows, _ = rows_of(method, EngineSpec(), network, pretend_data, tmp_path)
     weight, _ = folded(network, "blocks.0.body.0", "blocks.0.body.1")
     nearest = sqnr(weight, rounded_per_channel(weight, 4)[0])
@@ -118,7 +116,9 @@ def test_reconstructed_weights_are_compared_with_those_before(
 def test_half_precision_tells_the_error_of_weights(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
-    rows, _ = rows_of(Half(dtype="float16"), EngineSpec(half=("float16",)), network, pretend_data, tmp_path)
+    rows, _ = rows_of(
+        configured.method("half", dtype="float16"), EngineSpec(half=("float16",)), network, pretend_data, tmp_path
+    )
     weight = network.get_parameter("stem.0.weight").detach().numpy()
     expected = sqnr(weight.astype(np.float64), weight.astype(np.float16).astype(np.float64))
     assert float(rows["stem.0"]["weight_sqnr_db"]) == pytest.approx(expected, abs=0.01)
@@ -129,7 +129,8 @@ BY_ONNXRUNTIME, BY_TORCH = EngineSpec(formats=("onnx",)), EngineSpec(("torchscri
 
 
 @pytest.mark.parametrize(
-    ("method", "engine_spec", "signed"), [(OnnxDynamic(), BY_ONNXRUNTIME, False), (ClassicDynamic(), BY_TORCH, True)]
+    ("method", "engine_spec", "signed"),
+    [(configured.method("dynamic"), BY_ONNXRUNTIME, False), (configured.torchscript("dynamic"), BY_TORCH, True)],
 )
 def test_dynamic_quantisation_tells_of_weights(
     method: Method, engine_spec: EngineSpec, signed: bool, pretend_data: RandomData, network: nn.Module, tmp_path: Path
@@ -146,7 +147,7 @@ def test_dynamic_quantisation_tells_of_weights(
 
 
 def test_without_compression_only_ranges_are_told(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    rows, _ = rows_of(ClassicDynamic(), BY_TORCH, network, pretend_data, tmp_path)
+    rows, _ = rows_of(configured.torchscript("dynamic"), BY_TORCH, network, pretend_data, tmp_path)
     weight = network.get_parameter("stem.0.weight").detach()
     assert numbers(rows["stem.0"], "weight") == pytest.approx(
         {"low": float(weight.min()), "high": float(weight.max())}, rel=1e-5

@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qexp.data.random import RandomData
-from qexp.engine.eager import Eager
 from qexp.measure.size import tensor_bytes
 from qexp.method.artifacts import make_artifact
 from qexp.method.bits import BitWidths, plan_bits
 from qexp.method.quantize.fake_quantize import FakeQuantize, WeightFakeQuantize, quantizers
 from qexp.method.quantize.observers import OBSERVERS
-from qexp.method.quantize.static import Static
-from qexp.model.resnet import ResNet
 from qexp.types import Artifact, EngineSpec, Unsupported, UserError
+from tests import configured
 from tests.engine.support import NAMES, engine_named, graph_logits
 
 SOURCE = {"model": "small", "weights": "random"}
@@ -43,13 +41,13 @@ def test_bits_are_of_weights_and_activations(given: int | str, widths: tuple[int
 @pytest.mark.parametrize("bits", [0, 1, 33, -4, "w4", "a8", "w4a1", "w64a8", "4.5", "int4", ""])
 def test_bits_that_mean_nothing_are_an_error(bits: int | str) -> None:
     with pytest.raises(UserError, match=f"bits={bits} is out of range"):
-        Static(bits=bits)
+        configured.method("static", bits=bits)
 
 
 @pytest.mark.parametrize("bits", [9, 16, 32, "w16a8", "w8a16"])
 def test_bits_that_are_no_integers_are_unsupported(bits: int | str) -> None:
     with pytest.raises(Unsupported, match=f"2 to 8 bits.* not at {bits}"):
-        Static(bits=bits).resolve(EngineSpec())
+        configured.method("static", bits=bits).resolve(EngineSpec())
 
 
 @pytest.mark.parametrize(
@@ -58,7 +56,7 @@ def test_bits_that_are_no_integers_are_unsupported(bits: int | str) -> None:
 )  # fmt: skip
 def test_options_out_of_range_are_an_error(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="out of range"):
-        Static(bits=4, **options)
+        configured.method("static", bits=4, **options)
 
 
 def test_the_first_and_last_layer_keep_more_bits() -> None:
@@ -91,7 +89,9 @@ def test_an_artifact_holds_packed_weights(
 ) -> None:
     options, edge, inner, label = case
     before = copy.deepcopy(network.state_dict())
-    artifact = make_artifact(Static(**options), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    artifact = make_artifact(
+        configured.method("static", **options), network, pretend_data, EngineSpec(), SOURCE, tmp_path
+    )
     expected = {name: edge if name in (LAYERS[0], LAYERS[-1]) else inner for name in LAYERS}
     assert artifact.simulated and artifact.label == label
     assert {layer.name: f"{layer.weight} {layer.activation}" for layer in artifact.layers} == expected
@@ -122,7 +122,7 @@ def test_an_artifact_holds_packed_weights(
         if name != "eager":
             with pytest.raises(Unsupported, match=f"no kernels for {label}.*engine=eager"):
                 engine_named(name).lower(artifact, 1, 1)
-    assert Eager().lower(artifact, 1, 1).files == artifact.files, "eager runs it as it is"
+    assert configured.engine("eager").lower(artifact, 1, 1).files == artifact.files, "eager runs it as it is"
 
 
 def weights_rounded(network: nn.Module, group: int | None, x: np.ndarray) -> np.ndarray:
@@ -151,13 +151,16 @@ def weights_rounded(network: nn.Module, group: int | None, x: np.ndarray) -> np.
 
 
 def test_four_bits_take_half_the_file_of_eight(pretend_data: RandomData, tmp_path: Path) -> None:
-    network = ResNet([1], [64], num_classes=10).eval()
+    network = configured.network("resnet8", blocks=[1], widths=[64]).eval()
 
     def size(artifact: Artifact) -> int:
         return (artifact.folder / artifact.graph).stat().st_size
 
     wide, narrow = (
-        size(make_artifact(Static(bits=bits), network, pretend_data, EngineSpec(), SOURCE, tmp_path)) for bits in (8, 4)
+        size(
+            make_artifact(configured.method("static", bits=bits), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+        )
+        for bits in (8, 4)
     )
     assert wide > 2 * 64 * 64 * 9 and narrow < wide - 0.4 * 2 * 64 * 64 * 9
 
@@ -173,7 +176,7 @@ def quantised(x: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
 def test_activations_are_rounded_to_their_bits(pretend_data: RandomData, tmp_path: Path) -> None:
     torch.manual_seed(3)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16 * 16, 10)).eval()
-    method = Static(bits="w32a3", first_last_bits=None, observer="minmax")
+    method = configured.method("static", bits="w32a3", first_last_bits=None, observer="minmax")
     artifact = make_artifact(method, network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     x = pretend_data.calibration()
     answer = torch.from_numpy(graph_logits(artifact, x.numpy())).double()
@@ -198,7 +201,7 @@ def spec_of(prepared: GraphModule, node: Any) -> tuple[int, str]:
 def test_a_residual_has_eight_bits_and_the_convolution_beside_it_four(
     pretend_data: RandomData, network: nn.Module
 ) -> None:
-    prepared = Static(bits=4).calibrated(network, pretend_data, EngineSpec())
+    prepared = configured.method("static", bits=4).calibrated(network, pretend_data, EngineSpec())
     read = [node for node in prepared.graph.nodes if node.op == "call_function"]
     adds, layers = (
         [n for n in read if n.target in kinds]
@@ -214,7 +217,9 @@ def test_a_residual_has_eight_bits_and_the_convolution_beside_it_four(
 
 @pytest.mark.parametrize("before", [False, True])
 def test_rounding_can_come_before_the_activation(before: bool, pretend_data: RandomData, network: nn.Module) -> None:
-    prepared = Static(bits=4, quantize_before_activation=before).calibrated(network, pretend_data, EngineSpec())
+    prepared = configured.method("static", bits=4, quantize_before_activation=before).calibrated(
+        network, pretend_data, EngineSpec()
+    )
     relus = [node for node in prepared.graph.nodes if node.target in (aten.relu.default, aten.relu_.default)]
     assert len(relus) == 5 and {node.args[0].op for node in relus} == {"call_module" if before else "call_function"}
     for node in relus:
@@ -228,8 +233,8 @@ def test_rounding_can_come_before_the_activation(before: bool, pretend_data: Ran
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_every_observer_finds_scales(name: str, pretend_data: RandomData) -> None:
     torch.manual_seed(0)
-    network = ResNet([1], [4], num_classes=10).eval()
-    prepared = Static(bits=4, observer=name, weight_observer=name, percentile=99).calibrated(
+    network = configured.network("resnet8", blocks=[1], widths=[4]).eval()
+    prepared = configured.method("static", bits=4, observer=name, weight_observer=name, percentile=99).calibrated(
         network, pretend_data, EngineSpec()
     )
     x = pretend_data.calibration()
@@ -245,8 +250,10 @@ def test_every_observer_finds_scales(name: str, pretend_data: RandomData) -> Non
 def test_what_a_placement_of_its_own_cannot_show_is_unsupported() -> None:
     for options in ({"fuse": False}, {"quantize_before_activation": True}):
         with pytest.raises(Unsupported, match="needs an engine that runs the placement `fused`"):
-            Static(**options).resolve(EngineSpec(placement="x86_inductor"))
+            configured.method("static", **options).resolve(EngineSpec(placement="x86_inductor"))
 
 
 def test_weights_with_zero_points_are_simulated() -> None:
-    assert not Static(weight_symmetric=False).for_engines and Static().for_engines
+    assert (
+        not configured.method("static", weight_symmetric=False).for_engines and configured.method("static").for_engines
+    )

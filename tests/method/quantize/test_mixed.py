@@ -16,8 +16,8 @@ from qexp.method.bits import BitWidths
 from qexp.method.quantize.bit_plan import Budget, average_bits, find_plan, plan_text, read_plan, size_mb, weights_of
 from qexp.method.quantize.mixed import Mixed
 from qexp.method.quantize.sensitivity import Sensitivity
-from qexp.method.quantize.static import Static
 from qexp.types import Artifact, EngineSpec, UserError
+from tests import configured
 
 SOURCE = {"model": "small", "weights": "random"}
 ENDS = ("stem.0", "classifier")
@@ -38,7 +38,7 @@ def answers(artifact: Artifact, data: RandomData) -> torch.Tensor:
 def test_the_artifact_has_the_bits_of_its_plan_and_a_plan_given_back_makes_the_same(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
-    artifact = made(Mixed(), network, pretend_data, tmp_path)
+    artifact = made(configured.method("mixed"), network, pretend_data, tmp_path)
     assert sorted(p.name for p in artifact.folder.iterdir()) == sorted(["artifact.json", *artifact.files])
     assert (
         sorted(artifact.files) == ["histograms.npz", "layers.csv", "model.pt2", "plan.yaml", "sensitivity.csv"]
@@ -66,22 +66,24 @@ def test_the_artifact_has_the_bits_of_its_plan_and_a_plan_given_back_makes_the_s
 
     edited = tmp_path / "edited.yaml"
     edited.write_text((artifact.folder / "plan.yaml").read_text())
-    again = made(Mixed(plan=str(edited)), network, pretend_data, tmp_path)
+    again = made(configured.method("mixed", plan=str(edited)), network, pretend_data, tmp_path)
     assert again.folder != artifact.folder and "sensitivity.csv" not in again.files
     assert torch.equal(answers(again, pretend_data), answers(artifact, pretend_data))
     assert "loss_change" not in (again.folder / "plan.yaml").read_text(), "it was not measured"
     # The content counts, and the path does not.
     moved = edited.rename(tmp_path / "moved.yaml")
-    assert made(Mixed(plan=str(moved)), network, pretend_data, tmp_path).folder == again.folder
+    assert made(configured.method("mixed", plan=str(moved)), network, pretend_data, tmp_path).folder == again.folder
     moved.write_text(moved.read_text().replace("{bits: 8", "{bits: w6a8"))
-    other = Mixed(plan=str(moved))
+    other = configured.method("mixed", plan=str(moved))
     assert other.options["plan"] == {name: "w6a8" if b == 8 else f"w{b}a{b}" for name, b in bits.items()}
 
 
 def test_every_option_counts_in_the_key(pretend_data: RandomData) -> None:
     options = [{}, {"candidates": [2, 4, 8]}, {"budget": {"average_bits": 4.5}}, {"sensitivity_images": 99}]
-    assert len({repr(sorted(Mixed(**given).options.items(), key=str)) for given in options}) == len(options)
-    assert Mixed(bits=4).options == Mixed().options, "bits are the budget's"
+    assert len(
+        {repr(sorted(configured.method("mixed", **given).options.items(), key=str)) for given in options}
+    ) == len(options)
+    assert configured.method("mixed", bits=4).options == configured.method("mixed").options, "bits are the budget's"
 
 
 @pytest.mark.parametrize("share", [0.02, 0.6])
@@ -100,7 +102,13 @@ def test_the_packed_size_is_within_its_budget(share: float, pretend_data: Random
 
     limit = megabytes(2) + share * (megabytes(8) - megabytes(2))
     plan, table = find_plan(
-        Static(bits=4), network, pretend_data, EngineSpec(), [2, 3, 4, 6, 8], Budget(size_mb=limit), 16
+        configured.method("static", bits=4),
+        network,
+        pretend_data,
+        EngineSpec(),
+        [2, 3, 4, 6, 8],
+        Budget(size_mb=limit),
+        16,
     )
     size = (rest + sum(weights[name].numel() * bits.weight for name, bits in plan.items()) / 8) / 1e6
     assert megabytes(2) <= size <= limit and size_mb(network, weights, plan) == pytest.approx(size, abs=1e-6)
@@ -110,7 +118,7 @@ def test_the_packed_size_is_within_its_budget(share: float, pretend_data: Random
 def test_layers_keep_bits_that_are_given_and_the_others_share_what_is_left(
     pretend_data: RandomData, network: nn.Module
 ) -> None:
-    method = Static(bits=4, first_last_bits=None, layer_bits={"blocks.1.*": 3, "stem.0": "w8a5"})
+    method = configured.method("static", bits=4, first_last_bits=None, layer_bits={"blocks.1.*": 3, "stem.0": "w8a5"})
     plan, table = find_plan(method, network, pretend_data, EngineSpec(), [2, 4, 8], Budget(average_bits=4), 16)
     assert plan["stem.0"] == BitWidths(8, 5)
     assert all(bits == BitWidths(3, 3) for name, bits in plan.items() if name.startswith("blocks.1."))
@@ -121,8 +129,11 @@ def test_layers_keep_bits_that_are_given_and_the_others_share_what_is_left(
 
 
 def test_eight_bits_throughout_are_for_engines(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    assert not Mixed().for_engines and not Mixed(candidates=[4, 8], budget={"average_bits": 8}).for_engines
-    eights, static = Mixed(candidates=[8], budget={"average_bits": 8}), Static()
+    assert (
+        not configured.method("mixed").for_engines
+        and not configured.method("mixed", candidates=[4, 8], budget={"average_bits": 8}).for_engines
+    )
+    eights, static = configured.method("mixed", candidates=[8], budget={"average_bits": 8}), configured.method("static")
     assert eights.for_engines and eights.resolve(EngineSpec()) == static.resolve(EngineSpec())
     plan = tmp_path / "eights.yaml"
     plan.write_text(
@@ -130,7 +141,7 @@ def test_eight_bits_throughout_are_for_engines(pretend_data: RandomData, network
         + ", ".join(f"{name}: 8" for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear))
         + "}"
     )
-    artifact = made(Mixed(plan=str(plan)), network, pretend_data, tmp_path)
+    artifact = made(configured.method("mixed", plan=str(plan)), network, pretend_data, tmp_path)
     reference = make_artifact(static, network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert not artifact.simulated and torch.equal(answers(artifact, pretend_data), answers(reference, pretend_data))
 
@@ -163,7 +174,7 @@ def test_what_is_wrong_in_a_plan_is_named(text: str, message: str, tmp_path: Pat
     file = tmp_path / "plan.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=message):
-        Mixed(plan=str(file))
+        configured.method("mixed", plan=str(file))
 
 
 def test_layers_that_a_plan_lacks_or_invents_are_named(
@@ -177,7 +188,7 @@ def test_layers_that_a_plan_lacks_or_invents_are_named(
     ):
         file.write_text("layers: {" + ", ".join(f"{name}: 4" for name in given) + "}")
         with pytest.raises(UserError, match=message):
-            made(Mixed(plan=str(file)), network, pretend_data, tmp_path)
+            made(configured.method("mixed", plan=str(file)), network, pretend_data, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -194,19 +205,19 @@ def test_layers_that_a_plan_lacks_or_invents_are_named(
 )
 def test_options_that_cannot_be(given: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Mixed(**given)
+        configured.method("mixed", **given)
 
 
 def test_a_plan_and_bits_by_layer_contradict_each_other(tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
     file.write_text("layers: {stem.0: 4}")
     with pytest.raises(UserError, match="leave method.layer_bits out"):
-        Mixed(plan=str(file), layer_bits={"stem.0": 8})
+        configured.method("mixed", plan=str(file), layer_bits={"stem.0": 8})
 
 
 def test_a_budget_that_no_plan_meets_says_the_least(pretend_data: RandomData, network: nn.Module) -> None:
     def search(budget: Budget) -> float:
-        plan, _ = find_plan(Static(bits=4), network, pretend_data, EngineSpec(), [3, 6], budget, 1)
+        plan, _ = find_plan(configured.method("static", bits=4), network, pretend_data, EngineSpec(), [3, 6], budget, 1)
         return average_bits(weights_of(network, list(plan)), plan)
 
     numbers = {n: m.weight.numel() for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}

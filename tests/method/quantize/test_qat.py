@@ -9,36 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 from torch import nn
 from torch.fx import GraphModule
 
 from qexp.data.random import RandomData
-from qexp.method import qat as module
 from qexp.method.artifacts import make_artifact
 from qexp.method.graph import example_input
+from qexp.method.quantize import qat as module
 from qexp.method.quantize.fake_quantize import PackedWeight, WeightFakeQuantize, quantizers
-from qexp.method.quantize.qat import QAT, FineTuningModule
+from qexp.method.quantize.qat import QAT, QATModule
 from qexp.method.quantize.qat_graph import ConvNorm, estimate_norms, learn_ranges, sizes, trainable
 from qexp.types import EngineSpec, UserError
-from tests.method.training import RECIPE, TRAINER
-
-SOURCE = {"model": "small", "weights": "random"}
-
-
-def qat(recipe: dict[str, Any] | None = None, **options: Any) -> QAT:
-    return QAT(
-        OmegaConf.create({**RECIPE, **(recipe or {})}), OmegaConf.create(TRAINER), bits=4, observer="mse", **options
-    )
+from tests.method.training import SOURCE, TRAINER, qat
 
 
 def test_it_trains_in_fp32_unless_told_otherwise_and_the_artifact_knows() -> None:
-    recipe = OmegaConf.create(RECIPE)
-    auto, told = (
-        QAT(recipe, OmegaConf.create({**TRAINER, "precision": precision})) for precision in ("auto", "bf16-mixed")
-    )
-    assert auto.options["precision"] == "32-true" and told.options["precision"] == "bf16-mixed"
+    auto, told = (qat({"trainer": {**TRAINER, "precision": precision}}) for precision in ("auto", "bf16-mixed"))
+    assert auto.options["recipe"]["precision"] == "32-true" and told.options["recipe"]["precision"] == "bf16-mixed"
 
 
 def prepared_and_trainable(method: QAT, network: nn.Module, data: RandomData) -> tuple[GraphModule, GraphModule]:
@@ -167,7 +155,7 @@ def test_a_factor_keeps_its_sign(pretend_data: RandomData, network: nn.Module) -
         {},
         {"weights": "moving_average", "activations": "moving_average"},
         {"activations": "pact"},
-        {"distillation": 0.5},
+        {"recipe": {"distillation": 0.5}},
         {"freeze_norms": 0.5},
     ],
 )
@@ -212,8 +200,8 @@ def test_weight_decay_spares_scales(pretend_data: RandomData, network: nn.Module
     method = qat()
     _, trained = prepared_and_trainable(method, network, pretend_data)
     learn_ranges(trained, "lsq", "lsq", sizes(trained, example_input(pretend_data, 1)))
-    student = FineTuningModule(
-        trained, network, 10, {**RECIPE, "optimizer": None}, 0.0, 4.0, 0, 1.0, pretend_data.calibration(), 64
+    student = QATModule(
+        trained, network, 10, method.recipe, freeze_norms=1.0, images=pretend_data.calibration(), batch=64
     )
     others, scales = student.parameter_groups()
     assert scales["weight_decay"] == 0 and len(scales["params"]) == len(quantizers(trained))
@@ -231,7 +219,7 @@ def test_out_of_memory_halves_the_steps_and_goes_on(
     fit, tried = Trainer.fit, []
 
     def too_large(self: Trainer, model: Any, data: Any, **options: Any) -> None:
-        tried.append((data.data.batch_size, self.accumulate_grad_batches))
+        tried.append((data.batch_size, self.accumulate_grad_batches))
         if len(tried) < 3:
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
@@ -259,15 +247,15 @@ def test_a_killed_training_goes_on(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = make_artifact(qat(), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "undisturbed")
-    validate, epochs = FineTuningModule.on_train_epoch_start, []
+    validate, epochs = QATModule.on_train_epoch_start, []
 
-    def killed(self: FineTuningModule) -> None:
+    def killed(self: QATModule) -> None:
         epochs.append(self.current_epoch)
         if len(epochs) == 2:
             raise KeyboardInterrupt
         validate(self)
 
-    monkeypatch.setattr(FineTuningModule, "on_train_epoch_start", killed)
+    monkeypatch.setattr(QATModule, "on_train_epoch_start", killed)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         make_artifact(qat(), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "killed")
     resumed = make_artifact(qat(), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "killed")
@@ -282,8 +270,8 @@ def test_a_killed_training_goes_on(
     [
         ({"weights": "lsqq"}, "did you mean 'lsq'"),
         ({"weights": "pact"}, "activations are clipped"),
-        ({"distillation": 2}, "distillation=2"),
-        ({"temperature": 0}, "temperature=0"),
+        ({"recipe": {"distillation": 2}}, "distillation=2"),
+        ({"recipe": {"temperature": 0}}, "temperature=0"),
     ],
 )
 def test_bad_options_are_errors(options: dict[str, Any], message: str) -> None:

@@ -20,9 +20,9 @@ from qexp.method.quantize.blocks import Block, extract, residual_blocks, single_
 from qexp.method.quantize.fake_quantize import FakeQuantize, PackedWeight, WeightFakeQuantize, quantizers
 from qexp.method.quantize.numerics import Grid, as_rows
 from qexp.method.quantize.observers import MinMax
-from qexp.method.quantize.reconstruct import Dropped, Reconstruct, SoftRounding, chance, in_floating_point
-from qexp.method.quantize.static import Static
+from qexp.method.quantize.reconstruct import Dropped, SoftRounding, chance, in_floating_point
 from qexp.types import EngineSpec, UserError
+from tests import configured
 from tests.method.graphs import values
 
 SHORT: dict[str, Any] = {
@@ -54,7 +54,7 @@ def weighted(prepared: GraphModule, blocks: list[Block]) -> list[list[str]]:
 
 @pytest.mark.parametrize("bits", [4, "w4a32"])
 def test_units_cover_every_layer_once(bits: int | str, pretend_data: RandomData, network: nn.Module) -> None:
-    prepared = Static(bits=bits).calibrated(network, pretend_data, EngineSpec())
+    prepared = configured.method("static", bits=bits).calibrated(network, pretend_data, EngineSpec())
     assert [sorted(names) for names in weighted(prepared, residual_blocks(prepared))] == [
         ["stem.0"],
         ["blocks.0.body.0", "blocks.0.body.3"],
@@ -78,7 +78,7 @@ def test_units_cover_every_layer_once(bits: int | str, pretend_data: RandomData,
 
 
 def test_without_rounding_it_is_the_network(pretend_data: RandomData, network: nn.Module) -> None:
-    prepared = Static(bits=2).calibrated(network, pretend_data, EngineSpec())
+    prepared = configured.method("static", bits=2).calibrated(network, pretend_data, EngineSpec())
     x = pretend_data.calibration()
     with torch.no_grad():
         own, rounded = network(x), prepared(x)
@@ -123,7 +123,7 @@ def test_chance_and_what_it_drops() -> None:
 
 
 def tuned(network: nn.Module, data: RandomData, **options: Any) -> GraphModule:
-    method = Reconstruct(**{**SHORT, **options})
+    method = configured.method("reconstruct", **{**SHORT, **options})
     prepared = method.calibrated(network, data, EngineSpec())
     method.tune(prepared, data)
     return prepared
@@ -178,7 +178,7 @@ def test_reconstruction_beats_the_nearest_value(
     algorithm: str, bits: int | str, pretend_data: RandomData, small: nn.Module
 ) -> None:
     options = {"bits": bits, "first_last_bits": None, "weight_observer": "mse"}
-    nearest = Static(**options).calibrated(small, pretend_data, EngineSpec())
+    nearest = configured.method("static", **options).calibrated(small, pretend_data, EngineSpec())
     learned = tuned(small, pretend_data, algorithm=algorithm, **options, iterations=250, scale_lr=1e-3, batch_size=16)
     x = pretend_data.calibration()
     exact = values(fold_batch_norms(export(small, pretend_data).module()), x)
@@ -205,7 +205,7 @@ def test_a_seed_decides_the_result(pretend_data: RandomData, small: nn.Module) -
 def test_scales_of_activations_learn_in_blocks(
     options: dict[str, Any], learns: bool, pretend_data: RandomData, small: nn.Module
 ) -> None:
-    fixed = Reconstruct(bits=4, **SHORT, **options).calibrated(small, pretend_data, EngineSpec())
+    fixed = configured.method("reconstruct", bits=4, **SHORT, **options).calibrated(small, pretend_data, EngineSpec())
     learned = tuned(small, pretend_data, bits=4, **options)
     before, after = (sources(one, FakeQuantize) for one in (fixed, learned))
     changed = {name for name, quantizer in after.items() if not torch.equal(quantizer.scale, before[name].scale)}
@@ -220,7 +220,7 @@ def test_a_reconstructed_artifact_is_kept_under_its_options(
     pretend_data: RandomData, small: nn.Module, tmp_path: Path
 ) -> None:
     source = {"model": "small", "weights": "random"}
-    method = Reconstruct(**{**SHORT, "iterations": 2}, bits=4)
+    method = configured.method("reconstruct", **{**SHORT, "iterations": 2}, bits=4)
     artifact = make_artifact(method, small, pretend_data, EngineSpec(), source, tmp_path)
     assert artifact.label == "reconstruct int4" and artifact.simulated
     assert make_artifact(method, small, pretend_data, EngineSpec(), source, tmp_path).key == artifact.key
@@ -240,4 +240,4 @@ def test_a_reconstructed_artifact_is_kept_under_its_options(
 )
 def test_wrong_options_are_an_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Reconstruct(**options)
+        configured.method("reconstruct", **options)

@@ -13,8 +13,8 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from qexp.data.random import RandomData
 from qexp.method.bits import BitWidths
 from qexp.method.quantize.sensitivity import EachLayer, divergence, roundings, sensitivities
-from qexp.method.quantize.static import Static
 from qexp.types import EngineSpec
+from tests import configured
 
 SOURCE = {"model": "small", "weights": "random"}
 ENDS = ("stem.0", "classifier")
@@ -55,7 +55,9 @@ def test_only_the_weights_and_the_input_of_the_layer_are_rounded(bits: int, pret
     torch.manual_seed(0)
     network = TwoLinear().eval()
     widths = {"first": [], "second": [BitWidths(8, 8), BitWidths(bits, bits)]}
-    *_, found = sensitivities(Static(observer="minmax", bits=4), network, pretend_data, EngineSpec(), widths, 24)
+    *_, found = sensitivities(
+        configured.method("static", observer="minmax", bits=4), network, pretend_data, EngineSpec(), widths, 24
+    )
 
     (w1, b1), (w2, b2) = (
         [p.detach().double().numpy() for p in layer.parameters()] for layer in (network.first, network.second)
@@ -78,7 +80,7 @@ def test_a_layer_amid_residual_blocks(layer: str, pretend_data: RandomData, netw
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     only_weights = BitWidths(3, 32)
     widths = {name: [only_weights] if name == layer else [] for name in names}
-    (found,) = sensitivities(Static(bits=4), network, pretend_data, EngineSpec(), widths, 32)
+    (found,) = sensitivities(configured.method("static", bits=4), network, pretend_data, EngineSpec(), widths, 32)
 
     changed = copy.deepcopy(network)
     parent, _, last = layer.rpartition(".")
@@ -97,7 +99,7 @@ def test_a_layer_amid_residual_blocks(layer: str, pretend_data: RandomData, netw
 
 
 def test_layers_that_read_one_tensor_have_a_quantizer_each(pretend_data: RandomData, network: nn.Module) -> None:
-    method = Static(bits=4)
+    method = configured.method("static", bits=4)
     spec = method.spec(BitWidths(8, 8), EngineSpec())
     found = roundings(prepare_pt2e(method.folded(network, pretend_data), EachLayer(spec)))
     assert "blocks.1.shortcut.0" in found and len(found) == 7

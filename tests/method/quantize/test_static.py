@@ -15,13 +15,13 @@ from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from qexp.data.random import RandomData
-from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.method.artifacts import make_artifact
 from qexp.method.graph import export, fold_batch_norms
 from qexp.method.quantize.base import layer_formats, with_separate_norms
 from qexp.method.quantize.fake_quantize import fix_all
 from qexp.method.quantize.static import Static
 from qexp.types import EngineSpec, UserError
+from tests import configured
 
 SOURCE = {"model": "small", "weights": "random"}
 
@@ -64,7 +64,12 @@ def test_graph_computes_the_integer_arithmetic(pretend_data: RandomData, tmp_pat
     torch.manual_seed(1)
     network = OneConvolution().eval()
     artifact = make_artifact(
-        Static(observer="minmax", reduce_range=False), network, pretend_data, EngineSpec(), SOURCE, tmp_path
+        configured.method("static", observer="minmax", reduce_range=False),
+        network,
+        pretend_data,
+        EngineSpec(),
+        SOURCE,
+        tmp_path,
     )
     images = pretend_data.calibration()
     answer = torch.export.load(artifact.folder / artifact.graph).module()(images).detach().numpy()
@@ -102,7 +107,9 @@ def test_graph_computes_the_integer_arithmetic(pretend_data: RandomData, tmp_pat
 def test_onnxruntime_finds_no_float_operator_between_integer_ones(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
-    artifact = OnnxRuntime().lower(make_artifact(Static(), network, pretend_data, EngineSpec(), SOURCE, tmp_path), 1, 1)
+    artifact = configured.engine("onnxruntime").lower(
+        make_artifact(configured.method("static"), network, pretend_data, EngineSpec(), SOURCE, tmp_path), 1, 1
+    )
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 3
     session = onnxruntime.InferenceSession(
@@ -119,7 +126,7 @@ def test_onnxruntime_finds_no_float_operator_between_integer_ones(
 
 
 def test_quantisation_keeps_the_function(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    artifact = make_artifact(Static(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    artifact = make_artifact(configured.method("static"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     x = pretend_data.calibration()
     with torch.no_grad():
         expected, answer = network(x), torch.export.load(artifact.folder / artifact.graph).module()(x)
@@ -130,7 +137,9 @@ def test_quantisation_keeps_the_function(pretend_data: RandomData, network: nn.M
 def test_every_layer_is_found_quantised_in_the_graph(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
-    artifact = make_artifact(Static(reduce_range=False), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    artifact = make_artifact(
+        configured.method("static", reduce_range=False), network, pretend_data, EngineSpec(), SOURCE, tmp_path
+    )
     names = [n for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert [(la.name, la.weight, la.activation) for la in artifact.layers] == [(n, "int8", "uint8") for n in names]
 
@@ -156,21 +165,21 @@ def test_unfused_keeps_batch_norm_apart_and_rounds_before_the_activation(
         )
 
     # Six convolutions with batch norm, of which five are followed by a ReLU at once or after an addition.
-    fused = quantize_nodes(Static())
-    apart = quantize_nodes(Static(fuse=False))
+    fused = quantize_nodes(configured.method("static"))
+    apart = quantize_nodes(configured.method("static", fuse=False))
     assert apart > fused + 6
 
 
 def test_observers_that_saw_nothing_are_an_error_that_names_them(pretend_data: RandomData, network: nn.Module) -> None:
     folded = fold_batch_norms(export(network, pretend_data).module())
-    prepared = prepare_pt2e(folded, Static().placement(folded, EngineSpec()))
+    prepared = prepare_pt2e(folded, configured.method("static").placement(folded, EngineSpec()))
     with pytest.raises(UserError, match=r"Not calibrated.*relu"):
         fix_all(prepared)
 
 
 def test_unknown_observer_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'histogram'"):
-        Static(observer="histogramm")
+        configured.method("static", observer="histogramm")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +189,9 @@ def test_unknown_observer_names_the_nearest() -> None:
 def test_activations_are_the_integers_that_the_engine_wants(
     activation: str, low: int, high: int, symmetric: bool, pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
-    artifact = make_artifact(Static(), network, pretend_data, EngineSpec(activation=activation), SOURCE, tmp_path)
+    artifact = make_artifact(
+        configured.method("static"), network, pretend_data, EngineSpec(activation=activation), SOURCE, tmp_path
+    )
     graph = torch.export.load(artifact.folder / artifact.graph).graph
     pairs = [node for node in graph.nodes if "quantize_per_tensor" in str(node.target)]
     dtype = getattr(torch, activation.removesuffix("_symmetric"))
@@ -202,7 +213,9 @@ def test_a_reduced_range_keeps_weights_in_seven_bits(
 ) -> None:
     engine_spec = EngineSpec(placement=placement, activation=activation)
     whole, reduced = (
-        make_artifact(Static(reduce_range=reduce), network, pretend_data, engine_spec, SOURCE, tmp_path)
+        make_artifact(
+            configured.method("static", reduce_range=reduce), network, pretend_data, engine_spec, SOURCE, tmp_path
+        )
         for reduce in (False, True)
     )
     largest = {"uint8": 63, "int8": 127}[activation]  # pairs of int8 products fit into 16 bits as they are
@@ -227,10 +240,10 @@ def test_the_range_is_reduced_where_products_saturate(
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
-    assert Static().reduce_range == reduced
-    assert Static(reduce_range=not reduced).reduce_range != reduced
+    assert configured.method("static").reduce_range == reduced
+    assert configured.method("static", reduce_range=not reduced).reduce_range != reduced
 
 
 def test_unfused_is_in_the_label(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    method = Static(fuse=False, reduce_range=False)
+    method = configured.method("static", fuse=False, reduce_range=False)
     assert make_artifact(method, network, pretend_data, EngineSpec(), SOURCE, tmp_path).label == "static int8 unfused"

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from qexp.data.random import RandomData
-from qexp.method.quantize.uncalibrated import Uncalibrated
 from qexp.types import EngineSpec, UserError
+from tests import configured
 
 
 class OneLayer(nn.Module):
@@ -31,7 +31,7 @@ def test_the_accuracy_it_would_have_had(pretend_data: RandomData, tmp_path: Path
     network = OneLayer(spec.num_classes).eval()
     nn.init.normal_(network.classifier.weight, std=0.5)
     with pytest.raises(UserError) as refused:
-        Uncalibrated(first_last_bits=8).apply(network, data, EngineSpec(), tmp_path)
+        configured.method("uncalibrated", first_last_bits=8).apply(network, data, EngineSpec(), tmp_path)
     chosen = data.validation_indices
     images = (data.splits["train"].images[chosen] / 255 - np.array(spec.mean)) / np.array(spec.std)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).reshape(len(chosen), -1).astype(np.float32))

@@ -1,0 +1,65 @@
+"""What conf/ describes, as tests need it: methods, engines, measures, datasets and networks with the options of their yaml files.
+
+Options are given by name. They take the place of those in the yaml, and of a nested node only those that are given:
+`method("prune", sparsity=0.8, recipe={"epochs": 0})`.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+@functools.cache
+def composed(*overrides: str) -> DictConfig:
+    """The config of compress.py with these overrides. Nobody may change it, as it is composed once for all tests."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("compress", ["model=resnet8", "data=random", "trainer=cpu", *overrides])
+
+
+def made(node: Any, options: dict[str, Any]) -> Any:
+    """What a node describes. Errors: the constructor's own, which Hydra wraps."""
+    try:
+        return instantiate(node, **options)
+    except InstantiationException as error:
+        raise error.__cause__ or error from error
+
+
+def method(name: str, /, **options: Any) -> Any:
+    return made(composed(f"method={name}").method, options)
+
+
+def torchscript(name: str, /, **options: Any) -> Any:
+    """The counterpart of the method for engines that run TorchScript."""
+    return made(composed(f"method={name}").method.torchscript, options)
+
+
+def engine(name: str, /, **options: Any) -> Any:
+    return made(composed(f"engine={name}").engine, options)
+
+
+def measure(name: str, /, **options: Any) -> Any:
+    return made(composed().measure[name], options)
+
+
+def data(name: str, /, **options: Any) -> Any:
+    """A dataset that is not opened yet. It caches below `cache_dir`, which has to be given."""
+    return made(composed(f"data={name}").data, options)
+
+
+def network(name: str, /, **options: Any) -> Any:
+    """A network in training mode, by default for 10 classes of colour images."""
+    node = {key: value for key, value in composed(f"model={name}").model.items() if key != "id"}
+    return made(node, options)
+
+
+def tracking(name: str, /, **options: Any) -> Any:
+    return made(composed(f"tracking={name}").tracking, options)
