@@ -1,7 +1,7 @@
 """Files of weights, such as `.pt2` or `.onnx`, with their arrays coded: a small file that gives back the plain one, byte for byte.
 
-qexp.coding codes the arrays, and LZMA what lies between them (the graph). Engines know nothing of it: they are given plain files, which
-`decoded` makes of coded ones.
+qexp.coding codes the arrays, and LZMA what lies between them (the graph). Engines know nothing of it: they are given
+plain files, which `decoded` makes of coded ones.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Piece(NamedTuple):
 
 
 def is_graph(file: Path) -> bool:
-    """Whether a file is a graph of torch.export, by its name: Inductor's packages of machine code end with `.pt2` too."""
+    """Tell by its name whether a file is a graph of torch.export: Inductor's packages end with `.pt2` too."""
     return file.name.endswith(".pt2") and not file.name.endswith(".aoti.pt2")
 
 
 def code_weights(file: Path) -> None:
-    """Replace a plain `.pt2` or `.onnx` by its coded form. Other formats stay: weights do not lie in them as they are."""
+    """Replace a plain `.pt2` or `.onnx` by its coded form. Other formats stay, for weights lie otherwise in them."""
     if is_graph(file):
         write_coded(file, graph_pieces(file))
     elif file.suffix == ".onnx":
@@ -86,9 +86,9 @@ def is_coded(file: Path) -> bool:
 
 @contextmanager
 def decoded(file: Path) -> Iterator[Path]:
-    """A plain file for a library to load: `file` itself, or, where it is coded, one of the same name that is gone when the block ends.
+    """Give a plain file to load: `file` itself, or, where it is coded, one of the same name until the block ends.
 
-    Until then it is resident memory of this process, as it would be if a library was given bytes instead of a file, so that
+    That one counts as resident memory of this process, as bytes would if a library was given these instead of a file:
     the memory that loading takes is measured with it.
 
     Raises:
@@ -108,7 +108,7 @@ def decoded(file: Path) -> Iterator[Path]:
 
 
 def _place_for(size: int) -> Path | None:
-    """The folder for a temporary file of `size` bytes: in memory, where there is room; None for the system's usual one."""
+    """Choose the folder of a temporary file of `size` bytes: in memory if there is room, or None for the usual one."""
     usable = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > size
     return MEMORY if usable else None
 

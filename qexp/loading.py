@@ -259,7 +259,7 @@ def engine_of(executable: Executable, trust: bool) -> Engine:
 
 
 def refuse_pickles(file: Path) -> None:
-    """Refuse a `.pt2` whose tables ask torch.export.load to unpickle weights or constants, which no file of qexp's does.
+    """Refuse a `.pt2` whose tables ask torch.export.load to unpickle weights or constants, as no file of qexp's does.
 
     Raises:
         UserError: They do, or a coded file is damaged.

@@ -23,38 +23,41 @@ Forward = Callable[[np.ndarray], np.ndarray]  # x[B,C,H,W] float32 -> logits[B,K
 
 
 class Engine(ABC):
-    """The base of all engines; this is the guide to writing one, in a file of its own that imports its libraries inside functions.
+    """The base of all engines, and the guide to writing one.
+
+    An engine is a class in a file of its own, which imports its libraries inside functions. Its constructor's arguments
+    are plain values, kept as attributes of the same names, because measuring children make the engine again from them.
 
     Every engine sets these attributes, in the class or in the constructor, and has this method:
 
     name: The name of its yaml in conf/engine.
     spec: What it executes, from which methods tell what to make for it.
-    file: The name of the file that it loads in an artifact's folder, in which `{batch}` and `{threads}` stand for the numbers of images
-        and threads that the file is made for. A name that is the graph's, such as `model.pt2`, means that it loads the graph itself.
-    packages: The libraries that compute, by the name that installs and imports them. Their versions are part of each result.
+    file: The name of the file that it loads in an artifact's folder, in which `{batch}` and `{threads}` stand for the
+        numbers of images and threads that the file is made for. With the graph's own name, such as `model.pt2`, it
+        loads the graph itself.
+    packages: The libraries that compute, by the names that install and import them. Each result tells their versions.
     load: Gives the network in a file as a function. The file is always plain: `open` has decoded a coded one.
 
     An engine that loads another format than the graph's has this method too:
 
-    write: Translates the graph into `file`. The graph is always plain, and `lower` codes what was written where that is to be.
+    write: Translates the graph into a file. The graph is always plain, and `lower` codes the file where that is wanted.
 
     The others have defaults that are safe, if not always the best:
 
-    modules: What `load` imports. By default these are `packages`; set it where importing them does not import all that is needed.
+    modules: What `load` imports. By default these are `packages`; set it if importing them does not import all of it.
     thread_safe: Whether several threads may call a loaded network at once. By default they take turns.
-    carries_code: Whether loading or running a file of this format can run code that somebody put into it. By default it can, and
-        qexp.load asks for trust; set it to False only for a format that holds nothing but a graph and weights.
-    runs_simulated: Whether it runs number formats that no kernel has. By default it does not, and only a reference should.
-    check_machine: Raises Unsupported where it cannot run here. By default that is where a package is missing; extend it for
+    carries_code: Whether loading or running a file of this format can run code that somebody put into it. By default it
+        can, and qexp.load asks for trust; set it to False for a format that holds nothing but a graph and weights.
+    runs_simulated: Whether it runs number formats that no kernel has. By default it does not; only a reference should.
+    check_machine: Raises Unsupported if it cannot run here. By default that is if a package is missing; extend it for
         devices and compilers.
-    check: Raises Unsupported for an artifact that it has no kernels for. By default that is a simulated one.
-    import_libraries: Imports `modules` before anything is measured. Extend it where a library does much of its work at its first use.
-    standalone: Gives `load` as a function that needs nothing of qexp, for qexp.deploy. By default there is none, and
-        the engine cannot be deployed.
-    operators: Profiles one call. By default there is no profile.
-    device_memory_mb: Tells the peak of an accelerator's memory. By default nothing is known of it.
-
-    A constructor's arguments are plain values, kept as attributes of the same names: measuring children make the engine again from them.
+    check: Raises Unsupported for an artifact that it has no kernels for. By default that is a simulated one; extend it
+        if there are others that `spec` cannot tell.
+    import_libraries: Imports `modules` before anything is measured. Extend it if a library imports more when first used.
+    standalone: Gives `load` as a function that needs nothing of qexp. By default there is none, and the engine cannot
+        be deployed; define it for qexp.deploy.
+    operators: Profiles one call. By default there is no profile; define it if the library has a profiler.
+    device_memory_mb: Tells the peak of an accelerator's memory. By default there is none; define it for such devices.
     """
 
     name: str
@@ -106,7 +109,7 @@ class Engine(ABC):
         return self.file.format(batch=batch, threads=threads)
 
     def lower(self, artifact: Artifact, batch: int, threads: int) -> Artifact:
-        """Write this engine's file into the artifact's folder, unless it is there, and into `artifact.json` that this engine loads it.
+        """Write this engine's file into the artifact's folder, unless it is there, and note it in `artifact.json`.
 
         Jobs that do so at the same time write the file once. May import torch.
 
@@ -162,7 +165,7 @@ class Engine(ABC):
         code_weights(file)
 
     def write(self, artifact: Artifact, graph: Path, file: Path, batch: int, threads: int) -> None:
-        """Translate a graph into the file that this engine loads. Engines that load the graph itself are never asked to.
+        """Translate a graph into the file that this engine loads, unless it loads the graph itself.
 
         Args:
             artifact: What is known of the graph.
@@ -209,8 +212,9 @@ class Engine(ABC):
         """Give `load` as a function that runs where there are only NumPy and `packages`.
 
         Returns:
-            A function of (file, threads) with all other arguments, plain values, bound by name. It and the functions that it calls
-            by their global names, whose sources qexp.deploy copies, use no other global name but `np`. None where there is no such function.
+            A function of (file, threads) with all other arguments, plain values, bound by name; None if there is none.
+            qexp.deploy copies its source, and those of the functions that it calls by their global names. None of them
+            uses any other global name but `np`.
         """
         return None
 

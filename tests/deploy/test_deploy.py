@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import builtins
-import dis
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -22,13 +18,11 @@ from PIL import Image
 
 import qexp
 from qexp.deploy.__main__ import main as deploy
-from qexp.deploy.write import engine_source
 from qexp.measure.timing import Rules
 from qexp.tracking.__main__ import main as tracking
 from qexp.tracking.imported import import_record
 from qexp.tracking.store import read_record, read_records, write_record
 from qexp.types import Artifact, Measurement, Record, UserError
-from tests.engine.support import NAMES, engine_named
 from tests.tracking.conftest import make_record
 
 ALONE = """
@@ -140,26 +134,6 @@ def test_other_engines(engine: str, artifact: Artifact, pictures: list[str], tmp
     )  # the others need torch, and what that needs
     printed = alone(tmp_path / "dist", "infer.py", *pictures, blocked=blocked)
     assert printed.splitlines() == expected(artifact, engine, pictures)
-
-
-def global_names(code: CodeType) -> set[str]:
-    """The names that a function and those inside it look up outside of themselves."""
-    own = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return own.union(*(global_names(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_all_that_a_loading_function_calls_is_copied_once(name: str) -> None:
-    load = engine_named(name).standalone()
-    assert load is not None
-    source, module = engine_source(load.func), dict[str, Any]()
-    exec(source, module)
-    functions = {key: value for key, value in module.items() if isinstance(value, FunctionType)}
-    assert module["load"] is functions[load.func.__name__]
-    needed = set().union(*(global_names(function.__code__) for function in functions.values()))
-    assert needed <= {*module, *vars(builtins)}
-    copied = re.findall(r"^def (\w+)", source, re.MULTILINE)
-    assert len(copied) == len({*copied}) == len(functions) - 1 and {*copied} - {load.func.__name__} <= needed
 
 
 def test_the_folder_is_small_and_says_what_was_measured(dist: Path, artifact: Artifact) -> None:
