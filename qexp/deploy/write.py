@@ -68,7 +68,8 @@ def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: ti
     }  # fmt: skip
     texts = {
         "labels.json": _json(data.class_names), "preprocessing.json": _json(preprocessing),
-        "engine.py": engine_source(load.func), "requirements.txt": requirements(engine, packages), "README.md": readme(artifact, engine, executable, packages),
+        "engine.py": engine_source(load.func), "requirements.txt": requirements(engine, packages),
+        "README.md": readme(artifact, engine, executable, packages),
         **{file.name: file.read_text() for file in DEVICE.glob("*.py")},
         **{Path(str(module.__file__)).name: inspect.getsource(module) for module in (pixels, timing, machine)},
     }  # fmt: skip

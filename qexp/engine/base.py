@@ -53,7 +53,7 @@ class Engine(ABC):
         devices and compilers.
     check: Raises Unsupported for an artifact that it has no kernels for. By default that is a simulated one; extend it
         if there are others that `spec` cannot tell.
-    import_libraries: Imports `modules` before anything is measured. Extend it if a library imports more when first used.
+    import_libraries: Imports `modules` before anything is measured. Extend it if a library imports more at first use.
     standalone: Gives `load` as a function that needs nothing of qexp. By default there is none, and the engine cannot
         be deployed; define it for qexp.deploy.
     operators: Profiles one call. By default there is no profile; define it if the library has a profiler.
