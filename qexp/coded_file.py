@@ -1,17 +1,22 @@
 """Files of weights, such as `.pt2` or `.onnx`, with their arrays coded: a small file that gives back the plain one, byte for byte.
 
-The arrays are coded as of qexp.coding, and what lies between them (the graph) by LZMA. Engines read such a file through `plain`.
+qexp.coding codes the arrays, and LZMA what lies between them (the graph). Engines know nothing of it: they are given
+plain files, which `decoded` makes of coded ones.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import lzma
+import mmap
+import os
+import shutil
 import struct
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +32,7 @@ LEAST_BYTES = 1024  # an array that is smaller stays in the graph
 # lengths of its name and extra field stand.
 WEIGHTS, FLOAT = "/data/weights/weight_", 7
 LENGTHS_AT, LENGTHS = 26, struct.Struct("<HH")
+MEMORY = Path("/dev/shm")  # files that are kept in memory, where the system has such
 
 
 class Piece(NamedTuple):
@@ -35,6 +41,19 @@ class Piece(NamedTuple):
     offset: int
     size: int
     rows: int
+
+
+def is_graph(file: Path) -> bool:
+    """Tell by its name whether a file is a graph of torch.export: Inductor's packages end with `.pt2` too."""
+    return file.name.endswith(".pt2") and not file.name.endswith(".aoti.pt2")
+
+
+def code_weights(file: Path) -> None:
+    """Replace a plain `.pt2` or `.onnx` by its coded form. Other formats stay, for weights lie otherwise in them."""
+    if is_graph(file):
+        write_coded(file, graph_pieces(file))
+    elif file.suffix == ".onnx":
+        write_coded(file, onnx_pieces(file))
 
 
 def write_coded(file: Path, pieces: Sequence[Piece]) -> None:
@@ -65,19 +84,41 @@ def is_coded(file: Path) -> bool:
         return stream.read(len(MAGIC)) == MAGIC
 
 
-def plain(file: Path) -> Path | io.BytesIO:
-    """What a library is given to load: the file itself, or of a coded one the plain file in memory.
+@contextmanager
+def decoded(file: Path) -> Iterator[Path]:
+    """Give a plain file to load: `file` itself, or, where it is coded, one of the same name until the block ends.
 
-    Errors: UserError where a coded file is damaged.
+    That one counts as resident memory of this process, as bytes would if a library was given these instead of a file:
+    the memory that loading takes is measured with it.
+
+    Raises:
+        UserError: A coded file is damaged.
     """
-    return io.BytesIO(_decoded(file)) if is_coded(file) else file
+    if not is_coded(file):
+        yield file
+        return
+    data = _decoded(file)
+    with tempfile.TemporaryDirectory(prefix="qexp-decoded-", dir=_place_for(len(data))) as folder:
+        plain = Path(folder) / file.name
+        plain.write_bytes(data)
+        del data
+        with plain.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            _ = mapped[:: mmap.PAGESIZE]  # a page becomes resident when it is touched
+            yield plain
+
+
+def _place_for(size: int) -> Path | None:
+    """Choose the folder of a temporary file of `size` bytes: in memory if there is room, or None for the usual one."""
+    usable = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > size
+    return MEMORY if usable else None
 
 
 def coded_bytes(file: Path) -> int:
     """Bytes of all weights in a coded `.pt2`, as they are stored, without the graph that computes with them."""
     index, _ = _index(file.read_bytes(), file)
     arrays = {offset: size for offset, _, size in index["arrays"]}
-    return sum(arrays.get(piece.offset, piece.size) for piece in graph_pieces(io.BytesIO(_decoded(file))))
+    with decoded(file) as plain:
+        return sum(arrays.get(piece.offset, piece.size) for piece in graph_pieces(plain))
 
 
 def _index(data: bytes, file: Path) -> tuple[dict[str, Any], int]:
@@ -125,7 +166,7 @@ class Entry(NamedTuple):
     is_float: bool
 
 
-def graph_pieces(file: Path | io.BytesIO) -> list[Piece]:
+def graph_pieces(file: Path) -> list[Piece]:
     """The float32 weights of a plain `.pt2`."""
     return [
         Piece(entry.offset, entry.size, entry.shape[0] if entry.shape else 1)
@@ -134,21 +175,35 @@ def graph_pieces(file: Path | io.BytesIO) -> list[Piece]:
     ]
 
 
+def onnx_pieces(file: Path) -> list[Piece]:
+    """The float32 weights of a plain `.onnx`."""
+    import onnx
+
+    data, position, found = file.read_bytes(), 0, []
+    for constant in onnx.load_from_string(data).graph.initializer:  # their order is that of the file
+        values = constant.raw_data
+        if constant.data_type == onnx.TensorProto.FLOAT and values:
+            position = data.index(values, position)
+            found.append(Piece(position, len(values), constant.dims[0] if constant.dims else 1))
+            position += len(values)
+    return found
+
+
 def zeros_share(file: Path) -> float | None:
     """Share of zeros among the weights of all layers (at least two dimensions) in a plain or coded `.pt2`; None where none is float32:
     of integers some are zero anyway."""
-    opened = plain(file)
-    data = opened.getbuffer() if isinstance(opened, io.BytesIO) else np.memmap(opened, np.uint8, "r")
+    with decoded(file) as plain:
+        data, entries = plain.read_bytes(), _entries(plain)
     weights = [
         np.frombuffer(data, np.float32, entry.size // 4, entry.offset)
-        for entry in _entries(opened)
+        for entry in entries
         if entry.is_float and len(entry.shape) > 1
     ]
     values = sum(weight.size for weight in weights)
     return sum(int(np.count_nonzero(weight == 0)) for weight in weights) / values if values else None
 
 
-def _entries(file: Path | io.BytesIO) -> list[Entry]:
+def _entries(file: Path) -> list[Entry]:
     with zipfile.ZipFile(file) as archive:
         names = {entry.filename.rpartition("/")[2]: entry for entry in archive.infolist() if WEIGHTS in entry.filename}
         (config,) = [name for name in archive.namelist() if name.endswith("/weights/model_weights_config.json")]

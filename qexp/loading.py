@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, overload
 import numpy as np
 import psutil
 
-from qexp.coded_file import plain
+from qexp.coded_file import decoded, is_graph
 from qexp.data.pixels import normalise, softmax, to_array
 from qexp.engine.base import Engine
 from qexp.files import RECORDS, check_digests
@@ -88,7 +88,7 @@ class Classifier:
         file = artifact.folder / executable.file
         refuse_pickles(file)
         self.import_ms, self.import_memory_mb, _ = _cost(lambda: _import(engine))
-        self.load_ms, self.memory_mb, self._run = _cost(lambda: engine.load(file, threads))
+        self.load_ms, self.memory_mb, self._forward = _cost(lambda: engine.open(file, threads))
         self._turn = contextlib.nullcontext() if engine.thread_safe else threading.Lock()
         self._kept = contextlib.ExitStack()
 
@@ -132,7 +132,7 @@ class Classifier:
             )
             x = normalise(pixels, data.mean, data.std)
             with self._turn:
-                answers.append(np.asarray(self._run(x)))
+                answers.append(np.asarray(self._forward(x)))
         return np.concatenate(answers)
 
 
@@ -259,15 +259,16 @@ def engine_of(executable: Executable, trust: bool) -> Engine:
 
 
 def refuse_pickles(file: Path) -> None:
-    """torch.export.load unpickles weights and constants of a `.pt2` whose tables ask for that; qexp writes none such.
+    """Refuse a `.pt2` whose tables ask torch.export.load to unpickle weights or constants, as no file of qexp's does.
 
-    Errors: UserError where they do.
+    Raises:
+        UserError: They do, or a coded file is damaged.
     """
     import zipfile
 
-    if not file.name.endswith(".pt2") or file.name.endswith(".aoti.pt2"):
+    if not is_graph(file):
         return
-    with zipfile.ZipFile(plain(file)) as archive:
+    with decoded(file) as plain, zipfile.ZipFile(plain) as archive:
         for name in archive.namelist():
             legacy = re.search(r"(data/(weights|constants)/[^/]+\.pt|\.pkl|(custom_obj|opaque_obj)_\d+)$", name)
             if legacy or (name.endswith("_config.json") and re.search(rb'"use_pickle":\s*true', archive.read(name))):

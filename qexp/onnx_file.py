@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qexp.coded_file import Piece, is_coded, plain, write_coded
 from qexp.types import UserError
 
 BFLOAT16_OPSET = 22  # the first in which convolutions take bfloat16
 
 
 def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset: int | None = None) -> None:
-    """Translate a `.pt2` with the input x[B,C,H,W] into ONNX with a free batch size, input `x`, output `logits`; coded, if it is.
+    """Translate a plain `.pt2` into ONNX with a free batch size.
 
-    Errors: UserError where torch.onnx cannot.
+    Args:
+        graph: The `.pt2`, whose input is x[B,C,H,W].
+        input_shape: (C, H, W) of one image.
+        file: The ONNX file to write, with the input `x` and the output `logits`.
+        opset: The version of ONNX's operators, or None for the one that torch.onnx prefers.
+
+    Raises:
+        UserError: torch.onnx cannot export the network.
     """
     import torch
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
 
-    program = torch.export.load(plain(graph))
+    program = torch.export.load(graph)
     try:
         exported = torch.onnx.export(
             program, (torch.zeros(2, *input_shape),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), input_names=["x"],
@@ -27,25 +33,8 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
     except Exception as error:
         raise UserError(f"torch.onnx cannot export this network: {str(error)[:600]}") from error
     assert exported is not None
-    for (
-        node
-    ) in exported.model.graph.all_nodes():  # source lines and module paths, larger than a small network's weights
+    for node in exported.model.graph.all_nodes():
+        # Source lines and module paths are larger than a small network's weights.
         node.metadata_props.clear()
         node.doc_string = None
     exported.save(file)
-    if is_coded(graph):
-        write_coded(file, pieces(file))
-
-
-def pieces(file: Path) -> list[Piece]:
-    """The float32 weights in an ONNX file."""
-    import onnx
-
-    data, position, found = file.read_bytes(), 0, []
-    for constant in onnx.load_from_string(data).graph.initializer:  # their order is that of the file
-        values = constant.raw_data
-        if constant.data_type == onnx.TensorProto.FLOAT and values:
-            position = data.index(values, position)
-            found.append(Piece(position, len(values), constant.dims[0] if constant.dims else 1))
-            position += len(values)
-    return found

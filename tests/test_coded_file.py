@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import mmap
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,12 +13,23 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.coded_file import Piece, coded_bytes, graph_pieces, is_coded, plain, write_coded, zeros_share
+from qexp import coded_file
+from qexp.coded_file import (
+    Piece,
+    code_weights,
+    coded_bytes,
+    decoded,
+    graph_pieces,
+    is_coded,
+    onnx_pieces,
+    write_coded,
+    zeros_share,
+)
 from qexp.coding import encode
 from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.engine.openvino import OpenVino
 from qexp.method.graph import save_graph
-from qexp.onnx_file import pieces, write_onnx
+from qexp.onnx_file import write_onnx
 from qexp.types import UserError
 from tests import configured
 
@@ -66,13 +78,48 @@ def test_bytes_come_back(tmp_path: Path, files: tuple[Path, Path]) -> None:
     copy = tmp_path / "copy"
     copy.write_bytes(original)
     write_coded(copy, graph_pieces(files[0]))
-    stored = plain(copy)
-    assert is_coded(copy) and isinstance(stored, io.BytesIO) and stored.getvalue() == original
-    assert len(copy.read_bytes()) < 0.8 * len(original)
+    assert is_coded(copy) and len(copy.read_bytes()) < 0.8 * len(original)
+    with decoded(copy) as plain:
+        assert plain != copy and plain.name == copy.name and plain.read_bytes() == original
 
 
 def test_a_plain_file_is_read_as_it_is(files: tuple[Path, Path]) -> None:
-    assert not is_coded(files[0]) and plain(files[0]) == files[0]
+    with decoded(files[0]) as plain:
+        assert not is_coded(files[0]) and plain == files[0]
+    assert files[0].exists()
+
+
+@pytest.mark.parametrize("room", [10**9, 10, None], ids=["in memory", "memory is full", "no files in memory"])
+def test_a_decoded_file_is_gone_afterwards(
+    room: int | None, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, usual = tmp_path / "memory", tmp_path / "usual"
+    usual.mkdir()
+    if room is not None:
+        memory.mkdir()
+    monkeypatch.setattr(coded_file, "MEMORY", memory)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=room))
+    monkeypatch.setattr("tempfile.tempdir", str(usual))
+    with pytest.raises(RuntimeError, match="loading fails"), decoded(files[1]) as plain:
+        assert plain.parents[1] == (memory if room == 10**9 else usual)
+        raise RuntimeError("loading fails")
+    assert not plain.exists() and [*tmp_path.glob("*/*")] == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what is resident")
+def test_a_decoded_file_counts_as_memory_of_this_process(files: tuple[Path, Path]) -> None:
+    with decoded(files[1]) as plain:
+        lines = Path("/proc/self/smaps").read_text().split(str(plain), 1)[1].splitlines()
+        resident = next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+        assert resident == -(-plain.stat().st_size // mmap.PAGESIZE) * mmap.PAGESIZE // 1024
+    assert str(plain) not in Path("/proc/self/smaps").read_text()
+
+
+@pytest.mark.parametrize("name", ["model.pte", "model.aoti.pt2", "model.pt2.zip"])
+def test_formats_in_which_weights_do_not_lie_plainly_stay(name: str, files: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(files[0].read_bytes())
+    code_weights(tmp_path / name)
+    assert (tmp_path / name).read_bytes() == files[0].read_bytes()
 
 
 def test_arrays_lie_where_pieces_say(network: nn.Module, files: tuple[Path, Path]) -> None:
@@ -91,23 +138,24 @@ def test_the_function_is_the_same_in_every_bit(network: nn.Module, files: tuple[
     x = images()
     with torch.inference_mode():
         expected = torch.export.load(files[0]).module()(torch.from_numpy(x)).numpy()
-    assert (configured.engine("eager").load(files[1], 1)(x) == expected).all()
+    assert (configured.engine("eager").open(files[1], 1)(x) == expected).all()
     assert np.allclose(expected, network(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "engine", [configured.engine("onnxruntime"), configured.engine("openvino")], ids=lambda engine: engine.name
 )
-def test_onnx_of_a_coded_graph_is_coded(
+def test_a_coded_onnx_file_is_loaded_as_the_plain_one(
     engine: OnnxRuntime | OpenVino, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    for file, name in zip(files, ("plain.onnx", "coded.onnx"), strict=True):
-        write_onnx(file, (3, 8, 8), tmp_path / name)
-    small, whole = tmp_path / "coded.onnx", tmp_path / "plain.onnx"
+    whole, small = tmp_path / "plain.onnx", tmp_path / "coded.onnx"
+    write_onnx(files[0], (3, 8, 8), whole)
+    small.write_bytes(whole.read_bytes())
+    code_weights(small)
     assert is_coded(small) and not is_coded(whole) and small.stat().st_size < 0.7 * whole.stat().st_size
-    stored = plain(small)
-    assert isinstance(stored, io.BytesIO) and stored.getvalue() == whole.read_bytes()
-    assert (engine.load(small, 1)(images()) == engine.load(whole, 1)(images())).all()
+    with decoded(small) as plain:
+        assert plain.read_bytes() == whole.read_bytes()
+    assert (engine.open(small, 1)(images()) == engine.load(whole, 1)(images())).all()
 
 
 def test_pieces_of_onnx_are_its_initializers(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -116,7 +164,7 @@ def test_pieces_of_onnx_are_its_initializers(files: tuple[Path, Path], tmp_path:
     expected = [
         onnx.numpy_helper.to_array(c) for c in onnx.load(tmp_path / "m.onnx").graph.initializer if c.data_type == 1
     ]
-    found = [np.frombuffer(data, np.float32, p.size // 4, p.offset) for p in pieces(tmp_path / "m.onnx")]
+    found = [np.frombuffer(data, np.float32, p.size // 4, p.offset) for p in onnx_pieces(tmp_path / "m.onnx")]
     assert len(found) == len(expected) > 3 and all(
         (a == b.reshape(-1)).all() for a, b in zip(found, expected, strict=True)
     )
@@ -144,5 +192,5 @@ def test_a_damaged_file_is_refused(damage: str, files: tuple[Path, Path], tmp_pa
         data[{"index": 30, "graph": len(data) // 2, "array": -20}[damage]] ^= 1
     broken = tmp_path / "broken.pt2"
     broken.write_bytes(data)
-    with pytest.raises(UserError, match="damaged"):
-        plain(broken)
+    with pytest.raises(UserError, match="damaged"), decoded(broken):
+        pass

@@ -26,7 +26,7 @@ ALLOWED = {
     "worker": {"qexp.types"},
     "data": BASIC,
     "model": BASIC,
-    "onnx_file": {"qexp.coded_file", "qexp.types"},
+    "onnx_file": {"qexp.types"},
     "engine": BASIC | {"qexp.coded_file", "qexp.onnx_file"},
     "tracking": BASIC | {"qexp.metrics"},
     "method": BASIC

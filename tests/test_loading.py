@@ -139,7 +139,7 @@ def test_what_is_no_thread_safe_engine_is_called_by_one_thread_at_a_time(
     inside, most = 0, 0
     entered = threading.Barrier(2, timeout=1)
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def forward(x: np.ndarray) -> np.ndarray:
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
@@ -149,7 +149,7 @@ def test_what_is_no_thread_safe_engine_is_called_by_one_thread_at_a_time(
         return np.zeros((len(x), 3), np.float32)
 
     loaded = qexp.load(animal_artifact.folder, engine="openvino")
-    monkeypatch.setattr(loaded, "_run", run)
+    monkeypatch.setattr(loaded, "_forward", forward)
     workers = [threading.Thread(target=loaded.predict, args=(np.zeros((16, 16, 3), np.uint8),)) for _ in range(2)]
     for worker in workers:
         worker.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import json
@@ -13,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qexp.coded_file import plain
+from qexp.coded_file import decoded
 from qexp.data import pixels
 from qexp.deploy.readme import readme
 from qexp.engine.base import Engine
@@ -27,7 +28,6 @@ ENGINE_HEADER = '''"""Loads the network as qexp did when it was measured."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,23 +45,21 @@ def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: ti
     and for an engine that needs more than its library and NumPy.
     """
     check_digests(artifact.folder, artifact.files)
-    alone = engine.standalone()
-    if alone is None:
+    load = engine.standalone()
+    if load is None:
         raise UserError(
             f"{engine.name} compiles when it loads, which takes more than its library. Choose another engine."
         )
-    functions, arguments = alone
-    old, file = previous(to), plain(artifact.folder / executable.file)
-    stored = (
-        file.read_bytes() if isinstance(file, Path) else file.getvalue()
-    )  # decoded, for a device without the decoder
+    old = previous(to)
+    with decoded(artifact.folder / executable.file) as plain:  # for a device without the decoder
+        stored = plain.read_bytes()
     packages = {
         package: metadata.version(package).partition("+")[0] for package in (*engine.packages, "numpy", "pillow")
     }
     data = artifact.data
     about = {
         "artifact": artifact.key, "file": executable.file, "sha256": hashlib.sha256(stored).hexdigest(), "engine": engine.name,
-        "arguments": arguments, "modules": engine.modules, "batch": executable.batch, "threads": executable.threads,
+        "arguments": load.keywords, "modules": engine.modules, "batch": executable.batch, "threads": executable.threads,
         "rules": asdict(rules), "params": artifact.params, "commit": machine.environment(Path(__file__).parents[2])["commit"],
     }  # fmt: skip
     preprocessing = {
@@ -69,8 +67,9 @@ def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: ti
         "steps": "grey or RGB, resized to image_size x image_size (bilinear), (value / 255 - mean) / std per channel, NCHW float32",
     }  # fmt: skip
     texts = {
-        "labels.json": _json(data.class_names), "preprocessing.json": _json(preprocessing), "engine.py": engine_source(functions),
-        "requirements.txt": requirements(engine, packages), "README.md": readme(artifact, engine, executable, packages),
+        "labels.json": _json(data.class_names), "preprocessing.json": _json(preprocessing),
+        "engine.py": engine_source(load.func), "requirements.txt": requirements(engine, packages),
+        "README.md": readme(artifact, engine, executable, packages),
         **{file.name: file.read_text() for file in DEVICE.glob("*.py")},
         **{Path(str(module.__file__)).name: inspect.getsource(module) for module in (pixels, timing, machine)},
     }  # fmt: skip
@@ -103,10 +102,18 @@ def previous(to: Path) -> list[str]:
         ) from error
 
 
-def engine_source(functions: tuple[Callable[..., Any], ...]) -> str:
-    """A module whose `load` is the last of `functions`."""
-    sources = "\n\n".join(inspect.getsource(function) for function in functions)
-    return f"{ENGINE_HEADER}\n\n{sources}\n\nload = {functions[-1].__name__}\n"
+def engine_source(load: Callable[..., Any]) -> str:
+    """The text of a module whose `load` is that function, with the sources of it and of all functions that it calls."""
+    sources = "\n\n".join(inspect.getsource(function) for function in with_called(load))
+    return f"{ENGINE_HEADER}\n\n{sources}\n\nload = {load.__name__}\n"
+
+
+def with_called(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """A function after those that it calls by their global names, and those that these call, each once."""
+    known = inspect.unwrap(function).__globals__
+    names = [node.id for node in ast.walk(ast.parse(inspect.getsource(function))) if isinstance(node, ast.Name)]
+    called = [known[name] for name in names if inspect.isfunction(known.get(name)) and known[name] is not function]
+    return list(dict.fromkeys([*(inner for outer in called for inner in with_called(outer)), function]))
 
 
 def requirements(engine: Engine, packages: dict[str, str]) -> str:

@@ -8,12 +8,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qexp.coded_file import code_weights, decoded
 from qexp.files import file_digest, write_json
 from qexp.types import Artifact, EngineSpec, Executable, Unsupported
 
@@ -21,22 +23,55 @@ Forward = Callable[[np.ndarray], np.ndarray]  # x[B,C,H,W] float32 -> logits[B,K
 
 
 class Engine(ABC):
-    """name: as in conf/engine; wants: what it executes; packages: the libraries that compute; modules: what `load` imports of them;
-    file: name of its own file in the artifact's folder, in which `{batch}` and `{threads}` stand for those it is made for;
-    runs_simulated: whether it runs formats that no kernel has, as a reference; carries_code: whether loading or running a file of
-    that format can run code that somebody put into it; thread_safe: whether a loaded network may be called by several threads at once.
+    """The base of all engines, and the guide to writing one.
 
-    Constructor arguments are plain values, kept as attributes of the same names.
+    An engine is a class in a file of its own, which imports its libraries inside functions. Its constructor's arguments
+    are plain values, kept as attributes of the same names, because measuring children make the engine again from them.
+
+    Every engine sets these attributes, in the class or in the constructor, and has this method:
+
+    name: The name of its yaml in conf/engine.
+    spec: What it executes, from which methods tell what to make for it.
+    file: The name of the file that it loads in an artifact's folder, in which `{batch}` and `{threads}` stand for the
+        numbers of images and threads that the file is made for. With the graph's own name, such as `model.pt2`, it
+        loads the graph itself.
+    packages: The libraries that compute, by the names that install and import them. Each result tells their versions.
+    load: Gives the network in a file as a function. The file is always plain: `open` has decoded a coded one.
+
+    An engine that loads another format than the graph's has this method too:
+
+    write: Translates the graph into a file. The graph is always plain, and `lower` codes the file where that is wanted.
+
+    The others have defaults that are safe, if not always the best:
+
+    modules: What `load` imports. By default these are `packages`; set it if importing them does not import all of it.
+    thread_safe: Whether several threads may call a loaded network at once. By default they take turns.
+    carries_code: Whether loading or running a file of this format can run code that somebody put into it. By default it
+        can, and qexp.load asks for trust; set it to False for a format that holds nothing but a graph and weights.
+    runs_simulated: Whether it runs number formats that no kernel has. By default it does not; only a reference should.
+    check_machine: Raises Unsupported if it cannot run here. By default that is if a package is missing; extend it for
+        devices and compilers.
+    check: Raises Unsupported for an artifact that it has no kernels for. By default that is a simulated one; extend it
+        if there are others that `spec` cannot tell.
+    import_libraries: Imports `modules` before anything is measured. Extend it if a library imports more at first use.
+    standalone: Gives `load` as a function that needs nothing of qexp. By default there is none, and the engine cannot
+        be deployed; define it for qexp.deploy.
+    operators: Profiles one call. By default there is no profile; define it if the library has a profiler.
+    device_memory_mb: Tells the peak of an accelerator's memory. By default there is none; define it for such devices.
     """
 
     name: str
     spec: EngineSpec
     file: str
     packages: tuple[str, ...]
-    modules: tuple[str, ...] = ()
-    runs_simulated = False
-    carries_code = True
     thread_safe = False
+    carries_code = True
+    runs_simulated = False
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that `load` imports."""
+        return self.packages
 
     @property
     def target(self) -> str:
@@ -49,7 +84,11 @@ class Engine(ABC):
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def check_machine(self) -> None:
-        """Errors: Unsupported where this engine does not run here: its library or the device it needs is missing."""
+        """Check that this engine runs here.
+
+        Raises:
+            Unsupported: Its library is not installed, or the device that it needs is missing.
+        """
         missing = [package for package in self.packages if find_spec(package) is None]
         if missing:
             raise Unsupported(
@@ -57,7 +96,11 @@ class Engine(ABC):
             )
 
     def check(self, artifact: Artifact) -> None:
-        """Errors: Unsupported where this engine has no kernels for the artifact's number formats."""
+        """Check that this engine can execute an artifact.
+
+        Raises:
+            Unsupported: It has no kernels for the artifact's number formats.
+        """
         if artifact.simulated and not self.runs_simulated:
             raise Unsupported(f"{self.name} has no kernels for {artifact.label}; engine=eager simulates it")
 
@@ -66,10 +109,21 @@ class Engine(ABC):
         return self.file.format(batch=batch, threads=threads)
 
     def lower(self, artifact: Artifact, batch: int, threads: int) -> Artifact:
-        """Write this engine's file into the artifact's folder, if it is not there, once for all jobs of a sweep, and into
-        `artifact.json` that this engine loads it. May import torch.
+        """Write this engine's file into the artifact's folder, unless it is there, and note it in `artifact.json`.
 
-        Errors: Unsupported as of `check` and `write`, UserError where the graph cannot be translated.
+        Jobs that do so at the same time write the file once. May import torch.
+
+        Args:
+            artifact: What to translate.
+            batch: The number of images per call.
+            threads: The number of threads that compute.
+
+        Returns:
+            The artifact with the new file and executable.
+
+        Raises:
+            Unsupported: This engine has no kernels for the artifact, or no file format of its own.
+            UserError: The graph cannot be translated, or is damaged.
         """
         from filelock import FileLock  # not in a measuring child
 
@@ -90,7 +144,7 @@ class Engine(ABC):
             if name not in artifact.files:
                 partial = folder / f".{os.getpid()}-{name}"
                 try:
-                    self.write(artifact, partial, batch, threads)
+                    self._write_plain_or_coded(artifact, partial, batch, threads)
                     os.replace(partial, folder / name)
                 finally:
                     partial.unlink(missing_ok=True)
@@ -100,8 +154,30 @@ class Engine(ABC):
             write_json(folder / "artifact.json", artifact.to_json())
             return artifact
 
-    def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
-        """Translate the artifact's graph into `file`; engines that load the graph itself never come here."""
+    def _write_plain_or_coded(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
+        """Write this engine's file, coded where the artifact is and the format allows it."""
+        graph = artifact.folder / artifact.graph
+        if not artifact.coded:
+            self.write(artifact, graph, file, batch, threads)
+            return
+        with decoded(graph) as plain:
+            self.write(artifact, plain, file, batch, threads)
+        code_weights(file)
+
+    def write(self, artifact: Artifact, graph: Path, file: Path, batch: int, threads: int) -> None:
+        """Translate a graph into the file that this engine loads, unless it loads the graph itself.
+
+        Args:
+            artifact: What is known of the graph.
+            graph: The plain file of the graph.
+            file: The file to write.
+            batch: The number of images per call.
+            threads: The number of threads that compute.
+
+        Raises:
+            Unsupported: This engine has no file format of its own, and the artifact holds no file that it loads.
+            UserError: The graph cannot be translated.
+        """
         raise Unsupported(f"{self.name} runs {self.file}, which {artifact.folder} does not hold")
 
     def import_libraries(self) -> None:
@@ -109,36 +185,67 @@ class Engine(ABC):
         for module in self.modules:
             importlib.import_module(module)
 
+    def open(self, file: Path, threads: int) -> Forward:
+        """Load the network in a plain or coded file.
+
+        Args:
+            file: The file of an artifact that this engine loads.
+            threads: The number of threads that compute.
+
+        Returns:
+            The network as a function of float32 images x[B,C,H,W] to float32 logits[B,K].
+
+        Raises:
+            UserError: A coded file is damaged.
+        """
+        with decoded(file) as plain:
+            return self.load(plain, threads)
+
     @abstractmethod
     def load(self, file: Path, threads: int) -> Forward:
-        """The network in `file`, ready to be called with float32 images on `threads` threads."""
+        """Load the network in a plain file, as `open` does, which is what others call.
 
-    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]] | None:
-        """How to load its file where there is only NumPy and `packages`: functions that refer to nothing but these and each other, and
-        the arguments with which the last is called after (file, threads). qexp.deploy copies their sources. None where it cannot."""
+        The file may be gone when this returns; what is mapped of it may stay mapped.
+        """
+
+    def standalone(self) -> partial[Forward] | None:
+        """Give `load` as a function that runs where there are only NumPy and `packages`.
+
+        Returns:
+            A function of (file, threads) with all other arguments, plain values, bound by name; None if there is none.
+            qexp.deploy copies its source, and those of the functions that it calls by their global names. None of them
+            uses any other global name but `np`.
+        """
         return None
 
-    def operators(self, run: Forward, x: np.ndarray) -> dict[str, Any] | None:
-        """A profile of one call by operator: `text` (a table), `rows` (the same as data) and `allocated_mib`; None where the
-        engine has no profiler."""
+    def operators(self, forward: Forward, x: np.ndarray) -> dict[str, Any] | None:
+        """Profile one call by operator.
+
+        Args:
+            forward: What `load` returned.
+            x: Images x[B,C,H,W] float32.
+
+        Returns:
+            `text` (a table), `rows` (the same as data) and `allocated_mib`, or None where the engine has no profiler.
+        """
         return None
 
     def device_memory_mb(self) -> float | None:
-        """Peak that the allocator of an accelerator held so far, in MB; None on the CPU."""
+        """Give the peak that the allocator of an accelerator has held so far, in MB, or None on the CPU."""
         return None
 
 
-def in_batches_of(batch: int, run: Forward) -> Forward:
-    """`run`, which takes exactly `batch` images, for any number: the last ones are filled up with zeros."""
+def in_batches_of(batch: int, forward: Forward) -> Forward:
+    """Let a function that takes exactly `batch` images take any number: the last ones are filled up with zeros."""
 
     def any_number(x: np.ndarray) -> np.ndarray:
         if len(x) == batch:
-            return run(x)
+            return forward(x)
         parts = []
         for start in range(0, len(x), batch):
             part = x[start : start + batch]
             filled = np.concatenate([part, np.zeros((batch - len(part), *x.shape[1:]), x.dtype)])
-            parts.append(run(filled)[: len(part)])
+            parts.append(forward(filled)[: len(part)])
         return np.concatenate(parts)
 
     return any_number

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qexp.coded_file import plain
 from qexp.engine.base import Engine, Forward
 from qexp.engine.torch_common import (
     check_device,
@@ -51,19 +49,19 @@ class Eager(Engine):
         torch.export.load(archive).module()(torch.zeros(1))
 
     def load(self, file: Path, threads: int) -> Forward:
-        return load_graph(plain(file), threads, self.device)
+        return self.standalone()(file, threads)
 
-    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
-        return (set_threads, numpy_call, load_graph), {"device": self.device}
+    def standalone(self) -> partial[Forward]:
+        return partial(load_graph, device=self.device)
 
-    def operators(self, run: Forward, x: np.ndarray) -> dict[str, Any]:
-        return operator_table(run, x)
+    def operators(self, forward: Forward, x: np.ndarray) -> dict[str, Any]:
+        return operator_table(forward, x)
 
     def device_memory_mb(self) -> float | None:
         return device_memory_mb(self.device)
 
 
-def load_graph(file: Path | io.BytesIO, threads: int, device: str) -> Forward:
+def load_graph(file: Path, threads: int, device: str) -> Forward:
     import torch
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
     from torch.export.passes import move_to_device_pass

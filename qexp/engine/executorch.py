@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from qexp.coded_file import plain
 from qexp.engine.base import Engine, Forward, in_batches_of
 from qexp.types import Artifact, EngineSpec, UserError
 
@@ -23,26 +21,26 @@ class ExecuTorch(Engine):
     modules = ("executorch.runtime",)
     carries_code = False
 
-    def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
+    def write(self, artifact: Artifact, graph: Path, file: Path, batch: int, threads: int) -> None:
         import torch
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
         from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
 
-        graph = torch.export.load(plain(artifact.folder / artifact.graph)).module()
+        network = torch.export.load(graph).module()
         try:
             with torch.no_grad():
-                program = torch.export.export(graph, (torch.zeros(batch, *artifact.data.input_shape),))
+                program = torch.export.export(network, (torch.zeros(batch, *artifact.data.input_shape),))
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
         except Exception as error:
             raise UserError(f"executorch cannot lower {artifact.model}: {str(error)[:600]}") from error
         file.write_bytes(lowered.buffer)
 
     def load(self, file: Path, threads: int) -> Forward:
-        return load_program(file, threads)
+        return self.standalone()(file, threads)
 
-    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
-        return (in_batches_of, load_program), {}
+    def standalone(self) -> partial[Forward]:
+        return partial(load_program)
 
 
 def load_program(file: Path, threads: int) -> Forward:
@@ -52,11 +50,11 @@ def load_program(file: Path, threads: int) -> Forward:
 
     _unsafe_reset_threadpool(threads)
     program = Runtime.get().load_program(file)
-    forward = program.load_method("forward")
-    assert forward is not None
-    batch = forward.metadata.input_tensor_meta(0).sizes()[0]
+    method = program.load_method("forward")
+    assert method is not None
+    batch = method.metadata.input_tensor_meta(0).sizes()[0]
 
-    def run(x: np.ndarray) -> np.ndarray:
-        return forward.execute([torch.from_numpy(x)])[0].numpy().copy()
+    def forward(x: np.ndarray) -> np.ndarray:
+        return method.execute([torch.from_numpy(x)])[0].numpy().copy()
 
-    return in_batches_of(batch, run)
+    return in_batches_of(batch, forward)

@@ -6,13 +6,12 @@ import logging
 import platform
 import shlex
 import warnings
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qexp.coded_file import plain
 from qexp.engine.base import Engine, Forward, in_batches_of
 from qexp.engine.torch_common import (
     check_device,
@@ -63,7 +62,7 @@ class Inductor(Engine):
         if artifact.has_qdq and (self.device != "cpu" or platform.machine() not in ("x86_64", "AMD64")):
             raise Unsupported("inductor has integer kernels for x86 processors only")
 
-    def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
+    def write(self, artifact: Artifact, graph: Path, file: Path, batch: int, threads: int) -> None:
         import torch
         import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401  (registers the integer kernels' patterns)
         from torch._inductor import aot_compile
@@ -79,7 +78,7 @@ class Inductor(Engine):
         }  # fmt: skip
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", COPY_WARNING)
-            program = torch.export.export(torch.export.load(plain(artifact.folder / artifact.graph)).module(), (x,))
+            program = torch.export.export(torch.export.load(graph).module(), (x,))
             if self.device != "cpu":
                 program = move_to_device_pass(program, self.device)
             assert program.example_inputs is not None
@@ -98,22 +97,19 @@ class Inductor(Engine):
             from torch.ao.quantization.fx import _decomposed  # noqa: F401
 
     def load(self, file: Path, threads: int) -> Forward:
-        if not self.packaged:
-            set_threads(threads)
-            return self._compiled_when_called(file)
-        return load_package(file, threads, self.device)
+        load = self.standalone() or self._load_to_compile_when_called
+        return load(file, threads)
 
-    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]] | None:
-        return (
-            ((set_threads, numpy_call, in_batches_of, load_package), {"device": self.device}) if self.packaged else None
-        )
+    def standalone(self) -> partial[Forward] | None:
+        return partial(load_package, device=self.device) if self.packaged else None
 
-    def _compiled_when_called(self, file: Path) -> Forward:
-        """For the batch size of the first call; calls with other sizes are made up of such."""
+    def _load_to_compile_when_called(self, file: Path, threads: int) -> Forward:
+        """Compile for the batch size of the first call; calls with other sizes are made up of such."""
         import torch
         from torch.export.passes import move_to_device_pass
 
-        program = torch.export.load(plain(file))
+        set_threads(threads)
+        program = torch.export.load(file)
         if self.device != "cpu":
             program = move_to_device_pass(program, self.device)
         graph = program.module(check_guards=False)
@@ -121,15 +117,15 @@ class Inductor(Engine):
         compiled = numpy_call(torch.compile(graph, dynamic=False), self.device)
         batch = 0
 
-        def run(x: np.ndarray) -> np.ndarray:
+        def forward(x: np.ndarray) -> np.ndarray:
             nonlocal batch
             batch = batch or len(x)
             return in_batches_of(batch, compiled)(x)
 
-        return run
+        return forward
 
-    def operators(self, run: Forward, x: np.ndarray) -> dict[str, Any]:
-        return operator_table(run, x)
+    def operators(self, forward: Forward, x: np.ndarray) -> dict[str, Any]:
+        return operator_table(forward, x)
 
     def device_memory_mb(self) -> float | None:
         return device_memory_mb(self.device)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from qexp.coded_file import plain
 from qexp.engine.base import Engine, Forward
 from qexp.onnx_file import write_onnx
 from qexp.types import Artifact, EngineSpec, Unsupported, UserError, nearest
@@ -24,7 +21,7 @@ WANTS = {
 
 class OnnxRuntime(Engine):
     file = "model.onnx"
-    packages = modules = ("onnxruntime",)
+    packages = ("onnxruntime",)
     carries_code = False
     thread_safe = True
 
@@ -44,27 +41,26 @@ class OnnxRuntime(Engine):
                 f"the installed onnxruntime has no provider for {self.provider}: it needs an NVIDIA GPU and onnxruntime-gpu"
             )
 
-    def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
-        write_onnx(artifact.folder / artifact.graph, artifact.data.input_shape, file)
+    def write(self, artifact: Artifact, graph: Path, file: Path, batch: int, threads: int) -> None:
+        write_onnx(graph, artifact.data.input_shape, file)
 
     def load(self, file: Path, threads: int) -> Forward:
-        return load_session(plain(file), threads, PROVIDERS[self.provider])
+        return self.standalone()(file, threads)
 
-    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
-        return (load_session,), {"provider": PROVIDERS[self.provider]}
+    def standalone(self) -> partial[Forward]:
+        return partial(load_session, provider=PROVIDERS[self.provider])
 
 
-def load_session(file: Path | io.BytesIO, threads: int, provider: str) -> Forward:
+def load_session(file: Path, threads: int, provider: str) -> Forward:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    model = file.getvalue() if isinstance(file, io.BytesIO) else str(file)
-    session = onnxruntime.InferenceSession(model, options, providers=[provider])
+    session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
     name = session.get_inputs()[0].name
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def forward(x: np.ndarray) -> np.ndarray:
         return session.run(None, {name: x})[0]
 
-    return run
+    return forward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ class TorchAo(Engine):
     name = "torch_ao"
     file = "model.ts"
     packages = ("torch",)
-    modules = ("torch.jit",)
 
     def __init__(self, kernels: str):
         if kernels not in KERNELS:
@@ -28,13 +27,13 @@ class TorchAo(Engine):
         self.spec = EngineSpec(("torchscript",), kernels=kernels)
 
     def load(self, file: Path, threads: int) -> Forward:
-        return load_script(file, threads, self.kernels)
+        return self.standalone()(file, threads)
 
-    def standalone(self) -> tuple[tuple[Callable[..., Any], ...], dict[str, Any]]:
-        return (set_threads, numpy_call, load_script), {"kernels": self.kernels}
+    def standalone(self) -> partial[Forward]:
+        return partial(load_script, kernels=self.kernels)
 
-    def operators(self, run: Forward, x: np.ndarray) -> dict[str, Any]:
-        return operator_table(run, x)
+    def operators(self, forward: Forward, x: np.ndarray) -> dict[str, Any]:
+        return operator_table(forward, x)
 
 
 def load_script(file: Path, threads: int, kernels: str) -> Forward:

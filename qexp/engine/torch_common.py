@@ -38,11 +38,11 @@ def numpy_call(module: Callable[..., Any], device: str = "cpu") -> Forward:
     """A torch module as a function of NumPy arrays, without gradients; the way to the device and back is part of the call."""
     import torch
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def forward(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             return module(torch.from_numpy(x).to(device)).cpu().numpy()
 
-    return run
+    return forward
 
 
 def device_memory_mb(device: str) -> float | None:
@@ -52,7 +52,7 @@ def device_memory_mb(device: str) -> float | None:
     return torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
 
 
-def operator_table(run: Forward, x: np.ndarray) -> dict[str, Any]:
+def operator_table(forward: Forward, x: np.ndarray) -> dict[str, Any]:
     """torch.profiler's table of one call, sorted by CPU memory, as text and as rows, and the sum of all that its operators
     allocated in MiB.
 
@@ -60,9 +60,9 @@ def operator_table(run: Forward, x: np.ndarray) -> dict[str, Any]:
     """
     from torch.profiler import ProfilerActivity, profile
 
-    run(x)
+    forward(x)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run(x)
+        forward(x)
     averages = profiler.key_averages()
     rows = [
         {

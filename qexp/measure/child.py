@@ -28,7 +28,7 @@ class Session:
         module, _, name = target.rpartition(".")
         self.engine = getattr(importlib.import_module(module), name)(**options)
         self.engine.import_libraries()
-        self.run: Any = None  # the network
+        self.forward: Any = None  # the network
 
     def ready(self) -> dict[str, Any]:
         """The engine is imported."""
@@ -36,22 +36,22 @@ class Session:
 
     def start(self, file: str, threads: int, shape: list[int]) -> dict[str, Any]:
         """Load, call once and a few times more: milliseconds of each, and the memory peak above the import, in MB."""
-        self.run = None
+        self.forward = None
         self.x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        self.run, figures = timing.start(lambda: self.engine.load(Path(file), threads), self.x)
+        self.forward, figures = timing.start(lambda: self.engine.open(Path(file), threads), self.x)
         return {**figures, "device_memory_mb": self.engine.device_memory_mb()}
 
     def window(self, calls: int, seconds: float) -> dict[str, Any]:
         """Milliseconds of at least `calls` calls that together take at least `seconds`."""
-        return {"samples": timing.window(self.run, self.x, calls, seconds)}
+        return {"samples": timing.window(self.forward, self.x, calls, seconds)}
 
     def unload(self) -> dict[str, Any]:
         """Give the network's memory back."""
-        self.run = None
+        self.forward = None
         return {}
 
     def operators(self) -> dict[str, Any]:
-        return {"profile": self.engine.operators(self.run, self.x)}
+        return {"profile": self.engine.operators(self.forward, self.x)}
 
     def predict(
         self,
@@ -72,7 +72,7 @@ class Session:
         logits = []
         began = time.perf_counter()
         for start in range(0, len(indices), batch):
-            logits.append(np.asarray(self.run(normalise(pixels[indices[start : start + batch]], mean, std))))
+            logits.append(np.asarray(self.forward(normalise(pixels[indices[start : start + batch]], mean, std))))
         seconds = time.perf_counter() - began
         np.save(out, np.concatenate(logits))
         return {"seconds": seconds}

@@ -79,21 +79,21 @@ def start(load: Callable[[], Forward], x: np.ndarray) -> tuple[Forward, dict[str
     """A network loaded, called once and a few times more: it, milliseconds of the first two, and the memory peak above what was there
     before, in MB (None where the system cannot tell)."""
     before = _reset_peak()
-    load_ms, run = _timed(load)
-    first_call_ms, _ = _timed(lambda: run(x))
+    load_ms, forward = _timed(load)
+    first_call_ms, _ = _timed(lambda: forward(x))
     for _ in range(3):  # some engines take their buffers at the second call
-        run(x)
+        forward(x)
     memory_mb = None if before is None else (_status("VmHWM") - before) / 1e6
-    return run, {"load_ms": load_ms, "first_call_ms": first_call_ms, "memory_mb": memory_mb}
+    return forward, {"load_ms": load_ms, "first_call_ms": first_call_ms, "memory_mb": memory_mb}
 
 
-def window(run: Forward, x: np.ndarray, calls: int, seconds: float) -> list[float]:
+def window(forward: Forward, x: np.ndarray, calls: int, seconds: float) -> list[float]:
     """Milliseconds of at least `calls` calls that together take at least `seconds`."""
     samples: list[float] = []
     began = time.perf_counter()
     while len(samples) < calls or time.perf_counter() - began < seconds:
         start = time.perf_counter_ns()
-        run(x)
+        forward(x)
         samples.append((time.perf_counter_ns() - start) / 1e6)
     return samples
 

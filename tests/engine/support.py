@@ -30,7 +30,7 @@ def engine_named(name: str) -> Engine:
 def run(engine: Engine, artifact: Artifact, x: np.ndarray) -> np.ndarray:
     """Logits[B,K] of the lowered artifact on one thread."""
     engine.import_libraries()
-    return engine.load(artifact.folder / engine.file_name(BATCH, 1), 1)(x)
+    return engine.open(artifact.folder / engine.file_name(BATCH, 1), 1)(x)
 
 
 def graph_logits(artifact: Artifact, x: np.ndarray) -> np.ndarray:

@@ -63,7 +63,7 @@ def test_an_engine_gives_the_networks_own_logits(
 
 
 def test_what_a_call_returned_stays_when_the_next_one_comes(engine: Engine, file: Path) -> None:
-    call = engine.load(file, 1)
+    call = engine.open(file, 1)
     first = call(np.ones((BATCH, 3, 16, 16), np.float32))
     kept = first.copy()
     assert not np.array_equal(call(np.zeros((BATCH, 3, 16, 16), np.float32)), kept)
@@ -200,7 +200,7 @@ def test_jobs_at_once_write_an_engines_file_once(unlowered: Artifact) -> None:
 
 @first_engine_only
 def test_a_lowering_that_fails_leaves_nothing(unlowered: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Engine, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
+    def fail(self: Engine, artifact: Artifact, graph: Path, file: Path, batch: int, threads: int) -> None:
         file.write_bytes(b"half")
         raise KeyboardInterrupt
 

@@ -144,7 +144,7 @@ def program(
 
     with monkeypatch.context() as patch:
         patch.setattr(xnnpack_preprocess, "serialize_xnnpack_binary", recorded)
-        engine.write(artifact, folder / "model.pte", BATCH, 1)
+        engine.write(artifact, artifact.folder / artifact.graph, folder / "model.pte", BATCH, 1)
     (delegate,) = delegates
     tensors = [getattr(value.xvalue_union, "tensor_value", value.xvalue_union) for value in delegate.xvalues]
     types = {tensor.id_out: tensor.datatype.name.removeprefix("xnn_datatype_") for tensor in tensors}

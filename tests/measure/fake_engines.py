@@ -183,7 +183,7 @@ class Tells(Fake):
     def __init__(self, numbers: list[int] | None = None, flag: bool = False):
         self.numbers, self.flag = numbers, flag
 
-    def operators(self, run: Forward, x: np.ndarray) -> dict[str, Any]:
+    def operators(self, forward: Forward, x: np.ndarray) -> dict[str, Any]:
         helper = subprocess.Popen(["sleep", "3600"])
         known = {
             "modules": sorted(sys.modules),
@@ -246,7 +246,7 @@ class Writes(Fake):
     file = "model.fake"
     written: list[Path] = []
 
-    def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
+    def write(self, artifact: Artifact, graph: Path, file: Path, batch: int, threads: int) -> None:
         self.written.append(file)
         time.sleep(0.2)
         file.write_bytes(b"lowered")
@@ -258,5 +258,5 @@ class MadeFor(Fake):
     name = "made_for"
     file = "model-{batch}-{threads}.fake"
 
-    def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
+    def write(self, artifact: Artifact, graph: Path, file: Path, batch: int, threads: int) -> None:
         file.write_bytes(bytes(1000 * batch + threads))

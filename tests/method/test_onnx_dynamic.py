@@ -83,7 +83,7 @@ def test_logits_stay_near_the_network(artifact: Artifact, pretend_data: RandomDa
     with torch.no_grad():
         expected = network(torch.from_numpy(x)).numpy()
     error = (
-        np.abs(engine.load(artifact.folder / engine.file_name(1, 1), 1)(x) - expected).max() / np.abs(expected).max()
+        np.abs(engine.open(artifact.folder / engine.file_name(1, 1), 1)(x) - expected).max() / np.abs(expected).max()
     )
     assert 0.001 < error < 0.1
 

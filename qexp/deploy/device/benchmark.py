@@ -28,9 +28,9 @@ def measure(threads: int, batch: int) -> dict[str, Any]:
         importlib.import_module(module)
     side = infer.INPUT["image_size"]
     x = np.random.default_rng(0).standard_normal((batch, infer.INPUT["channels"], side, side), dtype=np.float32)
-    run, started = timing.start(lambda: infer.network(threads), x)
+    forward, started = timing.start(lambda: infer.network(threads), x)
     rules = timing.Rules(**about["rules"])
-    (windows,) = rules.take_turns([lambda calls, seconds: timing.window(run, x, calls, seconds)])
+    (windows,) = rules.take_turns([lambda calls, seconds: timing.window(forward, x, calls, seconds)])
     units = {"memory_mb": "MB"}
     figures = {name: (value, units.get(name, "ms")) for name, value in started.items() if value is not None}
     samples = {"latency_ms": [sample for window in windows for sample in window]}

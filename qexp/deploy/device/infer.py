@@ -33,9 +33,9 @@ def network(threads: int = ABOUT["threads"]) -> Any:
 
 
 def main() -> None:
-    run = network()
+    forward = network()
     for file in sys.argv[1:]:
-        (shares,) = softmax(np.asarray(run(normalise(read(file)[None], INPUT["mean"], INPUT["std"]))))
+        (shares,) = softmax(np.asarray(forward(normalise(read(file)[None], INPUT["mean"], INPUT["std"]))))
         print(file, *(f"{LABELS[i]} {shares[i]:.4f}" for i in np.argsort(-shares)[:5]), sep="\t")
 
 

@@ -12,7 +12,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import nn
 
-from qexp.coded_file import plain
+from qexp.coded_file import decoded
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.chain import Chain
@@ -87,7 +87,8 @@ def test_the_file_holds_the_clusters_and_computes_with_them(
     artifact = make_artifact(
         sharing(per_channel=per_channel, clusters=4), network, pretend_data, EngineSpec(), SOURCE, tmp_path
     )
-    stored = torch.export.load(plain(artifact.folder / artifact.graph)).state_dict
+    with decoded(artifact.folder / artifact.graph) as file:
+        stored = torch.export.load(file).state_dict
     expected = copy.deepcopy(network)
     for name, weight in weights_of(expected).items():
         rows = weight.detach().numpy().reshape(len(weight) if per_channel else 1, -1)
@@ -100,7 +101,7 @@ def test_the_file_holds_the_clusters_and_computes_with_them(
     x = pretend_data.calibration()
     with torch.no_grad():
         answer = torch.export.export(expected, (x,)).module()(x).numpy()
-    assert (configured.engine("eager").load(artifact.folder / artifact.graph, 1)(x.numpy()) == answer).all()
+    assert (configured.engine("eager").open(artifact.folder / artifact.graph, 1)(x.numpy()) == answer).all()
 
 
 def test_sixteen_clusters_take_less_than_four_bits_a_weight(pretend_data: RandomData, tmp_path: Path) -> None:

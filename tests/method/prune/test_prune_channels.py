@@ -267,7 +267,7 @@ def test_every_family_is_pruned_exported_and_run(name: str, tmp_path: Path) -> N
         expected = restore(network, artifact.folder / WEIGHTS_FILE)(torch.from_numpy(x)).numpy()
     for engine in (configured.engine("eager"), configured.engine("onnxruntime")):
         lowered = engine.lower(artifact, 4, 1)
-        answer = engine.load(lowered.folder / engine.file_name(4, 1), 1)(np.ascontiguousarray(x))
+        answer = engine.open(lowered.folder / engine.file_name(4, 1), 1)(np.ascontiguousarray(x))
         np.testing.assert_allclose(answer, expected, atol=1e-3 * np.abs(expected).max())
 
 

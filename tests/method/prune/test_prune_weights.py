@@ -113,7 +113,7 @@ def test_the_artifact_computes_what_the_masked_network_does(
     x = pretend_data.calibration()
     with torch.no_grad():
         expected = torch.export.export(network, (x,)).module()(x).numpy()
-    assert (configured.engine("eager").load(artifact.folder / artifact.graph, 1)(x.numpy()) == expected).all()
+    assert (configured.engine("eager").open(artifact.folder / artifact.graph, 1)(x.numpy()) == expected).all()
     assert artifact.coded and "computed dense" in artifact.notes["coded"]
 
 
