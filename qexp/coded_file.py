@@ -10,7 +10,6 @@ import json
 import lzma
 import mmap
 import os
-import shutil
 import struct
 import tempfile
 import zipfile
@@ -18,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -32,7 +31,6 @@ LEAST_BYTES = 1024  # an array that is smaller stays in the graph
 # lengths of its name and extra field stand.
 WEIGHTS, FLOAT = "/data/weights/weight_", 7
 LENGTHS_AT, LENGTHS = 26, struct.Struct("<HH")
-MEMORY = Path("/dev/shm")  # files that are kept in memory, where the system has such
 
 
 class Piece(NamedTuple):
@@ -98,19 +96,28 @@ def decoded(file: Path) -> Iterator[Path]:
         yield file
         return
     data = _decoded(file)
-    with tempfile.TemporaryDirectory(prefix="qexp-decoded-", dir=_place_for(len(data))) as folder:
+    with tempfile.TemporaryDirectory(prefix="qexp-decoded-") as folder:
         plain = Path(folder) / file.name
-        plain.write_bytes(data)
-        del data
-        with plain.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            _ = mapped[:: mmap.PAGESIZE]  # a page becomes resident when it is touched
-            yield plain
+        with _written(data, plain) as stream:
+            del data
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                _ = mapped[:: mmap.PAGESIZE]  # a page becomes resident when it is touched
+                yield plain
 
 
-def _place_for(size: int) -> Path | None:
-    """Choose the folder of a temporary file of `size` bytes: in memory if there is room, or None for the usual one."""
-    usable = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > size
-    return MEMORY if usable else None
+def _written(data: bytes, file: Path) -> BinaryIO:
+    """Make `file`, which holds these bytes until the stream is closed.
+
+    On Linux it lies in memory that is gone with this process, even if that is killed.
+    """
+    if hasattr(os, "memfd_create"):
+        stream: BinaryIO = os.fdopen(os.memfd_create(file.name), "w+b")
+        file.symlink_to(f"/proc/{os.getpid()}/fd/{stream.fileno()}")
+    else:
+        stream = file.open("w+b")
+    stream.write(data)
+    stream.flush()
+    return stream
 
 
 def coded_bytes(file: Path) -> int:
