@@ -1,9 +1,10 @@
-"""Arrays of 32-bit values as few bytes, without loss: what is zero often, or shares few values, becomes small.
+"""Codes arrays of 32-bit values without loss. Arrays with many zeros or few different values become small.
 
-As in Deep Compression (Han et al., 2016) zeros are told from the others first and shared values become indices of log2(k) bits into a
-palette, and both are Huffman coded. The Huffman coder is zlib's, which every Python has: a device needs NumPy and this file alone.
-Its symbols are whole bytes, of 8 zero-or-not flags or 2 indices of 4 bits, so that a symbol's whole number of bits costs little:
-it comes to within 3 % of the entropy, and 5 % where only one in 20 values is left. Imports nothing of qexp but types.
+As in Deep Compression (Han et al., 2016), zeros are told apart from the other values first, shared values become
+indices of log2(k) bits into a palette, and both are Huffman coded. The Huffman coder is zlib's, which every Python has,
+so that decoding needs nothing but NumPy. Its symbols are whole bytes, each with 8 zero-or-not flags or, for example, 2
+indices of 4 bits. It therefore costs little that the code of a symbol is a whole number of bits: the result is within
+3 % of the entropy, and within 5 % if only one in 20 values is not zero. The module imports nothing of qexp but types.
 """
 
 from __future__ import annotations
@@ -16,17 +17,25 @@ import numpy as np
 from qexp.types import UserError
 
 WORD = np.dtype("<u4")
-HEADER = struct.Struct("<BQII")  # layout, number of values, CRC-32 of the values and of what follows
+HEADER = struct.Struct("<BQII")  # layout, number of values, CRC-32 of the values, CRC-32 of what follows
 RAW, PLANES, SHARED = range(3)
-SPARSE = 4  # added to the layout of the values that are not zero
-MOST_SHARED = 256  # values in a palette
+SPARSE = 4  # added to the layout if it holds only the values that are not zero
+MOST_SHARED = 256  # values that a palette can have
 
 
 def encode(values: np.ndarray) -> bytes:
-    """values[O,...] of any type of four bytes, such as float32, as bytes.
+    """Code an array in the layout that is smallest.
 
-    The layout is whichever is smallest: the values as they are; their four bytes apart, of which exponents repeat; or shared values, with
-    a palette for all or one for each of the O rows; each with the zeros among the rest or told apart.
+    The layouts are:
+
+    - the values as they are,
+    - their four bytes apart, because exponents repeat,
+    - shared values, with one palette for all values or one for each of the O rows.
+
+    In each of them, zeros are either among the other values or told apart from them.
+
+    Args:
+        values: values[O,...] of any type of four bytes, such as float32.
     """
     words = np.ascontiguousarray(values).reshape(-1).view(WORD)
     rows = max(1, len(values)) if values.ndim and len(words) else 1
@@ -35,7 +44,14 @@ def encode(values: np.ndarray) -> bytes:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """The values[N] of `encode` as uint32, to be viewed as what they were. Errors: UserError where `data` is not what `encode` gave."""
+    """Decode what `encode` returned.
+
+    Returns:
+        values[N] as uint32, to be viewed as the type that they had.
+
+    Raises:
+        UserError: `data` is not what `encode` returned.
+    """
     if len(data) < HEADER.size:
         raise damaged("it ends too early")
     layout, count, values_crc, body_crc = HEADER.unpack_from(data)
@@ -44,13 +60,8 @@ def decode(data: bytes) -> np.ndarray:
         raise damaged("its checksum is wrong")
     try:
         words = _decoded(Reader(body), layout, count)
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        MemoryError,
-        zlib.error,
-    ) as error:  # its header, which has no checksum of its own
+    except (ValueError, IndexError, KeyError, MemoryError, zlib.error) as error:
+        # The body is whole, so it is the header that is damaged, which has no checksum of its own.
         raise damaged(str(error)) from error
     if zlib.crc32(words.data) != values_crc:
         raise damaged("its values have another checksum than those that were stored")
@@ -62,7 +73,8 @@ def damaged(why: str) -> UserError:
 
 
 def _candidates(words: np.ndarray, rows: int) -> list[tuple[int, bytes]]:
-    used = words != 0  # of float32: not +0.0
+    """Code words[N], of `rows` rows of equal length, in all layouts, with the zeros among the rest and told apart."""
+    used = words != 0  # only +0.0 of float32 is zero
     found = _dense(words, np.full(rows, len(words) // rows))
     if not used.all():
         flags = _coded(np.packbits(used))
@@ -73,7 +85,7 @@ def _candidates(words: np.ndarray, rows: int) -> list[tuple[int, bytes]]:
 
 
 def _dense(words: np.ndarray, lengths: np.ndarray) -> list[tuple[int, bytes]]:
-    """words[N] in all layouts; lengths[R]: of the rows that they are made of."""
+    """Code words[N] in all layouts, without telling zeros apart. The words are made of rows of lengths[R]."""
     found = [(RAW, words.tobytes()), (PLANES, _planes(words))]
     for parts in (np.array([len(words)]), lengths):
         shared = _shared(words, parts)
@@ -83,20 +95,26 @@ def _dense(words: np.ndarray, lengths: np.ndarray) -> list[tuple[int, bytes]]:
 
 
 def _planes(words: np.ndarray) -> bytes:
-    """Each of the four bytes of the words on its own; turned by one bit, so that the exponent of a float32 is one of them."""
+    """Code the four bytes of the words apart.
+
+    The words are rotated by one bit first, so that the exponent of a float32 is one of the bytes.
+    """
     turned = (words << np.uint32(1)) | (words >> np.uint32(31))
     return b"".join(_coded(plane) for plane in turned.astype(WORD).view(np.uint8).reshape(-1, 4).T)
 
 
 def _shared(words: np.ndarray, lengths: np.ndarray) -> bytes | None:
-    """A palette for each row of words and the places of its values in it; None where a row has too many different ones."""
+    """Code a palette for each row and the places of the row's values in it.
+
+    The words are made of rows of lengths[R]. The result is None if a row has too many different values.
+    """
     palettes, places = [], np.empty(len(words), np.uint8)
     ends = np.cumsum(lengths)
     for start, end in zip(ends - lengths, ends, strict=True):
         different, inverse = np.unique(words[start:end], return_inverse=True)
         if len(different) > MOST_SHARED:
             return None
-        # In the order of float32: the same place means much the same in the palettes of all rows.
+        # Palettes are in the order of float32, so that the same place means much the same value in all of them.
         order = np.argsort(np.where(different >> np.uint32(31), -different.astype(np.int64), different), kind="stable")
         palettes.append(different[order])
         places[start:end] = np.argsort(order)[inverse.reshape(-1)]
@@ -106,7 +124,7 @@ def _shared(words: np.ndarray, lengths: np.ndarray) -> bytes | None:
 
 
 def _packed(places: np.ndarray, different: int) -> np.ndarray:
-    """places[N] uint8 below `different`, as many to a byte as fit with 1, 2, 4 or 8 bits each."""
+    """Pack places[N] uint8, which are below `different`, with 1, 2, 4 or 8 bits each."""
     bits = _bits(different)
     filled = np.zeros(-(-len(places) * bits // 8) * 8 // bits, np.uint8)
     filled[: len(places)] = places
@@ -127,10 +145,10 @@ def _bits(different: int) -> int:
 
 
 def _coded(symbols: np.ndarray) -> bytes:
-    """symbols[N] uint8 and the length of their code before it, which is N where they are left as they are."""
+    """Code symbols[N] uint8, after the length of their code. The length is N if they are left as they are."""
     plain = symbols.tobytes()
     codes = [plain]
-    for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE):  # the second is shorter where whole channels are zero
+    for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE):  # the second is shorter if whole channels are zero
         coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
         code = coder.compress(plain) + coder.flush()
         if len(code) >= len(plain):
@@ -141,7 +159,11 @@ def _coded(symbols: np.ndarray) -> bytes:
 
 
 class Reader:
-    """Takes what was written from the front of `data`, piece by piece. Errors: ValueError where it ends too early."""
+    """Reads from the front of `data`, piece by piece.
+
+    Raises:
+        ValueError: The data ends too early, or a piece has another length than expected.
+    """
 
     def __init__(self, data: bytes):
         self.data, self.position = data, 0
@@ -154,7 +176,7 @@ class Reader:
         return found
 
     def symbols(self, count: int) -> np.ndarray:
-        """What `_coded` wrote of symbols[count] uint8."""
+        """Read symbols[count] uint8 that `_coded` wrote."""
         (size,) = struct.unpack("<Q", self.take(8))
         code = self.take(size)
         found = np.frombuffer(code if size == count else zlib.decompress(code, -15), np.uint8)
@@ -163,6 +185,7 @@ class Reader:
         return found
 
     def planes(self, count: int) -> np.ndarray:
+        """Read words[count] that `_planes` wrote."""
         turned = np.empty((count, 4), np.uint8)
         for plane in turned.T:
             plane[:] = self.symbols(count)
@@ -180,7 +203,7 @@ def _decoded(reader: Reader, layout: int, count: int) -> np.ndarray:
 
 
 def _read_dense(reader: Reader, layout: int, count: int, used: np.ndarray) -> np.ndarray:
-    """The values[count] of `_dense`; used[N]: which of all these are, which tells how long each row is."""
+    """Read words[count] that `_dense` wrote. used[N] says which of all words they are, and so how long each row is."""
     if layout == RAW:
         return np.frombuffer(reader.take(WORD.itemsize * count), WORD).copy()
     if layout == PLANES:

@@ -1,7 +1,7 @@
-"""What is known of every metric of a record, in one place: tables, pictures, MLflow, searches and imports all read it.
+"""What is known of every metric of a record, in one table that reports, MLflow, searches and imports all read.
 
-Imports nothing heavy. A metric that only one measure knows is declared in that measure's own file; its records then
-describe it, so that everybody who reads them treats it like one of the table.
+The module imports nothing heavy. A metric that only one measure takes is declared in that measure's own file. Its
+records then carry its description, so that everything that reads them treats it like a metric of the table.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 from qexp.types import Measurement, Record
 
-VALIDATION = "val_"  # how the names of metrics begin that are taken on the validation images
+VALIDATION = "val_"  # the start of the names of metrics that are taken on the validation images
 LOWER, HIGHER = "lower", "higher"
-UNITS_SHOWN = {"fraction": "%", "M": "millions", "x": ""}  # where they are called otherwise than in records
+UNITS_SHOWN = {"fraction": "%", "M": "millions", "x": ""}  # units that people see under another name than records have
 
 
 def percent(value: float) -> str:
@@ -24,7 +24,7 @@ def percent(value: float) -> str:
 
 
 def significant(value: float) -> str:
-    """Three significant digits, without an exponent; all digits before the point."""
+    """Format with three significant digits and without an exponent, keeping all digits before the point."""
     exponent = int(f"{value:.2e}".partition("e")[2])
     return f"{value:.{max(0, 2 - exponent)}f}"
 
@@ -44,22 +44,22 @@ FORMS: dict[str, Callable[[float], str]] = {form.__name__: form for form in (per
 class Metric:
     """What is known of one metric.
 
-    Args:
-        name: Its name in a record.
-        unit: Of the value in a record, such as `MB`, `ms`, `fraction` or `x`.
-        title: Short, for the head of a column. Tables leave out a metric without one.
-        axis: Longer and without a unit, for the axis of a plot.
-        form: How its values are written: a name of `FORMS`.
-        better: `lower` or `higher`; empty where neither is.
-        low: The metric that bounds its 95 % interval below; empty where there is none.
-        high: The metric that bounds the interval above.
-        on_test: Whether it is taken on the test images, which choose nothing.
+    Attributes:
+        name: Name in a record.
+        unit: Unit of the value in a record, such as `MB`, `ms`, `fraction` or `x`.
+        title: Short title for the head of a column. Tables leave out a metric without one.
+        axis: Longer title for the axis of a plot, without the unit.
+        form: How values are written, as a key of `FORMS`.
+        better: `lower` or `higher`, or empty if neither is better.
+        low: Name of the metric that bounds the 95 % interval below, or empty if there is no interval.
+        high: Name of the metric that bounds the 95 % interval above, or empty if there is no interval.
+        on_test: Whether it is taken on the test images, by which nothing may be chosen.
         has_validation: Whether it is taken on the validation images too, under the name `val_NAME`.
-        per_machine: Whether it belongs to a machine, so that it is compared only for the same call on the same machine.
+        per_machine: Whether it depends on the machine, so that only equal calls on the same machine are compared.
         portable: Whether it is the same on another machine that runs the same file.
 
     Raises:
-        ValueError: For a form or a direction that does not exist, and for one bound without the other.
+        ValueError: The form or the direction does not exist, or one bound is given without the other.
     """
 
     name: str
@@ -87,12 +87,12 @@ class Metric:
 
     @property
     def bounds(self) -> tuple[str, ...]:
-        """Names of the metrics that bound its interval, the lower first."""
+        """Names of the metrics that bound the 95 % interval, the lower bound first. Empty if there is no interval."""
         return (self.low, self.high) if self.low else ()
 
     @property
     def factor(self) -> int:
-        """Of the value as people see it: percent for fractions."""
+        """The factor by which a value in a record is multiplied to be shown: 100 for what is shown in percent."""
         return 100 if self.form in ("percent", "share") else 1
 
     @property
@@ -101,14 +101,14 @@ class Metric:
 
     @property
     def axis_title(self) -> str:
-        """For the axis of a plot, with the unit."""
+        """The title for the axis of a plot, with the unit."""
         return ", ".join(filter(None, [self.axis or self.title or self.name, self.unit_shown]))
 
     def text(self, value: float) -> str:
         return FORMS[self.form](value)
 
     def interval(self, metrics: dict[str, float]) -> str:
-        """The interval among a record's metrics, to stand after the value; empty where it is not known."""
+        """Format the interval found in a record's metrics, to follow the value. Empty if the interval is not known."""
         if not self.bounds or not {*self.bounds} <= metrics.keys():
             return ""
         low, high = (self.text(metrics[bound]) for bound in self.bounds)
@@ -116,8 +116,8 @@ class Metric:
 
     @property
     def validation(self) -> Metric:
-        """The same, taken on the validation images."""
-        title = self.title.removeprefix("top-1 ")  # which goes without saying beside `val`
+        """The same metric, taken on the validation images."""
+        title = self.title.removeprefix("top-1 ")  # it goes without saying after "val"
         return replace(
             self, name=VALIDATION + self.name, title=title and f"val {title}",
             axis=self.axis and f"{self.axis} on the validation images", low=self.low and VALIDATION + self.low,
@@ -126,14 +126,19 @@ class Metric:
 
     @property
     def with_validation(self) -> tuple[Metric, ...]:
-        """It, and what it is called on the validation images where it is taken on them too."""
+        """This metric, and its counterpart on the validation images if it is taken on them too."""
         return (self, self.validation) if self.has_validation else (self,)
 
     def of(self, value: float, kind: str = "measured", samples: tuple[float, ...] = ()) -> Measurement:
-        """A measurement of this metric, which describes it where the table does not know it.
+        """Make a measurement of this metric. It carries the metric's description if the table does not know the metric.
+
+        Args:
+            value: Value in the metric's unit.
+            kind: How the value came about: `measured`, `estimated` or `simulated`.
+            samples: Single values behind it, if they are kept.
 
         Raises:
-            ValueError: Where the table says otherwise of a metric of this name.
+            ValueError: The table has a different metric of this name.
         """
         known = known_metric(self.name)
         if known not in (None, self):
@@ -185,7 +190,8 @@ _TABLE = (
     _time("latency_p99_ms", title="p99 ms", axis="latency of one call, slowest percent"),
     _cost("latency_spread", unit="fraction", form="percent", axis="interquartile range over the median of the latency"),
     _cost("throughput_ips", unit="images/s", title="images/s", axis="throughput", better=HIGHER),
-    _speedup("speedup", title="faster", axis="times as fast as fp32 on eager PyTorch", low="speedup_low", high="speedup_high"),
+    _speedup("speedup", title="faster", axis="times as fast as fp32 on eager PyTorch",
+             low="speedup_low", high="speedup_high"),
     _speedup("speedup_low"),
     _speedup("speedup_high"),
     _speedup("speedup_vs_best_fp32", title="vs fp32", axis="times as fast as the best fp32 engine",
@@ -204,21 +210,24 @@ METRICS: dict[str, Metric] = {each.name: each for metric in _TABLE for each in m
 
 
 def candidate_metric(engine: str) -> Metric:
-    """The time of one call on one candidate of engine=auto, in the trial that chose among them."""
+    """The time of one call on an engine in the trial in which `engine=auto` chooses among its candidates."""
     return _time(f"candidate_{engine}_ms")
 
 
 def known_metric(name: str) -> Metric | None:
-    """That of the table, or of the rule for candidates; None where neither knows the name."""
+    """The metric of that name, from the table or by the rule for candidates. None if neither knows the name."""
     candidate = re.fullmatch(r"candidate_(.+)_ms", name)
     return candidate_metric(candidate[1]) if candidate else METRICS.get(name)
 
 
 def metrics_of(records: Iterable[Record]) -> dict[str, Metric]:
-    """What is known of the metrics of these records, by name.
+    """Describe all metrics of these records, by name.
 
-    Those of the table come first, in its order. Of the others, which follow in the order of the records, the first
-    description counts; one of an earlier version that nobody describes has its unit alone.
+    Metrics of the table come first, in its order. The others follow in the order of the records, and the first
+    description of each counts. A metric of an earlier version of qexp that nothing describes has only its unit.
+
+    Raises:
+        ValueError, TypeError: A measurement carries a wrong description of its metric (see `described`).
     """
     found: dict[str, Metric] = {}
     for record in records:
@@ -229,10 +238,10 @@ def metrics_of(records: Iterable[Record]) -> dict[str, Metric]:
 
 
 def described(measured: Measurement) -> Metric:
-    """What a measurement says of its metric itself.
+    """Read the description of its metric that a measurement carries.
 
     Raises:
-        ValueError, TypeError: Where that is no description of a metric, or one of another metric.
+        ValueError, TypeError: It is not a description of a metric, or it describes another metric.
     """
     about: dict[str, Any] = {"name": measured.name, "unit": measured.unit} | measured.description
     if about["name"] != measured.name:
@@ -241,5 +250,5 @@ def described(measured: Measurement) -> Metric:
 
 
 def own_metrics(known: dict[str, Metric]) -> list[Metric]:
-    """Those of `metrics_of` that only their measure's file knows, and that have a title to be shown by."""
+    """Of what `metrics_of` returned, the metrics that only their measure's file knows and that have a title."""
     return [metric for metric in known.values() if metric.title and metric.name not in METRICS]

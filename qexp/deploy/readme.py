@@ -1,4 +1,4 @@
-"""What a deployment says of itself: what it is, how to run it, and what was measured where."""
+"""Writes the README of a deployment: what it is, how to run it, and what was measured on which machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ COLUMNS = [
 
 
 def readme(artifact: Artifact, engine: Engine, executable: Executable, packages: dict[str, str]) -> str:
+    """Write the README as Markdown.
+
+    Args:
+        artifact: Artifact that is deployed.
+        engine: Engine that runs it.
+        executable: File that the engine loads.
+        packages: Versions of the packages that the deployment needs, by name.
+    """
     needs = " ".join(f"{package}=={packages[package]}" for package in engine.packages)
     trust = (
         "\nThe model file is of a format that can carry code: run it only if you know who made it.\n"
@@ -27,7 +35,8 @@ def readme(artifact: Artifact, engine: Engine, executable: Executable, packages:
     )
     return f"""# {artifact.model}, {artifact.label}, for {engine.name}
 
-Tells {artifact.data.num_classes} classes of {artifact.data.name} apart ({", ".join(artifact.data.class_names[:5])}, ...).{fixed}
+Tells {artifact.data.num_classes} classes of {artifact.data.name} apart \
+({", ".join(artifact.data.class_names[:5])}, ...).{fixed}
 {trust}
 ```
 pip install {needs} numpy pillow    # requirements.txt; without Pillow, give arrays
@@ -35,7 +44,8 @@ python infer.py IMAGE ...           # the five most probable classes
 python benchmark.py                 # times it on this machine, writes record.json
 ```
 
-`labels.json` names the classes, `preprocessing.json` says what becomes of an image, `{executable.file}` is the network. On the machine with
+`labels.json` names the classes, `preprocessing.json` says what becomes of an image, \
+`{executable.file}` is the network. On the machine with
 the other results, `python -m qexp.tracking import record.json` adds those of this one.
 
 ## Measured
@@ -44,7 +54,7 @@ the other results, `python -m qexp.tracking import record.json` adds those of th
 
 
 def figures(records: list[Record]) -> str:
-    """A table of what was measured, a row per run."""
+    """Make a table of what was measured, with a row for each run, and notes below it."""
     if not records:
         return "Nothing yet on this engine.\n"
     titles = ("machine", "batch", "threads", *(metric.title for metric in COLUMNS), "when")

@@ -1,4 +1,4 @@
-"""What stands around the jobs of a command: what it is going to do, and the table of what came out."""
+"""Runs before and after the jobs of a command: prints what it is going to do, and reports what came out."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ SEARCH = "hydra_plugins.qexp_search.OptunaSweeper"
 
 
 class Summary(Callback):
-    """Hydra's callback; it ends the program with exit code 1 if a job failed."""
+    """Hydra's callback around jobs. It ends the program with exit code 1 if a job failed."""
 
-    # Hydra turns an error in here into a warning.
+    # Hydra turns an exception in a callback into a warning, so that only sys.exit ends the program.
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         check_end(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         check_end(config)
-        if config.hydra.sweeper._target_ != SEARCH:  # which tells itself what it will do
+        if config.hydra.sweeper._target_ != SEARCH:  # a search prints a plan of its own
             print(plan(config), flush=True)
         try:
             instantiate(config.tracking).prepare()
@@ -60,7 +60,13 @@ class Summary(Callback):
         self.finish(config, Path(config.hydra.run.dir).parent, log=False)
 
     def finish(self, config: DictConfig, sweep: Path, log: bool) -> None:
-        """Write and show the table of all records below `sweep`; `log`: as the sweep's summary run too."""
+        """Write and show the report on all records of a sweep.
+
+        Args:
+            config: Config of the command.
+            sweep: Folder of the sweep.
+            log: Whether tracking also logs the report, as the sweep's summary run.
+        """
         runs, search = runs_of(sweep), Search.read(sweep)
         if not runs:
             return
@@ -100,7 +106,7 @@ class Summary(Callback):
 
 
 def check_end(config: DictConfig) -> None:
-    """End the program before it computes what it could not log or report."""
+    """End the program before any job if the config does not allow logging or reporting what the jobs compute."""
     for key in OmegaConf.missing_keys(config.tracking):
         sys.exit(f"error: {key} is not set. Give {key}=VALUE.")
     try:
@@ -110,13 +116,17 @@ def check_end(config: DictConfig) -> None:
 
 
 def style_of(config: DictConfig) -> Style:
-    """Errors: UserError for options of `report` that mean nothing."""
+    """Read the style of the report from the config.
+
+    Raises:
+        UserError: An option of `report` has no meaning.
+    """
     formats = config.report.formats
     return Style(tuple([formats] if isinstance(formats, str) else formats), config.report.points)
 
 
 def log_what_waits(outputs: Path) -> None:
-    """Records of earlier sweeps that tracking did not take, or that were written just before a kill."""
+    """Log the records of earlier sweeps that tracking did not take, or that were written just before a kill."""
     _, failures = sync(outputs, instantiate)
     for failure in failures:
         print(
@@ -127,7 +137,7 @@ def log_what_waits(outputs: Path) -> None:
 
 
 def plan(config: DictConfig) -> str:
-    """One line: what is swept, and how many runs that makes."""
+    """Say in one line what is swept, and how many runs that makes."""
     swept = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
     axes = {o.key_or_group: list(o.sweep_string_iterator()) for o in overrides if o.is_sweep_override()}

@@ -1,4 +1,4 @@
-"""Top-1, top-5 and loss on all test or validation images, of the artifact as its engine runs it; and how it differs from the baseline."""
+"""Measures top-1, top-5 and loss of the artifact as its engine runs it, and how it differs from the baseline."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from qexp.measure.base import Context, Measure
 from qexp.metrics import METRICS, VALIDATION
 from qexp.types import Measurement, UserError, nearest
 
-PARTS = {"test": ("",), "validation": (VALIDATION,), "both": ("", VALIDATION)}  # and how names of their metrics begin
+PARTS = {"test": ("",), "validation": (VALIDATION,), "both": ("", VALIDATION)}  # with the prefixes of their metrics
 
 
 class Accuracy(Measure):
-    """The batch size is the accuracy pass's own, and does not change the result.
+    """Accuracy on all test images, on all validation images, or on both.
+
+    Variants are chosen by the validation images, never by the test images.
 
     Raises:
         UserError: For a part that is unknown.
@@ -44,10 +46,18 @@ class Accuracy(Measure):
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Values of metrics, by name: top1 with its 95 % interval, top5 (of more than five classes), and the loss.
+    """Compute accuracy and loss.
 
-    The loss is the mean cross entropy of logits[N,K] against labels[N], in nats. The interval is that of another draw of
-    as many images (Wilson, "Probable inference, the law of succession, and statistical inference", 1927).
+    The 95 % interval of top-1 is the one for another draw of as many images (Wilson, "Probable inference, the law of
+    succession, and statistical inference", 1927).
+
+    Args:
+        logits: logits[N,K].
+        labels: labels[N].
+
+    Returns:
+        Values by the names of metrics: `top1` with its interval, `top5` if there are more than five classes, and
+        `loss`, the mean cross entropy in nats.
     """
     from scipy.stats import binomtest  # takes a second to import
 
@@ -63,19 +73,27 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of rows whose label is among the k largest of logits[N,K]."""
+    """The share of rows whose label is among the k largest of logits[N,K]."""
     return float(top_k_hits(logits, labels, k).mean())
 
 
 def top_k_hits(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """[N] Whether the label is among the k largest of logits[N,K]; among equal logits the lower class comes first."""
+    """hits[N]: whether each label is among the k largest of logits[N,K]. Of equal logits, the lower class is first."""
     order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     return (order == labels[:, None]).any(1)
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
-    """Probability that two networks which are right equally often differ by as much as here, or more: one[N], other[N], right or wrong
-    on the same images. Exact, two-sided (McNemar, "Note on the sampling error of the difference between correlated proportions", 1947).
+    """Test whether two networks differ in accuracy by more than chance, with McNemar's exact, two-sided test.
+
+    See McNemar, "Note on the sampling error of the difference between correlated proportions", 1947.
+
+    Args:
+        one: one[N], whether one network is right on each image.
+        other: other[N], whether the other network is right on the same images.
+
+    Returns:
+        The probability that two networks that are right equally often differ by as much as here, or by more.
     """
     from scipy.stats import binomtest
 

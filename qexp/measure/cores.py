@@ -1,7 +1,8 @@
-"""How far apart two cores are: the time in which a byte goes from one to the other and back.
+"""Measures how far apart two cores are, by the time in which a byte goes from one to the other and back.
 
-A virtual machine's cores have no fixed place: its host moves them, between cores that share a cache and cores that do not. That changes the
-time of every network on two threads, though not by the same factor, so that no pairing makes up for it.
+The cores of a virtual machine have no fixed place. The host moves them between cores that share a cache and cores that
+do not. That changes the time of every network on two threads, though not by the same factor, so that no pairing makes
+up for it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,22 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the other end of the way is this file alone, which starts in some milliseconds
+if TYPE_CHECKING:  # the process on the other core runs this file alone, so that it starts in some milliseconds
     from qexp.measure.timing import Window
 
-TRIPS = 500  # of one sample
+TRIPS = 500  # round trips of one sample
 
 
 @contextlib.contextmanager
 def watched(threads: int) -> Iterator[list[Window]]:
-    """What takes turns with networks on `threads` threads to tell where their cores are: round trips between the first two cores that
-    this process may use. Nothing for one thread or one core, or where a system lets nobody choose a core.
+    """Watch where the cores are while networks take turns.
+
+    Args:
+        threads: Number of threads that the networks use.
+
+    Yields:
+        A window that takes turns with the networks, and times round trips between the first two cores that this process
+        may use. Nothing for one thread or one core, or if the system does not let a process choose its core.
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if threads < 2 or len(allowed) < 2:
@@ -35,7 +42,15 @@ def watched(threads: int) -> Iterator[list[Window]]:
 
 
 class Cores:
-    """Two of them, by number, with a process that answers on the second. Errors: RuntimeError where that has ended."""
+    """Two cores, with a process that answers on the second one.
+
+    Args:
+        here: Number of the core on which this process asks.
+        there: Number of the core on which the other process answers.
+
+    Raises:
+        RuntimeError: The other process has ended while it was asked.
+    """
 
     def __init__(self, here: int, there: int) -> None:
         self.here = here
@@ -50,12 +65,20 @@ class Cores:
         return self
 
     def __exit__(self, *reason: object) -> None:
-        self.partner.kill()  # which an interrupted window leaves waiting
+        self.partner.kill()  # an interrupted window leaves it waiting
         self.partner.communicate()
         self.byte.close()
 
     def window(self, calls: int, seconds: float) -> list[float]:
-        """Milliseconds of round trips (Python's own steps included), each the mean of TRIPS: as many as `calls`, however short."""
+        """Time round trips, Python's own steps included.
+
+        Args:
+            calls: Number of samples.
+            seconds: Not used. Windows of networks take that long at least.
+
+        Returns:
+            Milliseconds of a round trip by sample, each the mean of TRIPS.
+        """
         assert self.partner.stdin
         self.partner.stdin.write(f"{(calls + 1) * TRIPS}\n")
         self.partner.stdin.flush()
@@ -65,7 +88,7 @@ class Cores:
             taken = [self.round_trip() for _ in range(calls + 1)]
         finally:
             os.sched_setaffinity(0, allowed)
-        return taken[1:]  # the first waited for the partner
+        return taken[1:]  # the first one includes waiting for the partner
 
     def round_trip(self) -> float:
         byte = self.byte
@@ -83,7 +106,15 @@ class Cores:
 
 
 def answer(file: int, core: int, asking: int) -> None:
-    """The other end: for each number on standard input so many answers, asleep between; it ends with the process `asking`."""
+    """Run the process on the other core.
+
+    It answers as often as each number on standard input says, and sleeps until the next number comes.
+
+    Args:
+        file: Descriptor of the file with the byte.
+        core: Number of the core to run on.
+        asking: Id of the process that asks. This one ends with it.
+    """
     os.sched_setaffinity(0, {core})
     byte = mmap.mmap(file, 1)
     for line in sys.stdin:

@@ -1,5 +1,7 @@
-"""How much of the whole network is left, and how much of that really is quantised, read off the artifact: what is in no layer that is
-quantised counts as not."""
+"""Reads from the artifact how much of the whole network is left, and what share of that is really quantised.
+
+Whatever belongs to no quantised layer counts as not quantised.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ class Coverage(Measure):
         quantized = [layer for layer in artifact.layers if layer.quantized]
         context.notes.update(artifact.notes)
         for name in artifact.files:
-            if name.endswith((".csv", ".yaml")):  # what its method wrote for people
+            if name.endswith((".csv", ".yaml")):  # tables and plans that the method wrote for people
                 context.texts[name] = (artifact.folder / name).read_text()
         found = {
             "params_m": artifact.parameters / 1e6,

@@ -1,4 +1,4 @@
-"""Energy per image from the machine's own counters: RAPL for processors, NVML for NVIDIA GPUs, read through Zeus."""
+"""Measures energy per image by the machine's own counters (RAPL of processors, NVML of NVIDIA GPUs), through Zeus."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from qexp.measure.base import Context, Measure
 from qexp.metrics import METRICS
 from qexp.types import Measurement
 
-logging.getLogger("zeus.device.gpu.amd").setLevel(
-    logging.ERROR
-)  # warns that ROCm is not installed, of machines without its GPUs
+# On machines without AMD GPUs, it would warn that ROCm is not installed.
+logging.getLogger("zeus.device.gpu.amd").setLevel(logging.ERROR)
 
 
 class Energy(Measure):
-    """The counters are of whole processors and GPUs, idle power included."""
+    """Energy per image in millijoules. The counters cover whole processors and GPUs, idle power included."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -39,9 +38,13 @@ class Energy(Measure):
 
 
 def counters() -> Callable[[], float]:
-    """A function that reads the millijoules that all processors and GPUs with a counter took so far.
+    """Find the energy counters of this machine.
 
-    Errors: LookupError with the reason where there is none.
+    Returns:
+        A function that reads how many millijoules all processors and GPUs with a counter have used so far.
+
+    Raises:
+        LookupError: There is no counter, or it cannot be read. The message says why.
     """
     try:
         from zeus.device import get_cpus, get_gpus

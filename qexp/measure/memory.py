@@ -1,4 +1,7 @@
-"""Peak memory of the measuring child while it loads and runs the network, above the imported engine; and of a GPU's allocator."""
+"""Measures peak memory while the measuring child loads and runs the network.
+
+This is the child's memory beyond that of the imported engine, and the memory of a GPU's allocator.
+"""
 
 from __future__ import annotations
 

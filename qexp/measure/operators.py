@@ -1,4 +1,4 @@
-"""torch.profiler's table of operators by memory and time, for engines that run on torch."""
+"""Profiles the memory and time of operators with torch.profiler, for engines that run on PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an engine computes what the graph says: its logits against those of the reference on the same images."""
+"""Checks whether an engine computes what the graph says, by comparing its logits with those of a reference."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from qexp.types import Measurement
 
 
 class Parity(Measure):
-    """The reference of a quantize/dequantize graph is that graph on eager torch; any other artifact is compared with fp32,
-    which is recorded and judges nothing. Neither do pretend images or random weights, whose predictions mean nothing.
+    """Agreement with a reference on the same images.
+
+    The reference of a quantize/dequantize graph is the same graph on eager PyTorch, and the run fails if the two agree
+    too rarely. Any other artifact is compared with fp32, and the result is only recorded. It is also only recorded for
+    pretend images and random weights, whose predictions mean nothing.
     """
 
     def __init__(self, images: int, least_agreement: float, batch_size: int):
         self.images, self.least_agreement, self.batch_size = images, least_agreement, batch_size
 
     def measure(self, context: Context) -> list[Measurement]:
+        """Compare the candidate with its reference.
+
+        Raises:
+            ParityError: The engine does not execute the graph it was given.
+        """
         reference = self.reference(context)
         if reference is None or context.test_set is None:
             context.notes["parity_agreement"] = "there is no reference, or no images, to compare with"
@@ -31,9 +39,11 @@ class Parity(Measure):
         agreement, error = compare(logits, expected)
         if context.test_set.meaningful and context.candidate.artifact.has_qdq and agreement < self.least_agreement:
             raise ParityError(
-                f"{context.candidate.engine.name} does not compute what the graph says: of {len(logits)} images {agreement:.1%} get the "
-                f"reference's class, at least {self.least_agreement:.1%} must; the largest error is {error:.1%} of the largest logit. Take "
-                "another engine, or measure.parity.least_agreement=SHARE if rounding may decide so many images of this network"
+                f"{context.candidate.engine.name} does not compute what the graph says: "
+                f"of {len(logits)} images {agreement:.1%} get the reference's class, "
+                f"at least {self.least_agreement:.1%} must; the largest error is {error:.1%} of the largest logit. "
+                "Take another engine, or measure.parity.least_agreement=SHARE if rounding may decide "
+                "so many images of this network"
             )
         found = [METRICS["parity_agreement"].of(agreement)] if context.test_set.meaningful else []
         if not np.isfinite(error):
@@ -42,7 +52,7 @@ class Parity(Measure):
         return [*found, METRICS["parity_max_error"].of(error)]
 
     def reference(self, context: Context) -> Candidate | None:
-        """What the artifact's graph is compared with; None without a baseline."""
+        """The candidate that the artifact's graph is compared with. None without a baseline."""
         candidate, baseline = context.candidate, context.baseline
         if baseline is None or not candidate.artifact.has_qdq:
             return baseline
@@ -50,8 +60,13 @@ class Parity(Measure):
 
 
 def compare(logits: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """Share of rows of logits[N,K] with the class of expected[N,K], and the largest difference over the largest expected logit: 0 where
-    both are equal, infinite where they differ and all expected ones are zero, as random weights of a deep network may round to."""
+    """Compare logits[N,K] with expected[N,K].
+
+    Returns:
+        The share of rows in which both predict the same class, and the largest difference divided by the largest
+        expected logit. The latter is 0 if both are equal. It is infinite if they differ and all expected logits are
+        zero, to which a deep network with random weights may round.
+    """
     agreement = float((logits.argmax(1) == expected.argmax(1)).mean())
     difference, largest = float(np.abs(logits - expected).max()), float(np.abs(expected).max())
     if not difference:

@@ -1,4 +1,4 @@
-"""Bytes on disk of the file that the engine loads, beside the ideal packed and the compressed size."""
+"""Measures the size of the file that the engine loads, as it is on disk, ideally packed, and compressed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from qexp.measure.base import Context, Measure
 from qexp.metrics import METRICS
 from qexp.types import Measurement
 
-WHENCE = {False: "estimated", True: "measured"}
+WHENCE = {False: "estimated", True: "measured"}  # how the packed size is known, by whether the weights are coded
 
 
 class Size(Measure):
+    """Size on disk, packed and compressed, in MB."""
+
     def __init__(self, zstd_level: int):
         self.zstd_level = zstd_level
 
@@ -23,7 +25,8 @@ class Size(Measure):
         size = file.stat().st_size
         compressed = len(zstandard.ZstdCompressor(level=self.zstd_level, threads=-1).compress(file.read_bytes()))
         artifact = context.candidate.artifact
-        # At less than 8 bits weights lie packed in the file; at 8, engines add to them what their kernels need. Coded ones were counted.
+        # The file of a simulated format, of less than 8 bits, holds packed weights, whose bytes are counted. At 8 bits
+        # engines add what their kernels need, so that the size is estimated. Coded weights were already counted.
         packed = (
             (tensor_bytes(file), "measured") if artifact.simulated else (artifact.packed_bytes, WHENCE[artifact.coded])
         )

@@ -1,10 +1,17 @@
-"""`python -m qexp.report [KEY=VALUE ...]`: what the runs on disk show, as tables, pictures and one page, report.html.
+"""Reports on the runs on disk: writes tables, pictures and one page, report.html.
 
-sweep: its name, `latest` (default) or `all`; outputs: the folder of sweeps' outputs (default: outputs); to: the folder to write to
-(default: OUTPUTS/reports/SWEEP); where: conditions such as where="model=resnet34, bits<8 and top1>=0.9" on parameters, options, machine,
-sweep, status and metrics; group: names whose values part the tables, and whose first gives the colours; x, y: metrics of the plot, such as
-x=size_mb y=top1; format: of md,csv,tex,html,png,svg (default: all); points: percentage points of top-1 below fp32 that the verdict
-accepts (default: 1).
+    python -m qexp.report [KEY=VALUE ...]
+
+Options:
+    sweep: Name of a sweep, `latest` or `all` (default: latest).
+    outputs: Folder with the outputs of sweeps (default: outputs).
+    to: Folder to write to (default: OUTPUTS/reports/SWEEP).
+    where: Conditions that the runs must meet, such as where="model=resnet34, bits<8 and top1>=0.9".
+        They can be about parameters, options, machine, sweep, status, kind and metrics (default: none).
+    group: Names whose values split the tables, joined by commas. The first one also colours the plot (default: none).
+    x, y: Metrics of the plot's axes, such as x=size_mb y=top1 (default: the usual ones).
+    format: Any of md,csv,tex,html,png,svg, joined by commas (default: all).
+    points: Percentage points of top-1 below fp32 that the verdict accepts (default: 1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What a search found: the trials that no other is better than in every objective, beside the table of all."""
+"""What a search found: its Pareto set, which is shown beside the table of all trials.
+
+A trial is in that set if no other trial is at least as good in every objective and better in one of them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,14 @@ ARROWS = {"maximize": "↑", "minimize": "↓"}
 
 @dataclass(frozen=True)
 class Best:
-    """One trial of the Pareto set. settings: as on the command line; values: of the objectives; key: its record's."""
+    """One trial of the Pareto set.
+
+    Attributes:
+        number: Number of the trial.
+        settings: Values that the search chose, by key, as on the command line.
+        values: Values of the objectives, in their order.
+        key: Key of the trial's record.
+    """
 
     number: int
     settings: Mapping[str, str]
@@ -29,7 +39,15 @@ class Best:
 
 @dataclass(frozen=True)
 class Search:
-    """study, storage: where Optuna keeps it; objectives: metrics and their directions; ended: trials by how they ended."""
+    """The result of a search.
+
+    Attributes:
+        study: Name of the study in Optuna's storage.
+        storage: Where Optuna keeps the study.
+        objectives: Directions (`minimize` or `maximize`) by the names of metrics.
+        ended: Numbers of trials by how they ended.
+        best: The Pareto set.
+    """
 
     study: str
     storage: str
@@ -42,7 +60,7 @@ class Search:
 
     @classmethod
     def read(cls, sweep: Path) -> Search | None:
-        """That of a sweep's folder; None where it was no search."""
+        """Read the result from a sweep's folder. None if the sweep was not a search."""
         try:
             values = json.loads((sweep / "search.json").read_text())
         except FileNotFoundError:
@@ -50,7 +68,7 @@ class Search:
         return cls(**{**values, "best": [Best(**best) for best in values["best"]]})
 
     def marked(self, records: list[Record]) -> list[Record]:
-        """The same with a mark at the labels of the best."""
+        """The same records, with a mark at the labels of those in the Pareto set."""
         keys = {best.key for best in self.best}
         named = {
             True: lambda r: replace(r, params={**r.params, "label": f"{r.params.get('label', '')}{MARK}"}),
@@ -65,7 +83,11 @@ class Search:
         return f"{what} of {sum(self.ended.values())} trials ({ended or 'none'})"
 
     def table(self, records: list[Record]) -> Table:
-        """The best of the first objective first. records: of the trials, which know their metrics."""
+        """Make the table of the Pareto set, with the best trial by the first objective first.
+
+        Args:
+            records: Records of the trials, which describe their metrics.
+        """
         known = metrics_of(records)
         objectives = [known.get(name, Metric(name, "")) for name in self.objectives]
         titles = [
@@ -90,5 +112,5 @@ class Search:
 
 
 def exact(value: float, metric: Metric) -> str:
-    """To more digits than other tables show: neighbours on a front differ by little."""
+    """Format with more digits than other tables have, because neighbours on a front differ by little."""
     return metric.text(value) if metric.form == "percent" else f"{value:.5g}"

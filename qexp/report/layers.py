@@ -1,4 +1,4 @@
-"""What rounding did to the layers of one run, as pictures: all layers side by side, single ones as histograms, sensitivities."""
+"""Draws what rounding did to the layers of a run: all layers side by side, histograms of single ones, sensitivities."""
 
 from __future__ import annotations
 
@@ -18,8 +18,18 @@ BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
 def draw_layers(artifact: Path, folder: Path, chosen: str | None) -> list[Path]:
-    """Write layers.png, sensitivity.png, and layer-NAME.png of each layer that `chosen` fits (a name, with * for any characters), as
-    far as the artifact's folder has what they show. The files written."""
+    """Write layers.png, sensitivity.png, and layer-NAME.png for each chosen layer.
+
+    A picture is left out if the artifact's folder lacks the data for it.
+
+    Args:
+        artifact: Folder of the artifact.
+        folder: Folder to write to.
+        chosen: Name of the layers to draw histograms of, with `*` for any characters. None for no layer.
+
+    Returns:
+        The files written.
+    """
     pictures: dict[str, Figure] = {}
     rows = _read(artifact / "layers.csv")
     if any(row["weight_sqnr_db"] for row in rows):
@@ -42,18 +52,18 @@ def _read(file: Path) -> list[Row]:
 
 
 def _number(text: str) -> float:
-    """Missing and infinite ratios (nothing was lost) leave a gap in a line."""
+    """Read a ratio. One that is missing, or infinite because nothing was lost, becomes NaN: a gap in a line."""
     value = float(text) if text else math.nan
     return value if math.isfinite(value) else math.nan
 
 
 def bits_of(number_format: str) -> int:
-    """Of `uint4`, `float32`, ..."""
+    """The bit width of a number format, such as `uint4` or `float32`."""
     return BITS.get(number_format) or int(number_format.removeprefix("u").removeprefix("int"))
 
 
 def layers_figure(rows: list[Row]) -> Figure:
-    """Signal to noise of each layer's weights, input and result, above the bits that it has."""
+    """Draw the signal-to-noise ratios of each layer's weights, input and result, above the layer's bit widths."""
     places = np.arange(len(rows))
     figure = Figure(figsize=(max(6.5, 0.32 * len(rows) + 2.5), 5.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
@@ -73,7 +83,7 @@ def layers_figure(rows: list[Row]) -> Figure:
 
 
 def sensitivity_figure(rows: list[Row]) -> Figure:
-    """What rounding one layer, and nothing else, to each bit-width does to the network's answers."""
+    """Draw what rounding one layer alone to each bit width does to the loss and to the logits."""
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     figure = Figure(figsize=(max(6.5, 0.32 * len(layers) + 2.5), 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -93,7 +103,7 @@ def sensitivity_figure(rows: list[Row]) -> Figure:
 
 
 def layer_figure(row: Row, histograms: dict[str, np.ndarray]) -> Figure:
-    """Histograms of one layer's weights and of its input before and after rounding, and where values are clipped."""
+    """Draw histograms of a layer's weights and input before and after rounding, and the limits of clipping."""
     tensors = [tensor for tensor in ("weight", "input") if f"{row['layer']}/{tensor}/edges" in histograms]
     figure = Figure(figsize=(6 * max(1, len(tensors)), 4), layout="constrained")
     figure.suptitle(f"{row['layer']} ({row['kind']})")
@@ -111,7 +121,7 @@ def layer_figure(row: Row, histograms: dict[str, np.ndarray]) -> Figure:
 
 
 def _histogram(axes: Axes, edges: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
-    """Logarithmic, since one bin of zeros would flatten all others."""
+    """Draw a histogram on a logarithmic scale, because a single bin of zeros would flatten all others."""
     axes.stairs(before / before.sum(), edges, fill=True, color="C0", alpha=0.35, label="before")
     filled = after > 0
     axes.vlines(

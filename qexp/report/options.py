@@ -1,4 +1,4 @@
-"""Options of the method that a sweep goes through: what tells rows apart that have the same model, method and bits."""
+"""The options of methods in which runs differ. They tell rows apart that have the same model, method and bits."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from typing import Any
 
 from qexp.types import Record
 
-# Of methods and of stages: bits are in the label, the others say how and not what.
+# Keys of methods and stages that tell no rows apart: bits are part of the label, and the others say how, not what.
 NOT_OPTIONS = ("bits", "torchscript", "trainer", "timer")
-WHOLE = ("layer_bits",)  # one value each: their keys are names of layers, not of options
+WHOLE = ("layer_bits",)  # dictionaries that are one option: their keys are names of layers
 
 
 def differing_options(records: list[Record], taken: Collection[str] = ()) -> dict[str, str]:
-    """Titles of the options in which records of the same method differ, by the name that sets them on the command line.
+    """Find the options in which records of the same method differ.
 
-    A title is the name's last part, or all of the name where two options would have the same title. An option that always
-    repeats another, as `method.seed` repeats `seed`, is left out.
+    An option that always repeats another, as `method.seed` repeats `seed`, is left out.
 
     Args:
-        records: Of the runs that stand beside each other.
-        taken: Titles that no option may have, as other columns have them.
+        records: Records of the runs that are shown beside each other.
+        taken: Titles that no option may have, because other columns have them.
+
+    Returns:
+        Titles by the names that set the options on the command line. A title is the last part of the name, or the
+        whole name if that part is taken or two options share it.
     """
     rows = [(_method(record), option_texts(record)) for record in records]
     kept: list[str] = []
@@ -37,7 +40,10 @@ def differing_options(records: list[Record], taken: Collection[str] = ()) -> dic
 
 
 def option_texts(record: Record) -> dict[str, str]:
-    """The seed and all options of the record's method, as they are written on the command line; nothing where no method ran."""
+    """The seed and all options of the record's method, as they are written on the command line.
+
+    The result is empty if no method ran.
+    """
     method = record.config.get("method")
     if not method:
         return {}
@@ -46,18 +52,18 @@ def option_texts(record: Record) -> dict[str, str]:
 
 
 def option_suffix(record: Record, titles: Mapping[str, str]) -> str:
-    """The end of a record's name, which tells it apart from the others: ` · observer mse`.
+    """The end of a run's name that tells it apart from the others, such as ` · observer mse`.
 
     Args:
-        record: Of the run that is named.
-        titles: The differing options of all runs beside it.
+        record: Record of the run.
+        titles: Titles of the options in which all runs beside it differ, by name (see `differing_options`).
     """
     texts = option_texts(record)
     return "".join(f" · {title} {texts[name]}" for name, title in titles.items() if name in texts)
 
 
 def _method(record: Record) -> object:
-    """What runs; of a chain, all of its stages."""
+    """The class of the method, and those of its stages if it is a chain."""
     method = record.config.get("method") or {}
     return method.get("_target_"), tuple(stage.get("_target_") for stage in method.get("stages", {}).values())
 

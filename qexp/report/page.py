@@ -1,4 +1,4 @@
-"""report.html: one file with the data, the libraries and the styles in it, so that it opens anywhere without a network."""
+"""Writes report.html, a single file that holds its data, libraries and styles, so that it opens without a network."""
 
 from __future__ import annotations
 
@@ -27,13 +27,20 @@ def write_page(
     colour: str = "",
     where: str = "",
 ) -> None:
-    """x, y: metrics of the plot's axes at first; colour: the name that its colours tell apart, or the best one; where: how the runs were
-    chosen."""
-    from jinja2 import (
-        Environment,
-        FileSystemLoader,
-        StrictUndefined,
-    )  # these two are imported only where a page is written
+    """Write the page.
+
+    Args:
+        runs: Runs to show.
+        verdicts: What the runs show, in words.
+        file: File to write.
+        title: Title of the page.
+        x: Metric of the plot's horizontal axis when the page opens.
+        y: Metric of the plot's vertical axis when the page opens.
+        colour: Name whose values have different colours, or empty to let the page choose.
+        where: Conditions by which the runs were chosen.
+    """
+    # Only commands that write a page import these two.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
     data = page_data(runs, file.parent) | {"x": x, "y": y, "colour": colour}
@@ -41,8 +48,8 @@ def write_page(
     tables = package_folder("itables") / "html"
     scripts = "\n".join((FOLDER / name).read_text() for name in SCRIPTS)
     text = templates.get_template("report.html.j2").render(
-        title=title, where=where, created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), runs=len(runs), verdicts=verdicts,
-        caution=caution(verdicts), style=(FOLDER / "style.css").read_text(), scripts=scripts,
+        title=title, where=where, created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), runs=len(runs),
+        verdicts=verdicts, caution=caution(verdicts), style=(FOLDER / "style.css").read_text(), scripts=scripts,
         plotly=get_plotlyjs(), data=as_script(data), table_style=(tables / "dt_bundle.css").read_text(),
         table_script=(tables / "dt_bundle.js").read_text(),
     )  # fmt: skip
@@ -50,12 +57,12 @@ def write_page(
 
 
 def package_folder(name: str) -> Path:
-    """Without importing the package."""
+    """The folder of a package, found without importing the package."""
     spec = find_spec(name)
     assert spec and spec.origin
     return Path(spec.origin).parent
 
 
 def as_script(data: Any) -> str:
-    """JSON that nothing in it can end the script element of."""
+    """The data as JSON for a script element, which no text in the data can end."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,4 +1,7 @@
-"""What report.html shows, as plain values: every text, layer table and machine once, however many runs have it."""
+"""Collects what report.html shows, as plain values.
+
+Every text, layer table and machine is stored once, however many runs share it.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ from qexp.report.table import NAMES, legend, metric_columns, name_columns, noisy
 from qexp.types import Record, digest
 
 TEXTS = ("layers.csv", "sensitivity.csv", "plan.yaml", "operators.json")
-OPERATORS = 20  # rows of each run's table, those that take longest
-PICTURES_MB = 10.0  # of histograms within the page; the others are linked, beside it
-MOMENTARY = ("load", "affinity")  # what a machine says differently each time
+OPERATORS = 20  # rows of each run's table of operators: those that take longest
+PICTURES_MB = 10.0  # histograms that the page holds itself; it links to the others
+MOMENTARY = ("load", "affinity")  # parts of a machine's description that change all the time
 FACETS = (
     "model",
     "label",
@@ -39,7 +42,7 @@ FACETS = (
     "sweep",
     "kind",
 )
-HOVER = ("top1", "latency_ms", "size_mb", "memory_mb")  # what a point tells beside its axes
+HOVER = ("top1", "latency_ms", "size_mb", "memory_mb")  # metrics that a point's label shows besides those of the axes
 CURVES = (
     "latency_ms", "latency_ms_per_image", "latency_p99_ms", "throughput_ips", "memory_mb", "energy_mj_per_image",
 )  # fmt: skip
@@ -47,7 +50,12 @@ TITLES = NAMES | {"data": "data", "image_size": "image size", "machine": "machin
 
 
 def page_data(runs: Sequence[Run], page: Path) -> dict[str, Any]:
-    """page: the folder of report.html."""
+    """Collect everything that the page shows.
+
+    Args:
+        runs: Runs to show.
+        page: Folder of report.html.
+    """
     known = Known(page)
     records = [run.record for run in runs]
     options = differing_options(records)
@@ -75,7 +83,11 @@ def metric_data(metric: Metric) -> dict[str, Any]:
 
 
 def columns_of(records: list[Record]) -> list[dict[str, Any]]:
-    """As in the other tables, with the shown cell and whether it is the best for each finished row; then all other metrics, hidden."""
+    """Describe the columns of the page's table.
+
+    First come those of the other tables, each with its cells, as shown, and the places of the best cells among the
+    finished runs. All other metrics follow as hidden columns.
+    """
     shown, names = table(records), name_columns(records)
     keys = [*names, *(metric.name for metric in metric_columns(records))]
     columns: list[dict[str, Any]] = []
@@ -90,7 +102,11 @@ def columns_of(records: list[Record]) -> list[dict[str, Any]]:
 
 
 class Known:
-    """Texts and machines that were seen, each once; pictures within the page as long as they have room."""
+    """Collects texts and machines, each of them once, and pictures, which the page holds as long as there is room.
+
+    Args:
+        page: Folder of report.html.
+    """
 
     def __init__(self, page: Path):
         self.page, self.texts, self.machines = page, [], []  # type: Path, list[Any], list[dict[str, Any]]
@@ -98,9 +114,11 @@ class Known:
         self.room = PICTURES_MB * 1e6
 
     def text(self, value: Any) -> int:
+        """Keep a text, or the data read from it, and return its place in `texts`."""
         return self._place(value, self.texts)
 
     def machine(self, environment: dict[str, Any]) -> int:
+        """Keep a machine, and return its place in `machines`."""
         return self._place({name: value for name, value in environment.items() if name not in MOMENTARY}, self.machines)
 
     def _place(self, value: Any, among: list[Any]) -> int:
@@ -126,23 +144,25 @@ def row_of(run: Run, index: int, options: dict[str, str], known: Known) -> dict[
         if (read := READERS.get(name, str))
     }
     return {
-        "id": index, "name": record.label + option_suffix(record, options), "status": record.status, "reason": record.reason,
+        "id": index, "name": record.label + option_suffix(record, options), "status": record.status,
+        "reason": record.reason,
         "names": {name: names[name] for name in (*FACETS, *options) if name in names},
         "metrics": {name: shortened(value) for name, value in record.metrics.items()},
         "other_kinds": {m.name: m.kind for m in record.measurements if m.kind != "measured"}, "noisy": noisy(record),
         "command": command_of(run), "sweep_command": record.command, "notes": record.notes, "reused": record.reused,
         "place": f"{record.sweep}/{run.folder.name}", "artifact": Path(record.artifact).name, "created": record.created,
-        "texts": texts, "machine": known.machine(record.environment), "pictures": [known.picture(file) for file in pictures_of(run)],
+        "texts": texts, "machine": known.machine(record.environment),
+        "pictures": [known.picture(file) for file in pictures_of(run)],
     }  # fmt: skip
 
 
 def shortened(value: float) -> float | None:
-    """To seven digits, which is more than any metric has; JSON knows no infinity."""
+    """Round to seven digits, more than any metric has. None if the value is not finite, which JSON cannot express."""
     return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
 def texts_of(run: Run) -> dict[str, str]:
-    """Tables that the record holds, that lie beside it, or in its artifact's folder."""
+    """Find the tables for people in the record, beside it, or in its artifact's folder."""
     found = {}
     for name in TEXTS:
         places = [run.folder, *artifacts_of(run)] if run.record.status == "finished" else []
@@ -154,7 +174,7 @@ def texts_of(run: Run) -> dict[str, str]:
 
 
 def artifacts_of(run: Run) -> list[Path]:
-    """Where the artifact may lie: its path is as seen from where the run was started."""
+    """Folders where the artifact may be, because its path is relative to the folder where the run was started."""
     artifact = run.record.artifact
     return (
         [Path(artifact), run.folder.parents[2] / "artifacts" / Path(artifact).name]
@@ -164,13 +184,13 @@ def artifacts_of(run: Run) -> list[Path]:
 
 
 def pictures_of(run: Run) -> list[Path]:
-    """Histograms of layers, in the run's folder or in that of the run which it was taken from."""
+    """Histograms of layers, from the run's folder or from that of the earlier run whose result it reuses."""
     earlier = [run.folder.parents[2] / run.record.reused] if run.record.reused and len(run.folder.parents) > 2 else []
     return next((files for folder in [run.folder, *earlier] if (files := sorted(folder.glob("layer-*.png")))), [])
 
 
 def layers_of(text: str) -> list[dict[str, Any]]:
-    """What the bars and lines of layers.csv need."""
+    """Read from layers.csv what the page's bars and lines show."""
     return [
         {
             "layer": row["layer"], "kind": row["kind"], "parameters": int(row["parameters"]), "macs": int(row["macs"]),

@@ -1,4 +1,4 @@
-"""The Pareto front of runs that cost little and are worth much, and its knee."""
+"""Finds the Pareto front of runs by a cost and a benefit, and the knee of the front."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from collections.abc import Sequence
 
 
 def pareto_front(costs: Sequence[float], benefits: Sequence[float]) -> list[int]:
-    """Indices, from the cheapest to the dearest, of those for which no other is as cheap and as good, and better in one of the two.
+    """Find the points for which no other point is as cheap and as good, and better in one of the two.
 
-    Several with the same cost and benefit are all on the front or all off it.
+    Points with the same cost and the same benefit are all on the front or all off it.
+
+    Args:
+        costs: Cost of each point, of which less is better.
+        benefits: Benefit of each point, of which more is better.
+
+    Returns:
+        Indices of the points on the front, from the cheapest to the most expensive.
     """
     order = sorted(range(len(costs)), key=lambda i: (costs[i], -benefits[i]))
     front: list[int] = []
@@ -21,11 +28,18 @@ def pareto_front(costs: Sequence[float], benefits: Sequence[float]) -> list[int]
 
 
 def knee(costs: Sequence[float], benefits: Sequence[float]) -> int | None:
-    """Index of the point of the front that lies farthest above the line between the front's ends: what comes cheaper loses much, what
-    is dearer gains little. None where no point lies above it.
+    """Find the point of the front that lies farthest above the straight line between the ends of the front.
 
-    Costs, which are positive, count by their logarithm, as in the plots; both axes are scaled to 0..1 between the front's ends. Das, "On
-    characterizing the 'knee' of the Pareto curve based on normal-boundary intersection", Structural Optimization 18, 1999.
+    Cheaper points lose much of the benefit, and more expensive ones gain little. Costs count by their logarithm, as in
+    the plots, and both axes are scaled to 0..1 between the ends of the front. See Das, "On characterizing the 'knee'
+    of the Pareto curve based on normal-boundary intersection", Structural Optimization 18, 1999.
+
+    Args:
+        costs: Cost of each point, a positive number.
+        benefits: Benefit of each point.
+
+    Returns:
+        Index of the knee, or None if no point lies above the line.
     """
     front = pareto_front(costs, benefits)
     if len(front) < 3:

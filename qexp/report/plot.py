@@ -1,4 +1,4 @@
-"""The runs of a sweep as pictures: accuracy against size, latency and bits, latency against batch size and image size."""
+"""Draws the runs of a sweep: accuracy against size, latency and bits, and latency against batch size and image size."""
 
 from __future__ import annotations
 
@@ -27,8 +27,20 @@ def accuracy_plot(
     benefit: str = "",
     formats: Sequence[str] = ("png",),
 ) -> list[Path]:
-    """Write how good the runs are, by `benefit` (top-1), against each of the costs: all runs that have both, their 95 % intervals and the
-    Pareto fronts. The files written: `file` in each of the formats, none where no run has both."""
+    """Plot a benefit against each of the costs, with 95 % intervals and Pareto fronts.
+
+    A panel shows all finished runs that have both of its metrics.
+
+    Args:
+        records: Records of the runs.
+        file: File to write. Its ending is replaced by each of the formats.
+        costs: Metrics of the horizontal axes, each with a panel of its own.
+        benefit: Metric of the vertical axis, or empty for top-1.
+        formats: Endings of the files, such as `png`.
+
+    Returns:
+        The files written, none if no run has both metrics of a panel.
+    """
     finished = [Run(r, Path()) for r in records if r.status == "finished"]
     known = metrics_of(run.record for run in finished)
     up = known.get(benefit) if benefit else default_benefit(finished)
@@ -58,12 +70,16 @@ def _saved(figure: Figure, file: Path, formats: Sequence[str]) -> list[Path]:
     files = [file.with_name(f"{file.stem}.{ending}") for ending in formats]
     for each in files:
         figure.savefig(each, dpi=150)
-        figure.set_layout_engine("none")  # what was found for the first fits the others
+        figure.set_layout_engine("none")  # the layout of the first file fits the others
     return files
 
 
 def _logarithmic(axes: Axes) -> None:
-    """With ticks at 1, 2 and 5 where few decades are shown, at even distances within one, written as plain numbers."""
+    """Make the horizontal axis logarithmic, with plain numbers.
+
+    Ticks are evenly spaced on an axis that covers less than a factor of 5, at 1, 2 and 5 of each decade on one that
+    covers less than a factor of 200, and otherwise at powers of ten.
+    """
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(
@@ -87,7 +103,10 @@ def _intervals(axes: Axes, rows: list[Run], cost: Metric, benefit: Metric) -> No
 
 
 def _fronts(axes: Axes, rows: list[Run], cost: Metric, benefit: Metric) -> None:
-    """A line of steps for each group of runs that may be compared: between two points no run is cheaper and as good."""
+    """Draw the Pareto front of each group of runs that may be compared.
+
+    It is a line of steps, because the benefit stays the same until the cost reaches the next run of the front.
+    """
     for members in grouped(rows, dict.fromkeys((*same(cost), *same(benefit)))).values():
         x, y = ([axis.factor * run.record.metrics[axis.name] for run in members] for axis in (cost, benefit))
         front = pareto_front(x, y)
@@ -104,7 +123,10 @@ def _fronts(axes: Axes, rows: list[Run], cost: Metric, benefit: Metric) -> None:
 
 
 def _legend(axes: Axes, figure: Figure) -> None:
-    """To the right of the axes, of all panels, and all of it: a long one makes the figure higher, one of long names wider."""
+    """Place one legend for all panels to the right of the axes.
+
+    The figure grows so that all of the legend is visible: in height with its length, in width with its longest name.
+    """
     handles = {
         label: handle for each in figure.axes for handle, label in zip(*each.get_legend_handles_labels(), strict=True)
     }
@@ -114,7 +136,11 @@ def _legend(axes: Axes, figure: Figure) -> None:
 
 
 def _scatter(axes: Axes, rows: list[Record], cost: Metric, benefit: Metric) -> None:
-    """A colour per model, a shape per method and options that differ; of one model, a colour per method, a shape per options."""
+    """Draw the points.
+
+    If there are several models, colours show the model, and shapes show the method with its differing options. If
+    there is only one, colours show the method, and shapes show the options.
+    """
     options = differing_options(rows)
     several = len({row.params["model"] for row in rows}) > 1
     styles: dict[str, tuple[str, str]] = {}
@@ -128,7 +154,7 @@ def _scatter(axes: Axes, rows: list[Record], cost: Metric, benefit: Metric) -> N
         )
     hues, shapes = (list(dict.fromkeys(style[i] for style in styles.values())) for i in (0, 1))
     for name, (hue, shape) in styles.items():
-        hollow = shapes.index(shape) // len(MARKERS) % 2  # once all shapes are taken
+        hollow = shapes.index(shape) // len(MARKERS) % 2  # after all shapes are used once
         colour = f"C{hues.index(hue) % 10}"
         x, y = zip(*points[name], strict=True)
         axes.scatter(
@@ -138,8 +164,13 @@ def _scatter(axes: Axes, rows: list[Record], cost: Metric, benefit: Metric) -> N
 
 
 def bits_plots(records: list[Record], folder: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
-    """For each model (and data, and image size, as far as the runs go through several): top-1 against bits, if there are several.
-    The files written."""
+    """Plot top-1 against bits for each model with several bit widths.
+
+    If the runs have several datasets or image sizes, each of those has a plot of its own.
+
+    Returns:
+        The files written.
+    """
     top1 = _top1(records)
     rows = [r for r in records if r.status == "finished" and top1.name in r.metrics]
     groups: dict[str, list[Record]] = {}
@@ -159,7 +190,7 @@ def _top1(records: list[Record]) -> Metric:
 
 
 def _accuracy_by_bits(rows: list[Record], title: str) -> Figure:
-    """One line per method and options that differ, and where fp32 lies."""
+    """Draw a line for each method with its differing options, and one for fp32."""
     options, accuracy = differing_options(rows), _top1(rows)
     lines: dict[str, list[tuple[tuple[int, int], float]]] = {}
     for row in rows:
@@ -172,7 +203,7 @@ def _accuracy_by_bits(rows: list[Record], title: str) -> Figure:
     axes = figure.subplots()
     for index, (name, line) in enumerate(lines.items()):
         line.sort(reverse=True)
-        aside = min(0.05, 0.3 / len(lines)) * (index - (len(lines) - 1) / 2)  # equal points stay visible
+        aside = min(0.05, 0.3 / len(lines)) * (index - (len(lines) - 1) / 2)  # keeps equal points visible
         places = [ticks.index(widths) + aside for widths, _ in line]
         axes.plot(
             places,
@@ -193,7 +224,7 @@ def _accuracy_by_bits(rows: list[Record], title: str) -> Figure:
 
 
 def _widths(record: Record) -> tuple[int, int] | None:
-    """Bits of weights and activations; None of fp32, and where layers have bits of their own."""
+    """The bits of weights and activations. None for fp32, and if layers have bits of their own."""
     found = re.fullmatch(r"w(\d+)a(\d+)|(\d+)", str(record.params.get("bits")))
     if found is None or record.params["method"] == "none":
         return None
@@ -201,15 +232,20 @@ def _widths(record: Record) -> tuple[int, int] | None:
 
 
 def _fp32(rows: list[Record], metric: str) -> list[float]:
-    """Top-1 of the uncompressed networks, in percent: of their own runs, or else what the others were compared with."""
+    """Top-1 of the uncompressed networks in percent, from their own runs, or else from what the others lost."""
     own = [r.metrics[metric] for r in rows if r.params["method"] == "none"]
     compared = [r.metrics[metric] + r.metrics[f"{metric}_drop"] for r in rows if f"{metric}_drop" in r.metrics]
     return list(dict.fromkeys(round(100 * top1, 2) for top1 in own or compared))
 
 
 def latency_plots(records: list[Record], folder: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
-    """For each model: mean latency and its standard deviation against batch size and against image size, as far as the runs go
-    through several of them. The files written."""
+    """Plot the mean and the standard deviation of latency against batch size and against image size.
+
+    Each model with several batch sizes or image sizes has a plot.
+
+    Returns:
+        The files written.
+    """
     written = []
     for key, title in (("batch_size", "images per call"), ("image_size", "side of the image, pixels")):
         for model in dict.fromkeys(r.params["model"] for r in records):
@@ -223,7 +259,7 @@ def latency_plots(records: list[Record], folder: Path, formats: Sequence[str] = 
 
 
 def _curves(rows: list[Record], key: str, title: str) -> Figure:
-    """One line per method, engine and whatever else the runs of one model differ in."""
+    """Draw a line for each method, engine and whatever else differs between the runs of one model."""
     others = [k for k in ("label", "engine", "batch_size", "image_size", "threads", "data") if k != key]
     shown = [k for k in others if k in ("label", "engine") or len({r.params.get(k) for r in rows}) > 1]
     options = differing_options(rows)

@@ -1,4 +1,4 @@
-"""A sweep beside the table that it reproduces: which of the two is better, in what does not depend on the machine."""
+"""Compares a sweep with the published table that it reproduces, in what does not depend on the machine."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from qexp.types import Record
 
 BETTER, WORSE = " ▲", " ▼"
 LEGEND = (
-    "▲ better and ▼ worse than the reference (in brackets), in what machines have in common: accuracy lost, size, and times as ratios to "
-    "fp32 in the same table"
+    "▲ better and ▼ worse than the reference (in brackets), in what machines have in common: "
+    "accuracy lost, size, and times as ratios to fp32 in the same table"
 )
 
-Figures = Mapping[str, float]  # by the names of metrics
-Figure = Callable[[Figures, Figures | None], float | None]
+Figures = Mapping[str, float]  # values by the names of metrics
+Figure = Callable[[Figures, Figures | None], float | None]  # the figures of a row and of the row it is compared with
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure of ours beside theirs.
+    """A column with one figure of ours beside the reference's.
 
-    Args:
-        title: Over the column.
-        figure: Of a row's metrics and those of the row that it is compared with, if there is one; None where it is missing.
-        metric: What the figure is written as, and which way it is better.
-        compared: Whether it is said which of ours and theirs is better.
+    Attributes:
+        title: Title of the column.
+        figure: Computes the figure from the figures of a row and of the row that it is compared with, which may be
+            None. Returns None if the figure is missing.
+        metric: Metric that says how the figure is written and in which direction it is better.
+        compared: Whether a mark says which of the two figures is better.
     """
 
     title: str
@@ -41,11 +42,14 @@ class Comparison:
 
 
 def own(name: str, compared: bool = False) -> Comparison:
+    """A column with the metric itself."""
     metric = METRICS[name]
     return Comparison(metric.title, lambda row, base: row.get(name), metric, compared)
 
 
 def lost(name: str) -> Comparison:
+    """A column with how much lower the metric is than in the row that a row is compared with."""
+
     def figure(row: Figures, base: Figures | None) -> float | None:
         return base[name] - row[name] if base and name in row and name in base else None
 
@@ -53,7 +57,12 @@ def lost(name: str) -> Comparison:
 
 
 def times_less(name: str, ratio: str) -> Comparison:
-    """How many times less than the row that it is compared with; ratio: the metric that says the same of fp32."""
+    """A column with how many times less the metric is than in the row that a row is compared with.
+
+    Args:
+        name: Name of the metric.
+        ratio: Name of the metric that is the same ratio to fp32, after which the column is named.
+    """
 
     def figure(row: Figures, base: Figures | None) -> float | None:
         return base[name] / row[name] if base and name in row and name in base else None
@@ -81,8 +90,15 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """name: as the reference calls it; theirs: its figures; ours: the record of the same, if it ran; base, our_base: the same of the
-    row that it is compared with, None of the first."""
+    """A row of the reference, and our run of the same.
+
+    Attributes:
+        name: Name of the row in the reference.
+        theirs: Figures in the reference.
+        ours: Record of our run, or None if it did not run.
+        base: The reference's figures for the row that this one is compared with, or None if there is no such row.
+        our_base: Record of our run of the row that this one is compared with, or None if there is none.
+    """
 
     name: str
     theirs: Figures
@@ -93,20 +109,33 @@ class Row:
 
 @dataclass(frozen=True)
 class Reference:
-    """title: of the table that is reproduced."""
+    """A published table, and the runs that reproduce it.
+
+    Attributes:
+        title: Title of the table.
+        rows: Rows of the table, repeated for each combination of whatever else the sweep goes through.
+    """
 
     title: str
     rows: list[Row]
 
     @classmethod
     def read(cls, sweep: Path, runs: list[Run]) -> Reference | None:
-        """That of the sweep in this folder; None where it reproduces none. Its jobs are the listed rows, over and over again."""
+        """Read the table that a sweep reproduces. None if it reproduces none.
+
+        The jobs of the sweep are the listed rows, over and over again.
+
+        Args:
+            sweep: Folder of the sweep.
+            runs: Runs of the sweep.
+        """
         try:
             values = json.loads((sweep / "rows.json").read_text())
         except FileNotFoundError:
             return None
         listed: list[dict[str, Any]] = values["rows"]
-        jobs = {int(run.folder.name): run.record for run in runs if run.folder.name.isdigit()}  # others are devices'
+        # A folder with another name than a number holds the record of a device.
+        jobs = {int(run.folder.name): run.record for run in runs if run.folder.name.isdigit()}
         places = {row["name"]: place for place, row in enumerate(listed)}
         rows = []
         for job in range(-(-(max(jobs, default=0) + 1) // len(listed)) * len(listed)):
@@ -115,12 +144,15 @@ class Reference:
             ours = jobs.get(job)
             compared = {"base": None, "our_base": None}
             if base != place:
-                compared = {"base": _figures(listed[base], ours), "our_base": jobs.get(job - place + base)}  # type: ignore[dict-item]
+                compared = {
+                    "base": _figures(listed[base], ours),  # type: ignore[dict-item]
+                    "our_base": jobs.get(job - place + base),  # type: ignore[dict-item]
+                }
             rows.append(Row(listed[place]["name"], _figures(listed[place], ours), ours, **compared))
         return cls(values["title"], rows)
 
     def table(self) -> Table:
-        """Ours, and theirs in brackets."""
+        """Make the table of our figures, with the reference's in brackets."""
         shown = [
             column for column in COLUMNS if any(column.figure(row.theirs, row.base) is not None for row in self.rows)
         ]
@@ -135,7 +167,7 @@ class Reference:
 
     @property
     def caption(self) -> str:
-        """What ours are of, as another network and other images than the reference's may have been chosen."""
+        """Our networks and images, which may differ from the reference's, and the legend."""
         ours = [row.ours.params for row in self.rows if row.ours]
         networks, images = (
             ", ".join(dict.fromkeys(str(params.get(name)) for params in ours)) for name in ("model", "data")
@@ -147,7 +179,7 @@ class Reference:
 
 
 def _figures(row: Mapping[str, Any], ours: Record | None) -> Figures:
-    """What the reference says of a row; at another batch size than the reference's only what does not depend on it."""
+    """The reference's figures for a row. If our batch size is another one, only those that do not depend on it."""
     same_batch = ours is None or ours.params.get("batch_size") == row.get("batch_size", ours.params.get("batch_size"))
     return {name: row[name] for name in row if name in METRICS and (same_batch or not METRICS[name].per_machine)}
 

@@ -1,4 +1,4 @@
-"""A table, and each form in which people read it: on the screen, as Markdown, as LaTeX."""
+"""A table, and the forms in which people read it: on the screen, as Markdown and as LaTeX."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # rich, which is imported only where there is a screen
+if TYPE_CHECKING:  # rich is imported only when something is shown on a screen
     from rich.table import Table as RichTable
 
-NONE = "–"  # in a cell that has no value
-FOLDED = 20  # characters to which cells are folded before a narrow screen leaves columns out
+NONE = "–"  # text of a cell without a value
+FOLDED = 20  # width in characters to which cells are folded before a narrow screen leaves columns out
 SPECIAL = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "·": r"$\cdot$", "×": r"$\times$",
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
+    "·": r"$\cdot$", "×": r"$\times$",
     "↺": r"$\circlearrowleft$", **{character: f"\\{character}" for character in "&%$#_{}"},
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Table:
-    """Titles, rows of cells, and how they are shown. Columns and rows are named by their places, which begin at 0.
+    """Titles, rows of cells, and how they are shown. Columns and rows are given by their places, counted from 0.
 
-    Args:
-        marks: (row, column) of the cells that stand out, as the best of their columns.
-        left: Columns that are aligned to the left; the others are aligned to the right.
+    Attributes:
+        titles: Titles of the columns.
+        rows: Cells of each row.
+        marks: (row, column) of each cell that stands out, such as the best of its column.
+        left: Columns that are aligned to the left. The others are aligned to the right.
         whole: Columns whose cells are never folded as long as the table fits the screen.
-        spared: Columns that a narrow screen leaves out, the first first.
-        title: Over the table on the screen; in files the text around it says what it is.
-        caption: Under the table on the screen alone.
-        notes: Lines that explain the cells, in every form.
+        spared: Columns that a narrow screen leaves out, in this order.
+        title: Title over the table on the screen. In files, the text around the table says what it is.
+        caption: Line under the table, on the screen only.
+        notes: Lines under the table that explain its cells, in every form.
     """
 
     titles: tuple[str, ...]
@@ -44,11 +47,11 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def column(self, place: int) -> list[str]:
-        """Its title and its cells."""
+        """The title and the cells of a column."""
         return [self.titles[place], *(row[place] for row in self.rows)]
 
     def marked(self, before: str, after: str) -> list[list[str]]:
-        """The rows, with what stands before and after each cell that stands out."""
+        """The rows, with a text before and a text after each cell that stands out."""
         return [
             [f"{before}{cell}{after}" if (i, j) in self.marks else cell for j, cell in enumerate(row)]
             for i, row in enumerate(self.rows)
@@ -62,7 +65,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    r"""A `tabular` (needs \usepackage{booktabs})."""
+    r"""The table as a `tabular`, which needs \usepackage{booktabs}."""
     escaped = Table(
         tuple(map(latex_text, table.titles)), tuple(tuple(map(latex_text, row)) for row in table.rows), table.marks
     )
@@ -79,7 +82,7 @@ def latex_text(text: str) -> str:
 
 
 def rich_table(table: Table, width: int = sys.maxsize) -> RichTable:
-    """For a screen of `width` characters, on which no number is ever cut."""
+    """The table for a screen of `width` characters, on which no number is ever cut."""
     from rich.markup import escape
     from rich.table import Table as RichTable
 
@@ -101,14 +104,14 @@ def rich_table(table: Table, width: int = sys.maxsize) -> RichTable:
 
 
 def spared(table: Table, width: int) -> tuple[Sequence[int], bool]:
-    """The columns to leave out, so that the others fit into `width` characters, and whether they do."""
+    """Choose the columns to leave out so that the others fit into `width` characters, and say whether they do."""
     from rich.cells import cell_len
 
     starred = Table(table.titles, tuple(map(tuple, table.marked("", "*"))))
 
     def needed(place: int) -> int:
         widest = max(map(cell_len, starred.column(place)))
-        return (widest if place in table.whole else min(widest, FOLDED)) + 3  # a line and two spaces
+        return (widest if place in table.whole else min(widest, FOLDED)) + 3  # a border and two spaces
 
     left_out: list[int] = []
     too_wide = 1 + sum(map(needed, range(len(table.titles)))) - width

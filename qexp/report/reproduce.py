@@ -1,4 +1,4 @@
-"""The command that makes one row of a sweep again, alone."""
+"""Finds the command that repeats a single run of a sweep."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import yaml
 
 from qexp.report.runs import Run
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML has it
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast, but PyYAML may lack it
 
 
 def command_of(run: Run) -> str:
-    """As a line for a shell: what Hydra wrote beside the record of this job's own overrides, and the threads of the machine.
+    """The command that repeats a run, as a line for a shell.
 
-    Where that was lost, the command that the record holds, if it made only this run; otherwise empty.
+    It has the job's own overrides, which Hydra wrote beside the record, and the number of threads that the run used. If
+    those files are lost, it is the command in the record, provided that it made only this run. Otherwise it is empty.
     """
     record, hydra = run.record, run.folder / ".hydra"
     words = shlex.split(record.command)
@@ -29,7 +30,7 @@ def command_of(run: Run) -> str:
     script = f"{record.kind}.py"
     if "threads" in record.params and not any(override.startswith("threads=") for override in overrides):
         overrides = [*overrides, f"threads={record.params['threads']}"]
-    # An experiment may ask for a sweep itself.
+    # A command without -m can still be a sweep, because an experiment may ask for one itself.
     return shlex.join(["python", script, *overrides, *(["hydra.mode=RUN"] if swept else [])])
 
 

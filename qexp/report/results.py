@@ -1,7 +1,13 @@
-"""`python -m qexp.report.results outputs=FOLDER to=docs/results.md`: tables that were reproduced, with command, machine and versions.
+"""Writes the reference tables that sweeps reproduced to a Markdown file, with commands, machines and versions.
 
-Of each table the newest sweep counts. Several folders are joined by commas. Tables that none of them has stay as they are in the file, so
-that each machine can add its own.
+    python -m qexp.report.results [outputs=FOLDER] [to=FILE]
+
+Options:
+    outputs: Folders with the outputs of sweeps, joined by commas (default: outputs).
+    to: File to write (default: docs/results.md).
+
+The newest sweep of each table counts. Tables of which the folders have no sweep stay in the file as they are, so that
+each machine can add its own.
 """
 
 from __future__ import annotations
@@ -17,15 +23,21 @@ from qexp.types import UserError
 
 HEAD = """# The reference tables, run with qexp
 
-Written by `python -m qexp.report.results`, not by hand. Each table is one file of `conf/experiment/`; ours stands first, the reference's
+Written by `python -m qexp.report.results`, not by hand. Each table is one file of `conf/experiment/`; \
+ours stands first, the reference's
 figure in brackets.
 """
 
 
 def results(outputs: list[Path], before: str = "") -> str:
-    """Markdown of the newest sweep of each table, and of the tables in the text of before that no sweep is of.
+    """Write the newest sweep of each table as Markdown.
 
-    Errors: UserError where there is no sweep of a table.
+    Args:
+        outputs: Folders with the outputs of sweeps.
+        before: Earlier text of the file, from which the tables are kept that no sweep reproduces.
+
+    Raises:
+        UserError: No sweep reproduces a table.
     """
     newest: dict[str, tuple[Path, list[Run], Reference]] = {}
     for folder in sorted(
@@ -50,7 +62,8 @@ def section(folder: Path, runs: list[Run], reference: Reference) -> str:
     about = [f"{record.environment.get(key)}" for key in ("cpu", "system") if record.environment.get(key)]
     return "\n".join([
         reference.markdown(), f"```\n{record.command}\n```\n",
-        f"{record.created[:10]}; {record.params.get('threads')} threads on {', '.join(about)}; {versions}. All that was measured:\n",
+        f"{record.created[:10]}; {record.params.get('threads')} threads on {', '.join(about)}; {versions}. "
+        "All that was measured:\n",
         markdown_table([run.record for run in runs]), "",
     ])  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The runs of a report: records with their folders, found by sweep, kept by conditions, and the groups in which they may be compared."""
+"""Finds the runs of a report by sweep, filters them by conditions, and groups those that may be compared."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from qexp.report.options import option_texts
 from qexp.tracking.store import read_folders
 from qexp.types import Record, UserError, nearest
 
-SAME_IMAGES = ("data", "image_size")  # accuracies of different images say nothing of each other
-SAME_CALL = ("batch_size", "threads", "machine")  # nor times of different calls, nor of different machines
+SAME_IMAGES = ("data", "image_size")  # accuracies on different images cannot be compared
+SAME_CALL = ("batch_size", "threads", "machine")  # nor can times of different calls or machines
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "=": operator.eq, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
@@ -23,25 +23,33 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """A record and the folder that it lies in."""
+    """A record and the folder that holds it."""
 
     record: Record
     folder: Path
 
     @functools.cached_property
     def names(self) -> dict[str, Any]:
-        """What a run can be found by: parameters, options of its method, machine, sweep, status, kind and metrics."""
+        """Everything that a run can be found by, with its values.
+
+        These are parameters, options of the method, machine, sweep, status, kind and metrics.
+        """
         record = self.record
         about = {name: getattr(record, name) for name in ("sweep", "status", "kind")}
         host = {"machine": record.environment["host"]} if "host" in record.environment else {}
-        unlabelled = {"label": record.params.get("method")}  # of a run that no artifact was made for
+        unlabelled = {"label": record.params.get("method")}  # for a run without an artifact, which has no label
         return {**option_texts(record), **unlabelled, **record.params, **host, **about, **record.metrics}
 
 
 def read_runs(outputs: Path, sweep: str) -> list[Run]:
-    """The runs of the sweep of that name, of the `latest`, or of `all`: then without those that a later sweep took over.
+    """Read the runs of a sweep, or of all sweeps.
 
-    Errors: UserError for unknown sweeps, and where there is none.
+    Args:
+        outputs: Folder with the outputs of sweeps.
+        sweep: Name of a sweep, `latest`, or `all`, which leaves out the copies of runs that a later sweep reused.
+
+    Raises:
+        UserError: The sweep is unknown, or no sweep has a record.
     """
     folders = sweeps_with_records(outputs)
     if not folders:
@@ -66,15 +74,22 @@ def runs_of(sweep: Path) -> list[Run]:
 
 
 def sweeps_with_records(outputs: Path) -> list[Path]:
-    """Folders of sweeps, the newest last, as their names begin with the time."""
+    """Folders of sweeps that have records. The newest is last, because their names begin with the time."""
     return [folder for folder in sorted((outputs / "sweeps").glob("*")) if any(folder.glob("*/record.json"))]
 
 
 def where(runs: list[Run], conditions: str) -> list[Run]:
-    """The runs for which all conditions hold: `NAME=VALUE`, with `!=`, `<`, `>`, `<=`, `>=` too, joined by `,` or `and`.
+    """Keep the runs for which all conditions hold.
 
-    Where a value has commas of its own, it stands in quotes. A run that has no such name meets none of its conditions but `!=`.
-    Errors: UserError for what is no condition, and names that no run has.
+    A run that has no value for a name meets none of the name's conditions, except those with `!=`.
+
+    Args:
+        runs: Runs to choose from.
+        conditions: Conditions such as `NAME=VALUE`, also with `!=`, `<`, `>`, `<=` or `>=`, joined by `,` or `and`. A
+            value that contains commas must be in quotes.
+
+    Raises:
+        UserError: A condition cannot be read, or no run has a name in it.
     """
     known = sorted({name for run in runs for name in run.names})
     tests = [_condition(text, known) for text in _parts(conditions)]
@@ -116,7 +131,16 @@ def _number(value: object) -> float | None:
 
 
 def check_names(names: Iterable[str], known: Iterable[str], option: str) -> None:
-    """Errors: UserError naming the first that is not known, and the nearest."""
+    """Check that names are known.
+
+    Args:
+        names: Names to check.
+        known: Names that runs have.
+        option: Name of the option that gave the names, for the message.
+
+    Raises:
+        UserError: A name is unknown. The message says which known names are like it.
+    """
     known = list(known)
     for name in names:
         if name not in known:
@@ -124,7 +148,7 @@ def check_names(names: Iterable[str], known: Iterable[str], option: str) -> None
 
 
 def grouped(runs: list[Run], names: Iterable[str]) -> dict[tuple[str, ...], list[Run]]:
-    """Runs by the values of the names, in the order of their first."""
+    """Group the runs by their values of the names. The groups are in the order of their first runs."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(str(run.names.get(name, "")) for name in names), []).append(run)
@@ -132,5 +156,8 @@ def grouped(runs: list[Run], names: Iterable[str]) -> dict[tuple[str, ...], list
 
 
 def differing(runs: list[Run], names: Iterable[str]) -> list[str]:
-    """Those of the names that do not have the same value in all runs that have them: one that failed may not know its image size."""
+    """The names whose values differ between the runs.
+
+    A run without a value does not count, because one that failed may not know its image size.
+    """
     return [name for name in names if len({str(run.names[name]) for run in runs if name in run.names}) > 1]

@@ -1,4 +1,4 @@
-"""A report on the screen."""
+"""Shows a report on the screen."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from qexp.report.table import table, unfinished
 from qexp.report.verdict import Verdict, caution
 from qexp.report.write import parts
 
-WIDE = 1000  # characters
-ON_SCREEN = 6  # verdicts; the files have them all
+WIDE = 1000  # characters of a line that is not printed on a terminal
+ON_SCREEN = 6  # verdicts that are shown; the files have all of them
 
 
 def screen() -> Console:
-    """What is printed to a file may be as wide as it is."""
+    """The console. If it prints to a file, it does not fold wide lines."""
     return Console(width=None if sys.stdout.isatty() else WIDE)
 
 
 def show(runs: list[Run], verdicts: list[Verdict], group: tuple[str, ...] = ()) -> None:
-    """The tables, what did not finish, that of several seeds, and the verdicts."""
+    """Print the tables, the runs that did not finish, the means over seeds, and the verdicts."""
     console = screen()
     for title, records in parts(runs, group).items():
         count = f"{len(records)} run{'s' * (len(records) > 1)}"

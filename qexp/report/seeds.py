@@ -1,4 +1,4 @@
-"""Rows that differ in nothing but their seed, as one: mean and standard deviation."""
+"""Combines the runs that differ in nothing but their seed into one row, with mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TITLE = "Mean ± standard deviation over seeds"
 
 
 def seeds_table(records: list[Record]) -> Table | None:
-    """A table with one row for all seeds of a run; None where no two finished records differ in their seed alone."""
+    """Make a table with one row for all seeds of a run. None if no two finished records differ in their seed alone."""
     names = {key: title for key, title in name_columns(records).items() if key != "seed"}
     groups: dict[tuple[str, ...], dict[Any, Record]] = {}
-    for record in records:  # of a seed that ran again, the last counts
+    for record in records:  # if a seed ran again, its last record counts
         if record.status == "finished":
             groups.setdefault(tuple(cell_name(key, record) for key in names), {})[record.params.get("seed")] = record
     if max(map(len, groups.values()), default=0) < 2:
@@ -37,12 +37,16 @@ def values_of(metric: Metric, seeds: dict[Any, Record]) -> list[float]:
 
 
 def spread(values: list[float], metric: Metric) -> str:
-    """`mean ± s`: s is the sample's standard deviation (n - 1), to the mean's last digit. The mean alone where all values look alike."""
+    """Format values as `mean ± s`, or as the mean alone if all of them look alike.
+
+    Here s is the sample standard deviation (n - 1), with as many decimals as the mean.
+    """
     if not values:
         return NONE
     mean = metric.text(statistics.fmean(values))
     if len({*map(metric.text, values)}) == 1:
         return mean
-    number, unit = re.fullmatch(r"([-\d.]+)(.*)", mean).groups()  # type: ignore[union-attr]  # as all forms of metrics are
+    # Every form of a metric is a number with or without a unit, so that this always matches.
+    number, unit = re.fullmatch(r"([-\d.]+)(.*)", mean).groups()  # type: ignore[union-attr]
     deviation = float(metric.text(statistics.stdev(values)).removesuffix(unit))
     return f"{number} ± {deviation:.{len(number.partition('.')[2])}f}{unit}"

@@ -1,4 +1,4 @@
-"""The table of a sweep: a row for each finished run, a column for each name and number that tells them apart."""
+"""Makes the table of a sweep: a row for each finished run, and a column for each name or metric that matters."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from qexp.report.options import differing_options, option_texts
 from qexp.report.render import NONE, Table, latex, markdown
 from qexp.types import Record
 
-NOISY = 0.1  # interquartile range over the median above which a latency is flagged
+NOISY = 0.1  # a latency is flagged if its interquartile range is more than this share of its median
 COLUMNS = (
-    "top1", "top1_drop", "top5", "val_top1", "val_top1_drop", "size_mb", "size_ratio", "macs_m", "macs_ratio", "latency_ms", "speedup",
-    "speedup_vs_best_fp32", "memory_mb", "quantized_macs_share", "sparsity",
+    "top1", "top1_drop", "top5", "val_top1", "val_top1_drop", "size_mb", "size_ratio", "macs_m", "macs_ratio",
+    "latency_ms", "speedup", "speedup_vs_best_fp32", "memory_mb", "quantized_macs_share", "sparsity",
 )  # fmt: skip
-# Columns that stand there only if a metric is not the same as without compression in all rows.
+# Columns that are shown only if compression changed a metric in some row: the metric, and its unchanged value.
 IF_CHANGED = {"macs_m": ("macs_ratio", 1), "macs_ratio": ("macs_ratio", 1), "sparsity": ("sparsity", 0)}
 NAMES = {"model": "model", "label": "method", "engine": "engine", "batch_size": "batch"}
-# Columns of their own where a sweep goes through them, or its jobs ran on several machines.
+# Columns that are shown only if the rows differ in them.
 IF_SEVERAL = {"data": "data", "image_size": "image", "threads": "threads", "host": "machine"}
 TEXT = ("model", "label", "engine", "data", "host")  # names aligned to the left
-# What a narrow screen leaves out, in this order and before the metrics of measures' own: the files have it all.
+# Columns that a narrow screen leaves out, in this order and before metrics that only their measures' files know. The
+# files of a report have all columns.
 SPARED = (
-    "quantized_macs_share", "sparsity", "top5", "memory_mb", "macs_m", "size_ratio", "macs_ratio", "speedup", "top1_drop",
-    "val_top1_drop", "speedup_vs_best_fp32", "size_mb",
+    "quantized_macs_share", "sparsity", "top5", "memory_mb", "macs_m", "size_ratio", "macs_ratio", "speedup",
+    "top1_drop", "val_top1_drop", "speedup_vs_best_fp32", "size_mb",
 )  # fmt: skip
 CAPTION = "* best of its model and batch size; several where their intervals overlap"
 REUSED = " ↺"
@@ -37,13 +38,15 @@ NOISY_LEGEND = "~ noisy: half of the calls differ by more than 10 % of the media
 
 
 def table(records: list[Record], title: str = "", reused: str = REUSED) -> Table:
-    """A row for each finished run. Marked are the best of their column among the rows of the same model, data, shape and
-    threads, and, of what belongs to a machine, the same machine.
+    """Make a table with a row for each finished run, in which the best cells of a column are marked.
+
+    Cells are compared among rows with the same model, data, image size, batch size and threads. For a metric that
+    depends on the machine, they must also be from the same machine.
 
     Args:
-        records: Of all runs; those that did not finish are counted where options are told apart.
-        title: Over the table on the screen.
-        reused: What follows the label of a run that was taken from an earlier sweep.
+        records: Records of all runs. Those that did not finish still count when columns of options are chosen.
+        title: Title over the table on the screen.
+        reused: Text after the label of a run whose result is from an earlier sweep.
     """
     rows = [record for record in records if record.status == "finished"]
     names, metrics = name_columns(records), metric_columns(records)
@@ -53,14 +56,15 @@ def table(records: list[Record], title: str = "", reused: str = REUSED) -> Table
     best = {(i, first + j) for j, metric in enumerate(metrics) for i in best_rows(metric, rows)}
     folded = {place for place, key in enumerate(names) if key == "label" or is_option(key)}
     return Table(
-        (*names.values(), *(metric.title for metric in metrics)), tuple(cells), frozenset(best), left=left_columns(names, records),
-        whole=frozenset(range(len(keys))) - folded, spared=tuple(keys.index(key, first) for key in spared if key in keys[first:]), title=title,
-        caption=CAPTION, notes=tuple(legend(records)),
+        (*names.values(), *(metric.title for metric in metrics)), tuple(cells), frozenset(best),
+        left=left_columns(names, records), whole=frozenset(range(len(keys))) - folded,
+        spared=tuple(keys.index(key, first) for key in spared if key in keys[first:]),
+        title=title, caption=CAPTION, notes=tuple(legend(records)),
     )  # fmt: skip
 
 
 def name_columns(records: list[Record]) -> dict[str, str]:
-    """Parameters, and options of the methods, that tell the rows apart, and their titles."""
+    """Titles of the parameters and options of methods that tell the rows apart, by name."""
     several = {key: title for key, title in IF_SEVERAL.items() if len({_value(key, r) for r in records} - {None}) > 1}
     metrics = [*(METRICS[name] for name in COLUMNS), *own_metrics(metrics_of(records))]
     taken = (*NAMES.values(), *IF_SEVERAL.values(), *(metric.title for metric in metrics))
@@ -68,20 +72,20 @@ def name_columns(records: list[Record]) -> dict[str, str]:
 
 
 def metric_columns(records: list[Record]) -> list[Metric]:
-    """Metrics that a finished run has: those of COLUMNS, and then those that only their measures' own files know."""
+    """Metrics that a finished run has: first those of COLUMNS, then those that only their measures' files know."""
     finished, known = [record for record in records if record.status == "finished"], metrics_of(records)
     wanted = [*(known[name] for name in COLUMNS if name in known), *own_metrics(known)]
     return [metric for metric in wanted if any(shows(metric, record) for record in finished)]
 
 
 def shows(metric: Metric, record: Record) -> bool:
-    """Whether a table with this record has a column of that metric."""
+    """Whether a table with this record has a column for the metric."""
     name, unchanged = IF_CHANGED.get(metric.name, (metric.name, None))
     return metric.name in record.metrics and record.metrics.get(name, unchanged) != unchanged
 
 
 def left_columns(names: Iterable[str], records: list[Record]) -> frozenset[int]:
-    """Places of the names that are aligned to the left: words, and options that are not numbers throughout."""
+    """Places of the names that are aligned to the left: words, and options that are not all numbers."""
     return frozenset(
         place
         for place, key in enumerate(names)
@@ -90,7 +94,7 @@ def left_columns(names: Iterable[str], records: list[Record]) -> frozenset[int]:
 
 
 def is_option(name: str) -> bool:
-    """Whether a column of that name is of an option of methods."""
+    """Whether a column of that name shows an option of methods."""
     return name not in NAMES and name not in IF_SEVERAL
 
 
@@ -103,13 +107,13 @@ def _value(key: str, record: Record) -> Any:
 
 
 def cell_name(key: str, record: Record) -> str:
-    """The record's parameter or option of that name."""
+    """The text of the record's parameter or option of that name."""
     missing = NONE if is_option(key) else ""
     return str((record.params | {"host": _value("host", record)} | option_texts(record)).get(key, missing))
 
 
 def _name(key: str, record: Record, reused: str) -> str:
-    """The same as the table has it."""
+    """The text of the name as the table shows it, with a mark after the label of a reused run."""
     return cell_name(key, record) + (reused if key == "label" and record.reused else "")
 
 
@@ -125,7 +129,7 @@ def _cell(metric: Metric, record: Record) -> str:
 
 
 def best_rows(metric: Metric, rows: list[Record]) -> set[int]:
-    """Places of the rows that no other is better than among those they are compared with; of none where all are as good."""
+    """Places of the best rows among those that are compared with each other, unless all of these are as good."""
     common = [key for key in ("model", "batch_size", *IF_SEVERAL) if key != "host" or metric.per_machine]
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, row in enumerate(rows):
@@ -141,8 +145,17 @@ def best_rows(metric: Metric, rows: list[Record]) -> set[int]:
 
 
 def tied(ours: Mapping[str, float], theirs: Mapping[str, float], metric: Metric) -> bool:
-    """Whether two runs show the same of a metric, as a winner in digits that nobody sees would confuse, or their times'
-    intervals overlap. Accuracies are of the same images, so that what their intervals have in common tells nothing."""
+    """Whether a metric does not tell two runs apart.
+
+    It does not if their values look alike, because a winner by digits that nobody sees would confuse, or if the
+    intervals of their times overlap. The intervals of accuracies do not count: both runs are scored on the same images,
+    so that an overlap says nothing.
+
+    Args:
+        ours: Metrics of one run.
+        theirs: Metrics of the other run.
+        metric: Metric to compare by, which both runs have.
+    """
     if metric.text(ours[metric.name]) == metric.text(theirs[metric.name]):
         return True
     if not metric.per_machine or not metric.bounds or not {*metric.bounds} <= ours.keys() & theirs.keys():
@@ -151,28 +164,28 @@ def tied(ours: Mapping[str, float], theirs: Mapping[str, float], metric: Metric)
 
 
 def unfinished(records: list[Record]) -> list[str]:
-    """A line for each run that ended otherwise, with its reason."""
+    """A line for each run that did not finish, with the reason."""
     return [f"{record.status}: {record.label}: {record.reason}" for record in records if record.status != "finished"]
 
 
 def legend(records: list[Record]) -> list[str]:
-    """Lines that explain the marks in the table, but for that of the best."""
+    """Lines that explain the marks in the table, except the mark of the best."""
     return [NOISY_LEGEND] * any(map(noisy, records)) + [REUSED_LEGEND] * any(record.reused for record in records)
 
 
 def markdown_table(records: list[Record]) -> str:
-    """The table, and what became of the runs that are not in it."""
+    """The table as Markdown, with a line for each run that did not finish."""
     shown = table(records)
     return markdown(replace(shown, notes=(*shown.notes, *unfinished(records))))
 
 
 def latex_table(records: list[Record]) -> str:
-    """The table for papers, in which no label says what was measured when."""
+    """The table as LaTeX for papers, in which no mark says that a run was measured earlier."""
     return latex(table(records, reused=""))
 
 
 def csv_table(records: list[Record]) -> str:
-    """Every parameter, varied option and metric of every run, unrounded."""
+    """Every parameter, differing option and metric of every run as CSV, unrounded."""
     params = sorted({key for record in records for key in record.params})
     options = [name for name in differing_options(records) if name not in params]
     metrics = sorted({key for record in records for key in record.metrics})

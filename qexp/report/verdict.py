@@ -1,4 +1,7 @@
-"""What the rows say, in words. It describes them: whoever chooses between many variants does so on the validation images."""
+"""Says in words what the runs show.
+
+A verdict only describes the runs. Choosing between many variants is done on the validation images.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from qexp.report.pareto import knee, pareto_front
 from qexp.report.runs import SAME_CALL, SAME_IMAGES, Run, differing, grouped
 from qexp.report.table import tied
 
-SIGNIFICANT = 0.05  # p-value from which on no difference is claimed
+SIGNIFICANT = 0.05  # p-value below which a difference is claimed
 BEST_FP32 = "speedup_vs_best_fp32"
 GAINS = (METRICS["speedup"], METRICS[BEST_FP32])
 LATENCY, SIZE = METRICS["latency_ms"], METRICS["size_mb"]
@@ -26,17 +29,26 @@ CAUTION = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """title: which runs were compared; sentences: what they show."""
+    """What a group of runs shows.
+
+    Attributes:
+        title: Which runs were compared.
+        sentences: What they show.
+    """
 
     title: str
     sentences: tuple[str, ...]
 
 
 def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
-    """A verdict for each model on the same images, with calls of the same shape on the same machine, where several runs finished; and
-    on the knee of the front of all models.
+    """Write a verdict on each model, and one on the knees of the fronts of all models together.
 
-    points: percentage points of top-1 below fp32 that are accepted.
+    Only runs on the same images with the same batch size, threads and machine are compared. A model has a verdict if
+    several such runs finished.
+
+    Args:
+        runs: Runs to compare.
+        points: Percentage points of top-1 below fp32 that are accepted.
     """
     finished = [run for run in runs if run.record.status == "finished"]
     apart = differing(finished, SETTING)
@@ -54,6 +66,13 @@ def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
 
 
 def of_model(rows: list[Run], benefit: Metric | None, points: float) -> list[str]:
+    """Write the sentences on the runs of one model.
+
+    Args:
+        rows: Finished runs of the model that may be compared.
+        benefit: Accuracy to judge by, or None if no accuracy was measured.
+        points: Percentage points of top-1 below fp32 that are accepted.
+    """
     names = Names(rows)
     if benefit is None:
         return list(
@@ -70,7 +89,8 @@ def of_model(rows: list[Run], benefit: Metric | None, points: float) -> list[str
     if not accepted:
         nearest = min(compared, key=lambda run: _value(run, drop))
         said.append(
-            f"No run is {within}; the nearest is {names.of(nearest, benefit)}, {drop.text(_value(nearest, drop))} points lower."
+            f"No run is {within}; the nearest is {names.of(nearest, benefit)}, "
+            f"{drop.text(_value(nearest, drop))} points lower."
         )
     said += [
         names.leader(f"Fastest {within}", accepted, LATENCY, benefit),
@@ -79,12 +99,14 @@ def of_model(rows: list[Run], benefit: Metric | None, points: float) -> list[str
     smallest = least(compared, SIZE)
     if smallest and smallest not in accepted:
         said.append(
-            f"Smallest of all: {names.of(smallest, SIZE, benefit)}, {drop.text(_value(smallest, drop))} points lower than fp32."
+            f"Smallest of all: {names.of(smallest, SIZE, benefit)}, "
+            f"{drop.text(_value(smallest, drop))} points lower than fp32."
         )
     return [*filter(None, said), *knees(rows, benefit), *difference(compared, names, benefit)]
 
 
 def least(rows: list[Run], cost: Metric) -> Run | None:
+    """The run with the least cost. None if no run has the cost."""
     having = (run for run in rows if cost.name in run.record.metrics)
     return min(having, key=lambda run: _value(run, cost), default=None)
 
@@ -94,7 +116,10 @@ def _value(run: Run, metric: Metric) -> float:
 
 
 def knees(rows: list[Run], benefit: Metric | None) -> list[str]:
-    """Of the fronts of accuracy against latency and against size, where these have one and differ in accuracy by more than chance."""
+    """Name the knees of the fronts of accuracy against latency and against size.
+
+    If a front has a knee, but its ends do not differ in accuracy by more than chance, the sentence says so instead.
+    """
     said = []
     for cost in (LATENCY, SIZE) if benefit else ():
         assert benefit
@@ -110,26 +135,29 @@ def knees(rows: list[Run], benefit: Metric | None) -> list[str]:
             )
         else:
             said.append(
-                f"The front of accuracy against {cost.axis} has no knee: its runs do not differ in accuracy by more than chance."
+                f"The front of accuracy against {cost.axis} has no knee: "
+                "its runs do not differ in accuracy by more than chance."
             )
     return said
 
 
 def apart(cheapest: Run, dearest: Run, benefit: Metric) -> bool:
-    """Whether the ends of a front differ in accuracy by more than chance: their intervals do not overlap, or McNemar's test tells the
-    cheapest from fp32."""
+    """Whether the ends of a front differ in accuracy by more than chance.
+
+    They do if their intervals do not overlap, or if McNemar's test tells the cheapest run from fp32.
+    """
     ours, theirs = cheapest.record.metrics, dearest.record.metrics
     overlap = {*benefit.bounds} <= ours.keys() & theirs.keys() and ours[benefit.high] >= theirs[benefit.low]
     return not overlap or ours.get(mcnemar_p(benefit).name, 1.0) < SIGNIFICANT
 
 
 def mcnemar_p(benefit: Metric) -> Metric:
-    """That of the same images."""
+    """The metric of McNemar's test on the same images as this accuracy."""
     return METRICS[f"{VALIDATION * benefit.name.startswith(VALIDATION)}mcnemar_p"]
 
 
 def difference(compared: list[Run], names: Names, benefit: Metric) -> list[str]:
-    """Which runs differ from fp32 by more than chance, where that was tested."""
+    """Say which runs differ from fp32 by more than chance, among those for which that was tested."""
     metric = mcnemar_p(benefit)
     tested = [
         run for run in compared if metric.name in run.record.metrics and run.record.params.get("method") != "none"
@@ -143,7 +171,7 @@ def difference(compared: list[Run], names: Names, benefit: Metric) -> list[str]:
 
 
 class Names:
-    """How runs are called beside each other, without what they have in common."""
+    """Names runs that stand beside each other, without what they have in common."""
 
     def __init__(self, rows: list[Run]):
         self.options = differing_options([run.record for run in rows])
@@ -152,10 +180,17 @@ class Names:
     def short(self, run: Run) -> str:
         params = run.record.params
         model = f"{params['model']} " * self.with_model
-        return f"{model}{params.get('label', params['method'])} on {params['engine']}{option_suffix(run.record, self.options)}"
+        return (
+            f"{model}{params.get('label', params['method'])} on {params['engine']}"
+            f"{option_suffix(run.record, self.options)}"
+        )
 
     def of(self, run: Run, *metrics: Metric) -> str:
-        """With its values of these metrics, and the intervals of costs; those of accuracies are no matter of single runs."""
+        """Name a run with its values of these metrics.
+
+        Costs have their intervals. Accuracies do not, because all runs are scored on the same images, so that the
+        interval of a single run does not tell it from the others.
+        """
         shown = [self.value(run, metric) for metric in metrics if metric.name in run.record.metrics]
         return f"{self.short(run)}, {', '.join(shown)}"
 
@@ -164,7 +199,17 @@ class Names:
         return f"{metric.text(_value(run, metric))} {metric.unit_shown}{interval}"
 
     def leader(self, title: str, rows: list[Run], cost: Metric, *others: Metric) -> str:
-        """The run that costs least, and those that cost as much as far as digits or intervals tell; empty where none has that cost."""
+        """Name the run with the least cost, and the runs that digits or intervals do not tell apart from it.
+
+        Args:
+            title: Start of the sentence.
+            rows: Runs to choose from.
+            cost: Metric of the cost.
+            *others: Further metrics of the run to be named.
+
+        Returns:
+            The sentences, or an empty text if no run has the cost.
+        """
         best = least(rows, cost)
         if best is None:
             return ""
@@ -178,7 +223,7 @@ class Names:
 
 
 def gains(run: Run) -> list[str]:
-    """How much faster it is than fp32 on eager PyTorch, and on the best engine where that is another."""
+    """How much faster a run is than fp32 on eager PyTorch, and than fp32 on the best engine if that differs."""
     found = {run.record.metrics[gain.name]: gain for gain in reversed(GAINS) if gain.name in run.record.metrics}
     return [times(value) + gain.axis.removeprefix("times") for value, gain in reversed(found.items())]
 
@@ -188,7 +233,7 @@ def caution(found: Sequence[Verdict]) -> str:
 
 
 def as_text(found: Sequence[Verdict]) -> str:
-    """As Markdown."""
+    """The verdicts as Markdown."""
     blocks = [
         f"**{verdict.title}**\n\n" + "\n".join(f"- {sentence}" for sentence in verdict.sentences) for verdict in found
     ]

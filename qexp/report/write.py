@@ -1,4 +1,4 @@
-"""All files of a report, from runs: tables, pictures, and the page."""
+"""Writes all files of a report: tables, pictures and the page."""
 
 from __future__ import annotations
 
@@ -23,9 +23,19 @@ PICTURES = ("png", "svg")
 
 @dataclass(frozen=True)
 class Style:
-    """formats: of FORMATS; points: percentage points of top-1 below fp32 that the verdict accepts; x, y: metrics that are drawn, empty for
-    the usual ones; group: names whose values part the tables; lines: whether pictures join runs by their bits, which
-    a search does not go through in order."""
+    """What a report contains.
+
+    Attributes:
+        formats: Formats to write, among FORMATS.
+        points: Percentage points of top-1 below fp32 that the verdict accepts.
+        x: Metric of the horizontal axis of plots, or empty for the usual ones.
+        y: Metric of the vertical axis of plots, or empty for the usual one.
+        group: Names whose values split the tables.
+        lines: Whether pictures join runs by their bits. The runs of a search do not go through bits in order.
+
+    Raises:
+        UserError: A format is unknown, or `points` is not a number of at least 0.
+    """
 
     formats: tuple[str, ...] = FORMATS
     points: float = 1.0
@@ -46,7 +56,13 @@ class Style:
 
 @dataclass(frozen=True)
 class Report:
-    """markdown: tables and verdict; files: what was written."""
+    """A report that was written.
+
+    Attributes:
+        markdown: Tables and verdicts as Markdown.
+        verdicts: What the runs show, in words.
+        files: Files written.
+    """
 
     markdown: str
     verdicts: list[Verdict]
@@ -62,8 +78,20 @@ def write_report(
     preface: str = "",
     named: Sequence[Run] = (),
 ) -> Report:
-    """chosen: the conditions that the runs were filtered by; preface: Markdown before the tables; named: the runs as tables for people call
-    them, where that is not as they are. Errors: UserError where the folder cannot be written to."""
+    """Write the files of a report.
+
+    Args:
+        runs: Runs to report on.
+        folder: Folder to write to.
+        title: Title of the page.
+        style: What the report contains.
+        chosen: Conditions that the runs were filtered by.
+        preface: Markdown before the tables.
+        named: The same runs with the labels that they have in results.md and results.tex, or empty for `runs`.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
     groups = parts(named or runs, style.group)
     found = verdicts(runs, style.points)
     tables, words = by_group(groups, markdown_table, "## {}\n\n"), [f"## Verdict\n\n{as_text(found)}"] if found else []
@@ -93,13 +121,17 @@ def write_report(
 
 
 def axes_of(runs: list[Run], style: Style) -> tuple[str, str]:
-    """The metrics that are drawn: those asked for, the usual ones, or any that the runs have."""
+    """Choose the metrics to draw: those asked for, the usual ones, or any that the runs have."""
     cost, benefit = next(iter(costs(runs)), None), default_benefit(runs) or next(iter(benefits(runs)), None)
     return style.x or (cost.name if cost else COSTS[0]), style.y or (benefit.name if benefit else BENEFITS[0])
 
 
 def parts(runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[Record]]:
-    """Records by what they have in common, as a title; all of them where nothing parts them."""
+    """Split the runs by their values of the names.
+
+    Returns:
+        Records by a title that says what they have in common. Without names, all records have an empty title.
+    """
     found = {}
     for values, members in grouped([*runs], names).items():
         title = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
@@ -108,6 +140,7 @@ def parts(runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[Record]]:
 
 
 def by_group(groups: dict[str, list[Record]], write: Callable[[list[Record]], str], head: str) -> list[str]:
+    """Write each group with `write`. Its title, if it has one, takes the place of `{}` in `head`."""
     return [(head.format(title) if title else "") + write(records) for title, records in groups.items()]
 
 

@@ -1,4 +1,4 @@
-"""What a search is for: metrics of its trials' records, of which the test images' are none."""
+"""The objectives of a search: metrics of its trials' records, but none that is taken on the test images."""
 
 from __future__ import annotations
 
@@ -16,10 +16,20 @@ DIRECTIONS = ("minimize", "maximize")
 
 
 def check_objectives(objectives: Mapping[str, str], config: DictConfig) -> None:
-    """Errors: UserError where there are none, one would choose by the test images, or cannot be measured as the command stands."""
+    """Check the objectives of a search before it starts.
+
+    Args:
+        objectives: Directions (`minimize` or `maximize`) by the names of metrics.
+        config: Config of the command.
+
+    Raises:
+        UserError: There are no objectives, one of them is not allowed (see `check_objective`), or one of them is not
+            measured with this config.
+    """
     if not objectives:
         raise UserError(
-            "A search needs objectives: +hydra.sweeper.objectives.val_top1=maximize, or size_mb, latency_ms, ...=minimize"
+            "A search needs objectives: "
+            "+hydra.sweeper.objectives.val_top1=maximize, or size_mb, latency_ms, ...=minimize"
         )
     for name, direction in objectives.items():
         check_objective(known_metric(name) or declared(config.measure).get(name, Metric(name, "")), direction)
@@ -27,16 +37,22 @@ def check_objectives(objectives: Mapping[str, str], config: DictConfig) -> None:
     on_validation = next((name for name in objectives if name in METRICS and name.startswith(VALIDATION)), None)
     if on_validation and part != "validation":
         raise UserError(
-            f"{on_validation} needs measure.accuracy.part=validation, it is {part}: a trial leaves the test images alone."
+            f"{on_validation} needs measure.accuracy.part=validation, it is {part}: "
+            "a trial leaves the test images alone."
         )
 
 
 def check_objective(metric: Metric, direction: str) -> None:
-    """Errors: UserError where it is taken on the test images, or the direction is none, or that of the worst."""
+    """Check a single objective.
+
+    Raises:
+        UserError: The metric is taken on the test images, or the direction is unknown or would look for the worst.
+    """
     if metric.on_test:
         instead = f"use {metric.validation.name}" if metric.has_validation else "use val_top1, size_mb or latency_ms"
         raise UserError(
-            f"{metric.name} is taken on the test images, which choose nothing: {instead} (measure.accuracy.part=validation)."
+            f"{metric.name} is taken on the test images, which choose nothing: "
+            f"{instead} (measure.accuracy.part=validation)."
         )
     if direction not in DIRECTIONS:
         raise UserError(
@@ -48,15 +64,19 @@ def check_objective(metric: Metric, direction: str) -> None:
 
 
 def declared(measures: DictConfig) -> dict[str, Metric]:
-    """The metrics that measures of the config declare in their own files, on the validation images too, by name."""
+    """The metrics that the config's measures declare in their own files, by name, also those on validation images."""
     classes: list[Any] = [get_class(node._target_) for node in measures.values() if isinstance(node, DictConfig)]
     return {each.name: each for made in classes for metric in made.metrics for each in metric.with_validation}
 
 
 def values_of(record: Record, objectives: Mapping[str, str]) -> tuple[list[float], str]:
-    """The record's values in the order of the objectives, and an empty reason; or none, and the reason.
+    """Read the values of the objectives from a trial's record.
 
-    Errors: UserError where no run would have such a metric, and where a record says of its own metric that it is no objective.
+    Returns:
+        The values in the order of the objectives and an empty reason, or no values and the reason why there are none.
+
+    Raises:
+        UserError: No run would have such a metric, or the record describes its metric as one that is no objective.
     """
     if record.status != "finished":
         return [], record.reason

@@ -1,6 +1,7 @@
-"""A record that a deployment's benchmark.py wrote on its device, added to the sweep whose network it timed.
+"""Adds a record that a deployment's benchmark.py wrote on its device to the sweep whose network it timed.
 
-It comes from elsewhere: nothing in it is run, and of what it says of the network only the file's digest counts.
+The record comes from elsewhere. Nothing in it is run, and of what it says about the network only the digest of the file
+counts.
 """
 
 from __future__ import annotations
@@ -17,16 +18,25 @@ from qexp.metrics import METRICS, metrics_of
 from qexp.tracking.store import read_record, records_of, write_record
 from qexp.types import Artifact, Record, UserError, digest
 
-# What a device says of a network alone: its times and its memory, none of them beside another network's.
+# What a device can measure of a network: times and memory, but no ratios to another network.
 MEASURED = {name for name, metric in METRICS.items() if metric.per_machine and metric.unit != "x"}
 PARAMS = ("model", "data", "image_size", "method", "bits", "label")
 
 
 def import_record(file: Path, outputs: Path) -> tuple[Record, Path]:
-    """The record as it is in the comparison, and its folder there; importing it again changes nothing.
+    """Add a device's record to the comparison. Importing it again changes nothing.
 
-    Accuracy and size are those of the artifact's own record below `outputs`, where that is of the very same file. Errors: UserError where
-    `file` is no such record.
+    Accuracy and size are those of the artifact's own record below `outputs`, if the device timed the very same file.
+
+    Args:
+        file: Record that benchmark.py wrote.
+        outputs: Folder with artifacts and sweeps.
+
+    Returns:
+        The record as it was added, and its folder.
+
+    Raises:
+        UserError: `file` is not such a record.
     """
     device = checked(file)
     measured_file = device.config["deployment"]
@@ -58,7 +68,8 @@ def import_record(file: Path, outputs: Path) -> tuple[Record, Path]:
     sweep = own.sweep if own and (outputs / "sweeps" / own.sweep).is_dir() else f"device-{folder_name(host)}"
     record = replace(
         device, sweep=sweep, label=label, params=params, config=config, measurements=(*device.measurements, *carried),
-        artifact=str(artifact.folder) if artifact else "", notes={"speedup": device.notes.get("speedup", ""), **notes}, texts={}, reused="",
+        artifact=str(artifact.folder) if artifact else "", notes={"speedup": device.notes.get("speedup", ""), **notes},
+        texts={}, reused="",
     )  # fmt: skip
     folder = outputs / "sweeps" / sweep / f"{folder_name(host)}-{digest([device.key, device.created])[:8]}"
     write_record(record, folder)
@@ -68,7 +79,11 @@ def import_record(file: Path, outputs: Path) -> tuple[Record, Path]:
 
 
 def checked(file: Path) -> Record:
-    """The record in `file`, if it is of the form that benchmark.py of a deployment writes."""
+    """Read the record in `file`, and check that it has the form that a deployment's benchmark.py writes.
+
+    Raises:
+        UserError: The file cannot be read, or the record has another form.
+    """
     try:
         record = read_record(file)
         deployment: dict[str, Any] = record.config["deployment"]
@@ -96,15 +111,18 @@ def checked(file: Path) -> Record:
 
 
 def artifact_of(deployment: dict[str, str], outputs: Path) -> Artifact | None:
-    """The artifact that was deployed, if it is below `outputs`."""
+    """The artifact that was deployed. None if it is not below `outputs`."""
     name = deployment["artifact"]
     folder = outputs / "artifacts" / name
     return Artifact.read(folder) if Path(name).name == name and (folder / "artifact.json").exists() else None
 
 
 def own_record(artifact: Artifact, device: Record) -> Record | None:
-    """The newest record of that artifact on that engine which has an accuracy or a size, those with the same batch size before others;
-    None where the file that was timed is not the artifact's."""
+    """The newest record of the artifact on the device's engine that no device wrote.
+
+    A record with the device's batch size comes before all others. The result is None if there is no such record, or if
+    the file that was timed is not the artifact's.
+    """
     deployment = device.config["deployment"]
     if artifact.files.get(deployment["file"]) != deployment["sha256"]:
         return None

@@ -1,7 +1,8 @@
-"""What people see of runs in MLflow's pages: descriptions, links, and views that come with columns and charts chosen.
+"""What people see of runs in MLflow's pages: descriptions, links, and views with columns and charts already chosen.
 
-A view is a tag of the experiment that the page reads when its key is in the address; MLflow's own button "Share" makes the same.
-Seen in MLflow 3.17; where the page does not know a tag or a key, it shows its own columns and charts.
+A view is a tag of the experiment, which the page reads when the view's key is in the address. MLflow's own button
+"Share" makes such a tag too, as seen in MLflow 3.17. A page that does not know a tag or a key shows its own columns and
+charts.
 """
 
 from __future__ import annotations
@@ -15,33 +16,33 @@ from urllib.parse import quote, urlencode
 
 from qexp.types import Record, digest
 
-TAG_LENGTH = 8000  # characters that MLflow takes
-VIEW = "mlflow.sharedViewState."
+TAG_LENGTH = 8000  # characters that MLflow accepts in a tag
+VIEW = "mlflow.sharedViewState."  # the name of a view's tag, before its key
 EVERYTHING = "qexp"  # the key of the view of all sweeps
 NOT_SUMMARIES = "tags.`qexp.kind` != 'sweep'"
 PARAMS = {"model": 110, "label": 120, "engine": 110, "batch_size": 90}  # columns and their widths in pixels
 COLUMNS = (
-    "top1", "top1_drop", "size_mb", "size_ratio", "latency_ms", "speedup", "speedup_vs_best_fp32", "memory_mb", "quantized_macs_share",
+    "top1", "top1_drop", "size_mb", "size_ratio", "latency_ms", "speedup", "speedup_vs_best_fp32", "memory_mb",
+    "quantized_macs_share",
 )  # fmt: skip
-LEAST_WIDTH, LETTER_WIDTH = 90, 9  # of a metric's column, whose title is its name, in pixels
-CLOUDS = (("latency_ms", "top1"), ("size_mb", "top1"))  # metrics of charts with a point per run: across, up
-BARS = ("latency_ms", "size_mb", "speedup", "memory_mb")
+LEAST_WIDTH, LETTER_WIDTH = 90, 9  # pixels of a metric's column, whose title is the metric's name
+CLOUDS = (("latency_ms", "top1"), ("size_mb", "top1"))  # horizontal and vertical metric of charts with a point per run
+BARS = ("latency_ms", "size_mb", "speedup", "memory_mb")  # metrics of charts with a bar per run
 
 
 def view_tag(name: str, search: str, options: list[str], created_ms: int, metrics: Sequence[str] = ()) -> str:
-    """The value of the tag of a view: the runs that `search` finds in the order of their jobs, with the columns and charts that
-    compare compressed networks.
+    """The value of a view's tag. The view lists runs in the order of their jobs, and compares compressed networks.
 
     Args:
-        name: What the view is called.
-        search: MLflow's filter of runs.
-        options: That were swept through; each has a column.
-        created_ms: Unix time in milliseconds.
-        metrics: That only their measures' own files know; each has a column and a chart.
+        name: Name of the view.
+        search: MLflow's filter that finds the runs.
+        options: Options in which the runs differ. Each has a column.
+        created_ms: Unix time in milliseconds at which the view was made.
+        metrics: Metrics that only their measures' own files know. Each has a column and a chart.
     """
     columns = {f"params.`{name}`": 110 for name in options}
     columns |= {f"metrics.`{name}`": max(LEAST_WIDTH, LETTER_WIDTH * len(name)) for name in (*COLUMNS, *metrics)}
-    columns |= {f"params.`{name}`": width for name, width in PARAMS.items()}  # which the runs' names tell already
+    columns |= {f"params.`{name}`": width for name, width in PARAMS.items()}  # last, because the runs' names tell them
     columns |= {"attributes.`Dataset`": 200}
     run_name, own, others = "attributes.`Run Name`", "qexp", "metrics"
     clouds = [
@@ -64,7 +65,7 @@ def view_tag(name: str, search: str, options: list[str], created_ms: int, metric
         "columnOrder": [run_name, *columns],
         "columnWidths": {run_name: 270, **columns},
         "compareRunCharts": [{**chart, **common, "uuid": f"{own}-{index}"} for index, chart in enumerate(charts)],
-        # MLflow adds a chart of every other metric to its own section, which is folded.
+        # MLflow adds charts of all other metrics to its own section, which starts folded.
         "compareRunSections": [
             {"uuid": own, "name": "Compression", "display": True, "isReordered": True},
             {"uuid": others, "name": "Model metrics", "display": False, "isReordered": False},
@@ -97,8 +98,12 @@ def file_page(experiment: str, run: str, file: str) -> str:
 
 
 def described(markdown: str, links: dict[str, str]) -> str:
-    """A run's description: links to pages by their titles as far as they have room, and the table, cut between its lines where
-    MLflow would not take all of it."""
+    """Write the description of a run, which is also a tag of limited length.
+
+    Args:
+        markdown: Tables. They are cut at the end of a line if MLflow would not accept all of the description.
+        links: Addresses of pages by title. Very long addresses are left out.
+    """
     room = [f"[{title}]({page})" for title, page in links.items() if len(page) < TAG_LENGTH // 4]
     head = " · ".join(room) + "\n\n" if room else ""
     if len(head) + len(markdown) > TAG_LENGTH:
@@ -108,7 +113,11 @@ def described(markdown: str, links: dict[str, str]) -> str:
 
 
 def swept_options(records: list[Record]) -> list[str]:
-    """The names, as MLflow has them, of parameters and of options of a method in which some of its runs differ."""
+    """Find the parameters in which the runs differ, and the options in which runs of the same method differ.
+
+    Returns:
+        Their names in MLflow, sorted.
+    """
     found = {
         name for name in ("data", "image_size", "threads", "seed") if len({r.params.get(name) for r in records}) > 1
     }
@@ -122,7 +131,7 @@ def swept_options(records: list[Record]) -> list[str]:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with keys joined by dots; empty values are left out, as MLflow has no null."""
+    """Flatten nested dictionaries, with keys joined by dots. None is left out, because MLflow has no null."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
