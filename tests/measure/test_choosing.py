@@ -65,7 +65,7 @@ def test_candidates_are_ranked_by_their_time_and_the_fastest_keeps_its_child(mak
     ranked = ranking(candidates, QUICK, notes)
     assert list(ranked) == ["quick", "middle", "slow"] and notes == {}
     assert ranked == pytest.approx({"quick": 1, "middle": 3, "slow": 6}, rel=0.05)
-    assert measuring_children() == {candidates["quick"].child.process.pid}
+    assert measuring_children() == {candidates["quick"].ready_child().process.pid}
 
 
 def test_a_disturbed_window_does_not_change_the_ranking(make_candidate: MakeCandidate) -> None:
@@ -96,7 +96,7 @@ def test_a_candidate_that_does_not_survive_is_left_out_with_its_reason(
     notes: dict[str, str] = {}
     assert list(ranking(candidates, QUICK, notes)) == ["quick", "slow"]
     assert notes == {"candidate victim": f"left out: it {reason}"}
-    assert measuring_children() == {candidates["quick"].child.process.pid}
+    assert measuring_children() == {candidates["quick"].ready_child().process.pid}
 
 
 def test_if_none_survives_the_reason_comes_through_and_nothing_is_left(make_candidate: MakeCandidate) -> None:

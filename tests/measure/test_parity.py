@@ -200,7 +200,7 @@ def test_the_baseline_keeps_its_child(make: Make) -> None:
     }
 
 
-@pytest.mark.parametrize("missing", ["baseline", "tests"])
+@pytest.mark.parametrize("missing", ["baseline", "test_set"])
 def test_without_something_to_compare_a_note_says_so(missing: str, make: Make) -> None:
     context = make(Fails("leave"))
     setattr(context, missing, None)
