@@ -13,8 +13,6 @@ import torch
 
 from qexp.engine import base
 from qexp.engine.base import Engine
-from qexp.engine.eager import Eager
-from qexp.engine.inductor import Inductor
 from qexp.method.base import Method
 from qexp.types import Artifact, Unsupported, UserError
 from tests import configured
@@ -45,14 +43,12 @@ def test_the_command_that_installs_an_optional_library_exists(name: str, monkeyp
     assert set(engine_named(name).packages) <= set(extras[name])
 
 
-@pytest.mark.parametrize("kind", [Eager, Inductor])
-def test_torch_without_a_gpu_cannot_use_one(
-    kind: type[Eager] | type[Inductor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["eager", "inductor"])
+def test_torch_without_a_gpu_cannot_use_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(Unsupported, match=f"{kind.name} with device=cuda needs an NVIDIA GPU"):
-        kind(device="cuda").check_machine()
-    kind(device="cpu").check_machine()
+    with pytest.raises(Unsupported, match=f"{name} with device=cuda needs an NVIDIA GPU"):
+        configured.engine(name, device="cuda").check_machine()
+    configured.engine(name, device="cpu").check_machine()
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

@@ -101,9 +101,9 @@ def test_logging_is_as_before(artifact: Artifact) -> None:
 
 
 def test_bits_16_are_for_torchscript_only(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    method = configured.method("dynamic", bits=16, torchscript=configured.torchscript("dynamic", bits=16))
+    method = configured.method("dynamic", bits=16, torchscript={"bits": 16})
     made = make_artifact(method, network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
     assert {layer.name: layer.weight for layer in made.layers if layer.quantized} == {"classifier": "float16"}
-    assert (made.graph, made.label, made.form.formats) == ("model.ts", "dynamic fp16", ("torchscript",))
+    assert (made.graph, made.label, made.engine_spec.formats) == ("model.ts", "dynamic fp16", ("torchscript",))
     with pytest.raises(Unsupported, match="dynamic works at 8 bits, not at 16"):
         make_artifact(method, network, pretend_data, configured.engine("onnxruntime").spec, SOURCE, tmp_path)

@@ -21,7 +21,7 @@ CONF = Path(__file__).parents[2] / "conf"
 MODELS = sorted(p.stem for p in (CONF / "model").glob("[!_]*.yaml"))
 NEEDED = {
     "torchvision": ["model.name=squeezenet1_1"],
-    "custom": ["model._target_=qexp.model.lenet.LeNet5", "+model.in_channels=3"],
+    "custom": ["model._target_=qexp.model.lenet.LeNet5", "+model.in_channels=3", "+model.image_size=32"],
 }
 
 
