@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-BASIC = {"qexp.types", "qexp.files"}
+BASIC = {"qexp.types", "qexp.files", "qexp.keys"}
 ALLOWED = {
     "types": set(),
     "files": {"qexp.types"},
+    "keys": set(),
     "launch": set(),
     "coding": {"qexp.types"},
     "coded_file": {"qexp.coding", "qexp.types"},

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from qexp.data.base import ImageData
+from qexp.keys import plain
 from qexp.method.bits import BitWidths
 from qexp.method.layers_csv import Statistics
 from qexp.types import EngineSpec, Layer, Unsupported
@@ -18,7 +19,6 @@ from qexp.types import EngineSpec, Layer, Unsupported
 ANY_ENGINE = EngineSpec(
     placement="", activation=""
 )  # of a graph without quantize/dequantize pairs, the same for all engines
-PLAIN = (int, float, str, bool, type(None), dict, tuple)  # options of a method
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,20 @@ class Method(ABC):
     """name: as in conf/method; format: of the graph it writes; bits: `auto` or a number that `supported_bits` holds (the
     first is auto's); torchscript: its classic torch.ao counterpart, for engines that read TorchScript only; teacher: the uncompressed
     network to distil from, where it is not the one that `apply` is given.
+
+    Attributes are what an artifact is known by: all of them decide the result, but for those that `indifferent` names, and all of
+    these must be such as `plain` takes. trains: whether it trains on the training images, as far as their augmentation and order
+    decide; since: checkpoints of an interrupted training that are older than this time, in nanoseconds, do not count.
     """
 
     name: str
     format = "pt2"
     supported_bits: tuple[int, ...] = (8,)
+    trains = False
     teacher: nn.Module | None = None
+    since = 0
+    # Which of several methods is applied, and what only tells where the network comes from, which has its own place in keys.
+    indifferent: tuple[str, ...] = ("torchscript", "teacher", "since")
 
     def __init__(self, bits: int | str = "auto", torchscript: Method | None = None):
         self.bits: int | str = self._check_bits(bits)
@@ -63,8 +71,15 @@ class Method(ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What of its attributes decides the result: those with plain values."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, PLAIN)}
+        """What of its attributes decides the result, in plain values.
+
+        Raises:
+            TypeError: An attribute has a value of which no key can be made, and the class does not name it as indifferent.
+        """
+        own = type(self).__qualname__
+        return {
+            name: plain(value, f"{own}.{name}") for name, value in vars(self).items() if name not in self.indifferent
+        }
 
     def label(self, engine_spec: EngineSpec) -> str:
         """How tables name the artifact for settled `wants`, e.g. `static int8`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from torch import Tensor, nn
 
 from qexp.data.base import ImageData
 from qexp.data.loaders import Loaders
+from qexp.files import made_since
+from qexp.keys import key
+from qexp.method.base import Method
 from qexp.model.base import load_weights, read_weights
-from qexp.model.trainer import best_and_last, keeping_freed_memory, make_trainer
+from qexp.model.trainer import best_and_last, keeping_freed_memory, make_trainer, trainer_options
 from qexp.model.training_module import TrainingModule
-from qexp.types import UserError, digest
+from qexp.types import EngineSpec, UserError
 
 
 class FineTuningModule(TrainingModule):
@@ -89,7 +94,8 @@ class FineTuning:
     @property
     def options(self) -> dict[str, Any]:
         """What decides the result."""
-        return {name: getattr(self, name) for name in ("recipe", "precision", "distillation", "temperature", "seed")}
+        decisive = ("recipe", "precision", "distillation", "temperature", "seed")
+        return {**{name: getattr(self, name) for name in decisive}, "trainer": trainer_options(self.trainer)}
 
     def train(
         self,
@@ -151,11 +157,37 @@ class FineTuning:
         load_weights(trained, read_weights(Path(best.best_model_path)), best.best_model_path)
 
 
-def training_folder(folder: Path, network: nn.Module, *decisive: Any) -> Path:
-    """Where checkpoints of a training lie: beside the artifact's `folder`, since they outlive a kill, by the network's weights and all
-    else that is `decisive`, as JSON."""
-    sums = {name: tensor.double().sum().item() for name, tensor in network.state_dict().items()}
-    return folder.parent / f".training-{digest([*decisive, sums])[:16]}"
+def training_folder(
+    folder: Path, method: Method, network: nn.Module, data: ImageData, engine_spec: EngineSpec | None = None
+) -> Path:
+    """Where the checkpoints of a method's training lie: beside the artifact, since they outlive a kill.
+
+    Args:
+        folder: That of the artifact while it is made.
+        method: Which trains, and says since when checkpoints count: older ones are deleted.
+        network: From whose weights it starts.
+        data: That it trains on.
+        engine_spec: What the engine wants, where that changes what is trained.
+    """
+    teacher = method.teacher
+    name = key(
+        "fine-tuning", code=[network, data], method=method, weights=weights_digest(network), spec=data.spec, engine_spec=engine_spec,
+        teacher=None if teacher is None else weights_digest(teacher), calibration_images=data.calibration_images,
+        training=data.training_options,
+    )  # fmt: skip
+    found = folder.parent / f".training-{name[:16]}"
+    if not made_since(found, method.since):
+        shutil.rmtree(found, ignore_errors=True)
+    return found
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 (hex) over the bytes of a network's parameters and buffers, with their names, types and shapes."""
+    made = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        made.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()
 
 
 def out_of_memory(error: BaseException) -> bool:

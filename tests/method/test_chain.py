@@ -11,8 +11,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from tests.method.prune.test_prune_channels import pruning
-from tests.method.quantize.test_qat import qat
 from torch import nn
 
 from qexp.data.random import RandomData
@@ -25,6 +23,8 @@ from qexp.method.quantize.qat import QAT
 from qexp.method.quantize.static import Static
 from qexp.method.torch_ao import ClassicStatic
 from qexp.types import EngineSpec, Unsupported, UserError
+from tests.method.prune.test_prune_channels import pruning
+from tests.method.quantize.test_qat import qat
 from tests.method.test_base import SOURCE, TORCHSCRIPT
 from tests.method.training import RECIPE, TRAINER
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from tests.report.test_options import made
 
 from qexp.report.runs import Run
 from qexp.report.seeds import Seeds, spread
 from qexp.report.table import percent, share, significant, times
 from qexp.report.write import Style, write_report
 from qexp.types import Record
+from tests.report.test_options import made
 from tests.report.test_table import record
 
 

@@ -30,11 +30,7 @@ class NetworkMethod(Method):
 
     def __init__(self, fine_tuning: FineTuning | None = None, coded: bool = False, **common: Any):
         super().__init__(**common)
-        self.fine_tuning, self.coded = fine_tuning, coded
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {**super().options, **({"fine_tuning": self.fine_tuning.options} if self.fine_tuning else {})}
+        self.fine_tuning, self.coded, self.trains = fine_tuning, coded, fine_tuning is not None
 
     def label(self, engine_spec: EngineSpec) -> str:
         return self.name

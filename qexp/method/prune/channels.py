@@ -91,15 +91,11 @@ class PruneChannels(NetworkMethod):
         if target == "latency" and self.timer is None:
             raise UserError(f"{self.name}: target=latency needs a timer, as in conf/method/prune_channels.yaml.")
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return {**super().options, **({"timer": self.timer.options} if self.timer else {})}
-
     def label(self, engine_spec: EngineSpec) -> str:
         return f"{self.name} {self.ratio:g}x {TARGETS[self.target]}"
 
     def transform(self, network: nn.Module, data: ImageData, folder: Path) -> nn.Module:
-        kept = training_folder(folder, network, self.options, data.spec.digest)
+        kept = training_folder(folder, self, network, data)
         result, teacher = network, network if self.teacher is None else self.teacher
         for step in range(1, self.steps + 1):
             pruned = partial(self.pruned, result, network, data, self.ratio ** (step / self.steps), folder)

@@ -55,7 +55,7 @@ class Cluster(NetworkMethod):
         layers = weights_of(result, self.first_last)
         for name, weight in layers.items():
             parametrize.register_parametrization(modules[name], "weight", self.shared(weight.detach()), unsafe=True)
-        checkpoints = training_folder(folder, network, self.options, data.spec.digest)
+        checkpoints = training_folder(folder, self, network, data)
         self.fine_tuning.train(
             result, network if self.teacher is None else self.teacher, data, checkpoints, ClusteringModule
         )

@@ -74,7 +74,7 @@ class Prune(NetworkMethod):
         weights = weights_of(result, self.first_last)
         if self.schedule == "one_shot":
             apply_masks(weights, self.masks(weights, self.sparsity))
-        checkpoints = training_folder(folder, network, self.options, data.spec.digest)
+        checkpoints = training_folder(folder, self, network, data)
         student = partial(PruningModule, method=self)
         self.fine_tuning.train(result, network if self.teacher is None else self.teacher, data, checkpoints, student)
         shutil.rmtree(checkpoints, ignore_errors=True)

@@ -32,6 +32,7 @@ class QAT(Quantization):
     """
 
     name = "qat"
+    trains = True
 
     def __init__(
         self, recipe: DictConfig, trainer: DictConfig, activations: str = "lsq", weights: str = "lsq", distillation: float = 0.0,
@@ -51,16 +52,12 @@ class QAT(Quantization):
         self.fine_tuning = FineTuning(recipe, trainer, distillation, temperature, seed, exact=True)
         self.activations, self.weights, self.freeze_norms = activations, weights, freeze_norms
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return {**super().options, **self.fine_tuning.options}
-
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         prepared = self.calibrated(network, data, engine_spec)
         exact = copy.deepcopy(prepared)
         trained = trainable(prepared, network, data)
         learn_ranges(trained, self.activations, self.weights, sizes(trained, example_input(data, 1)))
-        checkpoints = training_folder(folder, network, self.options, str(engine_spec), data.spec.digest)
+        checkpoints = training_folder(folder, self, network, data, engine_spec)
         student = partial(
             QATModule, freeze_norms=self.freeze_norms, images=data.calibration(), batch=self.calibration_batch
         )

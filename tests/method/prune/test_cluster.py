@@ -11,7 +11,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from sklearn.cluster import KMeans
-from tests.method.prune.test_prune_weights import QUICK, SOURCE, pruning
 from torch import nn
 
 from qexp.coded_file import plain
@@ -24,6 +23,7 @@ from qexp.method.prune.cluster import Cluster, SharedWeights
 from qexp.method.prune.kmeans import inertia, k_means
 from qexp.model.resnet import ResNet
 from qexp.types import EngineSpec, UserError
+from tests.method.prune.test_prune_weights import QUICK, SOURCE, pruning
 from tests.method.training import TRAINER
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from tests.method.quantize.test_qat import SOURCE
 from torch import nn
 
 from qexp.data.random import RandomData
@@ -28,6 +27,7 @@ from qexp.model.resnet import ResNet
 from qexp.model.vgg import VGG
 from qexp.types import Artifact, EngineSpec, UserError
 from tests.method.pruning import distinct, masked
+from tests.method.quantize.test_qat import SOURCE
 from tests.method.training import RECIPE, TRAINER
 
 CONF = Path(__file__).parents[2] / "conf"

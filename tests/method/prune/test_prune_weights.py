@@ -16,8 +16,8 @@ from torch.nn.utils import prune as torch_prune
 
 from qexp.data.random import RandomData
 from qexp.engine.eager import Eager
-from qexp.method import prune as module
 from qexp.method.artifacts import make_artifact
+from qexp.method.prune import weights as module
 from qexp.method.prune.base import weights_of
 from qexp.method.prune.masks import apply_masks, global_masks, gradual_sparsity, local_masks, two_of_four_mask
 from qexp.method.prune.weights import Prune

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from qexp.data.random import RandomData
-from qexp.method import layer_statistics
 from qexp.method.artifacts import make_artifact
 from qexp.method.base import Method
 from qexp.method.half import Half
 from qexp.method.onnx_dynamic import OnnxDynamic
+from qexp.method.quantize import layer_statistics
 from qexp.method.quantize.reconstruct import Reconstruct
 from qexp.method.quantize.static import Static
 from qexp.method.torch_ao import ClassicDynamic

@@ -15,11 +15,11 @@ from torch import nn
 from torch.fx import GraphModule
 
 from qexp.data.random import RandomData
-from qexp.method import qat as module
 from qexp.method.artifacts import make_artifact
 from qexp.method.graph import example_input
+from qexp.method.quantize import qat as module
 from qexp.method.quantize.fake_quantize import PackedWeight, WeightFakeQuantize, quantizers
-from qexp.method.quantize.qat import QAT, FineTuningModule
+from qexp.method.quantize.qat import QAT, QATModule
 from qexp.method.quantize.qat_graph import ConvNorm, estimate_norms, learn_ranges, sizes, trainable
 from qexp.types import EngineSpec, UserError
 from tests.method.training import RECIPE, TRAINER
@@ -38,7 +38,7 @@ def test_it_trains_in_fp32_unless_told_otherwise_and_the_artifact_knows() -> Non
     auto, told = (
         QAT(recipe, OmegaConf.create({**TRAINER, "precision": precision})) for precision in ("auto", "bf16-mixed")
     )
-    assert auto.options["precision"] == "32-true" and told.options["precision"] == "bf16-mixed"
+    assert [m.options["fine_tuning"]["precision"] for m in (auto, told)] == ["32-true", "bf16-mixed"]
 
 
 def prepared_and_trainable(method: QAT, network: nn.Module, data: RandomData) -> tuple[GraphModule, GraphModule]:
@@ -212,7 +212,7 @@ def test_weight_decay_spares_scales(pretend_data: RandomData, network: nn.Module
     method = qat()
     _, trained = prepared_and_trainable(method, network, pretend_data)
     learn_ranges(trained, "lsq", "lsq", sizes(trained, example_input(pretend_data, 1)))
-    student = FineTuningModule(
+    student = QATModule(
         trained, network, 10, {**RECIPE, "optimizer": None}, 0.0, 4.0, 0, 1.0, pretend_data.calibration(), 64
     )
     others, scales = student.parameter_groups()
@@ -259,15 +259,15 @@ def test_a_killed_training_goes_on(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = make_artifact(qat(), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "undisturbed")
-    validate, epochs = FineTuningModule.on_train_epoch_start, []
+    validate, epochs = QATModule.on_train_epoch_start, []
 
-    def killed(self: FineTuningModule) -> None:
+    def killed(self: QATModule) -> None:
         epochs.append(self.current_epoch)
         if len(epochs) == 2:
             raise KeyboardInterrupt
         validate(self)
 
-    monkeypatch.setattr(FineTuningModule, "on_train_epoch_start", killed)
+    monkeypatch.setattr(QATModule, "on_train_epoch_start", killed)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         make_artifact(qat(), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "killed")
     resumed = make_artifact(qat(), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "killed")
