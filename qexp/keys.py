@@ -229,13 +229,19 @@ def _records(site: Path) -> list[tuple[str, str]]:
 def _source(name: str) -> _Source:
     place = _find(name)
     assert place and place.file
-    content, statements = place.file.read_bytes(), list[ast.stmt]()
+    content, package = place.file.read_bytes(), name if place.folders else name.rpartition(".")[0]
     if place.file.suffix != ".py":
         return _Source(hashlib.sha256(content).hexdigest(), ())
-    outline = repr(_outline(ast.parse(content, str(place.file)), statements))
-    package = name if place.folders else name.rpartition(".")[0]
-    imports = sorted({each for statement in statements for each in _imported(statement, package)})
-    return _Source(hashlib.sha256(outline.encode()).hexdigest(), tuple(imports))
+    digest, statements = _parsed(content)
+    return _Source(digest, tuple(sorted({each for statement in statements for each in _imported(statement, package)})))
+
+
+@cache
+def _parsed(content: bytes) -> tuple[str, list[ast.stmt]]:
+    """The digest of a Python source, and its statements that import something."""
+    statements: list[ast.stmt] = []
+    outline = repr(_outline(ast.parse(content), statements))
+    return hashlib.sha256(outline.encode()).hexdigest(), statements
 
 
 def _outline(node: Any, imports: list[ast.stmt]) -> Any:

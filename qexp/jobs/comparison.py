@@ -124,14 +124,17 @@ def fastest_known(candidates: dict[str, Candidate], trial: Turns, cache: Path) -
     """
     if len(candidates) == 1:
         return next(iter(candidates.values()))
-    asked = {name: [s.identity, s.batch, s.threads, s.limits] for name, s in candidates.items()}
-    name = key("fastest", code=["qexp.measure.base"], candidates=asked, trial=trial, place=place())
-    file = cache / "fastest" / f"{name[:24]}.json"
+    file = cache / "fastest" / f"{fastest_key(candidates, trial)[:24]}.json"
     if not made_since(file, max(candidate.since for candidate in candidates.values())):
         write_json(file, ranking(candidates, trial, {}))
         for candidate in candidates.values():
             candidate.close()
     return candidates[next(iter(json.loads(file.read_text())))]
+
+
+def fastest_key(candidates: dict[str, Candidate], trial: Turns) -> str:
+    asked = {name: [s.identity, s.batch, s.threads, s.limits] for name, s in candidates.items()}
+    return key("fastest", code=["qexp.measure.base"], candidates=asked, trial=trial, place=place())
 
 
 def limits_of(config: DictConfig) -> Limits:

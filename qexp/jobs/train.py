@@ -54,11 +54,7 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
     }
     if start:
         plan["init"] = file_digest(start)
-    made = key(
-        "baseline", code=[data, "qexp.jobs.train"], plan=plan, spec=spec, batch_size=data.batch_size, training=data.training_options,
-        trainer=trainer_options(config.trainer), epochs=config.trainer.max_epochs, precision=config.trainer.precision,
-    )  # fmt: skip
-    name = f"{config.model.id}-{spec.name}-seed{config.seed}-{made[:8]}".replace("/", "_")
+    name = f"{config.model.id}-{spec.name}-seed{config.seed}-{baseline_key(config, data, plan)[:8]}".replace("/", "_")
     folder = Path(config.outputs) / "baselines" / name
     with alone_with(Path(config.outputs) / "cache" / "training" / f"{name}.lock"):
         if anew and getattr(rank_zero_only, "rank", 0) == 0:
@@ -67,6 +63,15 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
             print(f"Already trained; force=true trains again: {folder}")
             return Baseline.read(folder)
         return train(config, data, folder, plan, weights)
+
+
+def baseline_key(config: DictConfig, data: ImageData, plan: dict[str, Any]) -> str:
+    """Of what `train` makes of a plan: the network and its weights, the images, the code, and how the trainer works."""
+    return key(
+        "baseline", code=[data, "qexp.jobs.train"], plan=plan, spec=data.open(), batch_size=data.batch_size,
+        training=data.training_options, trainer=trainer_options(config.trainer), epochs=config.trainer.max_epochs,
+        precision=config.trainer.precision,
+    )  # fmt: skip
 
 
 def alone_with(lock: Path) -> contextlib.AbstractContextManager[Any]:

@@ -174,11 +174,7 @@ class Candidate:
             logits[N,K] float32, and the seconds that they took.
         """
         data = self.artifact.data
-        asked_for = key(
-            "logits", code=["qexp.measure.base"], engine=self.engine, file=self.identity["file"], images=tests.content, mean=data.mean,
-            std=data.std, batch=batch, threads=self.threads, count=count, place=place(),
-        )  # fmt: skip
-        file = cache / "logits" / f"{asked_for[:24]}.npz"
+        file = cache / "logits" / f"{self.logits_key(tests, batch, count)[:24]}.npz"
         if not made_since(file, self.since):
             self.start()
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -191,6 +187,14 @@ class Candidate:
                 (Path(folder) / "whole.npz").rename(file)
         with np.load(file) as stored:
             return stored["logits"], float(stored["seconds"])
+
+    def logits_key(self, tests: EvaluationSet, batch: int, count: int | None) -> str:
+        """The arguments are those of `logits`."""
+        data, file = self.artifact.data, self.identity["file"]
+        return key(
+            "logits", code=["qexp.measure.base"], engine=self.engine, file=file, images=tests.content, mean=data.mean, std=data.std,
+            batch=batch, threads=self.threads, count=count, place=place(),
+        )  # fmt: skip
 
     def close(self) -> None:
         """End the child, or have a standing one give the network's memory back; the next question starts or loads anew."""

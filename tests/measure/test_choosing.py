@@ -35,6 +35,10 @@ class Counts:
 
     timed = 0
 
+    @property
+    def options(self) -> dict[str, Any]:
+        return {}
+
     def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
         self.timed += 1
         return [[[10.0 - place] * 3] * 2 for place in range(len(candidates))]
@@ -42,6 +46,10 @@ class Counts:
 
 class Gives:
     """Hands out an exception instead of times."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {}
 
     def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
         raise KeyboardInterrupt
