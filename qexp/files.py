@@ -55,7 +55,8 @@ def not_writable(target: Path, error: OSError) -> UserError:
 def building_anew(target: Path, keep: str) -> Iterator[Path]:
     """As `building`, but what was made takes the place of a folder `target` that is there.
 
-    Nobody else may write to `target` meanwhile. A kill leaves the old folder or the new one; `mend` puts right what else it left.
+    Nobody else may write to `target` meanwhile. A kill leaves the old folder or the new one; `mend` puts right what
+    else it left.
 
     Args:
         target: The folder to make.
@@ -70,7 +71,7 @@ def building_anew(target: Path, keep: str) -> Iterator[Path]:
 
 
 def mend(target: Path, keep: str) -> None:
-    """Bring to an end what a kill interrupted when `target` was made anew; the arguments are those of `building_anew`."""
+    """Bring to an end what a kill interrupted in `building_anew`, with the same arguments."""
     old = _set_aside(target)
     if not old.exists():
         return
@@ -88,7 +89,7 @@ def _set_aside(target: Path) -> Path:
 
 
 def made_since(file: Path, since: int) -> bool:
-    """Whether `file` is there and was written at that time or later, in nanoseconds as `st_mtime_ns` has them; 0: whenever."""
+    """Whether `file` is there and was written at the time `since` (nanoseconds, as in `st_mtime_ns`) or later."""
     try:
         return file.stat().st_mtime_ns >= since
     except FileNotFoundError:

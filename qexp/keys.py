@@ -1,8 +1,8 @@
 """Keys: the names under which results are kept and found again, made of everything that decides them, code included.
 
-A result that is found by its key is never computed again, so a key that leaves something out would pass off an old result as a
-new one. Three rules prevent that: every value is digested or refused, the code that takes part is found by following its imports,
-and whatever a value names by `_target_` is code that takes part.
+A result that is found by its key is never computed again, so a key that leaves something out would pass off an old
+result as a new one. Three rules prevent that: every value is digested or refused, the code that takes part is found by
+following its imports, and whatever a value names by `_target_` is code that takes part.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ def key(kind: str, *, code: Iterable[object] = (), without: Iterable[str] = (), 
 
     Args:
         kind: What the result is; two kinds never share a key.
-        code: What takes part and is named by no value: dotted names of modules, of packages (all their modules count), or of classes
-            in modules; or objects, whose classes count.
+        code: What takes part and is named by no value: dotted names of modules, of packages (all their modules count),
+            or of classes in modules; or objects, whose classes count.
         without: Dotted names of modules and packages whose code does not count, and whose imports are not followed.
-        decides: The values that decide the result, as `plain` takes them. Objects and config nodes among them count with their code.
+        decides: The values that decide the result, as `plain` takes them. Objects and config nodes among them count with
+            their code.
 
     Raises:
         TypeError: A value cannot be digested.
@@ -56,12 +57,12 @@ def key(kind: str, *, code: Iterable[object] = (), without: Iterable[str] = (), 
 def plain(value: Any, where: str) -> Any:
     """`value` as JSON has it, so that equal values give equal text.
 
-    An object that says by a property `options` what decides it becomes the config node that would make it: its class as `_target_`,
-    and its options.
+    An object that says by a property `options` what decides it becomes the config node that would make it: its class as
+    `_target_`, and its options.
 
     Args:
-        value: None, a bool, a number, a string, a list, a tuple, a dict with strings as keys, a frozen dataclass, or an object with
-            `options`.
+        value: None, a bool, a number, a string, a list, a tuple, a dict with strings as keys, a frozen dataclass, or an
+            object with `options`.
         where: What `value` is, for the error.
 
     Raises:
@@ -73,22 +74,26 @@ def plain(value: Any, where: str) -> Any:
         return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return {name: plain(item, f"{where}.{name}") for name, item in value.items()}
-    if is_dataclass(value) and not isinstance(value, type) and getattr(value, "__dataclass_params__").frozen:  # noqa: B009
+    if is_dataclass(value) and not isinstance(value, type) and vars(type(value))["__dataclass_params__"].frozen:
         return {field.name: plain(getattr(value, field.name), f"{where}.{field.name}") for field in fields(value)}
     if isinstance(getattr(type(value), "options", None), property):
         return {"_target_": _class_name(value), **plain(value.options, where)}
     raise TypeError(
-        f"{where} is {value!r} of the type {type(value).__name__}, of which no key can be made. Give a plain value (a number, a string, "
-        "a list, a dict with strings as keys), or an object whose property `options` says in plain values what decides it."
+        f"{where} is {value!r} of the type {type(value).__name__}, of which no key can be made. Give a plain value (a "
+        "number, a string, a list, a dict with strings as keys), or an object whose property `options` says in plain "
+        "values what decides it."
     )
 
 
 def code_digests(names: Iterable[str], without: Iterable[str] = ()) -> dict[str, str]:
-    """Digests of the sources of all modules that the named ones import, directly or not, by module; of libraries, their versions.
+    """What decides what the named code computes: it and all that it imports, directly or not.
 
     Args:
         names: Dotted names, as in `key`.
         without: As in `key`.
+
+    Returns:
+        By module, the digest of its source; by library, its name with its version.
 
     Raises:
         ModuleNotFoundError: One of `names` cannot be found. What a module imports may be missing, and counts as absent.
@@ -179,7 +184,8 @@ class _Source:
     imports: tuple[str, ...]
 
 
-# What follows is cached for as long as a process lives: what it runs is the code that it has imported, not what became of the files.
+# What follows is cached for as long as a process lives: it runs the code that it has imported, whatever became of the
+# files.
 
 
 @cache
@@ -209,7 +215,7 @@ def _find(name: str) -> _Place | None:
 
 @cache
 def _installed(top: str) -> str | None:
-    """The distributions with their versions that a module outside of all packages comes from; None where it was not installed."""
+    """The distributions with versions that a top-level module was installed with; None where it was not installed."""
     place = _find(top)
     if top == OWN or place is None:
         return None
@@ -245,7 +251,7 @@ def _parsed(content: bytes) -> tuple[str, list[ast.stmt]]:
 
 
 def _outline(node: Any, imports: list[ast.stmt]) -> Any:
-    """A syntax tree as nested tuples and lists, without docstrings. What it imports when it runs is appended to `imports`."""
+    """A syntax tree as nested tuples and lists, without docstrings; what it imports is appended to `imports`."""
     if isinstance(node, list):
         return [_outline(item, imports) for item in node if not _is_text(item)]
     if not isinstance(node, ast.AST):

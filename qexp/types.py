@@ -51,7 +51,8 @@ class DataSpec:
 
     mean and std are per channel, of pixel values in 0..1, over the training part.
     `pretend` data has no meaning, so accuracy on it is never reported. split_seed and validation_share decide which training
-    images are the validation part. decoder is the key of the code that decoded the images, empty in what earlier versions wrote.
+    images are the validation part. decoder is the key of the code that decoded the images, empty in what earlier
+    versions wrote.
     """
 
     name: str
@@ -162,8 +163,8 @@ class Layer:
 @dataclass(frozen=True)
 class Executable:
     """A file of an artifact, and the engine that loads it: its name, its class by dotted name (`target`) and the arguments of that;
-    batch, threads: those that the file was asked for; engines that take others read them off the file; key: of all that decides what
-    the engine writes into it, empty where the file is the graph itself, and in what earlier versions wrote."""
+    batch, threads: those that the file was asked for; engines that take others read them off the file; key: of all that
+    decides what the engine writes into it, empty where the file is the graph itself, and in what earlier versions wrote."""
 
     engine: str
     target: str

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-BASIC = {"qexp.types", "qexp.files", "qexp.keys"}
+BASIC = {"qexp.types", "qexp.files"}
+KEYED = BASIC | {"qexp.keys"}
 ALLOWED = {
     "types": set(),
     "files": {"qexp.types"},
@@ -22,24 +23,24 @@ ALLOWED = {
     "errors": {"qexp.types"},
     "cli": {"qexp.errors", "qexp.types", "qexp.worker"},
     "worker": {"qexp.types"},
-    "data": BASIC,
+    "data": KEYED,
     "model": BASIC,
     "onnx_file": {"qexp.coded_file", "qexp.types"},
-    "engine": BASIC | {"qexp.coded_file", "qexp.onnx_file"},
+    "engine": KEYED | {"qexp.coded_file", "qexp.onnx_file"},
     "tracking": BASIC,
-    "method": BASIC
+    "method": KEYED
     | {"qexp.data.base", "qexp.data.loaders", "qexp.model.base", "qexp.model.training_module", "qexp.model.trainer"}
     | {"qexp.coded_file", "qexp.coding", "qexp.onnx_file"},
-    "measure": BASIC | {"qexp.launch", "qexp.engine.base", "qexp.data.pixels"},
+    "measure": KEYED | {"qexp.launch", "qexp.engine.base", "qexp.data.pixels"},
     "report": BASIC | {"qexp.tracking.store"},
-    "search": BASIC | {"qexp.tracking.store", "qexp.report.best", "qexp.report.table", "qexp.jobs.reuse"},
+    "search": KEYED | {"qexp.tracking.store", "qexp.report.best", "qexp.report.table", "qexp.jobs.reuse"},
     "": {"qexp.loading"},  # qexp/__init__.py, for type checkers
     "loading": BASIC | {"qexp.coded_file", "qexp.engine.base", "qexp.data.pixels"},
     "serving": {"qexp.types", "qexp.loading"},
     "deploy": BASIC
     | {"qexp.coded_file", "qexp.loading", "qexp.engine.base", "qexp.data.pixels"}
     | {"qexp.measure.timing", "qexp.measure.machine", "qexp.tracking.store"},
-    "jobs": BASIC
+    "jobs": KEYED
     | {
         "qexp.cli",
         "qexp.errors",

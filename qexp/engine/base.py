@@ -68,8 +68,10 @@ class Engine(ABC):
         return self.file.format(batch=batch, threads=threads)
 
     def lower(self, artifact: Artifact, batch: int, threads: int, since: int = 0) -> Artifact:
-        """Write this engine's file into the artifact's folder, once for all jobs of a sweep, and into `artifact.json` that this
-        engine loads it. A file that is there stays, unless the engine would write another one now. May import torch.
+        """Write this engine's file into the artifact's folder, and into `artifact.json` that this engine loads it.
+
+        This is done once for all jobs of a sweep. A file that is there stays, unless the engine would write another one now.
+        May import torch.
 
         Args:
             artifact: What is to be run.
@@ -140,12 +142,12 @@ class Engine(ABC):
 
 
 def file_key(artifact: Artifact, executable: Executable) -> str:
-    """The key of what its engine writes into the file; empty where that is the graph itself, or the engine's code is not here."""
+    """The key of what its engine writes into the file; empty for the graph itself, and where the engine is not here."""
     if executable.file == artifact.graph:
         return ""
     engine = {"_target_": executable.target, **executable.options}
     try:
-        return key("engine file", engine=engine, graph=artifact.files[artifact.graph], file=executable.file)
+        return key("engine file", engine=engine, graph=artifact.files.get(artifact.graph), file=executable.file)
     except ModuleNotFoundError:
         return ""
 

@@ -177,8 +177,8 @@ def job_key(kind: str, job: JobPlan, config: DictConfig) -> str:
         for node in ("engine", "fp32_engines")
     ]
     return key(
-        kind, code=["qexp.jobs.comparison"], identity=job.identity, batch_size=config.batch_size, threads=config.threads, how=how,
-        trials=trials, place=place(),
+        kind, code=["qexp.jobs.comparison"], identity=job.identity, batch_size=config.batch_size,
+        threads=config.threads, how=how, trials=trials, place=place(),
     )  # fmt: skip
 
 
@@ -200,10 +200,10 @@ def sweep_folder() -> Path:
 
 
 def forced_since(config: DictConfig) -> int:
-    """When this command began, in nanoseconds, if it is to make everything anew (force=true); otherwise 0, which is before all.
+    """When this command began, in nanoseconds, if it is to make everything anew (force=true); otherwise 0.
 
-    All jobs of a sweep, in whichever processes and on whichever machines, read the time of one file, so that what one has made anew
-    is good for the others.
+    All jobs of a sweep, in whichever processes and on whichever machines, read the time of one file, so that what one
+    has made anew is good for the others.
     """
     if not config.force:
         return 0

@@ -31,8 +31,8 @@ from qexp.types import UserError, command_line, versions
 def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
     """Train `config.model` on `data`, going on from the last whole epoch of an interrupted training of the same config.
 
-    A finished baseline of the same config is returned as it is, unless it is to be trained `anew`. The validation part chooses the
-    epoch; the test part is used once, on that choice. With several processes (DDP) only the first returns.
+    A finished baseline of the same config is returned as it is, unless it is to be trained `anew`. The validation part
+    chooses the epoch; the test part is used once, on that choice. With several processes (DDP) only the first returns.
     """
     be_quiet()
     spec = data.open()

@@ -96,7 +96,8 @@ class Candidate:
         batch: Images per call.
         threads: Of the engine.
         limits: Of each question to the child.
-        persistent: Whether its child is that of the last such candidate on the same engine, if it lives, instead of a fresh one.
+        persistent: Whether its child is that of the last such candidate on the same engine, if it lives, instead of a
+            fresh one.
         since: Logits that were kept before this time, in nanoseconds, are computed anew.
     """
 
@@ -147,7 +148,7 @@ class Candidate:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells it from other candidates: the artifact, the very file that is loaded, and the engine with its options."""
+        """What tells it from other candidates: the artifact, the file that is loaded, and the engine with its options."""
         return {
             "artifact": self.artifact.key,
             "file": self.artifact.files.get(self.file.name) or file_digest(self.file),
@@ -192,8 +193,8 @@ class Candidate:
         """The arguments are those of `logits`."""
         data, file = self.artifact.data, self.identity["file"]
         return key(
-            "logits", code=["qexp.measure.base"], engine=self.engine, file=file, images=tests.content, mean=data.mean, std=data.std,
-            batch=batch, threads=self.threads, count=count, place=place(),
+            "logits", code=["qexp.measure.base"], engine=self.engine, file=file, images=tests.content, mean=data.mean,
+            std=data.std, batch=batch, threads=self.threads, count=count, place=place(),
         )  # fmt: skip
 
     def close(self) -> None:

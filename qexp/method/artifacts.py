@@ -34,8 +34,8 @@ def make_artifact(
         network: In eval mode, with trained weights.
         data: That it was trained on.
         engine_spec: What engines want that shall run it.
-        source: Identity of the weights: `model` (its id), `weights` (their digest, or "random"), the config `network` that builds
-            the network, and, where the weights are what another artifact holds, its key as `after`.
+        source: Identity of the weights: `model` (its id), `weights` (their digest, or "random"), the config `network`
+            that builds the network, and, where the weights are what another artifact holds, its key as `after`.
         root: The folder of all artifacts.
         since: An artifact that was made before this time, in nanoseconds, is made anew; the records of its runs stay.
 
@@ -61,7 +61,7 @@ def make_artifact(
 def artifact_name(
     method: Method, network: nn.Module, data: ImageData, engine_spec: EngineSpec, source: dict[str, Any]
 ) -> str:
-    """The folder of `make_artifact`, which ends with its key, before it is made. The arguments and errors are the same."""
+    """The folder of `make_artifact`, which ends with its key, before it is made; arguments and errors are the same."""
     chosen = counterpart(method, engine_spec)
     node, training = plain(chosen, "method"), data.training_options if chosen.trains else None
     return _folder_name(chosen.name, chosen.bits, chosen.resolve(engine_spec), node, network, data, source, training)
@@ -72,8 +72,8 @@ def _folder_name(
     source: dict[str, Any], training: dict[str, Any] | None = None,
 ) -> str:  # fmt: skip
     made = key(
-        "artifact", code=["qexp.method.artifacts", network, data], name=method, method=node, engine_spec=engine_spec, source=source,
-        spec=data.spec, calibration_images=data.calibration_images, training=training,
+        "artifact", code=["qexp.method.artifacts", network, data], name=method, method=node, engine_spec=engine_spec,
+        source=source, spec=data.spec, calibration_images=data.calibration_images, training=training,
     )  # fmt: skip
     width = f"{bits}bit" if isinstance(bits, int) else bits
     return f"{source['model']}-{method}-{width}-{engine_spec.formats[0]}-{made[:10]}".replace("/", "_")

@@ -45,9 +45,10 @@ class Method(ABC):
     first is auto's); torchscript: its classic torch.ao counterpart, for engines that read TorchScript only; teacher: the uncompressed
     network to distil from, where it is not the one that `apply` is given.
 
-    Attributes are what an artifact is known by: all of them decide the result, but for those that `indifferent` names, and all of
-    these must be such as `plain` takes. trains: whether it trains on the training images, as far as their augmentation and order
-    decide; since: checkpoints of an interrupted training that are older than this time, in nanoseconds, do not count.
+    An artifact is known by the attributes of its method: all of them decide the result, but for those that `indifferent`
+    names, and must have values that `qexp.keys.plain` takes. trains: whether it trains on the training images, so that
+    their augmentation and order decide too; since: checkpoints of an interrupted training that are older than this time,
+    in nanoseconds, do not count.
     """
 
     name: str
@@ -56,7 +57,6 @@ class Method(ABC):
     trains = False
     teacher: nn.Module | None = None
     since = 0
-    # Which of several methods is applied, and what only tells where the network comes from, which has its own place in keys.
     indifferent: tuple[str, ...] = ("torchscript", "teacher", "since")
 
     def __init__(self, bits: int | str = "auto", torchscript: Method | None = None):
@@ -74,7 +74,7 @@ class Method(ABC):
         """What of its attributes decides the result, in plain values.
 
         Raises:
-            TypeError: An attribute has a value of which no key can be made, and the class does not name it as indifferent.
+            TypeError: No key can be made of an attribute, and `indifferent` does not name it.
         """
         own = type(self).__qualname__
         return {

@@ -171,8 +171,8 @@ def training_folder(
     """
     teacher = method.teacher
     name = key(
-        "fine-tuning", code=[network, data], method=method, weights=weights_digest(network), spec=data.spec, engine_spec=engine_spec,
-        teacher=None if teacher is None else weights_digest(teacher), calibration_images=data.calibration_images,
+        "fine-tuning", code=[network, data], method=method, weights=weights_digest(network), spec=data.spec,
+        engine_spec=engine_spec, teacher=None if teacher is None else weights_digest(teacher), calibration_images=data.calibration_images,
         training=data.training_options,
     )  # fmt: skip
     found = folder.parent / f".training-{name[:16]}"
