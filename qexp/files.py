@@ -60,6 +60,51 @@ def not_writable(target: Path, error: OSError) -> UserError:
     return UserError(f"Cannot write {target}: {error.strerror or error}. {hint} another folder with outputs=.")
 
 
+@contextmanager
+def building_anew(target: Path, keep: str) -> Iterator[Path]:
+    """As `building`, but what was made takes the place of a folder `target` that is there.
+
+    Nobody else may write to `target` meanwhile. A kill leaves the old folder or the new one; `mend` puts right what
+    else it left.
+
+    Args:
+        target: The folder to make.
+        keep: A folder in the old one whose files are in the new one too.
+    """
+    mend(target, keep)
+    with building(target) as partial:
+        yield partial
+        if target.exists():
+            os.rename(target, _set_aside(target))
+    mend(target, keep)
+
+
+def mend(target: Path, keep: str) -> None:
+    """Bring to an end what a kill interrupted in `building_anew`, with the same arguments."""
+    old = _set_aside(target)
+    if not old.exists():
+        return
+    if not target.exists():
+        os.rename(old, target)
+        return
+    for file in (old / keep).glob("*"):
+        if not (target / keep / file.name).exists():
+            link(file, target / keep / file.name)
+    shutil.rmtree(old)
+
+
+def _set_aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def made_since(file: Path, since: int) -> bool:
+    """Whether `file` is there and was written at the time `since` (nanoseconds, as in `st_mtime_ns`) or later."""
+    try:
+        return file.stat().st_mtime_ns >= since
+    except FileNotFoundError:
+        return False
+
+
 def write_json(file: Path, value: Any) -> None:
     """Write `value` as JSON, so that `file` holds the whole old or the whole new text at any moment.
 
@@ -127,9 +172,3 @@ def check_digests(folder: Path, digests: dict[str, str]) -> None:
         raise UserError(
             f"{folder} is damaged: {', '.join(wrong)} is missing or was changed. Delete the folder and compress again."
         )
-
-
-def code_digest(*packages: Path) -> str:
-    """SHA-256 (hex) over the Python sources in the given folders or files, which is the code version of a step."""
-    files = sorted(f for p in packages for f in ([p] if p.is_file() else p.glob("*.py")))
-    return hashlib.sha256("".join(f.name + file_digest(f) for f in files).encode()).hexdigest()

@@ -21,6 +21,7 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
     Raises:
         UserError: torch.onnx cannot export the network.
     """
+    import onnxscript  # noqa: F401  (with which torch.onnx translates: keys count its version)
     import torch
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
 

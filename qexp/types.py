@@ -51,7 +51,8 @@ class DataSpec:
 
     mean and std are per channel, of pixel values in 0..1, over the training part.
     `pretend` data has no meaning, so accuracy on it is never reported. split_seed and validation_share decide which training
-    images are the validation part.
+    images are the validation part. decoder is the key of the code that decoded the images, empty in what earlier
+    versions wrote.
     """
 
     name: str
@@ -64,6 +65,7 @@ class DataSpec:
     split_seed: int = 0
     pretend: bool = False
     validation_share: float = 0.1
+    decoder: str = ""
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
@@ -83,7 +85,7 @@ class DataSpec:
     @property
     def cache_name(self) -> str:
         """Name of the folder of decoded images."""
-        return f"{self.name}-{self.digest[:16]}"
+        return cache_name(self.name, self.digest, self.decoder)
 
     @property
     def validation_file(self) -> str:
@@ -97,6 +99,11 @@ class DataSpec:
     def from_json(cls, values: dict[str, Any]) -> DataSpec:
         tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**tuples)
+
+
+def cache_name(data: str, content: str, decoder: str) -> str:
+    """Name of the folder of the images of a dataset that were decoded from this content by this code."""
+    return "-".join([data, content[:16], *([decoder] if decoder else [])])
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,8 @@ class Layer:
 @dataclass(frozen=True)
 class Executable:
     """A file of an artifact, and the engine that loads it: its name, its class by dotted name (`target`) and the arguments of that;
-    batch, threads: those that the file was asked for; engines that take others read them off the file."""
+    batch, threads: those that the file was asked for; engines that take others read them off the file; key: of all that
+    decides what the engine writes into it, empty where the file is the graph itself, and in what earlier versions wrote."""
 
     engine: str
     target: str
@@ -164,6 +172,7 @@ class Executable:
     file: str
     batch: int
     threads: int
+    key: str = ""
 
 
 @dataclass(frozen=True)

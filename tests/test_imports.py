@@ -13,10 +13,12 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 BASIC = {"qexp.types", "qexp.files"}
+KEYED = BASIC | {"qexp.keys"}
 ALLOWED = {
     "types": set(),
     "metrics": {"qexp.types"},
     "files": {"qexp.types"},
+    "keys": set(),
     "launch": set(),
     "coding": {"qexp.types"},
     "coded_file": {"qexp.coding", "qexp.types"},
@@ -24,24 +26,24 @@ ALLOWED = {
     "cli": {"qexp.errors", "qexp.startup", "qexp.types", "qexp.worker"},
     "startup": set(),
     "worker": {"qexp.types"},
-    "data": BASIC,
+    "data": KEYED,
     "model": BASIC,
     "onnx_file": {"qexp.types"},
-    "engine": BASIC | {"qexp.coded_file", "qexp.onnx_file"},
+    "engine": KEYED | {"qexp.coded_file", "qexp.onnx_file"},
     "tracking": BASIC | {"qexp.metrics"},
-    "method": BASIC
+    "method": KEYED
     | {"qexp.data.base", "qexp.data.loaders", "qexp.model.base", "qexp.model.training_module", "qexp.model.trainer"}
     | {"qexp.coded_file", "qexp.coding", "qexp.onnx_file"},
-    "measure": BASIC | {"qexp.metrics", "qexp.launch", "qexp.engine.base", "qexp.data.pixels"},
+    "measure": KEYED | {"qexp.metrics", "qexp.launch", "qexp.engine.base", "qexp.data.pixels"},
     "report": BASIC | {"qexp.metrics", "qexp.tracking.store"},
-    "search": BASIC | {"qexp.metrics", "qexp.tracking.store", "qexp.report.best", "qexp.jobs.reuse"},
+    "search": KEYED | {"qexp.metrics", "qexp.tracking.store", "qexp.report.best", "qexp.jobs.reuse"},
     "": {"qexp.loading"},  # qexp/__init__.py, for type checkers
     "loading": BASIC | {"qexp.coded_file", "qexp.engine.base", "qexp.data.pixels"},
     "serving": {"qexp.types", "qexp.loading"},
     "deploy": BASIC
     | {"qexp.coded_file", "qexp.loading", "qexp.engine.base", "qexp.data.pixels"}
     | {"qexp.measure.timing", "qexp.measure.machine", "qexp.metrics", "qexp.report.render", "qexp.tracking.store"},
-    "jobs": BASIC
+    "jobs": KEYED
     | {
         "qexp.cli",
         "qexp.errors",

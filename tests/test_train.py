@@ -81,7 +81,7 @@ def config_of(*overrides: str) -> DictConfig:
 
 def trained(*overrides: str) -> Baseline:
     config = config_of(*overrides)
-    return train_baseline(config, open_data(config))
+    return train_baseline(config, open_data(config), anew=config.force)
 
 
 def same_weights(one: Baseline, other: Baseline) -> bool:
@@ -186,7 +186,7 @@ def test_pretend_data_is_refused(here: Path) -> None:
     config = config_of()
     config.data = config_with("data=random").data
     with pytest.raises(UserError, match="pretend images"):
-        train_baseline(config, open_data(config))
+        train_baseline(config, open_data(config), anew=config.force)
 
 
 def config_with(*overrides: str) -> DictConfig:

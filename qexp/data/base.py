@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass, replace
 from functools import cache as memoised
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,11 @@ from torch import Tensor
 
 from qexp.data import augment, cache
 from qexp.files import write_json
-from qexp.types import DataSpec, UserError, digest
+from qexp.keys import key
+from qexp.types import DataSpec, UserError, cache_name, digest
+
+# What sources import beside the code that decodes: a change of it keeps the decoded images.
+DECODES_NOTHING = ("qexp.data.base", "qexp.files", "qexp.types")
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,9 @@ class Augmentation:
 
 
 def _check_whole(least: int, **options: int) -> None:
-    for key, value in options.items():
+    for name, value in options.items():
         if not isinstance(value, int) or value < least:
-            raise UserError(f"data.{key} is {value!r}; it must be a whole number of at least {least}.")
+            raise UserError(f"data.{name} is {value!r}; it must be a whole number of at least {least}.")
 
 
 def open_data(config: DictConfig) -> ImageData:
@@ -127,7 +132,8 @@ class ImageData:
         """
         if not hasattr(self, "spec"):
             content = digest([self.source_digest(), self.image_size, self.channels])
-            folder = self.cache_dir / "data" / f"{self.name}-{content[:16]}"
+            decoder = key("decoder", code=[self, "qexp.data.cache"], without=DECODES_NOTHING)[:8]
+            folder = self.cache_dir / "data" / cache_name(self.name, content, decoder)
             found = self.decode() if self.pretend else cache.open_or_build(folder, self.decode)
             names, self.splits = found.class_names, found.splits
             if self.num_classes not in (None, len(names)):
@@ -143,12 +149,17 @@ class ImageData:
             self.spec = DataSpec(
                 name=self.name, class_names=names, channels=self.channels, image_size=self.image_size,
                 mean=mean, std=std, digest=content, split_seed=self.split_seed, pretend=self.pretend,
-                validation_share=self.validation_share,
+                validation_share=self.validation_share, decoder=decoder,
             )  # fmt: skip
             indices = folder / self.spec.validation_file
             if not self.pretend and not indices.exists():
                 write_json(indices, self.validation_indices.tolist())
         return self.spec
+
+    @property
+    def training_options(self) -> dict[str, Any]:
+        """What decides the batches of a training, beside the images and the recipe."""
+        return {"augmentation": self.augmentation, "seed": self.seed}
 
     def calibration(self) -> Tensor:
         """Normalised x[N,C,H,W] float32 of a fixed subset of the training part, without augmentation."""

@@ -17,6 +17,7 @@ from filelock import FileLock
 from rich.progress import track
 
 from qexp.files import building, not_writable, write_json
+from qexp.keys import key
 from qexp.types import UserError, digest
 
 T = TypeVar("T")
@@ -105,7 +106,8 @@ def content_digest(files: Sequence[Path], root: Path, memo: Path) -> str:
     """
     names = [str(file.relative_to(root)) for file in files]
     stats = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in zip(names, map(_stat, files), strict=True)]
-    known = memo / f"{digest([str(root.resolve()), stats])[:24]}.json"
+    name = key("content", code=["qexp.data.cache"], root=str(root.resolve()), files=digest(stats))
+    known = memo / f"{name[:24]}.json"
     try:
         return json.loads(known.read_text())["digest"]
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or damaged

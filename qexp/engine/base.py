@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from qexp.coded_file import code_weights, decoded
-from qexp.files import file_digest, write_json
+from qexp.files import file_digest, made_since, write_json
+from qexp.keys import key, plain
 from qexp.types import Artifact, EngineSpec, Executable, Unsupported
 
 Forward = Callable[[np.ndarray], np.ndarray]  # x[B,C,H,W] float32 -> logits[B,K] float32
@@ -80,8 +81,9 @@ class Engine(ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        """The constructor's arguments. Raises: TypeError where one is no plain value."""
+        arguments = inspect.signature(type(self)).parameters
+        return {name: plain(getattr(self, name), f"{self.target}.{name}") for name in arguments}
 
     def check_machine(self) -> None:
         """Check that this engine runs here.
@@ -108,15 +110,17 @@ class Engine(ABC):
         """Name of the file it loads for calls of `batch` images on `threads` threads."""
         return self.file.format(batch=batch, threads=threads)
 
-    def lower(self, artifact: Artifact, batch: int, threads: int) -> Artifact:
-        """Write this engine's file into the artifact's folder, unless it is there, and note it in `artifact.json`.
+    def lower(self, artifact: Artifact, batch: int, threads: int, since: int = 0) -> Artifact:
+        """Write this engine's file into the artifact's folder, and note it in `artifact.json`.
 
-        Jobs that do so at the same time write the file once. May import torch.
+        Jobs that do so at the same time write the file once. A file that is there stays, unless the engine would write
+        another one now. May import torch.
 
         Args:
             artifact: What to translate.
             batch: The number of images per call.
             threads: The number of threads that compute.
+            since: A file that was written before this time, in nanoseconds, is written anew.
 
         Returns:
             The artifact with the new file and executable.
@@ -128,29 +132,30 @@ class Engine(ABC):
         from filelock import FileLock  # not in a measuring child
 
         self.check(artifact)
-        name = self.file_name(batch, threads)
+        folder, name = artifact.folder, self.file_name(batch, threads)
 
         def there(artifact: Artifact) -> bool:
             known = ((e.target, e.options, e.file) for e in artifact.executables)
-            return name in artifact.files and (self.target, self.options, name) in known
+            return (self.target, self.options, name) in known and is_current(artifact, name, since)
 
         if there(artifact):
             return artifact
-        folder = artifact.folder
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             artifact = Artifact.read(folder)
             if there(artifact):
                 return artifact
-            if name not in artifact.files:
+            mine = Executable(self.name, self.target, self.options, name, batch, threads)
+            known = artifact.executables
+            if not any((e.target, e.options, e.file) == (mine.target, mine.options, name) for e in known):
+                artifact = replace(artifact, executables=(*known, replace(mine, key=file_key(artifact, mine))))
+            if not is_current(replace(artifact, executables=known), name, since):
                 partial = folder / f".{os.getpid()}-{name}"
                 try:
                     self._write_plain_or_coded(artifact, partial, batch, threads)
                     os.replace(partial, folder / name)
                 finally:
                     partial.unlink(missing_ok=True)
-                artifact = replace(artifact, files={**artifact.files, name: file_digest(folder / name)})
-            executable = Executable(self.name, self.target, self.options, name, batch, threads)
-            artifact = replace(artifact, executables=(*artifact.executables, executable))
+                artifact = with_file(artifact, name)
             write_json(folder / "artifact.json", artifact.to_json())
             return artifact
 
@@ -233,6 +238,38 @@ class Engine(ABC):
     def device_memory_mb(self) -> float | None:
         """Give the peak that the allocator of an accelerator has held so far, in MB, or None on the CPU."""
         return None
+
+
+def file_key(artifact: Artifact, executable: Executable) -> str:
+    """The key of what its engine writes into the file; empty for the graph itself, and where the engine is not here."""
+    if executable.file == artifact.graph:
+        return ""
+    engine = {"_target_": executable.target, **executable.options}
+    try:
+        return key("engine file", engine=engine, graph=artifact.files.get(artifact.graph), file=executable.file)
+    except ModuleNotFoundError:
+        return ""
+
+
+def is_current(artifact: Artifact, name: str, since: int) -> bool:
+    """Whether a file of the artifact was written at the time `since` or later, and is what its engines would write now.
+
+    Engines that load a file of the same name write the same into it, whichever comes first.
+    """
+    if name not in artifact.files or name == artifact.graph:
+        return name in artifact.files
+    keys = [(e.key, file_key(artifact, e)) for e in artifact.executables if e.file == name]
+    known = [had == now for had, now in keys if now]
+    return bool(known) and all(known) and made_since(artifact.folder / name, since)
+
+
+def with_file(artifact: Artifact, name: str) -> Artifact:
+    """The artifact with a file that was written just now, and is what all engines that load it would write."""
+    executables = (
+        replace(e, key=file_key(artifact, e) or e.key) if e.file == name else e for e in artifact.executables
+    )
+    files = {**artifact.files, name: file_digest(artifact.folder / name)}
+    return replace(artifact, files=files, executables=tuple(executables))
 
 
 def in_batches_of(batch: int, forward: Forward) -> Forward:

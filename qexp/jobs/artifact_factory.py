@@ -16,27 +16,38 @@ from qexp.data.base import ImageData, open_data
 from qexp.engine.base import Engine
 from qexp.files import file_digest
 from qexp.jobs.comparison import limits_of
+from qexp.jobs.run import forced_since
 from qexp.measure.base import Candidate
 from qexp.method.artifacts import artifact_name, make_artifact
 from qexp.method.base import Method
 from qexp.model.base import build_network, load_weights, read_weights
 from qexp.model.baseline import Baseline, find_baseline
-from qexp.types import Artifact, DataSpec, UserError, digest
+from qexp.types import Artifact, DataSpec, UserError
 
 
 @dataclass(frozen=True)
 class ArtifactFactory:
-    """Artifacts of one trained network, and what measures them. source: where its weights come from; notes: what records say of them."""
+    """Artifacts of one trained network, and what measures them.
+
+    Args:
+        config: The job's.
+        data: That the network was trained on.
+        since: What was made before this time, in nanoseconds, is made anew.
+        network: With its weights, in eval mode.
+        source: Where these come from, as `make_artifact` takes it.
+        notes: What records say of them.
+    """
 
     config: DictConfig
     data: ImageData
+    since: int
     network: nn.Module
     source: dict[str, Any]
     notes: dict[str, str]
 
     def named(self, method: Method) -> Callable[[Engine], str]:
         """The folder name of an engine's artifact, before it is made."""
-        return lambda engine: artifact_name(method, self.data, engine.spec, self.source)
+        return lambda engine: artifact_name(method, self.network, self.data, engine.spec, self.source)
 
     def artifact(self, method: Method, engine: Engine) -> Artifact:
         """Found or, unless this is phase=measure, made. Errors: UserError where it is missing."""
@@ -46,20 +57,20 @@ class ArtifactFactory:
             raise UserError(
                 f"{root / name} was not made yet. Run the same command with phase=compress, by the same code, or phase=all."
             )
-        return make_artifact(method, self.network, self.data, engine.spec, self.source, root)
+        since = 0 if self.config.phase == "measure" else self.since
+        return make_artifact(method, self.network, self.data, engine.spec, self.source, root, since)
 
     def candidate(self, method: Method, engine: Engine, persistent: bool = False) -> Candidate:
         engine.check_machine()
-        artifact = engine.lower(self.artifact(method, engine), self.config.batch_size, self.config.threads)
-        return Candidate(
-            artifact, engine, self.config.batch_size, self.config.threads, limits_of(self.config), persistent
-        )
+        batch, threads = self.config.batch_size, self.config.threads
+        artifact = engine.lower(self.artifact(method, engine), batch, threads, self.since)
+        return Candidate(artifact, engine, batch, threads, limits_of(self.config), persistent, self.since)
 
 
 def prepare(config: DictConfig) -> ArtifactFactory:
     """The data and the trained network."""
     data = open_data(config)
-    return ArtifactFactory(config, data, *trained_network(config, data))
+    return ArtifactFactory(config, data, forced_since(config), *trained_network(config, data))
 
 
 def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
@@ -69,7 +80,7 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
     """
     torch.manual_seed(config.seed)
     network = build_network(config.model).eval()
-    source = {"model": config.model.id, "config": digest(OmegaConf.to_container(config.model, resolve=True))}
+    source = {"model": config.model.id, "network": OmegaConf.to_container(config.model, resolve=True)}
     if config.checkpoint == "random":
         return network, {**source, "weights": "random", "seed": config.seed}, {}
     path = Path(config.checkpoint)
@@ -115,7 +126,7 @@ def newest_baseline(config: DictConfig, data: ImageData) -> Baseline:
     if wanted and config.phase != "measure":
         from qexp.jobs.train import train_baseline  # and with it Lightning, which takes seconds to import
 
-        return train_baseline(config, data)
+        return train_baseline(config, data, anew=False)
     raise UserError(
         f"There is no trained {config.model.id} for the data {data.spec.name!r} in {config.outputs}/baselines. Train it with\n"
         f"  {same_choices('train.py')}\nor give checkpoint=FILE, checkpoint=random (size and latency only) or train_missing=true."

@@ -12,7 +12,7 @@ from qexp.engine.base import Engine
 from qexp.files import check_digests
 from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, limits_of, measure
 from qexp.jobs.compress import compress, planned_params
-from qexp.jobs.run import JobPlan, run_job
+from qexp.jobs.run import JobPlan, forced_since, run_job
 from qexp.measure.base import Candidate, EvaluationSet
 from qexp.types import Artifact, Unsupported
 
@@ -24,7 +24,7 @@ def benchmark(config: DictConfig) -> JobPlan:
     artifact = Artifact.read(Path(config.artifact))
     check_digests(artifact.folder, artifact.files)
     folder = artifact.folder.parent / artifact.reference
-    fp32 = Artifact.read(folder) if folder.exists() else None
+    fp32, since = Artifact.read(folder) if folder.exists() else None, forced_since(config)
     engines, fp32_engines, baseline_engine = (
         engines_of(config.engine),
         engines_of(config.fp32_engines),
@@ -41,8 +41,8 @@ def benchmark(config: DictConfig) -> JobPlan:
                 f"{engine.name} does not run {artifact.folder.name}, which was made for other kernels; compress for it"
             )
         engine.check_machine()
-        artifact = engine.lower(artifact, config.batch_size, config.threads)
-        return Candidate(artifact, engine, config.batch_size, config.threads, limits_of(config), persistent)
+        artifact = engine.lower(artifact, config.batch_size, config.threads, since)
+        return Candidate(artifact, engine, config.batch_size, config.threads, limits_of(config), persistent, since)
 
     def run() -> Outcome:
         notes: dict[str, str] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,7 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from qexp.engine.base import Engine
-from qexp.files import write_json
+from qexp.files import made_since, write_json
+from qexp.keys import key, plain
 from qexp.measure.base import (
     Candidate,
     Context,
@@ -22,12 +22,12 @@ from qexp.measure.base import (
     Limits,
     ParityError,
     Turns,
-    engine_identity,
     ranking,
     run_measures,
 )
+from qexp.measure.machine import place
 from qexp.metrics import candidate_metric
-from qexp.types import Measurement, Unsupported, UserError, digest, nearest
+from qexp.types import Measurement, Unsupported, UserError, nearest
 
 Made = TypeVar("Made")
 
@@ -62,7 +62,7 @@ def identities(engines: dict[str, Engine], name: Callable[[Engine], str]) -> lis
     for engine in engines.values():
         try:
             engine.check_machine()
-            found.append([name(engine), engine_identity(engine)])
+            found.append([name(engine), plain(engine, "engine")])
         except (Unsupported, UserError) as reason:
             found.append([engine.name, str(reason)])
     return found
@@ -116,16 +116,26 @@ def measure(
 
 
 def fastest_known(candidates: dict[str, Candidate], trial: Turns, cache: Path) -> Candidate:
-    """The fastest of `candidates`, timed once for all jobs on this machine that ask for the same."""
+    """The fastest of `candidates`, timed once for all jobs on this machine that ask for the same.
+
+    Args:
+        candidates: By name; what was found before their time `since` does not count.
+        trial: How they are timed.
+        cache: Folder below which it is kept which was the fastest.
+    """
     if len(candidates) == 1:
         return next(iter(candidates.values()))
-    asked = [[s.identity, s.batch, s.threads] for s in candidates.values()]
-    file = cache / "fastest" / f"{digest([socket.gethostname(), asked])[:24]}.json"
-    if not file.exists():
+    file = cache / "fastest" / f"{fastest_key(candidates, trial)[:24]}.json"
+    if not made_since(file, max(candidate.since for candidate in candidates.values())):
         write_json(file, ranking(candidates, trial, {}))
         for candidate in candidates.values():
             candidate.close()
     return candidates[next(iter(json.loads(file.read_text())))]
+
+
+def fastest_key(candidates: dict[str, Candidate], trial: Turns) -> str:
+    asked = {name: [s.identity, s.batch, s.threads, s.limits] for name, s in candidates.items()}
+    return key("fastest", code=["qexp.measure.base"], candidates=asked, trial=trial, place=place())
 
 
 def limits_of(config: DictConfig) -> Limits:

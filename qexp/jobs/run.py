@@ -6,6 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +18,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from qexp.errors import explain
-from qexp.files import RECORDS, code_digest, link_instead
+from qexp.files import RECORDS, link_instead
 from qexp.jobs.comparison import Outcome, check_picture, limits_of
 from qexp.jobs.reuse import EndedRuns
+from qexp.keys import key
 from qexp.launch import ChildFailed
 from qexp.measure.base import PERSISTENT, ParityError
-from qexp.measure.machine import environment, physical_cores
+from qexp.measure.machine import environment, physical_cores, place
 from qexp.report.layers import draw_layers
 from qexp.tracking.store import read_records, write_record
 from qexp.types import Artifact, Record, Unsupported, UserError, command_line, digest, first_line, nearest
@@ -169,27 +171,25 @@ class Job:
 
 def job_key(kind: str, job: JobPlan, config: DictConfig) -> str:
     """Of all that determines what a run measures: who is measured on which engines, how, by which code, and where."""
-    sources = [
-        Path(__file__).parents[1] / package for package in ("measure", "engine", "launch.py", "jobs/comparison.py")
-    ]
-    machine = environment(Path(__file__).parents[2])
     how: Any = OmegaConf.to_container(config.measure, resolve=True)
     trials = [
         OmegaConf.to_container(OmegaConf.create([config[node].get("trial")]), resolve=True)
         for node in ("engine", "fp32_engines")
     ]
-    place = [machine[name] for name in ("host", "cpu", "cores")]
-    return digest([kind, job.identity, config.batch_size, config.threads, how, trials, place, code_digest(*sources)])
+    return key(
+        kind, code=["qexp.jobs.comparison"], identity=job.identity, batch_size=config.batch_size,
+        threads=config.threads, how=how, trials=trials, place=place(),
+    )  # fmt: skip
 
 
 def check_options(config: DictConfig) -> None:
-    for key, known in CHOICES.items():
-        if config[key] not in known:
-            raise UserError(f"{key}={config[key]} is unknown. {nearest(str(config[key]), known)}")
-    for key in ("batch_size", "threads"):
-        if not isinstance(config[key], int) or config[key] < 1:
+    for option, known in CHOICES.items():
+        if config[option] not in known:
+            raise UserError(f"{option}={config[option]} is unknown. {nearest(str(config[option]), known)}")
+    for option in ("batch_size", "threads"):
+        if not isinstance(config[option], int) or config[option] < 1:
             raise UserError(
-                f"{key}={config[key]} is out of range; give a whole number of at least 1{' or auto' * (key == 'threads')}."
+                f"{option}={config[option]} is out of range; give a whole number of at least 1{' or auto' * (option == 'threads')}."
             )
 
 
@@ -197,6 +197,21 @@ def sweep_folder() -> Path:
     """The folder of all jobs of this command; a single run is a sweep of one."""
     hydra = HydraConfig.get()
     return Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else Path(hydra.runtime.output_dir).parent
+
+
+def forced_since(config: DictConfig) -> int:
+    """When this command began, in nanoseconds, if it is to make everything anew (force=true); otherwise 0.
+
+    All jobs of a sweep, in whichever processes and on whichever machines, read the time of one file, so that what one
+    has made anew is good for the others.
+    """
+    if not config.force:
+        return 0
+    mark = sweep_folder() / ".forced"
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        mark.touch(exist_ok=False)
+    return mark.stat().st_mtime_ns
 
 
 def describe(params: dict[str, Any]) -> str:

@@ -20,18 +20,19 @@ from qexp.cli import same_choices
 from qexp.data.base import ImageData, open_data
 from qexp.data.loaders import Loaders
 from qexp.files import file_digest
+from qexp.keys import key
 from qexp.model.base import build_network, check_logits, load_weights, read_weights
 from qexp.model.baseline import Baseline, check_space, weights_file
-from qexp.model.trainer import be_quiet, best_and_last, leave_one_process, make_trainer
+from qexp.model.trainer import be_quiet, best_and_last, leave_one_process, make_trainer, trainer_options
 from qexp.model.training_module import TrainingModule
-from qexp.types import UserError, command_line, digest, versions
+from qexp.types import UserError, command_line, versions
 
 
-def train_baseline(config: DictConfig, data: ImageData) -> Baseline:
+def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
     """Train `config.model` on `data`, going on from the last whole epoch of an interrupted training of the same config.
 
-    A finished baseline of the same config is returned as it is, unless `force`. The validation part chooses the epoch;
-    the test part is used once, on that choice. With several processes (DDP) only the first returns.
+    A finished baseline of the same config is returned as it is, unless it is to be trained `anew`. The validation part
+    chooses the epoch; the test part is used once, on that choice. With several processes (DDP) only the first returns.
     """
     be_quiet()
     spec = data.open()
@@ -53,15 +54,24 @@ def train_baseline(config: DictConfig, data: ImageData) -> Baseline:
     }
     if start:
         plan["init"] = file_digest(start)
-    name = f"{config.model.id}-{spec.name}-seed{config.seed}-{digest(plan)[:8]}".replace("/", "_")
+    name = f"{config.model.id}-{spec.name}-seed{config.seed}-{baseline_key(config, data, plan)[:8]}".replace("/", "_")
     folder = Path(config.outputs) / "baselines" / name
     with alone_with(Path(config.outputs) / "cache" / "training" / f"{name}.lock"):
-        if config.force and getattr(rank_zero_only, "rank", 0) == 0:
+        if anew and getattr(rank_zero_only, "rank", 0) == 0:
             shutil.rmtree(folder, ignore_errors=True)
         if (folder / "manifest.json").exists():
             print(f"Already trained; force=true trains again: {folder}")
             return Baseline.read(folder)
         return train(config, data, folder, plan, weights)
+
+
+def baseline_key(config: DictConfig, data: ImageData, plan: dict[str, Any]) -> str:
+    """Of what `train` makes of a plan: the network and its weights, the images, the code, and how the trainer works."""
+    return key(
+        "baseline", code=[data, "qexp.jobs.train"], plan=plan, spec=data.open(),
+        training=data.training_options, trainer=trainer_options(config.trainer), epochs=config.trainer.max_epochs,
+        precision=config.trainer.precision,
+    )  # fmt: skip
 
 
 def alone_with(lock: Path) -> contextlib.AbstractContextManager[Any]:
@@ -129,7 +139,7 @@ def announce(config: DictConfig, data: ImageData, trainer: Trainer, place: str) 
 
 
 def main(config: DictConfig) -> None:
-    baseline = train_baseline(config, open_data(config))
+    baseline = train_baseline(config, open_data(config), anew=config.force)
     values = [f"{name} {baseline.metrics[name]:.4f}" for name in ("val_top1", "test_top1", "test_top5")]
     print("  ".join([*values, f"{baseline.seconds:.0f} s", str(baseline.folder)]))
     print(f"Compress it: {same_choices('compress.py', 'model|data|outputs')}")

@@ -17,10 +17,13 @@ import numpy as np
 from filelock import FileLock
 
 from qexp.engine.base import Engine
-from qexp.files import building
+from qexp.files import building, file_digest, made_since
+from qexp.keys import key, plain
 from qexp.launch import Child, ChildFailed
+from qexp.measure import child as measuring_child
+from qexp.measure.machine import place
 from qexp.metrics import Metric
-from qexp.types import Artifact, Measurement, digest, versions
+from qexp.types import Artifact, Measurement
 
 # One place for all users of a machine, whatever TMPDIR says.
 HOST_LOCK = Path("/tmp" if os.name == "posix" else tempfile.gettempdir()) / "qexp-measure.lock"
@@ -28,9 +31,17 @@ HOST_LOCK = Path("/tmp" if os.name == "posix" else tempfile.gettempdir()) / "qex
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Paths of images[N,H,W,C] uint8 and labels[N] int64 as .npy files; meaningful: False for pretend images or random weights;
-    chosen: file of the indices that belong to it, None for all."""
+    """Images to compute logits of, decoded, with their labels.
 
+    Args:
+        content: Which images these are, whichever the folder that they lie in.
+        images: File of images[N,H,W,C] uint8 (.npy).
+        labels: File of labels[N] int64 (.npy).
+        meaningful: False for pretend images or random weights.
+        chosen: File of the indices that belong to it (.json), None for all.
+    """
+
+    content: str
     images: Path
     labels: Path
     meaningful: bool
@@ -41,11 +52,10 @@ class EvaluationSet:
         """The validation part of the data an artifact was made with, which no weight was trained on, if it is still in `cache`."""
         folder = cache / "data" / artifact.data.cache_name
         indices = folder / artifact.data.validation_file
-        return (
-            cls(folder / "train_images.npy", folder / "train_labels.npy", artifact.has_accuracy, indices)
-            if indices.exists()
-            else None
-        )
+        if not indices.exists():
+            return None
+        content = f"{folder.name}/{indices.name}"
+        return cls(content, folder / "train_images.npy", folder / "train_labels.npy", artifact.has_accuracy, indices)
 
     @property
     def classes(self) -> np.ndarray:
@@ -64,11 +74,10 @@ class EvaluationSet:
                 images = np.random.default_rng(0).integers(256, size=(64, height, width, channels), dtype=np.uint8)
                 np.save(partial / "test_images.npy", images)
                 np.save(partial / "test_labels.npy", np.zeros(64, np.int64))
-        return (
-            cls(folder / "test_images.npy", folder / "test_labels.npy", artifact.has_accuracy)
-            if folder.exists()
-            else None
-        )
+        if not folder.exists():
+            return None
+        content = f"{folder.name}/test"
+        return cls(content, folder / "test_images.npy", folder / "test_labels.npy", artifact.has_accuracy)
 
 
 @dataclass(frozen=True)
@@ -80,21 +89,32 @@ class Limits:
 
 
 class Candidate:
-    """An artifact on an engine, loaded in a child process when first asked for. batch: images per call; standing: whether its
-    child is that of the last such candidate on the same engine, if it lives, instead of a fresh one."""
+    """An artifact on an engine, loaded in a child process when first asked for.
+
+    Args:
+        artifact: What is run.
+        engine: Who runs it.
+        batch: Images per call.
+        threads: Of the engine.
+        limits: Of each question to the child.
+        persistent: Whether its child is that of the last such candidate on the same engine, if it lives, instead of a
+            fresh one.
+        since: Logits that were kept before this time, in nanoseconds, are computed anew.
+    """
 
     def __init__(
-        self, artifact: Artifact, engine: Engine, batch: int, threads: int, limits: Limits, persistent: bool = False
-    ):
+        self, artifact: Artifact, engine: Engine, batch: int, threads: int, limits: Limits, persistent: bool = False,
+        since: int = 0,
+    ):  # fmt: skip
         self.artifact, self.engine, self.batch, self.threads, self.limits = artifact, engine, batch, threads, limits
-        self.persistent = persistent
+        self.persistent, self.since = persistent, since
         self._child: Child | None = None
         self._imported = False
         self._started: dict[str, Any] = {}
 
     def beside(self, artifact: Artifact) -> Candidate:
         """Another artifact on the same engine; in a standing child the two take turns."""
-        return Candidate(artifact, self.engine, self.batch, self.threads, self.limits, self.persistent)
+        return Candidate(artifact, self.engine, self.batch, self.threads, self.limits, self.persistent, self.since)
 
     def launch(self) -> Child:
         """Start the child, unless it runs. It imports its engine, which takes seconds and may overlap with others' imports."""
@@ -129,11 +149,11 @@ class Candidate:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the logits, but for the images: the very file, the engine with its options, and its libraries."""
+        """What tells it from other candidates: the artifact, the file that is loaded, and the engine with its options."""
         return {
             "artifact": self.artifact.key,
-            "file": self.artifact.files.get(self.file.name),
-            **engine_identity(self.engine),
+            "file": self.artifact.files.get(self.file.name) or file_digest(self.file),
+            "engine": plain(self.engine, "engine"),
         }
 
     def window(self, calls: int, seconds: float) -> list[float]:
@@ -144,27 +164,39 @@ class Candidate:
     def logits(
         self, tests: EvaluationSet, batch: int, cache: Path, count: int | None = None
     ) -> tuple[np.ndarray, float]:
-        """Logits[N,K] of the test set, or of `count` images spread evenly over it, and the seconds they took; kept on disk,
-        since they depend on nothing else."""
-        file = (
-            cache
-            / "logits"
-            / f"{digest([self.identity, str(tests.chosen or tests.images), self.threads, count])[:24]}.npz"
-        )
-        if not file.exists():
+        """The logits of images, from this child or from the disk, where they are kept.
+
+        Args:
+            tests: The images.
+            batch: Images per call.
+            cache: Folder below which logits are kept.
+            count: How many images to take, spread evenly over `tests`; None for all.
+
+        Returns:
+            logits[N,K] float32, and the seconds that they took.
+        """
+        data = self.artifact.data
+        file = cache / "logits" / f"{self.logits_key(tests, batch, count)[:24]}.npz"
+        if not made_since(file, self.since):
             self.start()
             file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=file.parent) as folder:
                 out = Path(folder) / "logits.npy"
                 chosen = str(tests.chosen) if tests.chosen else None
                 asked = {"images": str(tests.images), "chosen": chosen, "count": count, "batch": batch, "out": str(out)}
-                answer = self.ready_child().ask(
-                    "predict", mean=self.artifact.data.mean, std=self.artifact.data.std, **asked
-                )
+                answer = self.ready_child().ask("predict", mean=data.mean, std=data.std, **asked)
                 np.savez(Path(folder) / "whole.npz", logits=np.load(out), seconds=answer["seconds"])
                 (Path(folder) / "whole.npz").rename(file)
         with np.load(file) as stored:
             return stored["logits"], float(stored["seconds"])
+
+    def logits_key(self, tests: EvaluationSet, batch: int, count: int | None) -> str:
+        """The arguments are those of `logits`."""
+        data, file = self.artifact.data, self.identity["file"]
+        return key(
+            "logits", code=["qexp.measure.base"], engine=self.engine, file=file, images=tests.content, mean=data.mean,
+            std=data.std, batch=batch, threads=self.threads, count=count, place=place(),
+        )  # fmt: skip
 
     def close(self) -> None:
         """End the child, or have a standing one give the network's memory back; the next question starts or loads anew."""
@@ -181,7 +213,7 @@ class Candidate:
 
 def new_child(engine: Engine, threads: int, limits: Limits) -> Child:
     target = {"target": engine.target, "options": engine.options}
-    return Child("qexp.measure.child", target, threads, limits.timeout_s, limits.memory_mb)
+    return Child(measuring_child.__name__, target, threads, limits.timeout_s, limits.memory_mb)
 
 
 class PersistentChildren:
@@ -193,14 +225,14 @@ class PersistentChildren:
 
     def get(self, engine: Engine, threads: int, limits: Limits) -> Child:
         """One with this engine, if it lives, or a new one in the place of the one not asked for the longest."""
-        key = repr(
+        wanted = repr(
             (engine.target, engine.options, threads, limits, os.getcwd())
-        )  # in which it finds what it is told to load
-        child = self.kept.pop(key, None)
-        self.kept[key] = child if child and child.alive else new_child(engine, threads, limits)
+        )  # in which it finds what it is to load
+        child = self.kept.pop(wanted, None)
+        self.kept[wanted] = child if child and child.alive else new_child(engine, threads, limits)
         while len(self.kept) > self.most:
             self.kept.pop(next(iter(self.kept))).stop()
-        return self.kept[key]
+        return self.kept[wanted]
 
     def stop(self) -> None:
         while self.kept:
@@ -251,6 +283,10 @@ class ParityError(Exception):
 class Turns(Protocol):
     """What can time several candidates in turns: milliseconds of single calls, by candidate and window."""
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What decides how it times them."""
+
     def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]: ...
 
 
@@ -262,11 +298,6 @@ class Measure(ABC):
     @abstractmethod
     def measure(self, context: Context) -> list[Measurement]:
         """Errors: ChildFailed where the measuring child did not survive."""
-
-
-def engine_identity(engine: Engine) -> dict[str, Any]:
-    """What decides its results, and what these cost."""
-    return {"engine": engine.name, "options": engine.options, "versions": versions(*engine.packages)}
 
 
 @contextlib.contextmanager

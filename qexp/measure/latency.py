@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 from qexp.measure.base import Candidate, Context, Measure
 from qexp.measure.cores import watched
@@ -31,6 +32,10 @@ class Latency(Measure):
             )
         self.rules = Rules(windows, calls, window_s, warmup_calls, warmup_s, budget_s, resolution)
         self.resolution, self.most_round_trip_ns = resolution, most_round_trip_ns
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return vars(self)
 
     def measure(self, context: Context) -> list[Measurement]:
         if context.candidate.artifact.simulated:

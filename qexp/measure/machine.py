@@ -31,15 +31,18 @@ def physical_cores() -> int:
     return max(1, min(usable, _cores() or usable))
 
 
+def place() -> dict[str, Any]:
+    """What tells the machine of a measurement from others whose results would be different."""
+    return {"host": socket.gethostname(), "cpu": _cpu(_cpuinfo()), "cores": _cores()}
+
+
 def environment(root: Path | None) -> dict[str, Any]:
     """CPU, memory, load, versions, and the commit of the repository `root`; what a system does not tell is None."""
     info = _cpuinfo()
     found = info.get("flags", info.get("Features", "")).split()
     return {
-        "host": socket.gethostname(),
-        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        **place(),
         "cpu_flags": [flag for flag in FLAGS if flag in found],
-        "cores": _cores(),
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "governor": GOVERNOR.read_text().strip() if GOVERNOR.exists() else None,
         "load": psutil.getloadavg()[0] if psutil else os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -49,6 +52,10 @@ def environment(root: Path | None) -> dict[str, Any]:
         "versions": {package: metadata.version(package) for package in PACKAGES if find_spec(package)},
         "commit": _commit(root) if root else None,
     }
+
+
+def _cpu(info: dict[str, str]) -> str:
+    return info.get("model name") or platform.processor() or platform.machine()
 
 
 def _cores() -> int | None:

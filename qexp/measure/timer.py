@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from pathlib import Path
 from typing import Any
 
 from qexp.engine.base import Engine
-from qexp.measure.base import Candidate, Limits, Turns, alone_on_host, engine_identity, ready
-from qexp.measure.machine import environment
+from qexp.measure.base import Candidate, Limits, Turns, alone_on_host, ready
+from qexp.measure.machine import place
 from qexp.types import Artifact
 
 
@@ -29,10 +28,9 @@ class PairedTimer:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What decides its answers: the engine, the shape of a call, and the machine."""
-        machine = environment(Path(__file__).parents[2])
-        place = {name: machine[name] for name in ("host", "cpu", "cores")}
-        return {**engine_identity(self.engine), "batch_size": self.batch_size, "threads": self.threads, **place}
+        """What decides its answers: the engine, how it is timed, the shape of a call, and the machine."""
+        asked = {"engine": self.engine, "turns": self.turns, "batch_size": self.batch_size, "threads": self.threads}
+        return {**asked, "place": place()}
 
     def speedup(self, candidate: Artifact, reference: Artifact) -> float:
         """The median, over pairs of windows that the two took in turns, of the ratio of their median times."""

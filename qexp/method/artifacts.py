@@ -5,70 +5,78 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from qexp import coded_file, coding, onnx_file
 from qexp.coded_file import coded_bytes, is_coded, zeros_share
 from qexp.data.base import ImageData
-from qexp.files import building, check_digests, code_digest, file_digest, write_json
+from qexp.files import RECORDS, building_anew, check_digests, file_digest, made_since, mend, write_json
+from qexp.keys import key, plain
 from qexp.method.base import ANY_ENGINE, Method, counterpart
 from qexp.method.graph import count_macs
 from qexp.method.layers_csv import LAYERS_FILE, layers_csv, weight_range
-from qexp.types import Artifact, EngineSpec, Layer, digest, versions
+from qexp.types import Artifact, EngineSpec, Layer, versions
 
 PACKAGES = ("torch", "torchao", "onnx", "onnxscript")
+# The method of the fp32 artifact that others are compared with, as `plain` has it: a leaf, which nothing imports.
+REFERENCE = {"_target_": "qexp.method.none.NoCompression", "bits": 32}
 BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
 def make_artifact(
-    method: Method, network: nn.Module, data: ImageData, engine_spec: EngineSpec, source: dict[str, Any], root: Path
-) -> Artifact:
-    """The artifact of `method` on `network` for engines that want `wants`, found below `root` or made there.
+    method: Method, network: nn.Module, data: ImageData, engine_spec: EngineSpec, source: dict[str, Any], root: Path,
+    since: int = 0,
+) -> Artifact:  # fmt: skip
+    """The artifact of a method on a network, found below `root` or made there.
 
-    source: identity of the weights (`model`, `weights` digest or "random", ...), and, where they are what another artifact holds,
-    its key as `after`. Its key is the digest of all that determines the result, this package's code included.
-    Errors: Unsupported as of `counterpart` and `settle`.
+    Args:
+        method: What compresses the network.
+        network: In eval mode, with trained weights.
+        data: That it was trained on.
+        engine_spec: What engines want that shall run it.
+        source: Identity of the weights: `model` (its id), `weights` (their digest, or "random"), the config `network`
+            that builds the network, and, where the weights are what another artifact holds, its key as `after`.
+        root: The folder of all artifacts.
+        since: An artifact that was made before this time, in nanoseconds, is made anew; the records of its runs stay.
+
+    Raises:
+        Unsupported: The method cannot give what the engines want.
     """
     chosen = counterpart(method, engine_spec)
     resolved = chosen.resolve(engine_spec)
-    name = artifact_name(method, data, engine_spec, source)
-    reference = _folder_name(
-        "none", 32, ANY_ENGINE, {key: value for key, value in source.items() if key != "after"}, data, {}
-    )
+    name = artifact_name(method, network, data, engine_spec, source)
+    first = {what: value for what, value in source.items() if what != "after"}
+    reference = _folder_name("none", 32, ANY_ENGINE, REFERENCE, network, data, first)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
-        if not (root / name).exists():
-            write_artifact(chosen, network.eval(), data, resolved, source, root / name, reference)
-        else:
+        mend(root / name, RECORDS)
+        if made_since(root / name / LAYERS_FILE, since):  # which nobody writes to later
             check_digests(root / name, Artifact.read(root / name).files)
+        else:
+            chosen.since = since
+            write_artifact(chosen, network.eval(), data, resolved, source, root / name, reference)
     return Artifact.read(root / name)
 
 
-def artifact_name(method: Method, data: ImageData, engine_spec: EngineSpec, source: dict[str, Any]) -> str:
-    """The folder of `make_artifact`, which ends with its key, before it is made. Errors: as of `make_artifact`."""
+def artifact_name(
+    method: Method, network: nn.Module, data: ImageData, engine_spec: EngineSpec, source: dict[str, Any]
+) -> str:
+    """The folder of `make_artifact`, which ends with its key, before it is made; arguments and errors are the same."""
     chosen = counterpart(method, engine_spec)
-    resolved = chosen.resolve(engine_spec)
-    if chosen.name == "none" and resolved == ANY_ENGINE:
-        return _folder_name("none", 32, ANY_ENGINE, source, data, {})
-    return _folder_name(chosen.name, chosen.bits, resolved, source, data, chosen.options)
+    node, training = plain(chosen, "method"), data.training_options if chosen.trains else None
+    return _folder_name(chosen.name, chosen.bits, chosen.resolve(engine_spec), node, network, data, source, training)
 
 
 def _folder_name(
-    method: str,
-    bits: int | str,
-    engine_spec: EngineSpec,
-    source: dict[str, Any],
-    data: ImageData,
-    options: dict[str, Any],
-) -> str:
-    key = digest([
-        method, bits, repr(engine_spec), options, source, data.spec.to_json(), data.calibration_images,
-        code_digest(Path(__file__).parent, *(Path(str(module.__file__)) for module in (onnx_file, coded_file, coding))), torch.__version__,
-    ])  # fmt: skip
+    method: str, bits: int | str, engine_spec: EngineSpec, node: dict[str, Any], network: nn.Module, data: ImageData,
+    source: dict[str, Any], training: dict[str, Any] | None = None,
+) -> str:  # fmt: skip
+    made = key(
+        "artifact", code=["qexp.method.artifacts", network, data], name=method, method=node, engine_spec=engine_spec,
+        source=source, spec=data.spec, calibration_images=data.calibration_images, training=training,
+    )  # fmt: skip
     width = f"{bits}bit" if isinstance(bits, int) else bits
-    return f"{source['model']}-{method}-{width}-{engine_spec.formats[0]}-{key[:10]}".replace("/", "_")
+    return f"{source['model']}-{method}-{width}-{engine_spec.formats[0]}-{made[:10]}".replace("/", "_")
 
 
 def write_artifact(
@@ -81,7 +89,7 @@ def write_artifact(
     reference: str,
 ) -> None:
     """Make the folder `target`, whole or not at all; the rest as of `make_artifact`."""
-    with building(target) as folder:
+    with building_anew(target, RECORDS) as folder:
         compressed = method.compress(network, data, engine_spec, folder, source)
         result = network if compressed.network is None else compressed.network
         parameters = sum(p.numel() for p in result.parameters())

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from qexp.data.base import ImageData
+from qexp.keys import plain
 from qexp.method.bits import BitWidths
 from qexp.method.layers_csv import Statistics
 from qexp.types import EngineSpec, Layer, Unsupported
@@ -18,7 +19,6 @@ from qexp.types import EngineSpec, Layer, Unsupported
 ANY_ENGINE = EngineSpec(
     placement="", activation=""
 )  # of a graph without quantize/dequantize pairs, the same for all engines
-PLAIN = (int, float, str, bool, type(None), dict, tuple)  # options of a method
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,30 @@ class Compressed:
 
 
 class Method(ABC):
-    """name: as in conf/method; format: of the graph it writes; supported_bits: those that `bits` may be, the first for `auto`;
-    torchscript: its classic torch.ao counterpart, for engines that read TorchScript only; teacher: the uncompressed network to distil
-    from, where it is not the one that `apply` is given.
+    """What changes a network's numbers.
+
+    All attributes of a method decide what it makes, and its artifacts are known by them, except for those that
+    `indifferent` names. They must have values that `qexp.keys.plain` takes.
+
+    Attributes:
+        name: The method's name, as in conf/method.
+        format: The format of the graph that it writes.
+        supported_bits: The numbers that `bits` may be. The first one is meant by `auto`.
+        torchscript: Its classic torch.ao counterpart, for engines that read TorchScript only.
+        trains: Whether it trains on the training images, so that their order and augmentation decide too.
+        teacher: The uncompressed network to distil from, if it is not the one that `apply` is given.
+        since: Checkpoints of an interrupted training that are older than this time, in nanoseconds, do not count.
+        indifferent: Names of attributes that do not decide the result.
     """
 
     name: str
     format = "pt2"
     supported_bits: tuple[int, ...] = (8,)
     torchscript: Method | None = None
+    trains = False
     teacher: nn.Module | None = None
+    since = 0
+    indifferent: tuple[str, ...] = ("torchscript", "teacher", "since")
 
     def __init__(self, bits: int | str):
         self.bits: int | str = self._check_bits(bits)
@@ -63,8 +77,15 @@ class Method(ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What of its attributes decides the result: those with plain values."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, PLAIN)}
+        """What of its attributes decides the result, in plain values.
+
+        Raises:
+            TypeError: No key can be made of an attribute, and `indifferent` does not name it.
+        """
+        own = type(self).__qualname__
+        return {
+            name: plain(value, f"{own}.{name}") for name, value in vars(self).items() if name not in self.indifferent
+        }
 
     def label(self, engine_spec: EngineSpec) -> str:
         """How tables name the artifact for settled `wants`, e.g. `static int8`."""

@@ -36,11 +36,8 @@ class Chain(Method):
             )
         self.name = "+".join(stage.name for stage in stages.values())
         self.format, self.supported_bits, self.bits = self.last.format, self.last.supported_bits, self.last.bits
+        self.trains = any(stage.trains for stage in stages.values())
         self.torchscript = Chain({**stages, [*stages][-1]: self.last.torchscript}) if self.last.torchscript else None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"stages": [[stage.name, stage.bits, stage.options] for stage in (*self.before, self.last)]}
 
     def label(self, engine_spec: EngineSpec) -> str:
         return " + ".join([*(stage.label(own_spec(stage)) for stage in self.before), self.last.label(engine_spec)])
@@ -53,9 +50,9 @@ class Chain(Method):
     ) -> Compressed:
         changed, labels = network, []
         for stage in (*self.before, self.last):
-            stage.teacher = network
+            stage.teacher, stage.since = network, self.since
         for stage in self.before:
-            artifact = make_artifact(stage, changed, data, own_spec(stage), source, folder.parent)
+            artifact = make_artifact(stage, changed, data, own_spec(stage), source, folder.parent, self.since)
             changed, source = restore(changed, artifact.folder / WEIGHTS_FILE), {**source, "after": artifact.key}
             labels.append(artifact.label)
         made = self.apply(changed, data, engine_spec, folder)

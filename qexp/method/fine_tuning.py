@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,13 @@ from torch import Tensor, nn
 
 from qexp.data.base import ImageData
 from qexp.data.loaders import Loaders
+from qexp.files import made_since
+from qexp.keys import key
+from qexp.method.base import Method
 from qexp.model.base import load_weights, read_weights
-from qexp.model.trainer import best_and_last, keeping_freed_memory, make_trainer
+from qexp.model.trainer import best_and_last, keeping_freed_memory, make_trainer, trainer_options
 from qexp.model.training_module import TrainingModule
-from qexp.types import UserError, digest
+from qexp.types import EngineSpec, UserError
 
 
 class FineTuningModule(TrainingModule):
@@ -102,7 +106,7 @@ class FineTuning:
         """What decides the result of a training, in plain values."""
         decisive = {name: value for name, value in vars(self).items() if name not in ("trainer", "exact")}
         plain: Any = OmegaConf.to_container(OmegaConf.create(decisive), resolve=True)
-        return {**plain, "precision": self.precision}
+        return {**plain, "precision": self.precision, "trainer": trainer_options(self.trainer)}
 
     def shortened(self, epochs: int) -> FineTuning:
         """The same recipe cut short: a schedule over all epochs keeps its rate near the highest."""
@@ -110,19 +114,33 @@ class FineTuning:
 
     @contextmanager
     def session(
-        self, folder: Path, network: nn.Module, teacher: nn.Module | None, data: ImageData, *decisive: Any
+        self, folder: Path, network: nn.Module, data: ImageData, method: Method, engine_spec: EngineSpec | None = None
     ) -> Iterator[Session]:
-        """A place for all that must outlive a kill while the artifact in `folder` is made; it is deleted when the block ends without
-        an error.
+        """Keep all that must outlive a kill while the artifact in `folder` is made, until the block ends without an error.
 
         Args:
-            folder: The artifact's. The place lies beside it, since `folder` itself does not survive a kill.
-            network: What the method was given. Its weights are a part of the place's name.
-            teacher: The uncompressed network to distil from; None where that is `network`.
-            decisive: All else that decides what is trained, in JSON's values.
+            folder: The artifact's folder. What is kept lies beside it, since `folder` itself does not survive a kill.
+            network: What the method was given. Training starts from its weights.
+            data: The images to train on.
+            method: The method that trains. It has the teacher to distil from, if that is not `network`, and says since
+                when checkpoints count. Older ones are deleted.
+            engine_spec: What the engine executes, if that changes what is trained.
         """
-        sums = {name: tensor.double().sum().item() for name, tensor in network.state_dict().items()}
-        place = folder.parent / f".training-{digest([*decisive, data.spec.digest, sums])[:16]}"
+        teacher = method.teacher
+        name = key(
+            "fine-tuning",
+            code=[network, data],
+            method=method,
+            weights=weights_digest(network),
+            teacher=None if teacher is None else weights_digest(teacher),
+            spec=data.spec,
+            engine_spec=engine_spec,
+            calibration_images=data.calibration_images,
+            training=data.training_options,
+        )
+        place = folder.parent / f".training-{name[:16]}"
+        if not made_since(place, method.since):
+            shutil.rmtree(place, ignore_errors=True)
         yield Session(self, place, network if teacher is None else teacher, data)
         shutil.rmtree(place, ignore_errors=True)
 
@@ -186,6 +204,15 @@ class Session:
         loaders = Loaders(self.data, batch)
         trainer.fit(training, loaders, ckpt_path=str(last) if last.exists() else None, weights_only=True)
         return Path(best.best_model_path)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 (hex) over the bytes of a network's parameters and buffers, with their names, types and shapes."""
+    made = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        made.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()
 
 
 def out_of_memory(error: BaseException) -> bool:

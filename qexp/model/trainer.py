@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -93,6 +94,16 @@ def make_trainer(accelerator: str, precision: str, sync_batchnorm: bool | str = 
         )
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"The trainer's options do not fit this machine: {error}. See conf/trainer/.") from error
+
+
+def trainer_options(config: DictConfig) -> dict[str, Any]:
+    """The options of a trainer's config that decide what becomes of a network, beside epochs and precision.
+
+    The accelerator tells only where a network is trained: who trains it on a GPU and goes on, or measures it, on another
+    machine must find it again. For the same reason precision `auto` counts as what it is, not as what it comes to on a machine.
+    """
+    options: Any = OmegaConf.to_container(config, resolve=True)
+    return {name: value for name, value in options.items() if name not in ("accelerator", "max_epochs", "precision")}
 
 
 @contextmanager

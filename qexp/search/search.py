@@ -11,17 +11,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
-from qexp.files import code_digest
 from qexp.jobs.reuse import EndedRuns
+from qexp.keys import key
 from qexp.report.best import Search
 from qexp.search.objectives import check_objectives, values_of
 from qexp.search.space import Space
 from qexp.search.study import KEY, PLACE, Proposal, Study, opened
 from qexp.tracking.store import read_record, write_record
-from qexp.types import Record, UserError, digest
+from qexp.types import Record, UserError
 
 # Keys of the config that decide nothing of what a search finds.
 INDIFFERENT = ("hydra", "outputs", "tracking", "force", "retry_failed", "on_error", "phase", "picture")
+# All that a trial may run.
+CODE = [f"qexp.{package}" for package in ("data", "engine", "jobs", "measure", "method", "model", "search")]
 ENDED = {"COMPLETE": "finished", "PRUNED": "unsupported", "FAIL": "failed"}
 
 
@@ -68,13 +70,12 @@ def search(options: Options, sweeper: Sweeper, arguments: list[str]) -> None:
         raise UserError(
             f"A grid of {space} has no end: give intervals as range(FIRST,END,STEP), or choose another sampler."
         )
-    others: Any = OmegaConf.to_container(config)
+    configs = [{name: value for name, value in each.items() if name not in INDIFFERENT} for each in space.configs]
     definition = {
         "space": space.definition, "objectives": objectives, "sampler": sampler, "seed": options.seed,
-        "options": digest([space.fixed, {key: value for key, value in others.items() if key not in INDIFFERENT}]),
-        "code": code_digest(Path(__file__).parents[1]),
+        "options": key("options", fixed=space.fixed, configs=configs), "code": key("code", code=CODE),
     }  # fmt: skip
-    name = options.study or f"qexp-{digest(definition)[:12]}"
+    name = options.study or f"qexp-{key('study', **definition)[:12]}"
     with opened(Path(config.outputs), options.storage, name, objectives, definition, config.force) as study:
         Trials(options, sweeper, name, Study(study, space, options.sampler, options.seed, config.retry_failed)).run()
 

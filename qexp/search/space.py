@@ -138,11 +138,11 @@ class Space:
         if wrong := next((dimension.key for dimension in self.groups if dimension.kind != "categorical"), None):
             raise UserError(f"{wrong} is chosen by name. {EXAMPLES}")
         first = {dimension.key: dimension.bounds["choices"][0] for dimension in self.groups}
-        tried = [
+        self.tried = [
             {**first, dimension.key: choice} for dimension in self.groups for choice in dimension.bounds["choices"]
         ] or [first]
         # This is also where Hydra complains about a choice that does not exist.
-        known = set().union(*(self._names(tuple(self.overrides(choices))) for choices in tried))
+        known = set().union(*(self._names(tuple(self.overrides(choices))) for choices in self.tried))
         for dimension in self.options:
             if not dimension.key.startswith("+") and dimension.key not in known:
                 raise UserError(f"hydra.sweeper.params: {dimension.key} is no option. {nearest(dimension.key, known)}")
@@ -161,14 +161,20 @@ class Space:
     def _has(self, key: str, choices: Settings) -> bool:
         return key.startswith("+") or key in self._names(tuple(self.overrides(choices)))
 
+    @property
+    def configs(self) -> list[dict[str, Any]]:
+        """Configs of jobs that together take each choice of a config group once."""
+        return [self._config(tuple(self.overrides(choices))) for choices in self.tried]
+
     @functools.cache  # noqa: B019  (groups have few combinations, and a command has one space)
-    def _names(self, overrides: tuple[str, ...]) -> set[str]:
+    def _config(self, overrides: tuple[str, ...]) -> dict[str, Any]:
         config = self.compose(list(overrides))
-        return {
-            *_names_in(
-                OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
-            )
-        }
+        masked = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        return OmegaConf.to_container(masked)  # type: ignore[return-value]
+
+    @functools.cache  # noqa: B019
+    def _names(self, overrides: tuple[str, ...]) -> set[str]:
+        return {*_names_in(self._config(overrides))}
 
     @property
     def finite(self) -> bool:

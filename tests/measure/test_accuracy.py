@@ -155,13 +155,31 @@ def test_logits_are_computed_again_only_for_what_could_change_them(
     one, other = make_artifact("one", weights[0]), make_artifact("other", weights[1])
     first, calls = logits(one, Scores(str(log)))
     assert calls == [25, 25] and first.shape == (IMAGES, CLASSES)
-    for batch, passes in ((8, 25), (1, 20)):
-        again, calls = logits(one, Scores(str(log)), batch, passes)
-        assert calls == [] and np.array_equal(again, first)
+    again, calls = logits(one, Scores(str(log)), batch=8)
+    assert calls == [] and np.array_equal(again, first)
+    assert logits(one, Scores(str(log)), passes=20)[1] == [20, 20, 10]
     assert logits(other, Scores(str(log)))[1] == [25, 25]
     flipped, calls = logits(one, Scores(str(log), sign=-1))
     assert calls == [25, 25] and np.array_equal(flipped, -first)
     assert logits(replace(one, files={"model.pt2": "another"}), Scores(str(log)))[1] == [25, 25]
+
+
+def test_logits_of_before_a_given_time_are_computed_anew_once(
+    weights: list[np.ndarray], tests_of: Any, make_artifact: Any, make_candidate: MakeCandidate, tmp_path: Path
+) -> None:
+    log, artifact = tmp_path / "calls", make_artifact("one", weights[0])
+    candidate = make_candidate(Scores(str(log)), artifact)
+
+    def calls() -> int:
+        log.unlink(missing_ok=True)
+        candidate.logits(tests_of(artifact), 25, tmp_path / "cache")
+        return log.read_text().split().count("25") if log.exists() else 0
+
+    assert [calls(), calls()] == [2, 0]
+    begun = tmp_path / "begun"
+    begun.touch()
+    candidate.since = begun.stat().st_mtime_ns
+    assert [calls(), calls()] == [2, 0]
 
 
 def test_an_interrupted_pass_leaves_no_logits(

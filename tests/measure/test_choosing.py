@@ -43,6 +43,10 @@ class Counts:
 
     timed = 0
 
+    @property
+    def options(self) -> dict[str, Any]:
+        return {}
+
     def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
         self.timed += 1
         return [[[10.0 - place] * 3] * 2 for place in range(len(candidates))]
@@ -50,6 +54,10 @@ class Counts:
 
 class Gives:
     """Hands out an exception instead of times."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {}
 
     def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
         raise KeyboardInterrupt

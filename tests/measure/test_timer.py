@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from qexp.keys import plain
 from qexp.measure.base import Candidate
 from qexp.measure.timer import PairedTimer
 from qexp.types import Artifact, Unsupported
@@ -15,6 +18,10 @@ from tests.measure.fake_engines import Fake, Missing
 
 class Given:
     """Windows of the candidate and of the reference, as they are told here instead of being timed."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"windows": 3}
 
     def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
         assert [candidate.artifact.key for candidate in candidates] == ["pruned", "whole"] and not is_free()
@@ -32,7 +39,9 @@ def test_it_is_the_median_of_ratios_of_pairs(make_artifact: Callable[..., Artifa
     speedup = timer.speedup(make_artifact("pruned"), make_artifact("whole"))
     assert speedup == pytest.approx(2.5), "of 2.2 / 1.1, 6 / 2 and 2.5 / 1"
     assert is_free() and not measuring_children()
-    assert timer.options["engine"] == "fake" and timer.options["batch_size"] == 4 and "host" in timer.options
+    options = plain(timer, "timer")
+    assert options["engine"]["_target_"].endswith("fake_engines.Fake") and options["batch_size"] == 4
+    assert options["turns"]["windows"] == 3 and options["place"]["host"] == socket.gethostname()
 
 
 def test_an_engine_that_does_not_run_here_is_unsupported(make_artifact: Callable[..., Artifact]) -> None:

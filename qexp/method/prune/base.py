@@ -6,7 +6,6 @@ import copy
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -32,13 +31,11 @@ class NetworkMethod(Method):
 
     supported_bits = (32,)
 
+    trains = True
+
     def __init__(self, recipe: FineTuning, coded: bool):
         super().__init__(bits=32)
         self.recipe, self.coded = recipe, coded
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {**super().options, "recipe": self.recipe.options}
 
     def label(self, engine_spec: EngineSpec) -> str:
         return self.name

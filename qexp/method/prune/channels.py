@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ from torch import nn
 from qexp.data.base import ImageData
 from qexp.method.artifacts import write_artifact
 from qexp.method.base import ANY_ENGINE, Compressed, Method
-from qexp.method.fine_tuning import FineTuning
+from qexp.method.fine_tuning import FineTuning, Session
 from qexp.method.graph import count_macs, export, layer_table, save_graph
 from qexp.method.prune.base import NetworkMethod, restore, save_weights
 from qexp.method.prune.dependency_graph import IMPORTANCES, Group, Removed, groups_of, without
@@ -83,21 +84,18 @@ class PruneChannels(NetworkMethod):
         if target == "latency" and self.timer is None:
             raise UserError(f"{self.name}: target=latency needs a timer, as in conf/method/prune_channels.yaml.")
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return {**super().options, **({"timer": self.timer.options} if self.timer else {})}
-
     def label(self, engine_spec: EngineSpec) -> str:
         return f"{self.name} {self.ratio:g}x {TARGETS[self.target]}"
 
     def transform(self, network: nn.Module, data: ImageData, folder: Path) -> nn.Module:
-        result, teacher = network, network if self.teacher is None else self.teacher
-        with self.recipe.session(folder, network, teacher, data, self.options) as session:
+        result = network
+        with self.recipe.session(folder, network, data, self) as session:
             for step in range(1, self.steps + 1):
                 pruned = partial(self.pruned, result, network, data, self.ratio ** (step / self.steps), folder)
                 result = made_once(session.folder / f"{step}-pruned.safetensors", network, pruned)
                 recipe = self.recipe if step == self.steps else self.recipe.shortened(self.epochs_between)
-                tuned = partial(fine_tuned, recipe, result, teacher, data, session.folder / str(step))
+                step_session = Session(recipe, session.folder / str(step), session.teacher, data)
+                tuned = partial(fine_tuned, result, step_session)
                 result = made_once(session.folder / f"{step}-tuned.safetensors", network, tuned)
         (folder / "channels.csv").write_text(channels_csv(network, result))
         return result
@@ -178,10 +176,10 @@ def size_of(network: nn.Module, data: ImageData, target: str) -> int:
     return count_macs(network, data)[""] if target == "macs" else sum(p.numel() for p in network.parameters())
 
 
-def fine_tuned(recipe: FineTuning, network: nn.Module, teacher: nn.Module, data: ImageData, folder: Path) -> nn.Module:
-    """The network itself after a training whose checkpoints lie beside `folder`."""
-    with recipe.session(folder, network, teacher, data) as session:
-        session.train(network)
+def fine_tuned(network: nn.Module, session: Session) -> nn.Module:
+    """Train the network, whose checkpoints then are no longer needed, and return it."""
+    session.train(network)
+    shutil.rmtree(session.folder, ignore_errors=True)
     return network
 
 

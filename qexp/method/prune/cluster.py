@@ -51,7 +51,7 @@ class Cluster(NetworkMethod):
         layers = weights_of(result, self.first_last)
         for name, weight in layers.items():
             parametrize.register_parametrization(modules[name], "weight", self.shared(weight.detach()), unsafe=True)
-        with self.recipe.session(folder, network, self.teacher, data, self.options) as session:
+        with self.recipe.session(folder, network, data, self) as session:
             session.train(result, ClusteringModule)
         for name in layers:
             parametrize.remove_parametrizations(modules[name], "weight")

@@ -70,7 +70,7 @@ class Prune(NetworkMethod):
         weights = weights_of(result, self.first_last)
         if self.schedule == "one_shot":
             apply_masks(weights, self.masks(weights, self.sparsity))
-        with self.recipe.session(folder, network, self.teacher, data, self.options) as session:
+        with self.recipe.session(folder, network, data, self) as session:
             session.train(result, partial(PruningModule, method=self))
         (folder / "sparsity.csv").write_text(sparsity_csv(result))
         return result

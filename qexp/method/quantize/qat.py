@@ -28,6 +28,7 @@ class QAT(Quantization):
     """
 
     name = "qat"
+    trains = True
 
     def __init__(self, recipe: FineTuning, activations: str, weights: str, freeze_norms: float, **common: Any):
         tracked = {"observer": activations, "weight_observer": weights}  # a moving average goes on from itself
@@ -43,10 +44,6 @@ class QAT(Quantization):
             raise UserError(f"freeze_norms={freeze_norms} is out of range; give a share of the epochs between 0 and 1.")
         self.recipe, self.activations, self.weights, self.freeze_norms = recipe, activations, weights, freeze_norms
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return {**super().options, "recipe": self.recipe.options}
-
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         prepared = self.calibrated(network, data, engine_spec)
         exact = copy.deepcopy(prepared)
@@ -55,7 +52,7 @@ class QAT(Quantization):
         module = partial(
             QATModule, freeze_norms=self.freeze_norms, images=data.calibration(), batch=self.calibration_batch
         )
-        with self.recipe.session(folder, network, self.teacher, data, self.options, str(engine_spec)) as session:
+        with self.recipe.session(folder, network, data, self, engine_spec) as session:
             session.train(trained, module)
             hand_over(trained, prepared)
         return self.finish(prepared, exact, network, data, folder)

@@ -1,0 +1,278 @@
+"""Keys: the names under which results are kept and found again, made of everything that decides them, code included.
+
+A result that is found by its key is never computed again, so a key that leaves something out would pass off an old
+result as a new one. Three rules prevent that: every value is digested or refused, the code that takes part is found by
+following its imports, and whatever a value names by `_target_` is code that takes part.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+# Modules that compute no result: a change of them, or another version, keeps all keys.
+INDIFFERENT = (
+    "filelock", "rich",  # locks and progress bars
+    "hydra", "omegaconf",  # what they make of a config is digested as values, and the classes it names as code
+    "qexp.cli", "qexp.errors", "qexp.worker",  # the command line and its messages
+    "qexp.report", "qexp.tracking",  # show results that are there
+    "qexp.keys",
+)  # fmt: skip
+OWN = __name__.partition(".")[0]  # counts by its source even where it is installed
+SUFFIXES = (".py", *EXTENSION_SUFFIXES)
+ABSENT = "absent"  # the version of a library that is imported, but not installed
+
+
+def key(kind: str, *, code: Iterable[object] = (), without: Iterable[str] = (), **decides: Any) -> str:
+    """The key of a result, as 64 hexadecimal digits.
+
+    Args:
+        kind: What the result is; two kinds never share a key.
+        code: What takes part and is named by no value: dotted names of modules, of packages (all their modules count),
+            or of classes in modules; or objects, whose classes count.
+        without: Dotted names of modules and packages whose code does not count, and whose imports are not followed.
+        decides: The values that decide the result, as `plain` takes them. Objects and config nodes among them count with
+            their code.
+
+    Raises:
+        TypeError: A value cannot be digested.
+        ModuleNotFoundError: Code that takes part cannot be found.
+    """
+    values = plain(decides, kind)
+    roots = {*(name if isinstance(name, str) else _class_name(name) for name in code), *_targets(values)}
+    python = ".".join(map(str, sys.version_info[:2]))
+    made = [kind, python, values, code_digests(roots, without)]
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+
+def plain(value: Any, where: str) -> Any:
+    """`value` as JSON has it, so that equal values give equal text.
+
+    An object that says by a property `options` what decides it becomes the config node that would make it: its class as
+    `_target_`, and its options.
+
+    Args:
+        value: None, a bool, a number, a string, a list, a tuple, a dict with strings as keys, a frozen dataclass, or an
+            object with `options`.
+        where: What `value` is, for the error.
+
+    Raises:
+        TypeError: It is something else, or holds something else.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {name: plain(item, f"{where}.{name}") for name, item in value.items()}
+    if isinstance(getattr(type(value), "options", None), property):
+        return {"_target_": _class_name(value), **plain(value.options, where)}
+    if is_dataclass(value) and not isinstance(value, type) and vars(type(value))["__dataclass_params__"].frozen:
+        return {field.name: plain(getattr(value, field.name), f"{where}.{field.name}") for field in fields(value)}
+    raise TypeError(
+        f"{where} is {value!r} of the type {type(value).__name__}, of which no key can be made. Give a plain value (a "
+        "number, a string, a list, a dict with strings as keys), or an object whose property `options` says in plain "
+        "values what decides it."
+    )
+
+
+def code_digests(names: Iterable[str], without: Iterable[str] = ()) -> dict[str, str]:
+    """What decides what the named code computes: it and all that it imports, directly or not.
+
+    Args:
+        names: Dotted names, as in `key`.
+        without: As in `key`.
+
+    Returns:
+        By module, the digest of its source; by library, its name with its version.
+
+    Raises:
+        ModuleNotFoundError: One of `names` cannot be found. What a module imports may be missing, and counts as absent.
+    """
+    left_out, found = (*INDIFFERENT, *without), dict[str, str]()
+    waiting = [each for name in sorted(names) for each in _roots(name)]
+    while waiting:
+        name = waiting.pop()
+        top = name.partition(".")[0]
+        if top in sys.stdlib_module_names or any(f"{name}.".startswith(f"{other}.") for other in left_out):
+            continue
+        if version := _installed(top):
+            found[top] = version
+            continue
+        modules = _modules(name)
+        if not modules:
+            found[top] = ABSENT
+        for module in modules:
+            if module not in found:
+                source = _source(module)
+                found[module] = source.digest
+                waiting += source.imports
+    return found
+
+
+def _class_name(value: object) -> str:
+    kind = value if isinstance(value, type) else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _targets(values: Any) -> Iterator[str]:
+    """Every `_target_` in plain values."""
+    if isinstance(values, dict):
+        if isinstance(target := values.get("_target_"), str):
+            yield target
+        values = list(values.values())
+    if isinstance(values, list):
+        for value in values:
+            yield from _targets(value)
+
+
+def _roots(name: str) -> list[str]:
+    """The name itself, and of a package all its modules. Raises: ModuleNotFoundError."""
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names or _installed(top):
+        return [name]
+    if not _modules(name):
+        raise ModuleNotFoundError(
+            f"{name} takes part in a result, but no module of that name is found from {os.getcwd()}."
+        )
+    found, package = [name], _find(name)
+    for folder in package.folders if package else ():
+        inside = (file.relative_to(folder).with_suffix("").parts for file in sorted(folder.rglob("*.py")))
+        found += [".".join([name, *parts]).removesuffix(".__init__") for parts in inside]
+    return found
+
+
+def _modules(name: str) -> list[str]:
+    """The modules that are imported on the way to `name`, as far as they have a file: `a` and `a.b` for `a.b.Class`."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[: end + 1]) for end in range(len(parts)))
+    return [prefix for prefix in prefixes if (module := _find(prefix)) and module.file]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a module lies.
+
+    Args:
+        file: Its source or compiled code; None of a folder without `__init__.py`.
+        folders: Those in which its submodules lie; none where it is no package.
+    """
+
+    file: Path | None
+    folders: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a module computes and what it needs.
+
+    Args:
+        digest: Of its syntax tree, in which comments, docstrings and formatting are not.
+        imports: Dotted names of modules, or of what it takes from them.
+    """
+
+    digest: str
+    imports: tuple[str, ...]
+
+
+# What follows is cached for as long as a process lives: it runs the code that it has imported, whatever became of the
+# files.
+
+
+@cache
+def _find(name: str) -> _Place | None:
+    """Where a module lies, found by its path alone: nothing is imported."""
+    parent, _, last = name.rpartition(".")
+    if parent:
+        above = _find(parent)
+        places = above.folders if above else ()
+    else:
+        places = tuple(Path(place or ".") for place in dict.fromkeys([*sys.path, os.getcwd()]))
+    without_file = []
+    for place in places:
+        folder = place / last
+        for suffix in SUFFIXES:
+            if (file := folder / f"__init__{suffix}").is_file():
+                return _Place(file, (folder,))
+            if (file := place / f"{last}{suffix}").is_file():
+                return _Place(file)
+        if folder.is_dir():
+            without_file.append(folder)
+    if without_file:
+        return _Place(None, tuple(without_file))
+    imported = getattr(sys.modules.get(name), "__file__", None)  # by other ways, as a script is
+    return _Place(Path(imported)) if imported else None
+
+
+@cache
+def _installed(top: str) -> str | None:
+    """The distributions with versions that a top-level module was installed with; None where it was not installed."""
+    place = _find(top)
+    if top == OWN or place is None:
+        return None
+    site = (place.folders or (place.file or Path(),))[0].parent
+    owners = [name for name, record in _records(site) if f"\n{top}/" in record or f"\n{top}." in record]
+    return " ".join(owners) or None
+
+
+@cache
+def _records(site: Path) -> list[tuple[str, str]]:
+    """Name with version of each distribution in a folder of sys.path, and the list of its files."""
+    folders = sorted(site.glob("*.dist-info"))
+    return [(f.stem, "\n" + (f / "RECORD").read_text()) for f in folders if (f / "RECORD").is_file()]
+
+
+@cache
+def _source(name: str) -> _Source:
+    place = _find(name)
+    assert place and place.file
+    content, package = place.file.read_bytes(), name if place.folders else name.rpartition(".")[0]
+    if place.file.suffix != ".py":
+        return _Source(hashlib.sha256(content).hexdigest(), ())
+    digest, statements = _parsed(content)
+    return _Source(digest, tuple(sorted({each for statement in statements for each in _imported(statement, package)})))
+
+
+@cache
+def _parsed(content: bytes) -> tuple[str, list[ast.stmt]]:
+    """The digest of a Python source, and its statements that import something."""
+    statements: list[ast.stmt] = []
+    outline = repr(_outline(ast.parse(content), statements))
+    return hashlib.sha256(outline.encode()).hexdigest(), statements
+
+
+def _outline(node: Any, imports: list[ast.stmt]) -> Any:
+    """A syntax tree as nested tuples and lists, without docstrings; what it imports is appended to `imports`."""
+    if isinstance(node, list):
+        return [_outline(item, imports) for item in node if not _is_text(item)]
+    if not isinstance(node, ast.AST):
+        return node
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        imports.append(node)
+    elif isinstance(node, ast.If) and "TYPE_CHECKING" in (getattr(node.test, "id", ""), getattr(node.test, "attr", "")):
+        return ["If", _outline(node.body, []), _outline(node.orelse, imports)]
+    return (type(node).__name__, *[_outline(getattr(node, field, None), imports) for field in node._fields])
+
+
+def _is_text(node: Any) -> bool:
+    """Whether it is a statement that is nothing but a string, as docstrings are."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _imported(statement: ast.stmt, package: str) -> Iterator[str]:
+    """Dotted names that a statement in a module of `package` imports."""
+    if isinstance(statement, ast.Import):
+        yield from (alias.name for alias in statement.names)
+    elif isinstance(statement, ast.ImportFrom):
+        above = package.split(".")[: 1 - statement.level or None] if statement.level else []
+        module = ".".join([*above, *([statement.module] if statement.module else [])])
+        yield from (f"{module}.{alias.name}" for alias in statement.names)
