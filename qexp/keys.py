@@ -44,9 +44,11 @@ def key(kind: str, *, code: Iterable[object] = (), without: Iterable[str] = (), 
             their code.
 
     Raises:
-        TypeError: A value cannot be digested.
+        TypeError: A value cannot be digested, or `code` is a string.
         ModuleNotFoundError: Code that takes part cannot be found.
     """
+    if isinstance(code, str):
+        raise TypeError(f"code={code!r} is one name; give a list of names.")
     values = plain(decides, kind)
     roots = {*(name if isinstance(name, str) else _class_name(name) for name in code), *_targets(values)}
     python = ".".join(map(str, sys.version_info[:2]))
@@ -125,9 +127,9 @@ def _class_name(value: object) -> str:
 
 
 def _targets(values: Any) -> Iterator[str]:
-    """Every `_target_` in plain values."""
+    """Every `_target_` in plain values, but for those that a config leaves open."""
     if isinstance(values, dict):
-        if isinstance(target := values.get("_target_"), str):
+        if isinstance(target := values.get("_target_"), str) and target != "???":
             yield target
         values = list(values.values())
     if isinstance(values, list):

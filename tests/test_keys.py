@@ -177,6 +177,8 @@ def test_libraries_count_by_their_version_and_by_whether_they_are_there(tree: Pa
     assert found["not_installed"] == "absent" and not {"rich", "os"} & {*found}
     with pytest.raises(ModuleNotFoundError, match=r"not_installed\.Net takes part"):
         key("a", model={"_target_": "not_installed.Net"})
+    with pytest.raises(TypeError, match="give a list"):
+        key("a", code="main")
 
 
 def test_all_modules_of_a_package_count_where_it_is_named(tree: Path) -> None:

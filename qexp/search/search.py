@@ -75,7 +75,7 @@ def search(options: Options, sweeper: Sweeper, arguments: list[str]) -> None:
         "space": space.definition, "objectives": objectives, "sampler": sampler, "seed": options.seed,
         "options": key("options", fixed=space.fixed, configs=configs), "code": key("code", code=CODE),
     }  # fmt: skip
-    name = options.study or f"qexp-{key('study', **definition)[:12]}"
+    name = options.study or f"qexp-{key('study', definition=definition)[:12]}"
     with opened(Path(config.outputs), options.storage, name, objectives, definition, config.force) as study:
         Trials(options, sweeper, name, Study(study, space, options.sampler, options.seed, config.retry_failed)).run()
 
