@@ -24,7 +24,7 @@ INDIFFERENT = (
     "filelock", "rich",  # locks and progress bars
     "hydra", "omegaconf",  # what they make of a config is digested as values, and the classes it names as code
     "qexp.cli", "qexp.errors", "qexp.worker",  # the command line and its messages
-    "qexp.report", "qexp.tracking",  # show results that are there
+    "qexp.metrics", "qexp.report", "qexp.tracking",  # show results that are there
     "qexp.keys",
 )  # fmt: skip
 OWN = __name__.partition(".")[0]  # counts by its source even where it is installed

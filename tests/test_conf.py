@@ -188,7 +188,8 @@ def test_fine_tuning_is_one_node_and_says_what_decides_its_result(method: str) -
     options = instantiate(config.method).recipe.options
     assert json.loads(json.dumps(options)) == options, "plain values"
     assert (options["epochs"], options["optimizer"]["lr"], options["distillation"]) == (0, 0.5, 0)
-    assert options.keys() == {*shared, "optimizer", "precision"} - {"_target_", "_recursive_", "trainer", "exact"}
+    assert options.keys() == {*shared, "optimizer", "precision"} - {"_target_", "_recursive_", "exact"}
+    assert not {"accelerator", "max_epochs"} & options["trainer"].keys(), "they say where, and what the recipe says"
 
 
 @pytest.mark.parametrize("file", FILES, ids=[str(f.relative_to(CONF)) for f in FILES])

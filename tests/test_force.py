@@ -15,8 +15,8 @@ from qexp.engine.base import Engine, Forward
 from qexp.files import RECORDS, building_anew, mend
 from qexp.method import artifacts
 from qexp.method.artifacts import make_artifact
-from qexp.method.none import NoCompression
 from qexp.types import Artifact, EngineSpec, Executable
+from tests import configured
 from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake
 
 SOURCE = {"model": "small", "weights": "0123"}
@@ -31,7 +31,7 @@ class Writes(Engine):
     packages = ("numpy",)
     times = 0
 
-    def write(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
+    def write(self, artifact: Artifact, graph: Path, file: Path, batch: int, threads: int) -> None:
         type(self).times += 1
         file.write_text(str(self.times))
 
@@ -71,7 +71,7 @@ def test_an_artifact_of_before_is_made_anew_bit_for_bit(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
     def make(since: int = 0) -> Artifact:
-        return make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path, since)
+        return make_artifact(configured.method("none"), network, pretend_data, EngineSpec(), SOURCE, tmp_path, since)
 
     def inode(artifact: Artifact) -> int:
         return (artifact.folder / artifact.graph).stat().st_ino
@@ -92,7 +92,7 @@ def test_an_artifact_of_before_is_made_anew_bit_for_bit(
 def test_an_engines_file_is_written_again_where_it_is_old_or_its_code_has_changed(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifact = make_artifact(NoCompression(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+    artifact = make_artifact(configured.method("none"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     engine = Writes()
 
     def content(since: int = 0) -> str:

@@ -17,25 +17,20 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from qexp import keys
-from qexp.data.folder import FolderData
 from qexp.engine.base import file_key
-from qexp.engine.eager import Eager
-from qexp.engine.onnxruntime import OnnxRuntime
 from qexp.jobs.comparison import fastest_key, identities
 from qexp.jobs.run import JobPlan, job_key
 from qexp.jobs.train import baseline_key
 from qexp.keys import key, plain
 from qexp.measure.base import Candidate, EvaluationSet, Limits
-from qexp.measure.latency import Latency
 from qexp.method.artifacts import REFERENCE, artifact_name
 from qexp.method.base import Method
-from qexp.method.fine_tuning import training_folder
 from qexp.method.none import NoCompression
-from qexp.method.quantize.qat import QAT
-from qexp.method.quantize.static import Static
 from qexp.search.search import CODE
 from qexp.types import Artifact, EngineSpec, Executable
-from tests.method.training import RECIPE, TRAINER
+from tests import configured
+from tests.method.training import TRAINER
+from tests.method.training import qat as qat_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,7 +101,7 @@ def test_a_value_that_cannot_be_digested_raises_and_is_named(value: Any) -> None
 def test_a_list_decides_and_what_a_method_cannot_tell_raises() -> None:
     class Listed(NoCompression):
         def __init__(self, levels: Any):
-            super().__init__()
+            super().__init__(torchscript=None)
             self.levels = levels
 
     assert key("a", method=Listed([1, 2])) != key("a", method=Listed([1, 3]))
@@ -204,7 +199,7 @@ def test_a_users_own_network_counts_with_what_it_imports(
     source = {"model": "net", "weights": "0123"}
 
     def name() -> str:
-        return artifact_name(Static(), network, pretend_data, EngineSpec(), source)
+        return artifact_name(configured.method("static"), network, pretend_data, EngineSpec(), source)
 
     before = name()
     of(tree, "my_networks.py", f"# of mine\n{net}")
@@ -248,7 +243,7 @@ CHANGES: dict[str, set[str]] = {
     "jobs/train.py": {"baseline"},
     "search/space.py": set(),
 }  # fmt: skip
-SHOWN = ("report/table.py", "tracking/store.py", "deploy/write.py", "cli.py", "loading.py")
+SHOWN = ("metrics.py", "report/table.py", "tracking/store.py", "deploy/write.py", "cli.py", "loading.py")
 
 
 def all_keys(network: nn.Module, images: Path) -> Callable[[], dict[str, str]]:
@@ -264,27 +259,30 @@ def all_keys(network: nn.Module, images: Path) -> Callable[[], dict[str, str]]:
         config = compose("compress", words)
     config.data.num_classes = 2
     source = {"model": "small", "weights": "0123", "network": OmegaConf.to_container(config.model, resolve=True)}
-    qat = QAT(OmegaConf.create(RECIPE), OmegaConf.create(TRAINER))
-    timer, engine, limits = Latency(7, 5, 0.05, 5, 0.1, 20), OnnxRuntime(), Limits(60, None)
+    qat = configured.method("qat")
+    timer, engine, limits = configured.measure("latency"), configured.engine("onnxruntime"), Limits(60, None)
+    eager = configured.engine("eager")
     executable = Executable("onnxruntime", engine.target, engine.options, "model.onnx", 1, 1)
     plan = {"model": source["network"]}
 
     def made() -> dict[str, str]:
-        options: dict[str, Any] = {"image_size": 16, "channels": 1, "cache_dir": str(images / "cache")}
-        data = FolderData(str(images), **options)
+        cache = str(images / "cache")
+        data = configured.data("folder", root=str(images), image_size=16, channels=1, cache_dir=cache)
         artifact = Artifact(
             Path("artifact"), "key", EngineSpec(), "model.pt2", "small", "static", 8, "static int8", data.open(), (),
             1, 1, 1, "", {"model.pt2": "1", "model.onnx": "2"}, source, {},
         )  # fmt: skip
-        candidates = {each.name: Candidate(artifact, each, 1, 1, limits) for each in (engine, Eager())}
+        candidates = {each.name: Candidate(artifact, each, 1, 1, limits) for each in (engine, eager)}
         tests = EvaluationSet("images", Path("x"), Path("y"), True)
-        measured = identities({"onnxruntime": engine, "eager": Eager()}, lambda engine: artifact.key)
+        measured = identities({"onnxruntime": engine, "eager": eager}, lambda engine: artifact.key)
         job = JobPlan(measured, lambda: pytest.fail("it is not run"), None)
+        with qat.recipe.session(Path("artifacts/artifact"), network, data, qat, EngineSpec()) as session:
+            pass
         return {
-            "static": artifact_name(Static(), network, data, EngineSpec(), source),
+            "static": artifact_name(configured.method("static"), network, data, EngineSpec(), source),
             "qat": artifact_name(qat, network, data, EngineSpec(), source),
-            "fp32": artifact_name(NoCompression(), network, data, EngineSpec(), source),
-            "training": training_folder(Path("artifacts/artifact"), qat, network, data, EngineSpec()).name,
+            "fp32": artifact_name(configured.method("none"), network, data, EngineSpec(), source),
+            "training": session.folder.name,
             "run": job_key("compress", job, config), "logits": candidates["onnxruntime"].logits_key(tests, 25, None),
             "fastest": fastest_key(candidates, timer), "engine file": file_key(artifact, executable),
             "study": key("code", code=CODE),
@@ -321,12 +319,12 @@ def test_a_line_in_a_file_changes_the_keys_of_what_it_takes_part_in(
 
 
 def test_the_reference_is_what_the_baselines_method_says_of_itself() -> None:
-    assert plain(NoCompression(), "method") == REFERENCE
+    assert plain(configured.method("none"), "method") == REFERENCE
 
 
 def test_what_a_method_is_told_of_the_place_of_training_does_not_decide() -> None:
     def qat(**trainer: Any) -> Method:
-        return QAT(OmegaConf.create(RECIPE), OmegaConf.create({**TRAINER, **trainer}))
+        return qat_of({"trainer": {**TRAINER, **trainer}})
 
     first = key("a", method=qat())
     assert key("a", method=qat(accelerator="gpu")) == key("a", method=qat(max_epochs=7)) == first

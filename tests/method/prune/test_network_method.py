@@ -40,6 +40,7 @@ class Given(NetworkMethod):
     """Gives a network that it was told."""
 
     name = "given"
+    indifferent = (*NetworkMethod.indifferent, "result")
 
     def __init__(self, result: nn.Module):
         super().__init__(pruning().recipe, coded=False)
