@@ -29,9 +29,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from qexp.jobs.artifact_factory import prepare
-from qexp.measure.base import Candidate, alone_on_host, ready
-from qexp.measure.cores import watched
-from qexp.measure.latency import MOVED, Latency, speedup
+from qexp.measure.base import alone_on_host, ready
+from qexp.measure.candidate import Candidate
+from qexp.measure.cores import MOVED, watched
+from qexp.measure.latency import Latency, speedup
 from qexp.measure.timing import LEAST_WINDOWS
 
 
@@ -61,10 +62,10 @@ class Turns:
 
 def paired(latency: Latency, baseline: Candidate, candidate: Candidate) -> Turns:
     """Let two candidates take turns in fresh children."""
-    with alone_on_host(), watched(candidate.threads) as places:
+    with alone_on_host(), watched(candidate.threads, None) as cores:
         try:
             ready([baseline, candidate])
-            taken = latency.rules.take_turns([baseline.window, candidate.window, *places])
+            taken = latency.rules.take_turns([baseline.window, candidate.window, *cores.windows])
         finally:
             baseline.close()
             candidate.close()

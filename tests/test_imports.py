@@ -61,6 +61,8 @@ ALLOWED = {
         "qexp.model.training_module",
         "qexp.model.trainer",
         "qexp.measure.base",
+        "qexp.measure.candidate",
+        "qexp.measure.images",
         "qexp.measure.machine",
     }
     | {f"qexp.report.{name}" for name in ("best", "layers", "reference", "render", "runs", "screen", "write")}

@@ -24,7 +24,8 @@ import qexp
 from qexp.data.folder import FolderData
 from qexp.files import file_digest
 from qexp.loading import Classifier, Prediction
-from qexp.measure.base import Candidate, EvaluationSet, Limits
+from qexp.measure.candidate import Candidate, Limits
+from qexp.measure.images import EvaluationSet
 from qexp.method.artifacts import make_artifact
 from qexp.types import Artifact, UserError
 from tests import configured

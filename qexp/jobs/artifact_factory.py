@@ -17,7 +17,7 @@ from qexp.engine.base import Engine
 from qexp.files import file_digest
 from qexp.jobs.comparison import limits_of
 from qexp.jobs.run import forced_since
-from qexp.measure.base import Candidate
+from qexp.measure.candidate import Candidate
 from qexp.method.artifacts import artifact_name, make_artifact
 from qexp.method.base import Method
 from qexp.model.base import build_network, load_weights, read_weights

@@ -13,7 +13,8 @@ from qexp.files import check_digests
 from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, limits_of, measure
 from qexp.jobs.compress import compress, planned_params
 from qexp.jobs.run import JobPlan, forced_since, run_job
-from qexp.measure.base import Candidate, EvaluationSet
+from qexp.measure.candidate import Candidate
+from qexp.measure.images import EvaluationSet
 from qexp.types import Artifact, Unsupported
 
 OF_A_NETWORK = ("model", "data", "method", "bits", "recipe", "trainer", "checkpoint", "train_missing", "init")

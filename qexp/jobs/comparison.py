@@ -15,16 +15,9 @@ from omegaconf import DictConfig
 from qexp.engine.base import Engine
 from qexp.files import made_since, write_json
 from qexp.keys import key, plain
-from qexp.measure.base import (
-    Candidate,
-    Context,
-    EvaluationSet,
-    Limits,
-    ParityError,
-    Turns,
-    ranking,
-    run_measures,
-)
+from qexp.measure.base import Context, ParityError, Turns, ranking, run_measures
+from qexp.measure.candidate import Candidate, Limits
+from qexp.measure.images import EvaluationSet
 from qexp.measure.machine import place
 from qexp.metrics import candidate_metric
 from qexp.types import Measurement, Unsupported, UserError, nearest

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from qexp.jobs.artifact_factory import prepare
 from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, measure
 from qexp.jobs.run import JobPlan, run_job
-from qexp.measure.base import EvaluationSet
+from qexp.measure.images import EvaluationSet
 from qexp.types import Artifact
 
 

@@ -23,7 +23,8 @@ from qexp.jobs.comparison import Outcome, check_picture, limits_of
 from qexp.jobs.reuse import EndedRuns
 from qexp.keys import key
 from qexp.launch import ChildFailed
-from qexp.measure.base import PERSISTENT, ParityError
+from qexp.measure.base import ParityError
+from qexp.measure.candidate import PERSISTENT
 from qexp.measure.machine import environment, physical_cores, place
 from qexp.report.layers import draw_layers
 from qexp.tracking.store import read_records, write_record

@@ -1,4 +1,4 @@
-"""Measures how far apart two cores are, by the time in which a byte goes from one to the other and back.
+"""Where the cores were while networks took turns, and which turns count.
 
 The cores of a virtual machine have no fixed place. The host moves them between cores that share a cache and cores that
 do not. That changes the time of every network on two threads, though not by the same factor, so that no pairing makes
@@ -8,124 +8,80 @@ up for it.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
-import subprocess
-import sys
-import time
+import statistics
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the process on the other core runs this file alone, so that it starts in some milliseconds
-    from qexp.measure.timing import Window
+from qexp.measure.round_trips import RoundTrips
+from qexp.measure.timing import LEAST_WINDOWS, Window
+from qexp.metrics import METRICS
+from qexp.types import Measurement
 
-TRIPS = 500  # round trips of one sample
+MOVED = 1.5  # times the shortest round trip, and the cores are not where they were
 
-
-@contextlib.contextmanager
-def watched(threads: int) -> Iterator[list[Window]]:
-    """Watch where the cores are while networks take turns.
-
-    Args:
-        threads: Number of threads that the networks use.
-
-    Yields:
-        A window that takes turns with the networks, and times round trips between the first two cores that this process
-        may use. Nothing for one thread or one core, or if the system does not let a process choose its core.
-    """
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    if threads < 2 or len(allowed) < 2:
-        yield []
-        return
-    with Cores(*sorted(allowed)[:2]) as cores:
-        yield [cores.window]
+Taken = list[list[list[float]]]  # milliseconds of single calls, by who took turns and by turn
 
 
 class Cores:
-    """Two cores, with a process that answers on the second one.
+    """Judges turns by the way that a byte takes between the first two cores.
 
     Args:
-        here: Number of the core on which this process asks.
-        there: Number of the core on which the other process answers.
-
-    Raises:
-        RuntimeError: The other process has ended while it was asked.
+        trips: Measures the way. None for one thread or one core, or if the system does not let a process choose its
+            core.
+        most_ns: Nanoseconds that a round trip may take in a turn that counts. None lets all turns count.
     """
 
-    def __init__(self, here: int, there: int) -> None:
-        self.here = here
-        file = os.memfd_create("byte")
-        os.truncate(file, 1)
-        self.byte = mmap.mmap(file, 1)
-        command = [sys.executable, "-I", "-S", __file__, str(file), str(there), str(os.getpid())]
-        self.partner = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, pass_fds=[file])
-        os.close(file)
+    def __init__(self, trips: RoundTrips | None, most_ns: float | None):
+        self.trips, self.most_ns = trips, most_ns
 
-    def __enter__(self) -> Cores:
-        return self
+    @property
+    def windows(self) -> list[Window]:
+        """What has to take its turns after all networks."""
+        return [self.trips.window] if self.trips else []
 
-    def __exit__(self, *reason: object) -> None:
-        self.partner.kill()  # an interrupted window leaves it waiting
-        self.partner.communicate()
-        self.byte.close()
-
-    def window(self, calls: int, seconds: float) -> list[float]:
-        """Time round trips, Python's own steps included.
+    def judge(self, taken: Taken, notes: dict[str, str]) -> tuple[Taken, list[Measurement]]:
+        """Keep the turns that count.
 
         Args:
-            calls: Number of samples.
-            seconds: Not used. Windows of networks take that long at least.
+            taken: The turns of all networks, and after them those of `windows`.
+            notes: Gets a note if the cores were moved, or too few turns count.
 
         Returns:
-            Milliseconds of a round trip by sample, each the mean of TRIPS.
+            The turns of the networks that count, none if these are too few; and the round trip as a measurement.
         """
-        assert self.partner.stdin
-        self.partner.stdin.write(f"{(calls + 1) * TRIPS}\n")
-        self.partner.stdin.flush()
-        allowed = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {self.here})
-        try:
-            taken = [self.round_trip() for _ in range(calls + 1)]
-        finally:
-            os.sched_setaffinity(0, allowed)
-        return taken[1:]  # the first one includes waiting for the partner
+        if not self.trips:
+            if self.most_ns is not None:
+                missing = "not measured: it needs two threads, two cores and Linux; every turn counts"
+                notes["core_round_trip_ns"] = missing
+            return taken, []
+        *networks, own = taken
+        trips = [1e6 * statistics.median(window) for window in own]
+        counted = self.counted(trips, notes)
+        found = METRICS["core_round_trip_ns"].of(statistics.median(trips), samples=tuple(trips))
+        return [[windows[turn] for turn in counted] for windows in networks], [found]
 
-    def round_trip(self) -> float:
-        byte = self.byte
-        began = time.perf_counter_ns()
-        for _ in range(TRIPS):
-            byte[0] = 1
-            looks = 0
-            while byte[0]:
-                looks += 1
-                if looks % 1_000_000 == 0 and self.partner.poll() is not None:
-                    raise RuntimeError(
-                        f"The process that answers on another core has ended with {self.partner.returncode}."
-                    )
-        return (time.perf_counter_ns() - began) / TRIPS / 1e6
-
-
-def answer(file: int, core: int, asking: int) -> None:
-    """Run the process on the other core.
-
-    It answers as often as each number on standard input says, and sleeps until the next number comes.
-
-    Args:
-        file: Descriptor of the file with the byte.
-        core: Number of the core to run on.
-        asking: Id of the process that asks. This one ends with it.
-    """
-    os.sched_setaffinity(0, {core})
-    byte = mmap.mmap(file, 1)
-    for line in sys.stdin:
-        for _ in range(int(line)):
-            looks = 0
-            while not byte[0]:
-                looks += 1
-                if looks % 1_000_000 == 0 and os.getppid() != asking:
-                    return
-            byte[0] = 0
+    def counted(self, trips: list[float], notes: dict[str, str]) -> list[int]:
+        """Numbers of the turns that count, by the nanoseconds of a round trip in each. None of them if they are too few."""
+        way = f"a byte's way between the cores and back took {min(trips):.0f} to {max(trips):.0f} ns"
+        if max(trips) > MOVED * min(trips):
+            notes["core_round_trip_ns"] = f"the cores were moved between turns: {way}"
+        if self.most_ns is None:
+            return list(range(len(trips)))
+        counted = [turn for turn, trip in enumerate(trips) if trip <= self.most_ns]
+        if len(counted) >= LEAST_WINDOWS:
+            return counted
+        held = f"most_round_trip_ns={self.most_ns:g} held in {len(counted)} of {len(trips)} turns"
+        wanted = f"{LEAST_WINDOWS} are needed: {way}"
+        notes["latency_ms"] = f"{held}, {wanted}; take more windows in a longer budget_s, or a longer way"
+        return []
 
 
-if __name__ == "__main__":
-    answer(*map(int, sys.argv[1:]))
+@contextlib.contextmanager
+def watched(threads: int, most_ns: float | None) -> Iterator[Cores]:
+    """Watch the cores while networks on `threads` threads take turns."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if threads < 2 or len(allowed) < 2:
+        yield Cores(None, most_ns)
+        return
+    with RoundTrips(*sorted(allowed)[:2]) as trips:
+        yield Cores(trips, most_ns)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from qexp.measure.base import Candidate, Context, Measure
+from qexp.measure.base import Context, Measure
+from qexp.measure.candidate import Candidate
 from qexp.measure.cores import watched
-from qexp.measure.timing import LEAST_WINDOWS, Rules, Window, bounds
+from qexp.measure.timing import Rules, Window, bounds
 from qexp.metrics import METRICS
 from qexp.types import Measurement, UserError
 
-MOVED = 1.5  # times the shortest way of a byte between two cores, and they are not where they were
-
 
 class Latency(Measure):
-    """How times are taken and described is said by `timing.Rules`, and how a byte's way between the cores is measured by cores.py.
-    benchmarks/instruments.py measures `resolution`.
+    """Latency of one call, and its ratio to that of fp32 in the same turns.
+
+    `timing.Rules` says how times are taken and described, and cores.py which turns count. benchmarks/instruments.py
+    measures `resolution`.
 
     Raises:
-        UserError: For less than 2 windows of 1 call.
+        UserError: Fewer than 2 windows of 1 call are asked for.
     """
 
     def __init__(
@@ -44,44 +45,20 @@ class Latency(Measure):
             )
             return []
         candidates = context.candidates
-        with watched(context.candidate.threads) as places:
-            taken = self.rules.take_turns([*(candidate.window for candidate in candidates), *places])
-        found = []
-        if places:
-            trips = [1e6 * statistics.median(window) for window in taken.pop()]
-            found = [METRICS["core_round_trip_ns"].of(statistics.median(trips), samples=tuple(trips))]
-            counted = self.counted(trips, context.notes)
-            taken = [[windows[turn] for turn in counted] for windows in taken]
-        elif self.most_round_trip_ns is not None:
-            context.notes["core_round_trip_ns"] = (
-                "not measured: it needs two threads, two cores and Linux; every turn counts"
-            )
+        with watched(context.candidate.threads, self.most_round_trip_ns) as cores:
+            taken = self.rules.take_turns([*(candidate.window for candidate in candidates), *cores.windows])
+        taken, found = cores.judge(taken, context.notes)
         if not taken[0]:
             return found
         medians = [[statistics.median(window) for window in windows] for windows in taken]
         found += self.describe(taken[0], context.candidate)
         for name, other in (("speedup", context.baseline), ("speedup_vs_best_fp32", context.best_fp32)):
             if other and other.identity != context.candidate.identity:
-                found += speedup(
-                    name, medians[[s.identity for s in candidates].index(other.identity)], medians[0], self.resolution
-                )
+                place = [candidate.identity for candidate in candidates].index(other.identity)
+                found += speedup(name, medians[place], medians[0], self.resolution)
         if context.best_fp32:
             context.notes["speedup_vs_best_fp32"] = f"the fastest fp32 engine here was {context.best_fp32.engine.name}"
         return found
-
-    def counted(self, trips: list[float], notes: dict[str, str]) -> list[int]:
-        """The turns that count, by the nanoseconds of a byte's way between the cores and back in each; none where they are too few."""
-        way = f"a byte's way between the cores and back took {min(trips):.0f} to {max(trips):.0f} ns"
-        if max(trips) > MOVED * min(trips):
-            notes["core_round_trip_ns"] = f"the cores were moved between turns: {way}"
-        if self.most_round_trip_ns is None:
-            return list(range(len(trips)))
-        counted = [turn for turn, trip in enumerate(trips) if trip <= self.most_round_trip_ns]
-        if len(counted) >= LEAST_WINDOWS:
-            return counted
-        asked = f"most_round_trip_ns={self.most_round_trip_ns:g} held in {len(counted)} of {len(trips)} turns, {LEAST_WINDOWS} are needed"
-        notes["latency_ms"] = f"{asked}: {way}; take more windows in a longer budget_s, or a longer way"
-        return []
 
     def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
         """Milliseconds of single calls, by candidate and window, taken in turns."""

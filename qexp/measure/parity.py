@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qexp.measure.base import Candidate, Context, Measure, ParityError
+from qexp.measure.base import Context, Measure, ParityError
+from qexp.measure.candidate import Candidate
 from qexp.metrics import METRICS
 from qexp.types import Measurement
 

@@ -6,7 +6,8 @@ import statistics
 from typing import Any
 
 from qexp.engine.base import Engine
-from qexp.measure.base import Candidate, Limits, Turns, alone_on_host, ready
+from qexp.measure.base import Turns, alone_on_host, ready
+from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.machine import place
 from qexp.types import Artifact
 

@@ -21,7 +21,8 @@ from qexp.coded_file import decoded, is_coded
 from qexp.data.random import RandomData
 from qexp.engine.base import Engine
 from qexp.files import file_digest, write_json
-from qexp.measure.base import Candidate, EvaluationSet, Limits
+from qexp.measure.candidate import Candidate, Limits
+from qexp.measure.images import EvaluationSet
 from qexp.method.graph import export, save_graph
 from qexp.method.none import NoCompression
 from qexp.types import Artifact, Unsupported

@@ -15,7 +15,9 @@ from filelock import FileLock, Timeout
 from qexp.engine.base import Engine
 from qexp.files import file_digest, write_json
 from qexp.measure import base
-from qexp.measure.base import Candidate, Context, EvaluationSet, Limits
+from qexp.measure.base import Context
+from qexp.measure.candidate import PERSISTENT, Candidate, Limits
+from qexp.measure.images import EvaluationSet
 from qexp.types import Artifact, DataSpec, EngineSpec, Layer
 from tests.measure.fake_engines import CLASSES
 
@@ -50,9 +52,9 @@ def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_standing_child_outlives_its_test() -> Iterator[None]:
-    base.PERSISTENT.stop()  # those of tests elsewhere
+    PERSISTENT.stop()  # those of tests elsewhere
     yield
-    base.PERSISTENT.stop()
+    PERSISTENT.stop()
 
 
 @pytest.fixture

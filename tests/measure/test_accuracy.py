@@ -17,9 +17,10 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from qexp.engine.base import Engine
 from qexp.launch import ChildFailed
-from qexp.measure import base
 from qexp.measure.accuracy import mcnemar, score
-from qexp.measure.base import Candidate, Context
+from qexp.measure.base import Context
+from qexp.measure.candidate import Candidate
+from qexp.measure.images import EvaluationSet
 from qexp.types import Artifact, Measurement, UserError
 from tests import configured
 from tests.measure.conftest import IMAGES, SPEC
@@ -126,15 +127,15 @@ def test_what_has_no_meaning_has_no_accuracy(
 
 def test_pretend_data_has_images_to_compare_engines_on(make_artifact: Any, tmp_path: Path) -> None:
     artifact = make_artifact(data=replace(SPEC, pretend=True))
-    tests = base.EvaluationSet.of(artifact, tmp_path / "cache")
-    assert tests and tests == base.EvaluationSet.of(artifact, tmp_path / "cache") and not tests.meaningful
+    tests = EvaluationSet.of(artifact, tmp_path / "cache")
+    assert tests and tests == EvaluationSet.of(artifact, tmp_path / "cache") and not tests.meaningful
     images = np.load(tests.images)
     assert images.shape == (64, 8, 8, 3) and images.dtype == np.uint8 and len(np.load(tests.labels)) == 64
     assert images.min() < 5 and images.max() > 250 and len(np.unique(images, axis=0)) == 64
 
 
 def test_without_the_decoded_images_there_is_no_test_set(make_artifact: Any, tmp_path: Path) -> None:
-    assert base.EvaluationSet.of(make_artifact(), tmp_path / "cache") is None
+    assert EvaluationSet.of(make_artifact(), tmp_path / "cache") is None
 
 
 def test_logits_are_computed_again_only_for_what_could_change_them(

@@ -12,7 +12,8 @@ import pytest
 
 from qexp.engine.base import Engine
 from qexp.launch import ChildFailed
-from qexp.measure.base import Candidate, Context
+from qexp.measure.base import Context
+from qexp.measure.candidate import Candidate
 from qexp.measure.memory import Memory
 from qexp.measure.operators import Operators
 from tests.measure.conftest import measuring_children

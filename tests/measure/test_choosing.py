@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from qexp.engine.base import Engine
 from qexp.jobs.comparison import accepted_by, engines_of, fastest_known, measure
 from qexp.launch import ChildFailed
-from qexp.measure.base import Candidate, ParityError, ranking
+from qexp.measure.base import ParityError, ranking
+from qexp.measure.candidate import Candidate
 from qexp.types import Artifact, Unsupported, UserError
 from tests import configured
 from tests.measure.conftest import QUANTIZED, is_free, measuring_children

@@ -13,7 +13,8 @@ import pytest
 
 from qexp.measure import energy
 from qexp.measure.accuracy import Accuracy
-from qexp.measure.base import Candidate, Context, Limits, Measure
+from qexp.measure.base import Context, Measure
+from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.coverage import Coverage
 from qexp.measure.energy import Energy
 from qexp.measure.latency import Latency

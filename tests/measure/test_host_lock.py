@@ -15,7 +15,8 @@ import pytest
 
 from qexp.launch import ChildFailed
 from qexp.measure import base
-from qexp.measure.base import Candidate, Context, Measure, alone_on_host, ranking, run_measures
+from qexp.measure.base import Context, Measure, alone_on_host, ranking, run_measures
+from qexp.measure.candidate import Candidate
 from qexp.types import Measurement
 from tests.measure.conftest import is_free, measuring_children
 from tests.measure.fake_engines import Fails, Fake

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from qexp.measure import latency, timing
-from qexp.measure.base import Candidate, Context
+from qexp.measure.base import Context
+from qexp.measure.candidate import Candidate
+from qexp.measure.cores import Cores
 from qexp.measure.latency import Latency, speedup
 from qexp.measure.timing import median_interval
 from qexp.types import Artifact, Measurement, UserError
@@ -304,9 +306,8 @@ def placed(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """A speed-up of 10 with the cores near each other, of 12 with them apart."""
     times = itertools.chain(trips[:1] * 2, trips)  # two windows to warm up
-    monkeypatch.setattr(
-        latency, "watched", lambda threads: contextlib.nullcontext([lambda calls, seconds: [next(times) / 1e6]])
-    )
+    trip: Any = SimpleNamespace(window=lambda calls, seconds: [next(times) / 1e6])
+    monkeypatch.setattr(latency, "watched", lambda threads, most_ns: contextlib.nullcontext(Cores(trip, most_ns)))
     slow = itertools.chain([[20.0]] * 2, ([24.0 if trip > 250 else 20.0] for trip in trips))
     context = Context(scripted(*[[2.0]] * 12, threads=2), Scripted(slow, "eager"), None, Path())  # type: ignore[arg-type]
     found = timed(windows=len(trips), most_round_trip_ns=most_round_trip_ns).measure(context)

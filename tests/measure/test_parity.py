@@ -12,7 +12,8 @@ import pytest
 
 from qexp.engine.base import Engine
 from qexp.launch import ChildFailed
-from qexp.measure.base import Candidate, Context, ParityError
+from qexp.measure.base import Context, ParityError
+from qexp.measure.candidate import Candidate
 from qexp.measure.parity import Parity
 from qexp.types import Artifact, EngineSpec, Layer, Measurement
 from tests.measure.conftest import IMAGES, QUANTIZED, SPEC, measuring_children

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from qexp.launch import Child, ChildFailed
-from qexp.measure.base import Candidate, EvaluationSet, Limits, new_child
+from qexp.measure.candidate import Candidate, Limits, new_child
+from qexp.measure.images import EvaluationSet
 from qexp.types import Artifact
 from tests.measure.conftest import measuring_children
 from tests.measure.fake_engines import Fails, Fake, Scores

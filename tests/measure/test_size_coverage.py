@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from qexp.measure.base import Candidate, Context
+from qexp.measure.base import Context
+from qexp.measure.candidate import Candidate
 from qexp.measure.coverage import Coverage
 from qexp.types import Artifact, Layer, Measurement
 from tests import configured

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qexp.keys import plain
-from qexp.measure.base import Candidate
+from qexp.measure.candidate import Candidate
 from qexp.measure.timer import PairedTimer
 from qexp.types import Artifact, Unsupported
 from tests.measure.conftest import is_free, measuring_children

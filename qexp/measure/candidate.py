@@ -1,0 +1,183 @@
+"""An artifact on an engine, in a child process that can be timed and asked for logits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qexp.engine.base import Engine
+from qexp.files import file_digest, made_since
+from qexp.keys import key, plain
+from qexp.launch import Child, ChildFailed
+from qexp.measure import child as measuring_child
+from qexp.measure.images import EvaluationSet
+from qexp.measure.machine import place
+from qexp.types import Artifact
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one question to a measuring child: seconds, and resident memory in MB (None: no limit)."""
+
+    timeout_s: float
+    memory_mb: float | None
+
+
+class Candidate:
+    """An artifact on an engine, loaded in a child process when first asked for.
+
+    Args:
+        artifact: What is run.
+        engine: Who runs it.
+        batch: Images per call.
+        threads: Of the engine.
+        limits: Of each question to the child.
+        persistent: Whether its child is that of the last such candidate on the same engine, if it lives, instead of a
+            fresh one.
+        since: Logits that were kept before this time, in nanoseconds, are computed anew.
+    """
+
+    def __init__(
+        self, artifact: Artifact, engine: Engine, batch: int, threads: int, limits: Limits, persistent: bool = False,
+        since: int = 0,
+    ):  # fmt: skip
+        self.artifact, self.engine, self.batch, self.threads, self.limits = artifact, engine, batch, threads, limits
+        self.persistent, self.since = persistent, since
+        self._child: Child | None = None
+        self._imported = False
+        self._started: dict[str, Any] = {}
+
+    def beside(self, artifact: Artifact) -> Candidate:
+        """Another artifact on the same engine; in a standing child the two take turns."""
+        return Candidate(artifact, self.engine, self.batch, self.threads, self.limits, self.persistent, self.since)
+
+    def launch(self) -> Child:
+        """Start the child, unless it runs. It imports its engine, which takes seconds and may overlap with others' imports."""
+        if self._child is None:
+            self._child = (PERSISTENT.get if self.persistent else new_child)(self.engine, self.threads, self.limits)
+        return self._child
+
+    def ready_child(self) -> Child:
+        """The child, launched where there is none, when it has imported its engine."""
+        child = self.launch()
+        if not self._imported:
+            child.ask("ready")
+            self._imported = True
+        return child
+
+    def start(self) -> dict[str, Any]:
+        """Load the network in the child, unless it holds it.
+
+        Returns load_ms, first_call_ms, memory_mb and device_memory_mb (None where there is none, or the system cannot tell).
+        """
+        child = self.ready_child()
+        if child.holds is not self:
+            shape = [self.batch, *self.artifact.data.input_shape]
+            child.holds = None
+            self._started = child.ask("start", file=str(self.file), threads=self.threads, shape=shape)
+            child.holds = self
+        return self._started
+
+    @property
+    def file(self) -> Path:
+        return self.artifact.folder / self.engine.file_name(self.batch, self.threads)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells it from other candidates: the artifact, the file that is loaded, and the engine with its options."""
+        return {
+            "artifact": self.artifact.key,
+            "file": self.artifact.files.get(self.file.name) or file_digest(self.file),
+            "engine": plain(self.engine, "engine"),
+        }
+
+    def window(self, calls: int, seconds: float) -> list[float]:
+        """Milliseconds of single calls in steady state."""
+        self.start()
+        return self.ready_child().ask("window", calls=calls, seconds=seconds)["samples"]
+
+    def logits(
+        self, tests: EvaluationSet, batch: int, cache: Path, count: int | None = None
+    ) -> tuple[np.ndarray, float]:
+        """The logits of images, from this child or from the disk, where they are kept.
+
+        Args:
+            tests: The images.
+            batch: Images per call.
+            cache: Folder below which logits are kept.
+            count: How many images to take, spread evenly over `tests`; None for all.
+
+        Returns:
+            logits[N,K] float32, and the seconds that they took.
+        """
+        data = self.artifact.data
+        file = cache / "logits" / f"{self.logits_key(tests, batch, count)[:24]}.npz"
+        if not made_since(file, self.since):
+            self.start()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+                out = Path(folder) / "logits.npy"
+                chosen = str(tests.chosen) if tests.chosen else None
+                asked = {"images": str(tests.images), "chosen": chosen, "count": count, "batch": batch, "out": str(out)}
+                answer = self.ready_child().ask("predict", mean=data.mean, std=data.std, **asked)
+                np.savez(Path(folder) / "whole.npz", logits=np.load(out), seconds=answer["seconds"])
+                (Path(folder) / "whole.npz").rename(file)
+        with np.load(file) as stored:
+            return stored["logits"], float(stored["seconds"])
+
+    def logits_key(self, tests: EvaluationSet, batch: int, count: int | None) -> str:
+        """The arguments are those of `logits`."""
+        data, file = self.artifact.data, self.identity["file"]
+        return key(
+            "logits", code=["qexp.measure.candidate"], engine=self.engine, file=file, images=tests.content, mean=data.mean,
+            std=data.std, batch=batch, threads=self.threads, count=count, place=place(),
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """End the child, or have a standing one give the network's memory back; the next question starts or loads anew."""
+        child, self._child, self._imported = self._child, None, False
+        if child is None:
+            return
+        if not self.persistent:
+            child.stop()
+        elif child.alive and child.holds is self:
+            child.holds = None
+            with contextlib.suppress(ChildFailed):
+                child.ask("unload")
+
+
+def new_child(engine: Engine, threads: int, limits: Limits) -> Child:
+    target = {"target": engine.target, "options": engine.options}
+    return Child(measuring_child.__name__, target, threads, limits.timeout_s, limits.memory_mb)
+
+
+class PersistentChildren:
+    """Children that this process keeps for the runs to come, at most `most` of them; they end with this process at the latest."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self.kept: dict[str, Child] = {}  # the one last asked for at the end
+
+    def get(self, engine: Engine, threads: int, limits: Limits) -> Child:
+        """One with this engine, if it lives, or a new one in the place of the one not asked for the longest."""
+        wanted = repr(
+            (engine.target, engine.options, threads, limits, os.getcwd())
+        )  # in which it finds what it is to load
+        child = self.kept.pop(wanted, None)
+        self.kept[wanted] = child if child and child.alive else new_child(engine, threads, limits)
+        while len(self.kept) > self.most:
+            self.kept.pop(next(iter(self.kept))).stop()
+        return self.kept[wanted]
+
+    def stop(self) -> None:
+        while self.kept:
+            self.kept.popitem()[1].stop()
+
+
+PERSISTENT = PersistentChildren(most=2)  # the baseline's and the fastest fp32 engine's
