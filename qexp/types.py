@@ -217,6 +217,8 @@ class Artifact:
         try:
             values = json.loads((folder / "artifact.json").read_text())
             values["data"] = DataSpec.from_json(values["data"])
+            if "form" in values:  # as version 0.1 called it at first
+                values["engine_spec"] = values.pop("form")
             values["engine_spec"] = EngineSpec.from_json(values["engine_spec"])
             values["layers"] = tuple(Layer(**layer) for layer in values["layers"])
             values["executables"] = tuple(Executable(**executable) for executable in values.get("executables", ()))

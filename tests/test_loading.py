@@ -281,6 +281,19 @@ def test_artifacts_of_earlier_versions_are_read_and_told_apart(copied: Artifact)
     assert lowered.files == copied.files and qexp.load(copied.folder).engine == "onnxruntime"
 
 
+def test_an_artifact_with_former_names_is_read(copied: Artifact) -> None:
+    file = copied.folder / "artifact.json"
+    values = json.loads(file.read_text())
+    values["form"] = values.pop("engine_spec")
+    del values["data"]["decoder"]
+    for executable in values["executables"]:
+        del executable["key"]
+    file.write_text(json.dumps(values))
+    read = Artifact.read(copied.folder)
+    assert read.engine_spec == copied.engine_spec and read.files == copied.files
+    assert qexp.load(copied.folder, engine="onnxruntime").engine == "onnxruntime"
+
+
 def test_no_artifact_no_network(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no artifact"):
         qexp.load(tmp_path)
