@@ -6,6 +6,7 @@ records then carry its description, so that everything that reads them treats it
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,8 @@ def percent(value: float) -> str:
 
 def significant(value: float) -> str:
     """Format with three significant digits and without an exponent, keeping all digits before the point."""
+    if not math.isfinite(value):  # the loss of a network that diverged
+        return str(value)
     exponent = int(f"{value:.2e}".partition("e")[2])
     return f"{value:.{max(0, 2 - exponent)}f}"
 

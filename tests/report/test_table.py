@@ -140,6 +140,10 @@ def test_three_significant_digits(value: float, shown: str) -> None:
     assert float(shown) == pytest.approx(value, rel=0.005)
 
 
+def test_a_loss_that_is_no_number_has_its_cell() -> None:
+    assert [significant(value) for value in (float("nan"), float("inf"))] == ["nan", "inf"]
+
+
 def test_markdown_reads_back() -> None:
     others = [
         record("ternary", status="unsupported", reason="no 2 bits"),
