@@ -37,14 +37,14 @@ class Outcome:
 
 def engines_of(config: DictConfig) -> dict[str, Engine]:
     """The engine of the config group node `config`, or all candidates of `auto`, by name. Errors: UserError where all are null."""
-    timings = config.get("candidates")
-    if timings is None:
+    candidates = config.get("candidates")
+    if candidates is None:
         engine = instantiate(config)
         return {engine.name: engine}
-    engines = {name: instantiate(engine) for name, engine in timings.items() if engine is not None}
+    engines = {name: instantiate(engine) for name, engine in candidates.items() if engine is not None}
     if not engines:
         raise UserError(
-            f"Every candidate is null ({', '.join(timings)}); leave one of them, or choose an engine by its name."
+            f"Every candidate is null ({', '.join(candidates)}); leave one of them, or choose an engine by its name."
         )
     return engines
 
