@@ -1,7 +1,7 @@
-"""Files of weights, such as `.pt2` or `.onnx`, with their arrays coded: a small file that gives back the plain one, byte for byte.
+"""Files of weights, such as `.pt2` or `.onnx`, with their arrays coded.
 
-qexp.coding codes the arrays, and LZMA what lies between them (the graph). Engines know nothing of it: they are given
-plain files, which `decoded` makes of coded ones.
+Such a small file gives back the plain one, byte for byte. qexp.coding codes the arrays, and LZMA what lies between them
+(the graph). Engines know nothing of it: they are given plain files, which `decoded` makes of coded ones.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from qexp.types import UserError
 MAGIC = b"\x89qexp-coded\n"
 PREFIX = struct.Struct("<II")  # length and CRC-32 of the index
 LEAST_BYTES = 1024  # an array that is smaller stays in the graph
-# Of a `.pt2`: how names of weights go on, the number that stands for float32, and, of the ZIP format, where in the header before a file the
-# lengths of its name and extra field stand.
+# Of a `.pt2`: how names of weights go on, the number that stands for float32, and, of the ZIP format, where in the
+# header before a file the lengths of its name and extra field stand.
 WEIGHTS, FLOAT = "/data/weights/weight_", 7
 LENGTHS_AT, LENGTHS = 26, struct.Struct("<HH")
 
@@ -197,8 +197,10 @@ def onnx_pieces(file: Path) -> list[Piece]:
 
 
 def zeros_share(file: Path) -> float | None:
-    """Share of zeros among the weights of all layers (at least two dimensions) in a plain or coded `.pt2`; None where none is float32:
-    of integers some are zero anyway."""
+    """Share of zeros among the weights of all layers (at least two dimensions) in a plain or coded `.pt2`.
+
+    None if no weight is float32, because some integers are zero anyway.
+    """
     with decoded(file) as plain:
         data, entries = plain.read_bytes(), _entries(plain)
     weights = [

@@ -62,14 +62,20 @@ def not_writable(target: Path, error: OSError) -> UserError:
 
 @contextmanager
 def building_anew(target: Path, keep: str) -> Iterator[Path]:
-    """As `building`, but what was made takes the place of a folder `target` that is there.
+    """Make a folder like `building`, but let it replace `target` if that exists.
 
-    Nobody else may write to `target` meanwhile. A kill leaves the old folder or the new one; `mend` puts right what
-    else it left.
+    Nothing else may write to `target` meanwhile. If the process is killed, either the old or the new folder is left,
+    and `mend` tidies up the rest.
 
     Args:
-        target: The folder to make.
-        keep: A folder in the old one whose files are in the new one too.
+        target: Folder to make.
+        keep: Name of a subfolder. Its files in the old folder are kept in the new one too.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        UserError: Nothing can be written there.
     """
     mend(target, keep)
     with building(target) as partial:
@@ -80,7 +86,7 @@ def building_anew(target: Path, keep: str) -> Iterator[Path]:
 
 
 def mend(target: Path, keep: str) -> None:
-    """Bring to an end what a kill interrupted in `building_anew`, with the same arguments."""
+    """Finish what `building_anew`, called with the same arguments, had to leave when its process was killed."""
     old = _set_aside(target)
     if not old.exists():
         return
@@ -98,7 +104,7 @@ def _set_aside(target: Path) -> Path:
 
 
 def made_since(file: Path, since: int) -> bool:
-    """Whether `file` is there and was written at the time `since` (nanoseconds, as in `st_mtime_ns`) or later."""
+    """Whether a file exists and was written at or after the time `since`, in nanoseconds like `st_mtime_ns`."""
     try:
         return file.stat().st_mtime_ns >= since
     except FileNotFoundError:

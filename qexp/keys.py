@@ -1,4 +1,4 @@
-"""Keys: the names under which results are kept and found again, made of everything that decides them, code included.
+"""Makes keys: names under which results are kept and found again, made from all that decides them, code included.
 
 A result that is found by its key is never computed again, so a key that leaves something out would pass off an old
 result as a new one. Three rules prevent that: every value is digested or refused, the code that takes part is found by
@@ -22,26 +22,29 @@ from typing import Any
 # Modules that compute no result: a change of them, or another version, keeps all keys.
 INDIFFERENT = (
     "filelock", "rich",  # locks and progress bars
-    "hydra", "omegaconf",  # what they make of a config is digested as values, and the classes it names as code
+    "hydra", "omegaconf",  # the values and classes that they make of a config are digested themselves
     "qexp.cli", "qexp.errors", "qexp.worker",  # the command line and its messages
-    "qexp.metrics", "qexp.report", "qexp.tracking",  # show results that are there
+    "qexp.metrics", "qexp.report", "qexp.tracking",  # only show results
     "qexp.keys",
 )  # fmt: skip
-OWN = __name__.partition(".")[0]  # counts by its source even where it is installed
+OWN = __name__.partition(".")[0]  # counts by its source even if it is installed
 SUFFIXES = (".py", *EXTENSION_SUFFIXES)
-ABSENT = "absent"  # the version of a library that is imported, but not installed
+ABSENT = "absent"  # version of a library that is imported but not installed
 
 
 def key(kind: str, *, code: Iterable[object] = (), without: Iterable[str] = (), **decides: Any) -> str:
-    """The key of a result, as 64 hexadecimal digits.
+    """Make the key of a result.
 
     Args:
-        kind: What the result is; two kinds never share a key.
-        code: What takes part and is named by no value: dotted names of modules, of packages (all their modules count),
-            or of classes in modules; or objects, whose classes count.
-        without: Dotted names of modules and packages whose code does not count, and whose imports are not followed.
-        decides: The values that decide the result, as `plain` takes them. Objects and config nodes among them count with
-            their code.
+        kind: What the result is. Two kinds never share a key.
+        code: Code that takes part although no value names it: dotted names of modules, of packages (all their modules
+            count) or of classes, or objects, whose classes count.
+        without: Dotted names of modules and packages whose code does not count and whose imports are not followed.
+        **decides: Values that decide the result, of the types that `plain` takes. The code of objects and of config
+            nodes among them counts too.
+
+    Returns:
+        The key, as 64 hexadecimal digits.
 
     Raises:
         TypeError: A value cannot be digested, or `code` is a string.
@@ -57,18 +60,18 @@ def key(kind: str, *, code: Iterable[object] = (), without: Iterable[str] = (), 
 
 
 def plain(value: Any, where: str) -> Any:
-    """`value` as JSON has it, so that equal values give equal text.
+    """Turn a value into one that JSON can hold, so that equal values give equal text.
 
-    An object that says by a property `options` what decides it becomes the config node that would make it: its class as
+    An object whose property `options` says what decides it becomes the config node that would make it: its class as
     `_target_`, and its options.
 
     Args:
         value: None, a bool, a number, a string, a list, a tuple, a dict with strings as keys, a frozen dataclass, or an
-            object with `options`.
-        where: What `value` is, for the error.
+            object with a property `options`.
+        where: What the error calls the value.
 
     Raises:
-        TypeError: It is something else, or holds something else.
+        TypeError: The value, or something in it, is of another type.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -88,17 +91,18 @@ def plain(value: Any, where: str) -> Any:
 
 
 def code_digests(names: Iterable[str], without: Iterable[str] = ()) -> dict[str, str]:
-    """What decides what the named code computes: it and all that it imports, directly or not.
+    """Digest the named code and everything that it imports, directly or indirectly.
 
     Args:
-        names: Dotted names, as in `key`.
-        without: As in `key`.
+        names: Dotted names of modules, packages or classes, as `key` takes them.
+        without: Dotted names of modules and packages that do not count, as `key` takes them.
 
     Returns:
-        By module, the digest of its source; by library, its name with its version.
+        The digest of the source of each module, and the name and version of each library. A library that is imported
+        but missing counts as `absent`.
 
     Raises:
-        ModuleNotFoundError: One of `names` cannot be found. What a module imports may be missing, and counts as absent.
+        ModuleNotFoundError: One of `names` cannot be found.
     """
     left_out, found = (*INDIFFERENT, *without), dict[str, str]()
     waiting = [each for name in sorted(names) for each in _roots(name)]
@@ -127,7 +131,7 @@ def _class_name(value: object) -> str:
 
 
 def _targets(values: Any) -> Iterator[str]:
-    """Every `_target_` in plain values, but for those that a config leaves open."""
+    """Every `_target_` in plain values, except those that a config leaves open with `???`."""
     if isinstance(values, dict):
         if isinstance(target := values.get("_target_"), str) and target != "???":
             yield target
@@ -138,7 +142,11 @@ def _targets(values: Any) -> Iterator[str]:
 
 
 def _roots(name: str) -> list[str]:
-    """The name itself, and of a package all its modules. Raises: ModuleNotFoundError."""
+    """The name itself and, if it is a package, all its modules.
+
+    Raises:
+        ModuleNotFoundError: There is no such module.
+    """
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names or _installed(top):
         return [name]
@@ -154,7 +162,7 @@ def _roots(name: str) -> list[str]:
 
 
 def _modules(name: str) -> list[str]:
-    """The modules that are imported on the way to `name`, as far as they have a file: `a` and `a.b` for `a.b.Class`."""
+    """The modules with a file that are imported on the way to `name`, such as `a` and `a.b` for `a.b.Class`."""
     parts = name.split(".")
     prefixes = (".".join(parts[: end + 1]) for end in range(len(parts)))
     return [prefix for prefix in prefixes if (module := _find(prefix)) and module.file]
@@ -164,9 +172,9 @@ def _modules(name: str) -> list[str]:
 class _Place:
     """Where a module lies.
 
-    Args:
-        file: Its source or compiled code; None of a folder without `__init__.py`.
-        folders: Those in which its submodules lie; none where it is no package.
+    Attributes:
+        file: File of its source or compiled code, or None for a folder without `__init__.py`.
+        folders: Folders of its submodules. Empty if it is not a package.
     """
 
     file: Path | None
@@ -177,22 +185,22 @@ class _Place:
 class _Source:
     """What a module computes and what it needs.
 
-    Args:
-        digest: Of its syntax tree, in which comments, docstrings and formatting are not.
-        imports: Dotted names of modules, or of what it takes from them.
+    Attributes:
+        digest: Digest of its syntax tree, without comments, docstrings and formatting.
+        imports: Dotted names of the modules that it imports, or of what it imports from them.
     """
 
     digest: str
     imports: tuple[str, ...]
 
 
-# What follows is cached for as long as a process lives: it runs the code that it has imported, whatever became of the
-# files.
+# The results of what follows are cached as long as the process lives, because it goes on running the code that it has
+# imported, even if the files change.
 
 
 @cache
 def _find(name: str) -> _Place | None:
-    """Where a module lies, found by its path alone: nothing is imported."""
+    """Find where a module lies by looking for its file, without importing anything."""
     parent, _, last = name.rpartition(".")
     if parent:
         above = _find(parent)
@@ -211,13 +219,13 @@ def _find(name: str) -> _Place | None:
             without_file.append(folder)
     if without_file:
         return _Place(None, tuple(without_file))
-    imported = getattr(sys.modules.get(name), "__file__", None)  # by other ways, as a script is
+    imported = getattr(sys.modules.get(name), "__file__", None)  # a script, for one, is not found by its path
     return _Place(Path(imported)) if imported else None
 
 
 @cache
 def _installed(top: str) -> str | None:
-    """The distributions with versions that a top-level module was installed with; None where it was not installed."""
+    """Names and versions of the distributions that installed a top-level module, or None if none did."""
     place = _find(top)
     if top == OWN or place is None:
         return None
@@ -228,7 +236,7 @@ def _installed(top: str) -> str | None:
 
 @cache
 def _records(site: Path) -> list[tuple[str, str]]:
-    """Name with version of each distribution in a folder of sys.path, and the list of its files."""
+    """Name and version of each distribution in a folder of sys.path, with the list of its files."""
     folders = sorted(site.glob("*.dist-info"))
     return [(f.stem, "\n" + (f / "RECORD").read_text()) for f in folders if (f / "RECORD").is_file()]
 
@@ -253,7 +261,12 @@ def _parsed(content: bytes) -> tuple[str, list[ast.stmt]]:
 
 
 def _outline(node: Any, imports: list[ast.stmt]) -> Any:
-    """A syntax tree as nested tuples and lists, without docstrings; what it imports is appended to `imports`."""
+    """A syntax tree as nested tuples and lists, without docstrings.
+
+    Args:
+        node: The tree.
+        imports: List to which the statements that import something are appended.
+    """
     if isinstance(node, list):
         return [_outline(item, imports) for item in node if not _is_text(item)]
     if not isinstance(node, ast.AST):
@@ -266,7 +279,7 @@ def _outline(node: Any, imports: list[ast.stmt]) -> Any:
 
 
 def _is_text(node: Any) -> bool:
-    """Whether it is a statement that is nothing but a string, as docstrings are."""
+    """Whether the node is a statement that consists of a string alone, as docstrings do."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 

@@ -1,4 +1,4 @@
-"""A compressed network in use: images in, class names and probabilities out, as the evaluation computed them."""
+"""Loads a compressed network, and classifies images with it exactly as the evaluation did."""
 
 from __future__ import annotations
 
@@ -30,14 +30,21 @@ if TYPE_CHECKING:
     from PIL import Image
 
 OneImage = Union[np.ndarray, str, bytes, "os.PathLike[str]", "Image.Image"]
-Given = TypeVar("Given", bound=OneImage)  # so that a list of paths is a list of images to a type checker
-CALL = 64  # images per call of the engine at most
+Given = TypeVar("Given", bound=OneImage)  # lets a type checker take a list of paths for a list of images
+CALL = 64  # the most images per call of the engine
 URI = re.compile(r"(runs|models|mlflow-artifacts):/|[a-z][a-z0-9+.-]+://")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """label: the most probable class; probability: of it; probabilities: of all classes in the order of class_names."""
+    """What an image shows.
+
+    Attributes:
+        label: Name of the most probable class.
+        probability: Probability of that class.
+        probabilities: Probabilities of all classes, in the order of `class_names`.
+        class_names: Names of all classes.
+    """
 
     label: str
     probability: float
@@ -45,7 +52,7 @@ class Prediction:
     class_names: tuple[str, ...] = field(repr=False)
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The k most probable classes with their probabilities, the most probable first."""
+        """Give the k most probable classes with their probabilities, the most probable first."""
         order = np.argsort(-np.array(self.probabilities), kind="stable")[:k]
         return [(self.class_names[i], self.probabilities[i]) for i in order]
 
@@ -54,14 +61,19 @@ def load(
     source: str | os.PathLike[str], engine: str | None = None, *, threads: int | None = None, trust: bool = False,
     tracking_uri: str | None = None,
 ) -> Classifier:  # fmt: skip
-    """The network in the folder of an artifact, or in MLflow at `runs:/ID/artifact` or `models:/NAME/VERSION`.
+    """Load the network of an artifact.
 
-    engine: one that the artifact was lowered for; None: the one that was fastest when it was measured, here if it was, or else
-    the first that needs no trust. threads: None for as many as it was measured with, at most the cores that are there. trust: whether
-    to load formats that can run code which somebody put into them. tracking_uri: MLflow's, instead of $MLFLOW_TRACKING_URI.
+    Args:
+        source: Folder of the artifact, or its place in MLflow: `runs:/ID/artifact` or `models:/NAME/VERSION`.
+        engine: Name of an engine that the artifact was lowered for. None takes the one that was fastest when the
+            artifact was measured, preferably on this machine, or the first that needs no trust if it was not measured.
+        threads: Threads of each call. None takes as many as the file was made for, but no more than there are cores.
+        trust: Whether to load formats that can run code which somebody put into them.
+        tracking_uri: Address of MLflow, instead of $MLFLOW_TRACKING_URI.
 
-    Errors: UserError where there is no artifact, where its files were changed, where trust is needed, for an engine that it was not
-    lowered for or that is not installed.
+    Raises:
+        UserError: There is no artifact, its files were changed, it needs trust, or the engine is not installed or not
+            one that the artifact was lowered for.
     """
     with contextlib.ExitStack() as opened:
         folder = local_folder(source, tracking_uri, opened)
@@ -71,16 +83,21 @@ def load(
         made = Classifier(
             artifact, executable, engine_of(executable, trust), threads or min(executable.threads, _cores())
         )
-        made._kept = opened.pop_all()  # a download, until the network is gone
+        made._kept = opened.pop_all()  # keeps a download as long as the network
     return made
 
 
 class Classifier:
-    """A loaded network, which several threads may ask at once.
+    """A loaded network, which several threads may use at once.
 
-    artifact: what it was loaded from; engine: the name of who computes; threads: that each call takes; import_ms, import_memory_mb:
-    what importing the engine's library took, near 0 where it was imported already; load_ms, memory_mb: what loading the network took
-    on top of that (MB = 10⁶ bytes of resident memory).
+    Attributes:
+        artifact: What the network was loaded from.
+        engine: Name of the engine that computes.
+        threads: Threads of each call.
+        import_ms: Milliseconds that importing the engine's library took, near 0 if it was imported before.
+        import_memory_mb: Resident memory that the import took, in MB (10⁶ bytes).
+        load_ms: Milliseconds that loading the network took after that.
+        memory_mb: Resident memory that loading the network took after that, in MB.
     """
 
     def __init__(self, artifact: Artifact, executable: Executable, engine: Engine, threads: int):
@@ -109,11 +126,17 @@ class Classifier:
     def predict(self, images: np.ndarray) -> Prediction | list[Prediction]: ...
 
     def predict(self, images: Any) -> Prediction | list[Prediction]:
-        """What an image shows; a list for a list of images and for an array [N,H,W,C].
+        """Classify images of any size and mode, preprocessed like the training and test images.
 
-        An image is the path of a file, its bytes, a PIL image, or an array [H,W] or [H,W,C] of uint8 or of floats in 0..1; of any size
-        and mode, since it goes through the preprocessing of the training and test images.
-        Errors: UserError for what is none of these, and for files that cannot be read.
+        Args:
+            images: One image, a list or tuple of images, or an array [N,H,W,C]. An image is the path of a file, its
+                bytes, a PIL image, or an array [H,W] or [H,W,C] of uint8 or of floats in 0..1.
+
+        Returns:
+            A prediction for one image, or a list of predictions for several.
+
+        Raises:
+            UserError: An image is of another type, or its file cannot be read.
         """
         found = [
             Prediction(self.class_names[row.argmax()], float(row.max()), tuple(row.tolist()), self.class_names)
@@ -122,7 +145,7 @@ class Classifier:
         return found if is_many(images) else found[0]
 
     def logits(self, images: OneImage | Sequence[OneImage]) -> np.ndarray:
-        """The network's own answer [N,K] float32; N is 1 for a single image."""
+        """Compute logits[N,K] float32 of images as `predict` takes them. N is 1 for a single image."""
         data = self.artifact.data
         several: Sequence[OneImage] = images if is_many(images) else [images]  # type: ignore[assignment, list-item]
         answers = [np.empty((0, data.num_classes), np.float32)]
@@ -141,7 +164,7 @@ def is_many(images: Any) -> bool:
 
 
 def pixels_of(image: OneImage, size: int, channels: int) -> np.ndarray:
-    """[size,size,channels] uint8 of an image in any form that `Classifier.predict` takes."""
+    """Turn an image in any form that `Classifier.predict` takes into an array [size,size,channels] of uint8."""
     from PIL import Image
 
     if isinstance(image, np.ndarray):
@@ -153,7 +176,8 @@ def pixels_of(image: OneImage, size: int, channels: int) -> np.ndarray:
         return to_array(image, size, channels)
     if not isinstance(image, str | bytes | os.PathLike):
         raise UserError(
-            f"An image is a path, bytes, a PIL image or a NumPy array, not a {type(image).__module__}.{type(image).__name__}."
+            "An image is a path, bytes, a PIL image or a NumPy array, "
+            f"not a {type(image).__module__}.{type(image).__name__}."
         )
     try:
         with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
@@ -166,7 +190,8 @@ def pixels_of(image: OneImage, size: int, channels: int) -> np.ndarray:
 def _eight_bits(array: np.ndarray) -> np.ndarray:
     if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (2,), (3,), (4,)) or not array.size:
         raise UserError(
-            f"An image is [H,W] or [H,W,C] with 1 to 4 channels, several are [N,H,W,C]; this array is {list(array.shape)}."
+            "An image is [H,W] or [H,W,C] with 1 to 4 channels, several are [N,H,W,C]; "
+            f"this array is {list(array.shape)}."
         )
     if array.dtype == np.uint8:
         return array
@@ -176,19 +201,29 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
         )
     if not (array.min() >= 0 and array.max() <= 1):
         raise UserError(
-            f"Floats must lie in 0..1; these lie in {array.min():g}..{array.max():g}. Divide by 255, and do not normalise."
+            f"Floats must lie in 0..1; these lie in {array.min():g}..{array.max():g}. "
+            "Divide by 255, and do not normalise."
         )
     return np.rint(255 * array).astype(np.uint8)
 
 
 def local_folder(source: str | os.PathLike[str], tracking_uri: str | None, opened: contextlib.ExitStack) -> Path:
-    """The folder of an artifact on this disk, downloaded from MLflow until `opened` ends. Errors: UserError where there is none."""
+    """The folder of an artifact on this disk, downloaded first if it is in MLflow.
+
+    Args:
+        source: What `load` takes.
+        tracking_uri: What `load` takes.
+        opened: Deletes a download when it is closed.
+
+    Raises:
+        UserError: MLflow does not give the artifact.
+    """
     folder = Path(source)
     if URI.match(str(source)):
         import mlflow.artifacts
 
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        uri = re.sub(r"^runs:/([^/]+)/?$", r"runs:/\1/artifact", str(source))  # where a run has it
+        uri = re.sub(r"^runs:/([^/]+)/?$", r"runs:/\1/artifact", str(source))  # the place in a run
         place = opened.enter_context(tempfile.TemporaryDirectory(prefix="qexp-"))
         try:
             folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=place, tracking_uri=tracking_uri))
@@ -200,7 +235,11 @@ def local_folder(source: str | os.PathLike[str], tracking_uri: str | None, opene
 
 
 def choose(artifact: Artifact, engine: str | None) -> Executable:
-    """The file to load, and who loads it, as of `load`. Errors: UserError where there is none."""
+    """Choose the file to load and its engine, by the rules of `load`.
+
+    Raises:
+        UserError: The artifact has no file for the engine, or none at all.
+    """
     if not artifact.executables:
         command = f"python benchmark.py artifact={artifact.folder} engine=onnxruntime"
         raise UserError(
@@ -223,9 +262,14 @@ def choose(artifact: Artifact, engine: str | None) -> Executable:
 
 
 def measured(artifact: Artifact) -> Iterator[tuple[tuple[bool, float], Executable]]:
-    """Every executable that was measured, with how good that is: whether it was on another machine, milliseconds per image."""
+    """Read the records in an artifact's folder.
+
+    Yields:
+        A rank and the executable that was measured. Lower ranks are better: first by whether another machine measured
+        it, then by milliseconds per image.
+    """
     for file in sorted((artifact.folder / RECORDS).glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it only helps to choose
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # records only help to choose
             record = json.loads(file.read_text())
             ms = next((m["value"] for m in record["measurements"] if m["name"] == "latency_ms_per_image"), float("inf"))
             asked = [record["params"][name] for name in ("engine", "batch_size", "threads")]
@@ -236,8 +280,12 @@ def measured(artifact: Artifact) -> Iterator[tuple[tuple[bool, float], Executabl
 
 
 def engine_of(executable: Executable, trust: bool) -> Engine:
-    """The engine that an artifact names. Errors: UserError where it is none of qexp's, or loads what can carry code, and nobody said
-    that this is to be trusted."""
+    """Make the engine that loads an executable.
+
+    Raises:
+        UserError: The engine is not one of qexp's or its format can carry code, and `trust` is false; or this version
+            of qexp cannot make it.
+    """
     module, _, name = executable.target.rpartition(".")
     if not (trust or module.startswith("qexp.engine.")):
         raise UserError(
@@ -252,17 +300,17 @@ def engine_of(executable: Executable, trust: bool) -> Engine:
         raise UserError(f"This version of qexp cannot make the engine {executable.target}: {error}.") from error
     if engine.carries_code and not trust:
         raise UserError(
-            f"{executable.file}, which {engine.name} loads, is of a format that can carry code. Give trust=True if you know who made it, "
-            "or choose another engine."
+            f"{executable.file}, which {engine.name} loads, is of a format that can carry code. Give trust=True if you "
+            "know who made it, or choose another engine."
         )
     return engine
 
 
 def refuse_pickles(file: Path) -> None:
-    """Refuse a `.pt2` whose tables ask torch.export.load to unpickle weights or constants, as no file of qexp's does.
+    """Refuse a `.pt2` that makes torch.export.load unpickle weights or constants, which no file of qexp's does.
 
     Raises:
-        UserError: They do, or a coded file is damaged.
+        UserError: It does, or a coded file is damaged.
     """
     import zipfile
 
@@ -286,7 +334,7 @@ def _import(engine: Engine) -> None:
 
 
 def _cost(work: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Milliseconds and MB of resident memory that `work` took, and what it returned."""
+    """Call `work`, and give the milliseconds and MB of resident memory that it took, and what it returned."""
     process = psutil.Process()
     before, began = process.memory_info().rss, time.perf_counter()
     result = work()

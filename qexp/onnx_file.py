@@ -28,8 +28,8 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
     program = torch.export.load(graph)
     try:
         exported = torch.onnx.export(
-            program, (torch.zeros(2, *input_shape),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), input_names=["x"],
-            output_names=["logits"], opset_version=opset, verbose=False,
+            program, (torch.zeros(2, *input_shape),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["x"], output_names=["logits"], opset_version=opset, verbose=False,
         )  # fmt: skip
     except Exception as error:
         raise UserError(f"torch.onnx cannot export this network: {str(error)[:600]}") from error

@@ -1,6 +1,6 @@
-"""The nouns of qexp: small frozen dataclasses, validated at birth, that every package shares.
+"""The data classes and errors that all packages of qexp share.
 
-Imports nothing heavy, so that a measuring child process may import it for free.
+The module imports nothing heavy, so that a measuring child process can import it at no cost.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something the user can put right: the message says what is wrong, what was given and what to do."""
+    """An error that the user can put right. The message says what is wrong, what was given and what to do."""
 
 
 class Unsupported(Exception):
-    """A combination that cannot exist (dynamic quantisation to 3 bits); it becomes one `unsupported` row."""
+    """A combination that cannot exist, such as dynamic quantisation to 3 bits. It becomes one row `unsupported`."""
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (hex) of a JSON-serialisable value, independent of key order."""
+    """SHA-256 (hex) of a value that JSON can hold, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def first_line(error: Exception) -> str:
-    """What an error says at first, or what it is called if it says nothing."""
+    """The first line of an error's message, or the name of its class if the message is empty."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known names, those most like `name` first: the end of an error about an unknown name."""
+    """The end of an error message about an unknown name: up to three similar names, then all known ones."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
@@ -47,12 +47,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a network and an artifact must know of a dataset.
+    """What a network and an artifact have to know of a dataset.
 
-    mean and std are per channel, of pixel values in 0..1, over the training part.
-    `pretend` data has no meaning, so accuracy on it is never reported. split_seed and validation_share decide which training
-    images are the validation part. decoder is the key of the code that decoded the images, empty in what earlier
-    versions wrote.
+    Attributes:
+        class_names: Names of the classes, in the order of the logits.
+        channels: 1 for grey images, 3 for colour.
+        image_size: Height and width of an image in pixels.
+        mean: Mean of each channel over the training part, for pixel values in 0..1.
+        std: Standard deviation of each channel over the same pixels.
+        digest: Digest of what the images were decoded from, and of their size and channels.
+        split_seed: Together with `validation_share`, decides which training images form the validation part.
+        pretend: Whether the images have no meaning, so that accuracy on them is never reported.
+        validation_share: Share of each class of the training images that is in the validation part.
+        decoder: Key of the code that decoded the images. Empty in files of earlier versions.
+
+    Raises:
+        UserError: There are fewer than two classes.
+        ValueError: There is not one mean and one deviation for each channel.
     """
 
     name: str
@@ -84,12 +95,12 @@ class DataSpec:
 
     @property
     def cache_name(self) -> str:
-        """Name of the folder of decoded images."""
+        """Name of the folder that holds the decoded images."""
         return cache_name(self.name, self.digest, self.decoder)
 
     @property
     def validation_file(self) -> str:
-        """Name of the file in that folder with the indices of the validation part among the training images."""
+        """Name of the file, in the folder of decoded images, that lists which training images are for validation."""
         return f"validation-{self.split_seed}-{self.validation_share:g}.json"
 
     def to_json(self) -> dict[str, Any]:
@@ -102,18 +113,28 @@ class DataSpec:
 
 
 def cache_name(data: str, content: str, decoder: str) -> str:
-    """Name of the folder of the images of a dataset that were decoded from this content by this code."""
+    """Name of the folder that holds the decoded images of a dataset.
+
+    Args:
+        data: Name of the dataset.
+        content: Digest of what the images are decoded from.
+        decoder: Key of the code that decodes them, or empty.
+    """
     return "-".join([data, content[:16], *([decoder] if decoder else [])])
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What an engine executes, told to the method before it makes an artifact.
+    """What an engine executes. A method is told before it makes an artifact, and the artifact records what was used.
 
-    formats: file formats of the graph that it reads: `pt2` (torch.export), `onnx`, `torchscript`; placement: where
-    quantize/dequantize pairs stand, `fused` or `x86_inductor`; activation: integers that activations become, `uint8`,
-    `int8` or `int8_symmetric` (zero point 0); half: 16-bit formats that it computes in, the favourite first; kernels:
-    family of integer kernels that a TorchScript is packed for. As the form of an artifact: what is empty does not matter.
+    In the spec of an artifact, an empty field means that the artifact does not depend on it.
+
+    Attributes:
+        formats: File formats of the graph that the engine reads: `pt2` (torch.export), `onnx` or `torchscript`.
+        placement: Where quantize/dequantize pairs stand in the graph: `fused` or `x86_inductor`.
+        activation: Integers that activations are quantised to: `uint8`, `int8` or `int8_symmetric` (zero point 0).
+        half: 16-bit formats that the engine computes in, the preferred one first.
+        kernels: Family of integer kernels that a TorchScript is packed for.
     """
 
     formats: tuple[str, ...] = ("pt2",)
@@ -123,7 +144,7 @@ class EngineSpec:
     kernels: str = ""
 
     def reads(self, made_for: EngineSpec) -> bool:
-        """Whether an engine that wants this executes an artifact made for `form`."""
+        """Whether an engine with this spec executes an artifact that was made for `made_for`."""
         choices = (
             (made_for.placement, self.placement),
             (made_for.activation, self.activation),
@@ -143,9 +164,13 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer with weights, and the number formats it really computes in (`float32`, `float16`, `int8`, ...).
+    """One layer with weights.
 
-    parameters: weights and biases; macs: multiply-accumulate operations for one image.
+    Attributes:
+        parameters: Number of weights and biases.
+        macs: Multiply-accumulate operations for one image.
+        weight: Number format of the weights that the layer really computes in: `float32`, `float16`, `int8`, ...
+        activation: Number format of the activations that it really computes in.
     """
 
     name: str
@@ -162,9 +187,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Executable:
-    """A file of an artifact, and the engine that loads it: its name, its class by dotted name (`target`) and the arguments of that;
-    batch, threads: those that the file was asked for; engines that take others read them off the file; key: of all that
-    decides what the engine writes into it, empty where the file is the graph itself, and in what earlier versions wrote."""
+    """A file of an artifact, and the engine that loads it.
+
+    Attributes:
+        engine: Name of the engine.
+        target: Dotted name of the engine's class.
+        options: Arguments of that class.
+        file: Name of the file in the artifact's folder.
+        batch: Images per call that the file was asked for. Engines that take another number read it from the file.
+        threads: Threads that the file was asked for.
+        key: Key of everything that decides what the engine writes into the file. Empty if the file is the graph itself,
+            and in files of earlier versions.
+    """
 
     engine: str
     target: str
@@ -179,12 +213,25 @@ class Executable:
 class Artifact:
     """A compressed network in a folder that is complete on its own.
 
-    graph: the file that holds it; engine_spec: what engines it was made for; files: SHA-256 of each file by name; executables: what engines
-    load of these, one entry per engine, its options and file; parameters, macs: of the whole network, in which pruned channels are no
-    more; packed_bytes: its size at exactly the bits of every tensor; reference: folder name of the fp32 artifact of the same baseline,
-    beside this one; simulated: True where no kernel computes in this format, so latency means nothing; coded: True where the graph's
-    weights are stored as of qexp.coding, and decoded when loaded; sparsity: share of zeros among the graph's fp32 weights, None where
-    there are none; notes: what records say of it, by name.
+    Attributes:
+        key: Name of the folder, made from everything that decides what the artifact is.
+        engine_spec: Which engines it was made for.
+        graph: Name of the file that holds the network.
+        bits: Bits of the method, or `auto`.
+        label: What tables call the result of the method.
+        parameters: Parameters of the whole network, without pruned channels.
+        macs: Multiply-accumulate operations of the whole network for one image, without pruned channels.
+        packed_bytes: Size of the network if every tensor took exactly its bits.
+        reference: Name of the folder, beside this one, that holds the fp32 artifact of the same baseline.
+        files: SHA-256 (hex) of each file by name.
+        source: Where the weights come from.
+        simulated: Whether no kernel computes in its number formats, so that latency means nothing.
+        random_weights: Whether the weights are random, so that accuracy means nothing.
+        executables: The files that engines load, one entry for each engine, its options and its file. Empty in
+            artifacts of earlier versions.
+        coded: Whether the weights in the graph are stored as qexp.coding codes them, and decoded when they are loaded.
+        sparsity: Share of zeros among the graph's fp32 weights, or None if there are no such weights.
+        notes: What records say of the artifact, by name.
     """
 
     folder: Path
@@ -206,14 +253,18 @@ class Artifact:
     versions: dict[str, str]
     simulated: bool = False
     random_weights: bool = False
-    executables: tuple[Executable, ...] = ()  # which artifacts of earlier versions do not tell
+    executables: tuple[Executable, ...] = ()
     coded: bool = False
     sparsity: float | None = None
     notes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Artifact:
-        """Errors: UserError where the folder holds no artifact; `files.check_digests` tells whether its files are whole."""
+        """Read the description of the artifact in a folder. Its other files are checked by `files.check_digests`.
+
+        Raises:
+            UserError: The folder holds no artifact.
+        """
         try:
             values = json.loads((folder / "artifact.json").read_text())
             values["data"] = DataSpec.from_json(values["data"])
@@ -235,28 +286,29 @@ class Artifact:
 
     @property
     def params(self) -> dict[str, Any]:
-        """What a record and a table say of it."""
+        """What a record and a table say of the artifact."""
         data = {"data": self.data.name, "image_size": self.data.image_size}
         return {"model": self.model, **data, "method": self.method, "bits": self.bits, "label": self.label}
 
     @property
     def has_qdq(self) -> bool:
-        """Whether its graph spells out the integer arithmetic, so that every engine must give the same answer."""
+        """Whether the graph spells out the integer arithmetic, so that all engines have to give the same answers."""
         return self.engine_spec.formats == ("pt2",) and any(layer.weight.startswith("int") for layer in self.layers)
 
     @property
     def has_accuracy(self) -> bool:
-        """False for pretend images and random weights, whose accuracy would mean nothing."""
+        """Whether accuracy means something, which it does not for pretend images or random weights."""
         return not self.data.pretend and not self.random_weights
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number; `Metric.of` of qexp.metrics makes it.
+    """The value of one metric, made by `Metric.of` in qexp.metrics.
 
-    Args:
-        kind: How it came about: `measured`, `estimated` or `simulated`.
-        description: The fields of its `Metric`, where the table of qexp.metrics does not know it; else empty.
+    Attributes:
+        kind: How the value came about: `measured`, `estimated` or `simulated`.
+        samples: The single values that it summarises, or empty.
+        description: Fields of its `Metric`. Empty if the table in qexp.metrics has the metric.
     """
 
     name: str
@@ -269,13 +321,24 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Record:
-    """The one result of a run. status: `finished`, `unsupported` or `failed`, the last two with a reason, or `compressed`, where only
-    the artifact was made, which is the reason.
+    """The result of one run.
 
-    params: what a table shows (model, data, method, bits, engine, batch_size, threads, seed); config: the resolved one;
-    texts: tables for people by file name; environment: machine and versions; notes: why a number is missing, what was left
-    out, by its name; reused: the run of an earlier sweep that it was taken from, as `sweeps/SWEEP/JOB`; seconds: that the run took,
-    with what was made for it.
+    Attributes:
+        kind: What was run, such as `compress` or `benchmark`.
+        key: Key of everything that decides the result.
+        status: `finished`, `unsupported` or `failed`, or `compressed` if only the artifact was made.
+        reason: Why the run is `unsupported` or `failed`, or the artifact's folder name if it is `compressed`.
+        label: What tables call the run.
+        params: What tables show: model, data, method, bits, engine, batch_size, threads and seed.
+        config: The resolved config.
+        environment: Machine and versions.
+        command: Command line that started the run.
+        created: When the record was made, as ISO 8601 in UTC.
+        artifact: Folder of the artifact, or empty.
+        texts: Tables for people, by file name.
+        notes: Why a number is missing or what was left out, by its name.
+        reused: Run of an earlier sweep that the record was taken from, as `sweeps/SWEEP/JOB`, or empty.
+        seconds: How long the run took, including what was made for it.
     """
 
     kind: str
@@ -301,7 +364,7 @@ class Record:
         return {m.name: m.value for m in self.measurements}
 
     def to_json(self) -> dict[str, Any]:
-        """Measurements of metrics that need no description have none, as in records of earlier versions."""
+        """The record as a JSON object. Empty descriptions are left out, as in records of earlier versions."""
         values = asdict(self)
         for measurement in values["measurements"]:
             if not measurement["description"]:
@@ -315,10 +378,10 @@ class Record:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The installed versions of `packages` and of Python."""
+    """Installed versions of Python and of `packages`."""
     return {"python": platform.python_version(), **{package: metadata.version(package) for package in packages}}
 
 
 def command_line() -> str:
-    """The command this process was started with, ready to be pasted into a shell."""
+    """The command that started this process, quoted so that a shell takes it as it is."""
     return shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""What every dataset gives: uint8 images on disk, one fixed split, batches that are augmented on the device."""
+"""The base class of all datasets: uint8 images on disk, a fixed split, and augmentation on the device."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from qexp.files import write_json
 from qexp.keys import key
 from qexp.types import DataSpec, UserError, cache_name, digest
 
-# What sources import beside the code that decodes: a change of it keeps the decoded images.
+# Sources import these too, but they do not decode: a change of them keeps the decoded images.
 DECODES_NOTHING = ("qexp.data.base", "qexp.files", "qexp.types")
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are changed at random."""
+    """How training images are changed at random.
+
+    Raises:
+        UserError: `padding` or `cutout` is not a whole number of at least 0.
+    """
 
     padding: int
     flip: bool
@@ -43,9 +47,12 @@ def _check_whole(least: int, **options: int) -> None:
 
 
 def open_data(config: DictConfig) -> ImageData:
-    """The dataset of `config.data`, opened; what it found (class count, name) is put into the config for the model to use.
+    """Make and open the dataset of `config.data`.
 
-    Errors: UserError for options that are missing or wrong, and as of `ImageData.open`.
+    Its name and number of classes are put into the config, where the model finds them.
+
+    Raises:
+        UserError: Options are missing or wrong, or images are missing, corrupt or contradictory.
     """
     data = _build(config.data)
     spec = data.open()
@@ -75,8 +82,11 @@ def _build(config: DictConfig) -> ImageData:
 class ImageData:
     """A dataset of images with class labels, in a training, a validation and a test part.
 
-    A source says where its images come from: `source_digest()` and `decode()`. Everything else is shared. A class that sets
-    `pretend` has images without meaning: they are not kept on disk and their split is not stratified.
+    A source of images defines `source_digest` and `decode`, and everything else is shared. A class that sets `pretend`
+    has images without meaning, which are not stored and are split regardless of their classes.
+
+    Raises:
+        UserError: An option is out of range.
     """
 
     pretend = False
@@ -113,22 +123,26 @@ class ImageData:
         self.seed, self.split_seed = seed, split_seed
         self.validation_share, self.calibration_images = validation_share, calibration_images
 
-    # What a source defines.
+    # Every source defines the next two methods.
 
     def source_digest(self) -> str:
-        """Digest of what the images are decoded from: known without decoding them, and different when they are."""
+        """Digest of what the images are decoded from. It differs if they do, and is known without decoding them."""
         raise NotImplementedError
 
     def decode(self) -> cache.Decoded:
-        """The images of both parts, image_size and channels as asked, their labels and the names of the classes."""
+        """Decode the images of both parts to `image_size` and `channels`, with labels and the names of the classes."""
         raise NotImplementedError
 
-    # What all share.
+    # All sources share the rest.
 
     def open(self) -> DataSpec:
-        """Decode (once) and map the images; the spec of what was found. Cheap when called again.
+        """Map the images into memory, and decode them first if that was not done before. Cheap when called again.
 
-        Errors: UserError for missing, corrupt or contradictory images.
+        Returns:
+            The spec of what was found.
+
+        Raises:
+            UserError: Images are missing, corrupt or contradictory.
         """
         if not hasattr(self, "spec"):
             content = digest([self.source_digest(), self.image_size, self.channels])
@@ -158,16 +172,16 @@ class ImageData:
 
     @property
     def training_options(self) -> dict[str, Any]:
-        """What decides the batches of a training, beside the images and the recipe."""
+        """What decides the batches of a training, in addition to the images and the recipe."""
         return {"augmentation": self.augmentation, "seed": self.seed}
 
     def calibration(self) -> Tensor:
-        """Normalised x[N,C,H,W] float32 of a fixed subset of the training part, without augmentation."""
+        """Normalised calibration images x[N,C,H,W] float32: a fixed subset of the training part, not augmented."""
         chosen = self._calibration_indices()
         return self.normalise(torch.from_numpy(self.splits["train"].images[chosen]))
 
     def calibration_labels(self) -> Tensor:
-        """Labels[N] int64 of the same images."""
+        """Labels[N] int64 of the calibration images."""
         chosen = self._calibration_indices()
         return torch.from_numpy(self.splits["train"].labels[chosen])
 
@@ -177,14 +191,20 @@ class ImageData:
         return np.sort(np.random.default_rng(self.split_seed).choice(self.train_indices, count, replace=False))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """images[B,H,W,C] uint8 -> x[B,C,H,W] float32, (value / 255 - mean) / std, in channels_last memory order."""
+        """Turn images[B,H,W,C] uint8 into x[B,C,H,W] float32, in the channels_last memory format.
+
+        Each value becomes (value / 255 - mean) / std of its channel.
+        """
         scale, shift, _ = _constants(self.spec.mean, self.spec.std, images.device)
         return torch.addcmul(shift, images.float(), scale).permute(0, 3, 1, 2)
 
     def normalise_like(self, other: DataSpec) -> None:
-        """Take mean and standard deviation from the data that a baseline was trained with.
+        """Take mean and standard deviation from the data that a baseline was trained on.
 
-        Errors: UserError where its classes are not these. Other images under the same name are warned about.
+        If that was another set of images under the same name, a warning says so.
+
+        Raises:
+            UserError: The classes, the shape of the images or the validation part are not the same.
         """
         spec = self.open()
         if (other.class_names, other.channels, other.image_size) != (spec.class_names, spec.channels, spec.image_size):
@@ -195,8 +215,9 @@ class ImageData:
             )
         if (other.split_seed, other.validation_share) != (spec.split_seed, spec.validation_share):
             raise UserError(
-                f"The baseline was trained on another part of {self.name!r}, so that it knows images of this validation part. Give its "
-                f"data.split_seed={other.split_seed} data.validation_share={other.validation_share:g}, or train it again."
+                f"The baseline was trained on another part of {self.name!r}, so that it knows images of this "
+                f"validation part. Give its data.split_seed={other.split_seed} "
+                f"data.validation_share={other.validation_share:g}, or train it again."
             )
         if other.digest != spec.digest:
             warnings.warn(
@@ -206,7 +227,16 @@ class ImageData:
         self.spec = replace(spec, mean=other.mean, std=other.std)
 
     def augment(self, images: Tensor, step: int, rank: int = 0) -> Tensor:
-        """The random crop, mirror and cutout of training step `step`: the same for the same seed, step and rank."""
+        """Crop, mirror and cut out at random, in the same way for the same seed, step and rank.
+
+        Args:
+            images: images[B,H,W,C] uint8.
+            step: Number of the training step.
+            rank: Number of the process.
+
+        Returns:
+            The changed images, of the same shape.
+        """
         options = self.augmentation
         generator = torch.Generator(images.device).manual_seed(int(digest([self.seed, step, rank])[:15], 16))
         images = augment.crop_and_flip(images, options.padding, options.flip, generator)
@@ -218,7 +248,10 @@ class ImageData:
 
 @memoised
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Per channel: scale[C] and shift[C] of the normalisation, the mean pixel[C]. Kept, as copies to a GPU wait for it."""
+    """Scale[C] and shift[C] of the normalisation, and the mean pixel[C].
+
+    They are kept on the device, because copying them to a GPU would wait for it each time.
+    """
     scale = torch.tensor([1 / (255 * s) for s in std], device=device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
     return scale, shift, torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8, device=device)

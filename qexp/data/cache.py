@@ -1,4 +1,4 @@
-"""Images decoded once: uint8 arrays on disk, found again by the content of their source, memory-mapped."""
+"""Stores decoded images as memory-mapped uint8 arrays, found again by the content of their source."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ PARTS = ("train", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """images[N,H,W,C] uint8 and labels[N] int64. From the cache the images are memory-mapped."""
+    """The images of one part of a dataset.
+
+    Attributes:
+        images: images[N,H,W,C] uint8. They are memory-mapped if they come from the cache.
+        labels: labels[N] int64.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -34,27 +39,38 @@ class Split:
 
 @dataclass(frozen=True)
 class Decoded:
-    """All images of a dataset. splits: 'train' and 'test'; class_names: of the labels 0, 1, ..."""
+    """All images of a dataset.
+
+    Attributes:
+        class_names: Names of the labels 0, 1, ...
+        splits: The parts `train` and `test`.
+    """
 
     class_names: tuple[str, ...]
     splits: dict[str, Split]
 
 
 def open_or_build(folder: Path, decode: Callable[[], Decoded]) -> Decoded:
-    """What `folder` holds, decoded into it first where it is missing or damaged.
+    """Open a folder of decoded images. If it is missing or damaged, decode the images into it first.
 
-    The folder appears in one rename, so an interrupted decoding leaves nothing that could be mistaken for a whole one.
-    Errors: UserError where nothing can be written there, and those of `decode`.
+    The folder appears in one rename, so that one whose decoding was interrupted is never taken for a whole one.
+
+    Args:
+        folder: Folder of the decoded images.
+        decode: Decodes them. Its errors are passed on.
+
+    Raises:
+        UserError: Nothing can be written there.
     """
     found = _read(folder)
     if found is None:
-        with _lock(folder):  # the jobs of a sweep start at once, and one of them decodes (or downloads) for all
+        with _lock(folder):  # the jobs of a sweep start together, and one decodes (or downloads) for all
             found = _read(folder) or _build(folder, decode)
     return found
 
 
 def _read(folder: Path) -> Decoded | None:
-    """None for a folder that is missing or not whole; a truncated array fails to map."""
+    """Read a folder, or return None if it is missing or incomplete. Mapping a truncated array fails."""
     try:
         names = json.loads((folder / "classes.json").read_text())
         splits = {
@@ -78,7 +94,8 @@ def _build(folder: Path, decode: Callable[[], Decoded]) -> Decoded:
     built = _read(folder)
     if built is None:
         raise UserError(
-            f"{folder} was written but cannot be read again. Is the disk in order? Or choose another folder with outputs=."
+            f"{folder} was written but cannot be read again. "
+            "Is the disk in order? Or choose another folder with outputs=."
         )
     return built
 
@@ -99,10 +116,17 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def content_digest(files: Sequence[Path], root: Path, memo: Path) -> str:
-    """SHA-256 over names and bytes of `files`, all below `root`.
+    """SHA-256 (hex) of the names and bytes of files.
 
-    Reading 60,000 files takes seconds, so the digest is kept in the folder `memo` under the files' names, sizes and times.
-    Errors: UserError that names the file that cannot be read.
+    Reading 60,000 files takes seconds, so the digest is stored under the files' names, sizes and times.
+
+    Args:
+        files: Files below `root`.
+        root: Folder to which their names are relative.
+        memo: Folder in which digests are stored.
+
+    Raises:
+        UserError: A file cannot be read, or the digest cannot be stored. The message names the file.
     """
     names = [str(file.relative_to(root)) for file in files]
     stats = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in zip(names, map(_stat, files), strict=True)]
@@ -122,7 +146,7 @@ def content_digest(files: Sequence[Path], root: Path, memo: Path) -> str:
 
 
 def progress(items: Iterable[T], what: str, total: int) -> Iterable[T]:
-    """`items`, with a bar on a terminal that vanishes at the end; log files stay as they are."""
+    """Pass on `items`, and show a bar that vanishes at the end if the output is a terminal."""
     return track(items, what, total, transient=True, disable=not sys.stdout.isatty())
 
 
@@ -145,10 +169,21 @@ def _unreadable(file: Path, error: OSError) -> UserError:
 
 
 def split_train(labels: np.ndarray, validation_share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices of the training and of the validation part of labels[N]: the same for the same seed.
+    """Split images into a training and a validation part, in the same way for the same seed.
 
-    Stratified: validation_share of each class, rounded, but at least one image for validation and one for training. A
-    class with a single image is only trained on. Errors: UserError where that leaves nothing to validate on.
+    The split is stratified: the rounded share of each class is for validation, but at least one image, and at least one
+    is left for training. A class with a single image is only trained on.
+
+    Args:
+        labels: labels[N] of the images.
+        validation_share: Share of the validation part.
+        seed: Seed of the choice.
+
+    Returns:
+        Sorted indices of the training part and of the validation part.
+
+    Raises:
+        UserError: No class has two images, so that nothing is left for validation.
     """
     rng = np.random.default_rng(seed)
     validation = []
@@ -165,7 +200,10 @@ def split_train(labels: np.ndarray, validation_share: float, seed: int) -> tuple
 
 
 def channel_statistics(images: np.ndarray, indices: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of images[N,H,W,C] / 255 over the chosen indices (exact, by histogram)."""
+    """Mean and standard deviation of each channel of images[N,H,W,C] / 255, over the images with the given indices.
+
+    They are exact, because they are computed from histograms.
+    """
     channels = images.shape[-1]
     counts = np.zeros((channels, 256))
     for start in range(0, len(indices), 4096):
@@ -175,6 +213,6 @@ def channel_statistics(images: np.ndarray, indices: np.ndarray) -> tuple[tuple[f
     values = np.arange(256) / 255
     mean = (counts @ values) / counts.sum(1)
     variance = (counts @ values**2) / counts.sum(1) - mean**2
-    # A constant channel would divide by zero; 1/255 is the smallest step a pixel can take.
+    # Normalising a constant channel would divide by zero. 1/255 is the smallest step of a pixel.
     std = np.maximum(np.sqrt(np.maximum(variance, 0)), 1 / 255)
     return tuple(mean.tolist()), tuple(std.tolist())

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009), through torchvision."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from qexp.types import UserError, digest
 
 
 class CifarData(ImageData):
-    """50,000 training and 10,000 test images of 32x32 pixels. `root` holds torchvision's archive, packed or unpacked.
+    """50,000 training and 10,000 test images of 32x32 pixels, read by torchvision from its archive, packed or unpacked.
 
-    Once decoded, the cache is enough: neither archive nor network are needed any more.
+    Once the images are decoded, neither the archive nor the internet is needed any more.
+
+    Raises:
+        UserError: The number of classes is neither 10 nor 100.
     """
 
     def __init__(self, classes: int, root: str, **common: Any):
@@ -33,12 +36,12 @@ class CifarData(ImageData):
         return CIFAR10 if self.classes == 10 else CIFAR100
 
     def _unpacked(self) -> dict[str, str]:
-        """MD5 of each unpacked file by name, as published."""
+        """The published MD5 of each unpacked file by name."""
         kind = self._published()
         return dict([*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])])
 
     def source_digest(self) -> str:
-        return digest(self._unpacked())  # nothing else is ever decoded
+        return digest(self._unpacked())  # files with other checksums are never decoded
 
     def decode(self) -> Decoded:
         from torchvision.datasets.utils import check_integrity
@@ -47,7 +50,7 @@ class CifarData(ImageData):
         if all(check_integrity(self.root / kind.base_folder / name, md5) for name, md5 in self._unpacked().items()):
             return self._decode(self.root)
         (archive,) = fetch(self.root, [Published(kind.filename, kind.tgz_md5, (kind.url,))])
-        with tempfile.TemporaryDirectory() as folder:  # data.root may be shared and read-only
+        with tempfile.TemporaryDirectory() as folder:  # because data.root may be shared and read-only
             extract(archive, Path(folder))
             return self._decode(Path(folder))
 

@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits (Alpaydin and Kaynak, 1998): real images that need no download."""
+"""The handwritten digits that come with scikit-learn (Alpaydin and Kaynak, 1998): real images without a download."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from qexp.data.base import ImageData
 from qexp.data.cache import Decoded, Split, split_train
 from qexp.data.pixels import to_arrays
 
-TEST_SHARE, TEST_SEED = 0.2, 0  # fixed for ever: no option may move an image between training and test
+TEST_SHARE, TEST_SEED = 0.2, 0  # fixed, so that no option moves an image between training and test
 
 
-@functools.cache  # every job of a sweep asks
+@functools.cache  # every job of a sweep needs them
 def _load() -> tuple[np.ndarray, np.ndarray]:
-    """images[1797,8,8,1] uint8, labels[1797]."""
+    """images[1797,8,8,1] uint8 and labels[1797]."""
     from sklearn.datasets import load_digits  # importing it takes a second
 
     digits = load_digits()
@@ -24,7 +24,7 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
 
 
 class DigitsData(ImageData):
-    """1797 digits of 8x8 pixels. They have no published test part, so a fifth of each class is set aside."""
+    """1797 digits of 8x8 pixels. There is no published test part, so a fifth of each class is set aside for it."""
 
     trains_in_seconds = True
 

@@ -1,4 +1,4 @@
-"""The user's own images: root/{train,test}/CLASS/*.{png,jpg,jpeg,webp,bmp,...}."""
+"""The user's own images, in the files root/{train,test}/CLASS/*.{png,jpg,jpeg,webp,bmp,...}."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ LAYOUT = "Expected ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE"
 
 
 class FolderData(ImageData):
-    """Images in one folder per class, whose name is the class's. Links are followed; hidden and other files are ignored."""
+    """Images in one folder for each class, which has the name of the class.
+
+    Links are followed. Hidden files and files that are no images are ignored.
+
+    Raises:
+        UserError: No root is given.
+    """
 
     def __init__(self, root: str | None, name: str | None, **common: Any):
         if not root:
@@ -39,7 +45,7 @@ class FolderData(ImageData):
         return [folder / name for name, is_folder in entries if is_folder]
 
     def _hint(self) -> str:
-        """What the user may have meant: QEXP_DATA may hold several datasets."""
+        """Suggest datasets inside the root, since QEXP_DATA may hold several."""
         inside = sorted(str(p) for p in self.root.iterdir() if (p / "train").is_dir()) if self.root.is_dir() else []
         return f" Did you mean data.root={' or data.root='.join(inside[:5])}?" if inside else ""
 
@@ -50,13 +56,14 @@ class FolderData(ImageData):
         if train != test:
             only_train, only_test = sorted(set(train) - set(test)), sorted(set(test) - set(train))
             raise UserError(
-                f"The classes below {self.root} differ: only in train: {_first(only_train)}; only in test: {_first(only_test)}. "
+                f"The classes below {self.root} differ: only in train: {_first(only_train)}; "
+                f"only in test: {_first(only_test)}. "
                 "Both parts need the same class folders."
             )
         return tuple(train)
 
     def _files(self, part: str) -> list[tuple[Path, int]]:
-        """The image files of a part with their labels, by class and name."""
+        """The image files of a part with their labels, sorted by class and name."""
         found: list[tuple[Path, int]] = []
         for label, folder in enumerate(self._classes(part)):
             entries = _entries(folder)
@@ -99,7 +106,7 @@ class FolderData(ImageData):
 
 
 def _entries(folder: Path) -> list[tuple[str, bool]]:
-    """(name, whether it is a folder) of all that is not hidden, by name; the latter is known without a look at the file."""
+    """Names of all that is not hidden in a folder, sorted, and whether each is a folder, told without opening it."""
     try:
         with os.scandir(folder) as scan:
             return sorted((entry.name, entry.is_dir()) for entry in scan if not entry.name.startswith("."))
@@ -112,5 +119,5 @@ def _is_image(name: str) -> bool:
 
 
 def _first(names: list[str]) -> str:
-    """Some of many names, for a message."""
+    """The first names of many, for a message."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

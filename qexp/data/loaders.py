@@ -1,4 +1,4 @@
-"""A dataset as Lightning takes it: batches of its parts, augmented on the device that trains."""
+"""Gives Lightning the batches of a dataset, augmented on the device that trains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qexp.types import UserError
 
 
 class Batches(Dataset):
-    """Chosen images of an array, fetched a batch at a time: images[B,H,W,C] uint8 and labels[B]."""
+    """Chosen images of a split, fetched a batch at a time as images[B,H,W,C] uint8 and labels[B]."""
 
     def __init__(self, split: Split, indices: np.ndarray):
         self.split, self.indices = split, indices
@@ -34,13 +34,14 @@ class Batches(Dataset):
 
 
 class Loaders(LightningDataModule):
-    """Of all three parts of `data`.
+    """Loads the batches of all three parts of a dataset.
 
     Args:
-        batch_size: Images per training step of one process. Validation and test have `data.eval_batch_size`.
+        data: The dataset.
+        batch_size: Images per training step of one process. Validation and test use `data.eval_batch_size`.
 
     Raises:
-        UserError: For a batch size that is no whole number of at least 1.
+        UserError: The batch size is not a whole number of at least 1.
     """
 
     def __init__(self, data: ImageData, batch_size: int):
@@ -55,7 +56,7 @@ class Loaders(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         dataset = Batches(self.data.splits["train"], self.data.train_indices)
         workers, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        # DistributedSampler shuffles by (seed, epoch) alone: a resumed epoch sees the images in the same order.
+        # DistributedSampler shuffles by seed and epoch alone, so a resumed epoch sees the images in the same order.
         sampler: DistributedSampler = DistributedSampler(dataset, num_replicas=workers, rank=rank, seed=self.data.seed)
         drop_last = len(dataset) > self.batch_size * workers
         return self._loader(dataset, self.batch_size, sampler, drop_last)
@@ -70,7 +71,7 @@ class Loaders(LightningDataModule):
         return self._loader(dataset, self.data.eval_batch_size, SequentialSampler(dataset))
 
     def _loader(self, dataset: Batches, batch_size: int, sampler: Sampler, drop_last: bool = False) -> DataLoader:
-        # From pinned memory a GPU is fed while it computes.
+        # Pinned memory lets a GPU take batches while it computes.
         pinned = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
             dataset, batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=drop_last, pin_memory=pinned
@@ -79,7 +80,7 @@ class Loaders(LightningDataModule):
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
         if self.trainer and self.trainer.training:
-            # Batches begun before this one, in all epochs; total_batch_idx would count the first two as one.
+            # The number of batches begun before this one in all epochs. total_batch_idx counts the first two as one.
             step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
             images = self.data.augment(images, step, self.trainer.global_rank)
         return self.data.normalise(images), labels

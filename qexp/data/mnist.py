@@ -1,4 +1,4 @@
-"""MNIST (LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998), through torchvision."""
+"""MNIST (LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ FOLDER = Path("MNIST", "raw")  # where torchvision keeps the files, below its ro
 
 
 class MnistData(ImageData):
-    """60,000 training and 10,000 test images of 28x28 grey pixels. `root`/MNIST/raw holds the four .gz files.
+    """60,000 training and 10,000 test images of 28x28 grey pixels, read by torchvision.
 
-    Once decoded, the cache is enough: neither files nor network are needed any more.
+    The four .gz files lie in `root`/MNIST/raw. Once the images are decoded, neither the files nor the internet is
+    needed any more.
     """
 
     def __init__(self, root: str, **common: Any):
@@ -28,7 +29,7 @@ class MnistData(ImageData):
     def source_digest(self) -> str:
         from torchvision.datasets import MNIST  # importing it takes seconds
 
-        return digest(dict(MNIST.resources))  # name and MD5 of each file; nothing else is ever decoded
+        return digest(dict(MNIST.resources))  # name and MD5 of each file; others are never decoded
 
     def decode(self) -> Decoded:
         from torchvision.datasets import MNIST
@@ -38,7 +39,7 @@ class MnistData(ImageData):
         ]
         splits = {}
         with tempfile.TemporaryDirectory() as folder:
-            # Unpacked files in data.root have no published checksum, so they are made from the packed ones.
+            # No checksums are published for unpacked files, so those in data.root are not used.
             for file in fetch(self.root / FOLDER, published):
                 extract(file, Path(folder) / FOLDER)
             for part in PARTS:

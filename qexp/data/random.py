@@ -1,4 +1,4 @@
-"""Pretend images of any shape and number of classes, for trying and timing networks without data."""
+"""Pretend images of any shape and number of classes, to try and time networks without data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from qexp.types import UserError, digest
 
 
 class RandomData(ImageData):
-    """`images` uniform random images in each part, always the same; the labels take turns, so no class is favoured."""
+    """Uniform random images, always the same. The labels take turns, so that no class is favoured.
+
+    Raises:
+        UserError: There are fewer than two classes or two images.
+    """
 
     pretend = True
 

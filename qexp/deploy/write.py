@@ -1,4 +1,4 @@
-"""The minimal folder for a device: one model file, and scripts that need its engine and NumPy only."""
+"""Writes the folder for a device: one model file, and scripts that need only its engine and NumPy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qexp.files import check_digests, not_writable
 from qexp.measure import machine, timing
 from qexp.types import Artifact, Executable, UserError
 
-MARK = "deployment.json"  # in every deployment
+MARK = "deployment.json"  # the file by which a deployment is recognised
 DEVICE = Path(__file__).parent / "device"
 ENGINE_HEADER = '''"""Loads the network as qexp did when it was measured."""
 
@@ -39,10 +39,18 @@ Forward = Callable[[np.ndarray], np.ndarray]  # x[N,C,H,W] float32 -> logits[N,K
 
 
 def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: timing.Rules, to: Path) -> None:
-    """Write the folder `to` for that file of the artifact and the engine that loads it; an older deployment there is replaced.
+    """Write a deployment of one file of an artifact. It replaces an older deployment in the same folder.
 
-    rules: by which its benchmark.py measures. Errors: UserError where `to` holds anything else, where the artifact's files were changed,
-    and for an engine that needs more than its library and NumPy.
+    Args:
+        artifact: The artifact.
+        engine: Engine that loads the file.
+        executable: The file.
+        rules: Rules by which the deployment's benchmark.py measures.
+        to: Folder of the deployment.
+
+    Raises:
+        UserError: The folder holds something else or cannot be written, the files of the artifact were changed, or the
+            engine needs more than its library and NumPy.
     """
     check_digests(artifact.folder, artifact.files)
     load = engine.standalone()
@@ -51,20 +59,22 @@ def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: ti
             f"{engine.name} compiles when it loads, which takes more than its library. Choose another engine."
         )
     old = previous(to)
-    with decoded(artifact.folder / executable.file) as plain:  # for a device without the decoder
+    with decoded(artifact.folder / executable.file) as plain:  # a device has no decoder
         stored = plain.read_bytes()
     packages = {
         package: metadata.version(package).partition("+")[0] for package in (*engine.packages, "numpy", "pillow")
     }
     data = artifact.data
     about = {
-        "artifact": artifact.key, "file": executable.file, "sha256": hashlib.sha256(stored).hexdigest(), "engine": engine.name,
-        "arguments": load.keywords, "modules": engine.modules, "batch": executable.batch, "threads": executable.threads,
-        "rules": asdict(rules), "params": artifact.params, "commit": machine.environment(Path(__file__).parents[2])["commit"],
+        "artifact": artifact.key, "file": executable.file, "sha256": hashlib.sha256(stored).hexdigest(),
+        "engine": engine.name, "arguments": load.keywords, "modules": engine.modules, "batch": executable.batch,
+        "threads": executable.threads, "rules": asdict(rules), "params": artifact.params,
+        "commit": machine.environment(Path(__file__).parents[2])["commit"],
     }  # fmt: skip
     preprocessing = {
         "image_size": data.image_size, "channels": data.channels, "mean": data.mean, "std": data.std,
-        "steps": "grey or RGB, resized to image_size x image_size (bilinear), (value / 255 - mean) / std per channel, NCHW float32",
+        "steps": "grey or RGB, resized to image_size x image_size (bilinear), "
+        "(value / 255 - mean) / std per channel, NCHW float32",
     }  # fmt: skip
     texts = {
         "labels.json": _json(data.class_names), "preprocessing.json": _json(preprocessing),
@@ -83,14 +93,18 @@ def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: ti
             to.mkdir(exist_ok=True)
             for name in old:
                 (to / name).unlink(missing_ok=True)
-            for name in sorted([*texts, executable.file], key=lambda name: name == MARK):  # the mark last
+            for name in sorted([*texts, executable.file], key=lambda name: name == MARK):  # the mark comes last
                 os.replace(Path(partial) / name, to / name)
     except OSError as error:
         raise not_writable(to, error) from error
 
 
 def previous(to: Path) -> list[str]:
-    """The files of an older deployment there. Errors: UserError where there is anything that is none."""
+    """Names of the files of an older deployment in a folder.
+
+    Raises:
+        UserError: The folder holds something that is not a deployment.
+    """
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return []
     try:
@@ -103,13 +117,13 @@ def previous(to: Path) -> list[str]:
 
 
 def engine_source(load: Callable[..., Any]) -> str:
-    """The text of a module whose `load` is that function, with the sources of it and of all functions that it calls."""
+    """Source of a module with the function as `load`, and with all functions that it calls."""
     sources = "\n\n".join(inspect.getsource(function) for function in with_called(load))
     return f"{ENGINE_HEADER}\n\n{sources}\n\nload = {load.__name__}\n"
 
 
 def with_called(function: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """A function after those that it calls by their global names, and those that these call, each once."""
+    """A function and all that it calls by global names, directly or indirectly, each once and before its callers."""
     known = inspect.unwrap(function).__globals__
     names = [node.id for node in ast.walk(ast.parse(inspect.getsource(function))) if isinstance(node, ast.Name)]
     called = [known[name] for name in names if inspect.isfunction(known.get(name)) and known[name] is not function]
@@ -117,9 +131,9 @@ def with_called(function: Callable[..., Any]) -> list[Callable[..., Any]]:
 
 
 def requirements(engine: Engine, packages: dict[str, str]) -> str:
-    pinned = [
-        f"{package}=={packages[package]}" for package in engine.packages
-    ]  # the measured figures are those of this version
+    """Text of the deployment's requirements.txt."""
+    # Engines are pinned, because what was measured holds for that version.
+    pinned = [f"{package}=={packages[package]}" for package in engine.packages]
     return (
         "\n".join(
             [*pinned, f"numpy  # tested with {packages['numpy']}", f"pillow  # for image files; {packages['pillow']}"]

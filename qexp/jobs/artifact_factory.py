@@ -1,4 +1,4 @@
-"""A trained network, its artifacts, and what measures them."""
+"""Loads or trains the network of a job, and makes its artifacts and the candidates that are measured."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from qexp.types import Artifact, DataSpec, UserError
 
 @dataclass(frozen=True)
 class ArtifactFactory:
-    """Artifacts of one trained network, and what measures them.
+    """Makes artifacts of one trained network, and candidates of them.
 
-    Args:
-        config: The job's.
-        data: That the network was trained on.
+    Attributes:
+        config: Config of the job.
+        data: The data that the network was trained on.
         since: What was made before this time, in nanoseconds, is made anew.
-        network: With its weights, in eval mode.
-        source: Where these come from, as `make_artifact` takes it.
-        notes: What records say of them.
+        network: The network with its weights, in eval mode.
+        source: Where the weights come from, as `make_artifact` takes it.
+        notes: What records say of the weights.
     """
 
     config: DictConfig
@@ -46,21 +46,32 @@ class ArtifactFactory:
     notes: dict[str, str]
 
     def named(self, method: Method) -> Callable[[Engine], str]:
-        """The folder name of an engine's artifact, before it is made."""
+        """A function that gives the folder name of an engine's artifact, which need not be made for that."""
         return lambda engine: artifact_name(method, self.network, self.data, engine.spec, self.source)
 
     def artifact(self, method: Method, engine: Engine) -> Artifact:
-        """Found or, unless this is phase=measure, made. Errors: UserError where it is missing."""
+        """Find the artifact, or make it unless this is phase=measure.
+
+        Raises:
+            UserError: This is phase=measure, and the artifact was not made.
+        """
         root = Path(self.config.outputs) / "artifacts"
         name = self.named(method)(engine)
         if self.config.phase == "measure" and not (root / name).exists():
             raise UserError(
-                f"{root / name} was not made yet. Run the same command with phase=compress, by the same code, or phase=all."
+                f"{root / name} was not made yet. "
+                "Run the same command with phase=compress, by the same code, or phase=all."
             )
         since = 0 if self.config.phase == "measure" else self.since
         return make_artifact(method, self.network, self.data, engine.spec, self.source, root, since)
 
     def candidate(self, method: Method, engine: Engine, persistent: bool = False) -> Candidate:
+        """The artifact of the method on an engine, lowered for it.
+
+        Raises:
+            Unsupported: The engine does not run here, or has no kernels for the artifact.
+            UserError: The artifact is missing or cannot be made.
+        """
         engine.check_machine()
         batch, threads = self.config.batch_size, self.config.threads
         artifact = engine.lower(self.artifact(method, engine), batch, threads, self.since)
@@ -68,15 +79,19 @@ class ArtifactFactory:
 
 
 def prepare(config: DictConfig) -> ArtifactFactory:
-    """The data and the trained network."""
+    """Open the data and load the trained network of a job, training it first if need be."""
     data = open_data(config)
     return ArtifactFactory(config, data, forced_since(config), *trained_network(config, data))
 
 
 def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
-    """The network with the weights that `checkpoint` names, where they come from, and what records say of them.
+    """Make the network with the weights that `checkpoint` names. The data is normalised like that of the baseline.
 
-    The data is normalised as the baseline's was. Errors: UserError where there is no baseline and none is to be trained.
+    Returns:
+        The network, where its weights come from, and what records say of them.
+
+    Raises:
+        UserError: There is no baseline and none is to be trained, or the weights or the data do not fit.
     """
     torch.manual_seed(config.seed)
     network = build_network(config.model).eval()
@@ -97,7 +112,10 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
 
 
 def seed_note(config: DictConfig, baseline: Baseline) -> dict[str, str]:
-    """Told on screen too, since rows of several seeds look like as many networks."""
+    """Note that the baseline was trained with another seed, and print it too.
+
+    Otherwise, the rows of a sweep over seeds would seem to be of as many networks.
+    """
     if config.checkpoint != "auto" or baseline.seed == config.seed:
         return {}
     note = f"trained with seed {baseline.seed}: {config.outputs}/baselines has none of seed {config.seed}"
@@ -106,28 +124,38 @@ def seed_note(config: DictConfig, baseline: Baseline) -> dict[str, str]:
 
 
 def check_unseen(config: DictConfig, data: ImageData, trained_on: DataSpec | None) -> None:
-    """Errors: UserError where accuracy is asked for on a validation part that the weights may have been trained on."""
+    """Check that the weights were not trained on images that accuracy is measured on.
+
+    Raises:
+        UserError: Accuracy is to be measured on the validation part, and whether the weights know it is unknown.
+    """
     accuracy = config.measure.get("accuracy")
     if accuracy and accuracy.part != "test" and (trained_on is None or trained_on.digest != data.open().digest):
         weights = "no baseline of train.py" if trained_on is None else "a baseline of other images"
         raise UserError(
-            f"measure.accuracy.part={accuracy.part}, but whether these weights were trained on images of the validation part is unknown: "
-            f"they are {weights}. Give measure.accuracy.part=test."
+            f"measure.accuracy.part={accuracy.part}, but whether these weights were trained on images of the "
+            f"validation part is unknown: they are {weights}. Give measure.accuracy.part=test."
         )
 
 
 def newest_baseline(config: DictConfig, data: ImageData) -> Baseline:
-    """The newest baseline of this model and data, of this seed if there is one; trained now where there is none and `train_missing`
-    allows it."""
+    """Find the newest baseline of this model and data, preferably of this seed.
+
+    If there is none and `train_missing` allows it, one is trained.
+
+    Raises:
+        UserError: There is no baseline, and none is to be trained.
+    """
     found = find_baseline(Path(config.outputs) / "baselines", config.model.id, data.spec.name, config.seed)
     if found:
         return found
     wanted = config.train_missing is True or (config.train_missing == "auto" and data.trains_in_seconds)
     if wanted and config.phase != "measure":
-        from qexp.jobs.train import train_baseline  # and with it Lightning, which takes seconds to import
+        from qexp.jobs.train import train_baseline  # imports Lightning, which takes seconds
 
         return train_baseline(config, data, anew=False)
     raise UserError(
-        f"There is no trained {config.model.id} for the data {data.spec.name!r} in {config.outputs}/baselines. Train it with\n"
-        f"  {same_choices('train.py')}\nor give checkpoint=FILE, checkpoint=random (size and latency only) or train_missing=true."
+        f"There is no trained {config.model.id} for the data {data.spec.name!r} in {config.outputs}/baselines. "
+        f"Train it with\n  {same_choices('train.py')}\n"
+        "or give checkpoint=FILE, checkpoint=random (size and latency only) or train_missing=true."
     )

@@ -1,4 +1,4 @@
-"""artifact or network → engine → measurements: what benchmark.py does."""
+"""The job of benchmark.py: measures an artifact, or a network that is compressed first, on engines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ OF_A_NETWORK = ("model", "data", "method", "bits", "recipe", "trainer", "checkpo
 
 
 def benchmark(config: DictConfig) -> JobPlan:
-    """artifact → engine → measurements, of one job; against fp32 if the artifact of the same weights lies beside this one."""
+    """Plan to measure the artifact that the config names.
+
+    It is compared with the fp32 artifact of the same weights if that lies beside it.
+
+    Raises:
+        UserError: There is no artifact, its files were changed, or all engines are null.
+    """
     artifact = Artifact.read(Path(config.artifact))
     check_digests(artifact.folder, artifact.files)
     folder = artifact.folder.parent / artifact.reference

@@ -1,4 +1,4 @@
-"""Who is measured against whom: the engines of a job, what they run, and all measurements of one run."""
+"""Decides which candidate of a job is measured and what it is compared with, and takes all measurements of one run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job measured: the candidate, the numbers, tables for people by file name, and notes on what is missing by its name."""
+    """What a job measured.
+
+    Attributes:
+        candidate: What was measured.
+        measurements: The numbers.
+        texts: Tables for people, by file name.
+        notes: Why a number is missing or what was left out, by its name.
+    """
 
     candidate: Candidate
     measurements: list[Measurement]
@@ -36,7 +43,11 @@ class Outcome:
 
 
 def engines_of(config: DictConfig) -> dict[str, Engine]:
-    """The engine of the config group node `config`, or all candidates of `auto`, by name. Errors: UserError where all are null."""
+    """Make the engine of a config node, or all candidates of the node of `auto`, by name.
+
+    Raises:
+        UserError: All candidates are null.
+    """
     candidates = config.get("candidates")
     if candidates is None:
         engine = instantiate(config)
@@ -50,7 +61,15 @@ def engines_of(config: DictConfig) -> dict[str, Engine]:
 
 
 def identities(engines: dict[str, Engine], name: Callable[[Engine], str]) -> list[Any]:
-    """Each of the engines with the `name` of what it runs, or the reason why it cannot."""
+    """Say what each engine will run, in plain values that keys can be made of.
+
+    Args:
+        engines: Engines by name.
+        name: Gives the name of what an engine runs.
+
+    Returns:
+        For each engine, the name of what it runs and its options, or its own name and the reason why it runs nothing.
+    """
     found: list[Any] = []
     for engine in engines.values():
         try:
@@ -62,9 +81,19 @@ def identities(engines: dict[str, Engine], name: Callable[[Engine], str]) -> lis
 
 
 def accepted_by(engines: dict[str, Engine], make: Callable[[Engine], Made], notes: dict[str, str]) -> dict[str, Made]:
-    """What `make` makes for each engine that it finds no reason against; `notes` tells who was left out.
+    """Call `make` for each engine, and leave out those for which it raises Unsupported or UserError.
 
-    Errors: Unsupported or UserError, the first engine's, if none is left.
+    Args:
+        engines: Engines by name.
+        make: What to call.
+        notes: Says afterwards which engines were left out, and why.
+
+    Returns:
+        What `make` returned, by engine.
+
+    Raises:
+        Unsupported: All engines are left out, the first one for this reason.
+        UserError: All engines are left out, the first one for this reason.
     """
     accepted, refusals = {}, []
     for name, engine in engines.items():
@@ -79,11 +108,24 @@ def accepted_by(engines: dict[str, Engine], make: Callable[[Engine], Made], note
 
 
 def measure(
-    config: DictConfig, candidates: dict[str, Candidate], baseline: Candidate | None, fp32_engines: dict[str, Candidate], tests: EvaluationSet | None,
-    notes: dict[str, str],
+    config: DictConfig, candidates: dict[str, Candidate], baseline: Candidate | None,
+    fp32_engines: dict[str, Candidate], tests: EvaluationSet | None, notes: dict[str, str],
 ) -> Outcome:  # fmt: skip
-    """All measurements of the config on the fastest of `candidates` that computes what its graph says, against the baseline, the
-    fastest of `fp32_engines`, and on the test set, where there are these."""
+    """Take all measurements of the config on the fastest candidate that computes what its graph says.
+
+    Args:
+        config: Config of the job.
+        candidates: Candidates by engine.
+        baseline: What the candidate is compared with, or None.
+        fp32_engines: The fp32 artifact on each engine, of which the fastest is compared too. May be empty.
+        tests: The test images, or None if there are none.
+        notes: Says afterwards what was left out or is missing, and why.
+
+    Raises:
+        ChildFailed: A measuring child failed.
+        ParityError: No candidate computes what its graph says.
+        UserError: No layer has the name of the config's `picture`.
+    """
     check_picture(
         config.picture, [layer.name for candidate in candidates.values() for layer in candidate.artifact.layers]
     )
@@ -109,12 +151,15 @@ def measure(
 
 
 def fastest_known(candidates: dict[str, Candidate], trial: Turns, cache: Path) -> Candidate:
-    """The fastest of `candidates`, timed once for all jobs on this machine that ask for the same.
+    """Find the fastest candidate. They are timed once for all jobs on this machine that ask for the same.
 
     Args:
-        candidates: By name; what was found before their time `since` does not count.
+        candidates: Candidates by name. Times that were taken before their `since` do not count.
         trial: How they are timed.
-        cache: Folder below which it is kept which was the fastest.
+        cache: Folder below which the times are stored.
+
+    Raises:
+        ChildFailed: All candidates failed.
     """
     if len(candidates) == 1:
         return next(iter(candidates.values()))

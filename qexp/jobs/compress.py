@@ -1,4 +1,4 @@
-"""data → baseline → artifact → engine → measurements: what compress.py does."""
+"""The job of compress.py: compresses a trained network, and measures the artifact on engines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
 
 
 def compress(config: DictConfig) -> JobPlan:
-    """One job: its artifacts and engines, how to make them, and how to measure them."""
+    """Plan to compress the network of the config, and to measure it against fp32."""
     method, fp32 = instantiate(config.method), instantiate(config.baseline.method)
     engines, fp32_engines = engines_of(config.engine), engines_of(config.fp32_engines)
     baseline_engine = instantiate(config.baseline.engine)
@@ -55,7 +55,7 @@ def compress(config: DictConfig) -> JobPlan:
 
 
 def planned_params(config: DictConfig) -> dict[str, Any]:
-    """What the record of this job says of it before anything is known but the config."""
+    """What the record says of the job if nothing but the config is known."""
     choices = HydraConfig.get().runtime.choices
     return {
         "model": config.model.id,

@@ -1,4 +1,7 @@
-"""Runs that ended before, found by the key of all that determines their result: the same sweep again does only what is missing."""
+"""Finds runs that ended before by the key of everything that decides their result.
+
+A sweep that is started again therefore runs only what is missing.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,26 @@ from qexp.types import Record, UserError
 
 
 class EndedRuns:
-    """One small file per key below `outputs`, which names the run's record and its digest."""
+    """The runs below `outputs` that ended. A small file for each key names the run's record and its digest."""
 
     def __init__(self, outputs: Path):
         self.outputs, self.folder = outputs, outputs / "cache" / "runs"
 
     @contextmanager
     def claim(self, key: str) -> Iterator[None]:
-        """Whoever else asks for the same key waits until the block ends, also in another sweep."""
+        """Make all others that claim the same key, even in other sweeps, wait until the block ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f".{key}.lock"):
             yield
 
     def find(self, key: str) -> Record | None:
-        """The record of that key, if it is still what was written and its artifact is there; a damaged one is set aside."""
+        """Find the record of a key.
+
+        A damaged record is set aside, with a message.
+
+        Returns:
+            The record, or None if there is none, it is damaged, or its artifact is gone.
+        """
         try:
             entry = json.loads((self.folder / f"{key}.json").read_text())
             file = self.outputs / entry["record"]
@@ -46,7 +55,7 @@ class EndedRuns:
             self._set_aside(key, error)
             return None
         if record.artifact:
-            # Its path is as seen from where that run was started.
+            # The path is relative to where that run was started.
             places = [Path(record.artifact), self.outputs / "artifacts" / Path(record.artifact).name]
             artifact = next((str(place) for place in places if place.exists()), None)
             if artifact is None:
@@ -60,14 +69,27 @@ class EndedRuns:
         print(f"  an earlier result is damaged and is computed again: {error}", file=sys.stderr, flush=True)
 
     def remember(self, record: Record, file: Path) -> None:
-        """Find the run that ended with this record, which `file` holds, from now on; a failure never takes the place of a result."""
+        """Let `find` find the record from now on. A failure never takes the place of a result.
+
+        Args:
+            record: Record of the run that ended.
+            file: File that holds the record.
+        """
         known = self.find(record.key) if record.status == "failed" else None
         if known is None or known.status == "failed":
             place = os.path.relpath(file, self.outputs)
             write_json(self.folder / f"{record.key}.json", {"record": place, "digest": file_digest(file)})
 
     def first_in(self, sweep: Path, key: str, folder: Path) -> bool:
-        """Whether no other job of the sweep than that of `folder`, which comes twice if it is requeued, has this key. Within `claim`."""
+        """Whether no job before this one in the sweep had the key. To be called within `claim`.
+
+        A job that is requeued asks twice, and gets the same answer both times.
+
+        Args:
+            sweep: Folder of the sweep.
+            key: Key of the job's result.
+            folder: Folder of the job.
+        """
         mark = sweep / ".keys" / key
         if not mark.exists():
             write_json(mark, folder.name)

@@ -1,4 +1,4 @@
-"""One job from its config to its record: whatever happens in it ends as a row, and the other jobs go on."""
+"""Takes one job from its config to its record. Whatever happens to it, the other jobs of the sweep go on."""
 
 from __future__ import annotations
 
@@ -35,8 +35,13 @@ CHOICES = {"on_error": ("continue", "stop"), "phase": ("all", "compress", "measu
 
 @dataclass(frozen=True)
 class JobPlan:
-    """identity: what of the run is known before it is made, in plain values: artifacts and engines; run: makes and measures it;
-    make: only makes all that measuring needs, None where it is there."""
+    """What a job is going to do.
+
+    Attributes:
+        identity: The artifacts and engines of the run in plain values, known before anything is made.
+        run: Makes what is missing, and measures.
+        make: Only makes what measuring needs. None if everything is there.
+    """
 
     identity: Any
     run: Callable[[], Outcome]
@@ -44,10 +49,13 @@ class JobPlan:
 
 
 def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callable[[DictConfig], JobPlan]) -> None:
-    """Plan the job, run it unless it ended before, and write its record, finished, unsupported or failed, to the run's folder and
-    then to tracking.
+    """Plan a job, run it unless it ended before, and write its record to the run's folder and then to tracking.
 
-    planned: the record's params as far as the config tells them (model, data, method, bits).
+    Args:
+        config: Config of the job.
+        kind: What the job does: `compress` or `benchmark`.
+        planned: Params of the record that the config tells: model, data, method and bits.
+        plan: Makes the plan.
     """
     if config.threads == "auto":
         config.threads = physical_cores()
@@ -74,7 +82,7 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callab
 
 
 class Job:
-    """One job of a sweep: its config, the folder of its record, and what is known of it so far."""
+    """One job of a sweep. The arguments are those of `run_job`."""
 
     def __init__(self, config: DictConfig, kind: str, planned: dict[str, Any]):
         self.began, hydra = time.perf_counter(), HydraConfig.get()
@@ -87,7 +95,7 @@ class Job:
         self.name = " · ".join([describe(self.params), *swept_options()])
 
     def end(self, job: JobPlan) -> Record | None:
-        """Write the record of the job: an earlier run's, or that of what happens now; None where this sweep has it already."""
+        """Write the record of an earlier run or of what happens now, or return None if the sweep has it already."""
         key, ended = job_key(self.kind, job, self.config), EndedRuns(Path(self.config.outputs))
         with ended.claim(key):
             if not ended.first_in(sweep_folder(), key, self.folder):
@@ -102,32 +110,35 @@ class Job:
         return record
 
     def unplanned(self, error: Exception) -> Record | None:
+        """Write the record of a job that could not be planned."""
         record = self.broken(digest([self.kind, OmegaConf.to_container(self.config, resolve=True)]), error)
         write_record(record, self.folder)
         return record
 
     def earlier(self, key: str, ended: EndedRuns) -> Record | None:
-        """The record of a run with that key that ended before, unless it is to be made again."""
+        """Find the record of a run with this key that ended before, unless it is to be made again."""
         known = None if self.config.force or self.config.phase == "compress" else ended.find(key)
         if known is None or (known.status == "failed" and self.config.retry_failed):
             return None
         if known.artifact and self.config.picture:
             check_picture(self.config.picture, [layer.name for layer in Artifact.read(Path(known.artifact)).layers])
-        here = (ended.outputs / known.reused).resolve() == self.folder.resolve()  # it ended, and the job was requeued
+        here = (ended.outputs / known.reused).resolve() == self.folder.resolve()  # the job ended and was requeued
         return replace(known, sweep=sweep_folder().name, reused="" if here else known.reused)
 
     def made(self, key: str, job: JobPlan) -> Record:
+        """Run the job, or only make its artifacts in phase=compress."""
         if self.config.phase == "compress":
             if job.make is None:
                 raise UserError("phase=compress has nothing to make: the artifact is given. Leave phase=all.")
             made = job.make()
             return self.record(key, "compressed", made.folder.name, made)
-        # What every run is compared with imports its engine, which takes seconds, while the artifact is made.
+        # The child of the baseline imports its engine, which takes seconds, while the artifact is made.
         PERSISTENT.get(instantiate(self.config.baseline.engine), self.config.threads, limits_of(self.config))
         outcome = job.run()
         return self.record(key, "finished", "", outcome.candidate.artifact, outcome)
 
     def broken(self, key: str, error: Exception) -> Record:
+        """The record of a job that ended with an error."""
         unsupported = isinstance(error, Unsupported)
         return self.record(
             key,
@@ -145,8 +156,8 @@ class Job:
             | ({"engine": outcome.candidate.engine.name} if outcome else {})
         )
         return Record(
-            kind=self.kind, key=key, sweep=sweep_folder().name, status=status, reason=reason, label=describe(params), params=params,
-            config=resolved, measurements=tuple(outcome.measurements if outcome else ()),
+            kind=self.kind, key=key, sweep=sweep_folder().name, status=status, reason=reason, label=describe(params),
+            params=params, config=resolved, measurements=tuple(outcome.measurements if outcome else ()),
             environment=environment(Path(__file__).parents[2]), command=command_line(),
             created=datetime.now(UTC).isoformat(timespec="seconds"), artifact=str(artifact.folder) if artifact else "",
             texts=outcome.texts if outcome else {}, notes=outcome.notes if outcome else {},
@@ -154,24 +165,28 @@ class Job:
         )  # fmt: skip
 
     def show(self, record: Record) -> None:
-        """In the artifact's folder, in pictures and in tracking. The record on disk is the result; what shows it must not cost the other
-        jobs theirs."""
+        """Show a record in the artifact's folder, in pictures and in tracking.
+
+        The result is already on disk, so an error here is only printed: it must not cost the other jobs their results.
+        """
         try:
-            if record.status == "finished":  # so that who loads or deploys the artifact knows how it was measured
+            if record.status == "finished":  # tells those who load or deploy the artifact how it was measured
                 link_instead(self.folder / "record.json", Path(record.artifact) / RECORDS / f"{record.key}.json")
-            if record.artifact and (
-                self.config.picture or not record.reused
-            ):  # the run that it was taken from has the others
+            # The run that a reused record was taken from has the pictures that are drawn without being asked for.
+            if record.artifact and (self.config.picture or not record.reused):
                 draw_layers(Path(record.artifact), self.folder, self.config.picture)
             if not record.reused and record.status != "compressed":
                 instantiate(self.config.tracking).log(record, self.folder)
         except Exception as error:
-            missing = f"its pictures, its run in MLflow or its place in the artifact are missing ({error}); its record is in {self.folder}"
+            missing = (
+                f"its pictures, its run in MLflow or its place in the artifact are missing ({error}); "
+                f"its record is in {self.folder}"
+            )
             print(f"  {missing}", file=sys.stderr, flush=True)
 
 
 def job_key(kind: str, job: JobPlan, config: DictConfig) -> str:
-    """Of all that determines what a run measures: who is measured on which engines, how, by which code, and where."""
+    """Key of everything that decides what a run measures: artifacts, engines, measures, code and machine."""
     how: Any = OmegaConf.to_container(config.measure, resolve=True)
     trials = [
         OmegaConf.to_container(OmegaConf.create([config[node].get("trial")]), resolve=True)
@@ -184,27 +199,33 @@ def job_key(kind: str, job: JobPlan, config: DictConfig) -> str:
 
 
 def check_options(config: DictConfig) -> None:
+    """Check the options that all jobs have.
+
+    Raises:
+        UserError: An option is unknown or out of range.
+    """
     for option, known in CHOICES.items():
         if config[option] not in known:
             raise UserError(f"{option}={config[option]} is unknown. {nearest(str(config[option]), known)}")
     for option in ("batch_size", "threads"):
         if not isinstance(config[option], int) or config[option] < 1:
             raise UserError(
-                f"{option}={config[option]} is out of range; give a whole number of at least 1{' or auto' * (option == 'threads')}."
+                f"{option}={config[option]} is out of range; "
+                f"give a whole number of at least 1{' or auto' * (option == 'threads')}."
             )
 
 
 def sweep_folder() -> Path:
-    """The folder of all jobs of this command; a single run is a sweep of one."""
+    """Folder of all jobs of this command. A single run is a sweep with one job."""
     hydra = HydraConfig.get()
     return Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else Path(hydra.runtime.output_dir).parent
 
 
 def forced_since(config: DictConfig) -> int:
-    """When this command began, in nanoseconds, if it is to make everything anew (force=true); otherwise 0.
+    """When this command began, in nanoseconds, if it makes everything anew (force=true), or else 0.
 
-    All jobs of a sweep, in whichever processes and on whichever machines, read the time of one file, so that what one
-    has made anew is good for the others.
+    All jobs of a sweep, in whatever process and on whatever machine, read the time of one file. What one of them has
+    made anew is therefore not made again by the others.
     """
     if not config.force:
         return 0
@@ -216,14 +237,17 @@ def forced_since(config: DictConfig) -> int:
 
 
 def describe(params: dict[str, Any]) -> str:
-    """How a run is called: `resnet34 · static int8 · onnxruntime`, or its bits as given before it is known what it becomes."""
+    """What a run is called, such as `resnet34 · static int8 · onnxruntime · batch 1`.
+
+    Before the label of the artifact is known, the name has the method and the bits as they were given.
+    """
     bits = "" if params["bits"] == "auto" else f" {params['bits']} bits"
     method = params.get("label") or f"{params['method']}{bits}"
     return " · ".join([params["model"], method, params["engine"], f"batch {params['batch_size']}"])
 
 
 def swept_options() -> list[str]:
-    """Options of the method that tell this job of a sweep apart, such as `observer mse`."""
+    """Options of the method that were given to this job of a sweep, such as `observer mse`."""
     hydra = HydraConfig.get()
     given = hydra.overrides.task if hydra.mode == RunMode.MULTIRUN else []
     return [
@@ -232,7 +256,7 @@ def swept_options() -> list[str]:
 
 
 def reason_of(error: Exception, folder: Path) -> str:
-    """One line for the table; the traceback of what no user can put right goes to the run's folder."""
+    """One line for the table. The traceback of an error that no user can put right goes to the run's folder."""
     if isinstance(error, ChildFailed):
         return f"the measurement {error}"
     if isinstance(error, ParityError):

@@ -1,4 +1,4 @@
-"""data → network → Baseline: what train.py does."""
+"""The job of train.py: trains a network, which becomes a baseline."""
 
 from __future__ import annotations
 
@@ -29,16 +29,25 @@ from qexp.types import UserError, command_line, versions
 
 
 def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
-    """Train `config.model` on `data`, going on from the last whole epoch of an interrupted training of the same config.
+    """Train a network, or go on from the last whole epoch of an interrupted training of the same config.
 
-    A finished baseline of the same config is returned as it is, unless it is to be trained `anew`. The validation part
-    chooses the epoch; the test part is used once, on that choice. With several processes (DDP) only the first returns.
+    The epoch with the best validation accuracy is chosen, and only that is tested. With several processes (DDP), only
+    the first returns.
+
+    Args:
+        config: Config of the job.
+        data: Data to train on.
+        anew: Whether to train again if there is a baseline of the same config, which is returned otherwise.
+
+    Raises:
+        UserError: Nothing can be learned from the data, an option is wrong, or the network or the outputs do not fit.
     """
     be_quiet()
     spec = data.open()
     if spec.pretend:
         raise UserError(
-            f"data={spec.name} has pretend images, from which nothing can be learned. Choose real data, such as data=digits."
+            f"data={spec.name} has pretend images, from which nothing can be learned. "
+            "Choose real data, such as data=digits."
         )
     if config.recipe.epochs < 1:
         raise UserError(f"recipe.epochs is {config.recipe.epochs}; it must be at least 1.")
@@ -66,7 +75,7 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
 
 
 def baseline_key(config: DictConfig, data: ImageData, plan: dict[str, Any]) -> str:
-    """Of what `train` makes of a plan: the network and its weights, the images, the code, and how the trainer works."""
+    """Key of what `train` makes of a plan, with the images, the code and the options of the trainer."""
     return key(
         "baseline", code=[data, "qexp.jobs.train"], plan=plan, spec=data.open(),
         training=data.training_options, trainer=trainer_options(config.trainer), epochs=config.trainer.max_epochs,
@@ -75,7 +84,7 @@ def baseline_key(config: DictConfig, data: ImageData, plan: dict[str, Any]) -> s
 
 
 def alone_with(lock: Path) -> contextlib.AbstractContextManager[Any]:
-    """Jobs side by side that need the same baseline wait until one has trained it; the processes of one training do not."""
+    """Make parallel jobs wait until one has trained the baseline, but not the other processes of one training."""
     if getattr(rank_zero_only, "rank", 0) != 0:
         return contextlib.nullcontext()
     try:
@@ -90,7 +99,15 @@ def alone_with(lock: Path) -> contextlib.AbstractContextManager[Any]:
 def train(
     config: DictConfig, data: ImageData, folder: Path, plan: dict[str, Any], weights: dict[str, Tensor] | None
 ) -> Baseline:
-    """The training itself, as `plan` says, from random weights or the given ones."""
+    """Train the network by a plan, and write the baseline.
+
+    Args:
+        config: Config of the job.
+        data: Data to train on.
+        folder: Folder of the baseline.
+        plan: What the baseline is made from.
+        weights: Initial weights by name, or None for random ones.
+    """
     spec = data.open()
     seed_everything(config.seed, verbose=False)
     network, recipe = build_network(config.model), instantiate(config.recipe)
@@ -119,8 +136,9 @@ def train(
     tested = tester.test(module, loaders, verbose=False)[0]
     baseline = Baseline(
         folder=folder, model=plan["model"], data=spec, recipe=plan["recipe"], seed=config.seed,
-        metrics={"val_top1": float(best.best_model_score), **tested}, created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command_line(), seconds=round(module.train_seconds, 1), versions=versions("torch", "torchvision", "pytorch-lightning"),
+        metrics={"val_top1": float(best.best_model_score), **tested},
+        created=datetime.now(UTC).isoformat(timespec="seconds"), command=command_line(),
+        seconds=round(module.train_seconds, 1), versions=versions("torch", "torchvision", "pytorch-lightning"),
     ).write(module.network.state_dict())  # fmt: skip
     for checkpoint in folder.glob("*.ckpt"):
         checkpoint.unlink()
@@ -132,7 +150,8 @@ def announce(config: DictConfig, data: ImageData, trainer: Trainer, place: str) 
     recipe = f"recipe {HydraConfig.get().runtime.choices.get('recipe')}, " if HydraConfig.initialized() else ""
     images = f"{len(data.train_indices)} + {len(data.validation_indices)} + {len(data.splits['test'].labels)} images"
     print(
-        f"{config.model.id} on {data.spec.name} ({images} to train, validate, test): {recipe}{trainer.max_epochs} epochs, "
+        f"{config.model.id} on {data.spec.name} ({images} to train, validate, test): "
+        f"{recipe}{trainer.max_epochs} epochs, "
         f"{trainer.world_size} x {trainer.strategy.root_device.type} {trainer.precision}, into {place}",
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""What a measure is, what it works with, and how candidates are measured: one after the other, alone on a machine."""
+"""The base class of measures, what they work with, and how they run: one after the other, alone on the machine."""
 
 from __future__ import annotations
 
@@ -21,15 +21,23 @@ from qexp.measure.images import EvaluationSet
 from qexp.metrics import Metric
 from qexp.types import Measurement
 
-# One place for all users of a machine, whatever TMPDIR says.
+# All users of a machine have to share the lock, whatever their TMPDIR.
 HOST_LOCK = Path("/tmp" if os.name == "posix" else tempfile.gettempdir()) / "qexp-measure.lock"
 
 
 @dataclass
 class Context:
-    """candidate: what is measured; baseline: the fp32 artifact on eager torch at the same batch size, None if there is none;
-    best_fp32: the same on the fastest fp32 engine; test_set: None if there are no images; texts: tables for people, by file name;
-    notes: why a number is missing, or what was left out, by its name."""
+    """What the measures of one run work with.
+
+    Attributes:
+        candidate: What is measured.
+        baseline: The fp32 artifact on eager torch at the same batch size, or None.
+        test_set: The test images, or None if there are none.
+        cache: Folder below which logits and decoded images are kept.
+        best_fp32: The fp32 artifact on the fastest fp32 engine, or None.
+        texts: Tables for people, by file name. Measures add to them.
+        notes: Why a number is missing or what was left out, by its name. Measures add to them.
+    """
 
     candidate: Candidate
     baseline: Candidate | None
@@ -41,12 +49,12 @@ class Context:
 
     @property
     def validation_set(self) -> EvaluationSet | None:
-        """The images to choose by, as `test_set` are those to judge by."""
+        """The images by which something may be chosen. Those of `test_set` only judge the result."""
         return EvaluationSet.validation(self.candidate.artifact, self.cache)
 
     @property
     def candidates(self) -> list[Candidate]:
-        """All that are timed in turns: the candidate first, none twice."""
+        """All candidates that are timed in turns, the measured one first, without repetitions."""
         different: dict[str, Candidate] = {}
         for candidate in (self.candidate, self.baseline, self.best_fp32):
             if candidate:
@@ -60,48 +68,56 @@ class Context:
 
 
 class ParityError(Exception):
-    """An engine computes something else than the graph it was given; the message says by how much."""
+    """An engine computes something else than the graph that it was given. The message says by how much."""
 
 
 class Turns(Protocol):
-    """What can time several candidates in turns: milliseconds of single calls, by candidate and window."""
+    """Something that can time several candidates in turns, such as the measure `Latency`."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """What decides how it times them."""
+        """What decides how the candidates are timed."""
 
     def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]: ...
 
 
 class Measure(ABC):
-    """One question to the candidate of a run. metrics: those it answers with that the table of qexp.metrics does not know."""
+    """One question about the candidate of a run.
+
+    Attributes:
+        metrics: The metrics among its answers that the table in qexp.metrics does not have.
+    """
 
     metrics: tuple[Metric, ...] = ()
 
     @abstractmethod
     def measure(self, context: Context) -> list[Measurement]:
-        """Errors: ChildFailed where the measuring child did not survive."""
+        """Answer the question.
+
+        Raises:
+            ChildFailed: The measuring child failed.
+        """
 
 
 @contextlib.contextmanager
 def alone_on_host() -> Iterator[None]:
-    """Hold this machine's measuring lock: two measurements at once would disturb each other.
+    """Hold the lock of this machine for measurements, because two at the same time would disturb each other.
 
-    The system frees it when its holder dies, and every user may take it.
+    Every user of the machine can take the lock, and the system frees it when its holder dies.
     """
     with FileLock(HOST_LOCK, mode=0o666):
         yield
 
 
 def run_measures(measures: dict[str, Measure], context: Context) -> list[Measurement]:
-    """All measurements of one run, one after the other, alone on this machine."""
+    """Take all measurements of one run, one after the other, alone on this machine."""
     with alone_on_host(), contextlib.closing(context):
         ready(context.candidates)
         return [measurement for measure in measures.values() for measurement in measure.measure(context)]
 
 
 def ready(candidates: list[Candidate]) -> None:
-    """Import all engines side by side, and wait for the last: nothing is loaded or timed while another still imports."""
+    """Let all engines import side by side and wait for the last, so that no import disturbs what is timed."""
     for candidate in candidates:
         candidate.launch()
     for candidate in candidates:
@@ -109,9 +125,18 @@ def ready(candidates: list[Candidate]) -> None:
 
 
 def ranking(candidates: dict[str, Candidate], trial: Turns, notes: dict[str, str]) -> dict[str, float]:
-    """Median milliseconds by name, the fastest first, timed in turns; the fastest keeps its child, which is fresh.
+    """Time candidates in turns. The fastest keeps its child, and those of the others end.
 
-    One that does not survive its first calls is left out, and `notes` tells why. Errors: ChildFailed where none survives.
+    Args:
+        candidates: Candidates by name.
+        trial: How they are timed.
+        notes: Says afterwards which candidates failed before they were timed, and why. These are left out.
+
+    Returns:
+        Median milliseconds of a call by name, the fastest first.
+
+    Raises:
+        ChildFailed: All candidates failed.
     """
     with alone_on_host():
         try:
@@ -132,11 +157,8 @@ def ranking(candidates: dict[str, Candidate], trial: Turns, notes: dict[str, str
 
 def _survivors(candidates: dict[str, Candidate], notes: dict[str, str]) -> dict[str, Candidate]:
     alive = dict(candidates)
-    for step in (
-        Candidate.launch,
-        Candidate.ready_child,
-        Candidate.start,
-    ):  # all have imported before the first is loaded
+    # Each step ends for all candidates before the next begins, so that all have imported before the first is loaded.
+    for step in (Candidate.launch, Candidate.ready_child, Candidate.start):
         for name, candidate in list(alive.items()):
             try:
                 step(candidate)

@@ -1,4 +1,4 @@
-"""An artifact on an engine, in a child process that can be timed and asked for logits."""
+"""A candidate: an artifact on an engine, in a child process that can be timed and asked for logits."""
 
 from __future__ import annotations
 
@@ -23,24 +23,29 @@ from qexp.types import Artifact
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one question to a measuring child: seconds, and resident memory in MB (None: no limit)."""
+    """The limits of one question to a measuring child.
+
+    Attributes:
+        timeout_s: Seconds that the answer may take.
+        memory_mb: Resident memory that the child may hold, in MB, or None for no limit.
+    """
 
     timeout_s: float
     memory_mb: float | None
 
 
 class Candidate:
-    """An artifact on an engine, loaded in a child process when first asked for.
+    """An artifact on an engine, loaded in a child process when that is first needed.
 
     Args:
-        artifact: What is run.
-        engine: Who runs it.
+        artifact: Artifact to run.
+        engine: Engine that runs it.
         batch: Images per call.
-        threads: Of the engine.
-        limits: Of each question to the child.
-        persistent: Whether its child is that of the last such candidate on the same engine, if it lives, instead of a
-            fresh one.
-        since: Logits that were kept before this time, in nanoseconds, are computed anew.
+        threads: Threads of the engine.
+        limits: Limits of each question to the child.
+        persistent: Whether to use a child that outlives the candidate and is shared with others on the same engine,
+            instead of a fresh one.
+        since: Logits that were stored before this time, in nanoseconds, are computed anew.
     """
 
     def __init__(
@@ -54,17 +59,20 @@ class Candidate:
         self._started: dict[str, Any] = {}
 
     def beside(self, artifact: Artifact) -> Candidate:
-        """Another artifact on the same engine; in a standing child the two take turns."""
+        """Another artifact on the same engine. If the child is persistent, both are loaded in it in turn."""
         return Candidate(artifact, self.engine, self.batch, self.threads, self.limits, self.persistent, self.since)
 
     def launch(self) -> Child:
-        """Start the child, unless it runs. It imports its engine, which takes seconds and may overlap with others' imports."""
+        """Start the child, unless it runs already.
+
+        The child imports its engine, which takes seconds, and may do so while other children import theirs.
+        """
         if self._child is None:
             self._child = (PERSISTENT.get if self.persistent else new_child)(self.engine, self.threads, self.limits)
         return self._child
 
     def ready_child(self) -> Child:
-        """The child, launched where there is none, when it has imported its engine."""
+        """Wait until the child has imported its engine, and return it. It is launched if there is none."""
         child = self.launch()
         if not self._imported:
             child.ask("ready")
@@ -72,9 +80,11 @@ class Candidate:
         return child
 
     def start(self) -> dict[str, Any]:
-        """Load the network in the child, unless it holds it.
+        """Load the network in the child, unless that holds it already.
 
-        Returns load_ms, first_call_ms, memory_mb and device_memory_mb (None where there is none, or the system cannot tell).
+        Returns:
+            `load_ms`, `first_call_ms`, `memory_mb` and `device_memory_mb`. The last two are None if the system cannot
+            tell them or there is no such device.
         """
         child = self.ready_child()
         if child.holds is not self:
@@ -90,7 +100,7 @@ class Candidate:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells it from other candidates: the artifact, the file that is loaded, and the engine with its options."""
+        """What distinguishes this candidate: the artifact, the file that is loaded, and the engine with its options."""
         return {
             "artifact": self.artifact.key,
             "file": self.artifact.files.get(self.file.name) or file_digest(self.file),
@@ -98,23 +108,23 @@ class Candidate:
         }
 
     def window(self, calls: int, seconds: float) -> list[float]:
-        """Milliseconds of single calls in steady state."""
+        """Milliseconds of at least `calls` single calls in steady state, which take at least `seconds` in all."""
         self.start()
         return self.ready_child().ask("window", calls=calls, seconds=seconds)["samples"]
 
     def logits(
         self, tests: EvaluationSet, batch: int, cache: Path, count: int | None = None
     ) -> tuple[np.ndarray, float]:
-        """The logits of images, from this child or from the disk, where they are kept.
+        """Compute the logits of images, or read them from the disk if they were computed before.
 
         Args:
             tests: The images.
             batch: Images per call.
-            cache: Folder below which logits are kept.
-            count: How many images to take, spread evenly over `tests`; None for all.
+            cache: Folder below which logits are stored.
+            count: Number of images to take, spread evenly over `tests`, or None for all.
 
         Returns:
-            logits[N,K] float32, and the seconds that they took.
+            logits[N,K] float32, and the seconds that computing them took.
         """
         data = self.artifact.data
         file = cache / "logits" / f"{self.logits_key(tests, batch, count)[:24]}.npz"
@@ -132,15 +142,18 @@ class Candidate:
             return stored["logits"], float(stored["seconds"])
 
     def logits_key(self, tests: EvaluationSet, batch: int, count: int | None) -> str:
-        """The arguments are those of `logits`."""
+        """Key of everything that decides what `logits` gives for the same arguments."""
         data, file = self.artifact.data, self.identity["file"]
         return key(
-            "logits", code=["qexp.measure.candidate"], engine=self.engine, file=file, images=tests.content, mean=data.mean,
-            std=data.std, batch=batch, threads=self.threads, count=count, place=place(),
+            "logits", code=["qexp.measure.candidate"], engine=self.engine, file=file, images=tests.content,
+            mean=data.mean, std=data.std, batch=batch, threads=self.threads, count=count, place=place(),
         )  # fmt: skip
 
     def close(self) -> None:
-        """End the child, or have a standing one give the network's memory back; the next question starts or loads anew."""
+        """End the child, or let a persistent one free the network's memory.
+
+        The next question starts the child, or loads the network, again.
+        """
         child, self._child, self._imported = self._child, None, False
         if child is None:
             return
@@ -158,17 +171,19 @@ def new_child(engine: Engine, threads: int, limits: Limits) -> Child:
 
 
 class PersistentChildren:
-    """Children that this process keeps for the runs to come, at most `most` of them; they end with this process at the latest."""
+    """Keeps up to `most` children for later runs. They end with this process at the latest."""
 
     def __init__(self, most: int):
         self.most = most
-        self.kept: dict[str, Child] = {}  # the one last asked for at the end
+        self.kept: dict[str, Child] = {}  # the most recently used child is the last
 
     def get(self, engine: Engine, threads: int, limits: Limits) -> Child:
-        """One with this engine, if it lives, or a new one in the place of the one not asked for the longest."""
-        wanted = repr(
-            (engine.target, engine.options, threads, limits, os.getcwd())
-        )  # in which it finds what it is to load
+        """Give the child with this engine, or start one if none is alive.
+
+        A new child takes the place of the least recently used if there are too many.
+        """
+        # A child looks for the files that it loads from the folder in which it was started.
+        wanted = repr((engine.target, engine.options, threads, limits, os.getcwd()))
         child = self.kept.pop(wanted, None)
         self.kept[wanted] = child if child and child.alive else new_child(engine, threads, limits)
         while len(self.kept) > self.most:
@@ -180,4 +195,4 @@ class PersistentChildren:
             self.kept.popitem()[1].stop()
 
 
-PERSISTENT = PersistentChildren(most=2)  # the baseline's and the fastest fp32 engine's
+PERSISTENT = PersistentChildren(most=2)  # for the baseline and the fastest fp32 engine

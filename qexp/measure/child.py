@@ -1,4 +1,4 @@
-"""The measuring child: imports one engine, loads one artifact, answers the parent's questions about it.
+"""The measuring child: a process that imports one engine, loads networks and answers its parent's questions about them.
 
 It imports nothing that the engine does not need, so that times and memory are the engine's own.
 """
@@ -21,21 +21,38 @@ from qexp.measure import timing
 
 
 class Session:
-    """State between questions; each public method answers one. target, options: the engine, which is made here and imports its
-    libraries."""
+    """The state between questions. Each public method answers one.
+
+    The engine is made and imports its libraries at once.
+
+    Args:
+        target: Dotted name of the engine's class.
+        options: Arguments of that class.
+    """
 
     def __init__(self, target: str, options: dict[str, Any]):
         module, _, name = target.rpartition(".")
         self.engine = getattr(importlib.import_module(module), name)(**options)
         self.engine.import_libraries()
-        self.forward: Any = None  # the network
+        self.forward: Any = None  # the loaded network
 
     def ready(self) -> dict[str, Any]:
-        """The engine is imported."""
+        """Answer as soon as the engine is imported."""
         return {}
 
     def start(self, file: str, threads: int, shape: list[int]) -> dict[str, Any]:
-        """Load, call once and a few times more: milliseconds of each, and the memory peak above the import, in MB."""
+        """Load the network and call it a few times.
+
+        Args:
+            file: File that the engine loads.
+            threads: Threads of the engine.
+            shape: Shape [B,C,H,W] of the input of a call.
+
+        Returns:
+            `load_ms` and `first_call_ms` in milliseconds, `memory_mb`, the peak of resident memory above that before
+            loading, and `device_memory_mb`, the peak of an accelerator's memory. The last two are None if the system
+            cannot tell them or there is no such device.
+        """
         self.forward = None
         self.x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         self.forward, figures = timing.start(lambda: self.engine.open(Path(file), threads), self.x)
@@ -46,7 +63,7 @@ class Session:
         return {"samples": timing.window(self.forward, self.x, calls, seconds)}
 
     def unload(self) -> dict[str, Any]:
-        """Give the network's memory back."""
+        """Free the memory of the network."""
         self.forward = None
         return {}
 
@@ -63,8 +80,20 @@ class Session:
         batch: int,
         out: str,
     ) -> dict[str, Any]:
-        """Write the logits[N,K] of a file of images[N,H,W,C] uint8 to the file `out`: of all, or of those whose indices a file has,
-        or of `count` of these spread evenly; seconds for normalising and computing."""
+        """Compute logits[N,K] and write them to a file.
+
+        Args:
+            images: File of images[N,H,W,C] uint8 (.npy).
+            chosen: File of the indices of the images to take (.json), or None for all.
+            count: Number of these images to take, spread evenly, or None for all.
+            mean: Mean of each channel.
+            std: Standard deviation of each channel.
+            batch: Images per call.
+            out: File to write the logits to (.npy).
+
+        Returns:
+            `seconds`, the time that normalising and computing took.
+        """
         pixels = np.load(images, mmap_mode="r")
         indices = np.array(json.loads(Path(chosen).read_text())) if chosen else np.arange(len(pixels))
         if count is not None:
@@ -79,7 +108,7 @@ class Session:
 
 
 def main() -> None:
-    # Libraries print to standard output; the answers go to a private copy of it.
+    # Libraries may print to standard output, so the answers go to a private copy of it.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     answer, session = _told(Session, **json.loads(sys.argv[1]))
@@ -91,7 +120,7 @@ def main() -> None:
 
 
 def _told(function: Any, **arguments: Any) -> tuple[dict[str, Any], Any]:
-    """What to answer, an error as its message; and what the function returned."""
+    """Call a function, and give the answer to the parent (the message if it fails) and what the function returned."""
     try:
         result = function(**arguments)
         return result if isinstance(result, dict) else {}, result

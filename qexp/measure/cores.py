@@ -1,8 +1,8 @@
 """Where the cores were while networks took turns, and which turns count.
 
-The cores of a virtual machine have no fixed place. The host moves them between cores that share a cache and cores that
-do not. That changes the time of every network on two threads, though not by the same factor, so that no pairing makes
-up for it.
+The cores of a virtual machine have no fixed place: the host moves them between cores that share a cache and cores that
+do not. That changes the time of every network on two threads, but not by the same factor, so comparing networks pair by
+pair does not make up for it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from qexp.measure.timing import LEAST_WINDOWS, Window
 from qexp.metrics import METRICS
 from qexp.types import Measurement
 
-MOVED = 1.5  # times the shortest round trip, and the cores are not where they were
+MOVED = 1.5  # cores have moved if a round trip takes more than this times the shortest
 
-Taken = list[list[list[float]]]  # milliseconds of single calls, by who took turns and by turn
+Taken = list[list[list[float]]]  # milliseconds of single calls, by network and turn
 
 
 class Cores:
-    """Judges turns by the way that a byte takes between the first two cores.
+    """Judges turns by how long a byte takes from the first core to the second and back.
 
     Args:
-        trips: Measures the way. None for one thread or one core, or if the system does not let a process choose its
-            core.
-        most_ns: Nanoseconds that a round trip may take in a turn that counts. None lets all turns count.
+        trips: Times the round trips. None for one thread or one core, or if the system does not let a process choose
+            its core.
+        most_ns: Nanoseconds that a round trip may take at most in a turn that counts. None lets all turns count.
     """
 
     def __init__(self, trips: RoundTrips | None, most_ns: float | None):
@@ -36,18 +36,18 @@ class Cores:
 
     @property
     def windows(self) -> list[Window]:
-        """What has to take its turns after all networks."""
+        """What has to take its turns after all networks have taken theirs."""
         return [self.trips.window] if self.trips else []
 
     def judge(self, taken: Taken, notes: dict[str, str]) -> tuple[Taken, list[Measurement]]:
         """Keep the turns that count.
 
         Args:
-            taken: The turns of all networks, and after them those of `windows`.
-            notes: Gets a note if the cores were moved, or too few turns count.
+            taken: The turns of all networks, followed by those of `windows`.
+            notes: Gets a note if the cores were moved, if too few turns count, or if nothing could be measured.
 
         Returns:
-            The turns of the networks that count, none if these are too few; and the round trip as a measurement.
+            The turns of the networks that count (none if they are too few), and the round trip as a measurement.
         """
         if not self.trips:
             if self.most_ns is not None:
@@ -61,7 +61,15 @@ class Cores:
         return [[windows[turn] for turn in counted] for windows in networks], [found]
 
     def counted(self, trips: list[float], notes: dict[str, str]) -> list[int]:
-        """Numbers of the turns that count, by the nanoseconds of a round trip in each. None of them if they are too few."""
+        """Choose the turns that count.
+
+        Args:
+            trips: Nanoseconds of a round trip, by turn.
+            notes: Gets a note if the cores were moved, or if too few turns count.
+
+        Returns:
+            Numbers of the turns that count, or an empty list if they are too few.
+        """
         way = f"a byte's way between the cores and back took {min(trips):.0f} to {max(trips):.0f} ns"
         if max(trips) > MOVED * min(trips):
             notes["core_round_trip_ns"] = f"the cores were moved between turns: {way}"
@@ -78,7 +86,15 @@ class Cores:
 
 @contextlib.contextmanager
 def watched(threads: int, most_ns: float | None) -> Iterator[Cores]:
-    """Watch the cores while networks on `threads` threads take turns."""
+    """Watch the cores while networks take turns.
+
+    Args:
+        threads: Threads of the networks.
+        most_ns: Nanoseconds that a round trip may take at most, or None.
+
+    Yields:
+        The judge of the turns.
+    """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if threads < 2 or len(allowed) < 2:
         yield Cores(None, most_ns)

@@ -1,4 +1,4 @@
-"""The test and the validation images, on which candidates are evaluated."""
+"""The test and validation images on which candidates are evaluated."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from qexp.types import Artifact
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Images to compute logits of, decoded, with their labels.
+    """Decoded images with labels, to compute logits of.
 
-    Args:
-        content: Which images these are, whichever the folder that they lie in.
+    Attributes:
+        content: Says which images these are, wherever their folder is.
         images: File of images[N,H,W,C] uint8 (.npy).
         labels: File of labels[N] int64 (.npy).
-        meaningful: False for pretend images or random weights.
-        chosen: File of the indices that belong to it (.json), None for all.
+        meaningful: Whether accuracy means something, which it does not for pretend images or random weights.
+        chosen: File of the indices of the images that belong to the set (.json), or None if all do.
     """
 
     content: str
@@ -32,7 +32,11 @@ class EvaluationSet:
 
     @classmethod
     def validation(cls, artifact: Artifact, cache: Path) -> EvaluationSet | None:
-        """The validation part of the data an artifact was made with, which no weight was trained on, if it is still in `cache`."""
+        """The validation images of an artifact's data, on which no weight was trained.
+
+        Returns:
+            The images, or None if they are no longer in the folder `cache`.
+        """
         folder = cache / "data" / artifact.data.cache_name
         indices = folder / artifact.data.validation_file
         if not indices.exists():
@@ -42,14 +46,17 @@ class EvaluationSet:
 
     @property
     def classes(self) -> np.ndarray:
-        """labels[N] of those that belong to it."""
+        """labels[N] of the images that belong to the set."""
         labels = np.load(self.labels)
         return labels[json.loads(self.chosen.read_text())] if self.chosen else labels
 
     @classmethod
     def of(cls, artifact: Artifact, cache: Path) -> EvaluationSet | None:
-        """The test part of the data an artifact was made with, if its decoded images are still in `cache`; for pretend data, which
-        is kept nowhere, 64 images of its shape."""
+        """The test images of an artifact's data, or 64 images of its shape for pretend data, which is not stored.
+
+        Returns:
+            The images, or None if they are no longer in the folder `cache`.
+        """
         folder = cache / ("pretend" if artifact.data.pretend else "data") / artifact.data.cache_name
         if artifact.data.pretend and not folder.exists():
             channels, height, width = artifact.data.input_shape

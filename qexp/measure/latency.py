@@ -1,4 +1,4 @@
-"""Time of one call in steady state, and speed-ups over fp32 measured in turns with it."""
+"""Measures the time of one call in steady state, and the speed-up over fp32, which takes turns with it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from qexp.types import Measurement, UserError
 
 
 class Latency(Measure):
-    """Latency of one call, and its ratio to that of fp32 in the same turns.
+    """Measures the latency of one call, and its ratio to that of fp32 in the same turns.
 
-    `timing.Rules` says how times are taken and described, and cores.py which turns count. benchmarks/instruments.py
-    measures `resolution`.
+    `timing.Rules` defines how times are taken and described, and cores.py which turns count. The option `resolution` is
+    measured by benchmarks/instruments.py.
 
     Raises:
         UserError: Fewer than 2 windows of 1 call are asked for.
     """
 
     def __init__(
-        self, windows: int, calls: int, window_s: float, warmup_calls: int, warmup_s: float, budget_s: float, resolution: float,
-        most_round_trip_ns: float | None,
+        self, windows: int, calls: int, window_s: float, warmup_calls: int, warmup_s: float, budget_s: float,
+        resolution: float, most_round_trip_ns: float | None,
     ):  # fmt: skip
         if windows < 2 or calls < 1 or warmup_calls < 1:
             raise UserError(
-                f"windows={windows}, calls={calls}, warmup_calls={warmup_calls}: at least 2 windows of 1 call are needed."
+                f"windows={windows}, calls={calls}, warmup_calls={warmup_calls}: "
+                "at least 2 windows of 1 call are needed."
             )
         self.rules = Rules(windows, calls, window_s, warmup_calls, warmup_s, budget_s, resolution)
         self.resolution, self.most_round_trip_ns = resolution, most_round_trip_ns
@@ -61,12 +62,20 @@ class Latency(Measure):
         return found
 
     def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
-        """Milliseconds of single calls, by candidate and window, taken in turns."""
+        """Time candidates in turns, and give the milliseconds of single calls by candidate and window."""
         windows: list[Window] = [candidate.window for candidate in candidates]
         return self.rules.take_turns(windows)
 
     def describe(self, windows: list[list[float]], candidate: Candidate) -> list[Measurement]:
-        """Milliseconds per call with their spread, images per second, and how long loading and the first call took."""
+        """Describe the times of one candidate.
+
+        Args:
+            windows: Milliseconds of single calls, by window.
+            candidate: What was timed.
+
+        Returns:
+            Milliseconds per call with their spread, images per second, and how long loading and the first call took.
+        """
         samples = {"latency_ms": tuple(float(sample) for window in windows for sample in window)}
         described = self.rules.describe(windows, candidate.batch)
         return [
@@ -76,9 +85,19 @@ class Latency(Measure):
 
 
 def speedup(name: str, baseline: list[float], candidate: list[float], resolution: float = 0.0) -> list[Measurement]:
-    """Ratio of two candidates' window medians taken in turns, with its 95 % interval, widened by `resolution`.
+    """Compare the times of two candidates that took turns.
 
-    Window i of both ran side by side, so ratios are taken pair by pair, which cancels a drift of the machine.
+    Windows with the same number ran right after each other. Taking the ratio of each such pair cancels a drift of the
+    machine.
+
+    Args:
+        name: Metric of the speed-up. The ends of its interval are the metrics `NAME_low` and `NAME_high`.
+        baseline: Medians of the baseline's windows.
+        candidate: Medians of the candidate's windows.
+        resolution: Share by which the 95 % interval is widened.
+
+    Returns:
+        The median of the ratios, and its 95 % interval if there are enough windows.
     """
     ratios = [b / c for b, c in zip(baseline, candidate, strict=True)]
     interval = [METRICS[f"{name}_{end}"].of(value) for end, value in bounds(ratios, resolution).items()]

@@ -1,4 +1,4 @@
-"""The machine a measurement was taken on; qexp.deploy copies this file to devices, which may have no psutil."""
+"""Describes the machine of a measurement. qexp.deploy copies this file to devices, which may have no psutil."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ PACKAGES = ("torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino"
 CPUINFO = Path("/proc/cpuinfo")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-# The instruction sets that decide which integer and bf16 kernels a library picks.
+# Instruction sets by which libraries choose their integer and bf16 kernels.
 FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 
 
 def physical_cores() -> int:
-    """Cores this process may use, hyper-threads not counted."""
+    """Number of cores that this process may use, without hyper-threads."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable, _cores() or usable))
 
 
 def place() -> dict[str, Any]:
-    """What tells the machine of a measurement from others whose results would be different."""
+    """What distinguishes this machine from others, on which results would differ."""
     return {"host": socket.gethostname(), "cpu": _cpu(_cpuinfo()), "cores": _cores()}
 
 
 def environment(root: Path | None) -> dict[str, Any]:
-    """CPU, memory, load, versions, and the commit of the repository `root`; what a system does not tell is None."""
+    """CPU, memory, load, versions, and the commit of the repository `root`. What the system does not tell is None."""
     info = _cpuinfo()
     found = info.get("flags", info.get("Features", "")).split()
     return {
@@ -78,7 +78,8 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first)}
 
 
-@cache  # git takes a tenth of a second, and a program runs the code that it has imported
+# Git takes a tenth of a second, and the answer holds, because a process goes on running the code that it has imported.
+@cache
 def _commit(root: Path) -> str | None:
     try:
         answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Measures how far apart two cores are, by the time in which a byte goes from one to the other and back."""
+"""Measures how far apart two cores are, by the time that a byte takes from one to the other and back."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ TRIPS = 500  # round trips of one sample
 
 
 class RoundTrips:
-    """Two cores, with a process that answers on the second one.
+    """Times round trips between two cores, with a process that answers on the second one.
 
     Args:
         here: Number of the core on which this process asks.
         there: Number of the core on which the other process answers.
 
     Raises:
-        RuntimeError: The other process has ended while it was asked.
+        RuntimeError: The other process ended during a round trip.
     """
 
     def __init__(self, here: int, there: int) -> None:
@@ -35,19 +35,19 @@ class RoundTrips:
         return self
 
     def __exit__(self, *reason: object) -> None:
-        self.partner.kill()  # an interrupted window leaves it waiting
+        self.partner.kill()  # it still waits if a window was interrupted
         self.partner.communicate()
         self.byte.close()
 
     def window(self, calls: int, seconds: float) -> list[float]:
-        """Time round trips, Python's own steps included.
+        """Time round trips, including the steps of Python itself.
 
         Args:
             calls: Number of samples.
-            seconds: Not used. Windows of networks take that long at least.
+            seconds: Ignored. It is there because the windows of networks have it.
 
         Returns:
-            Milliseconds of a round trip by sample, each the mean of TRIPS.
+            Milliseconds of a round trip in each sample, which is the mean of TRIPS round trips.
         """
         assert self.partner.stdin
         self.partner.stdin.write(f"{(calls + 1) * TRIPS}\n")
@@ -78,12 +78,12 @@ class RoundTrips:
 def answer(file: int, core: int, asking: int) -> None:
     """Run the process on the other core.
 
-    It answers as often as each number on standard input says, and sleeps until the next number comes.
+    Each line on standard input says how many times to answer. Between lines, the process sleeps.
 
     Args:
         file: Descriptor of the file with the byte.
         core: Number of the core to run on.
-        asking: Id of the process that asks. This one ends with it.
+        asking: Id of the process that asks. If that ends, so does this one.
     """
     os.sched_setaffinity(0, {core})
     byte = mmap.mmap(file, 1)

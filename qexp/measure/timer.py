@@ -1,4 +1,4 @@
-"""How much faster one artifact is than another on an engine, for methods that search until a network is fast enough."""
+"""Compares the speed of two artifacts, for methods that search until a network is fast enough."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from qexp.types import Artifact
 
 
 class PairedTimer:
-    """It runs each of the two in a child process of its own."""
+    """Times pairs of artifacts on one engine, each in a child process of its own.
+
+    Args:
+        engine: Engine that runs both artifacts.
+        turns: How they are timed in turns.
+        batch_size: Images per call.
+        threads: Threads of the engine.
+        timeout_s: Seconds that one answer of a child may take.
+        memory_mb: Resident memory that a child may hold, in MB, or None for no limit.
+    """
 
     def __init__(
         self,
@@ -29,12 +38,12 @@ class PairedTimer:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What decides its answers: the engine, how it is timed, the shape of a call, and the machine."""
+        """What decides the answers: the engine, how it is timed, the batch size, the threads, and the machine."""
         asked = {"engine": self.engine, "turns": self.turns, "batch_size": self.batch_size, "threads": self.threads}
         return {**asked, "place": place()}
 
     def speedup(self, candidate: Artifact, reference: Artifact) -> float:
-        """The median, over pairs of windows that the two took in turns, of the ratio of their median times."""
+        """Measure how many times as fast as the reference a candidate is: the median ratio over pairs of windows."""
         self.engine.check_machine()
         lowered = [self.engine.lower(artifact, self.batch_size, self.threads) for artifact in (candidate, reference)]
         candidates = [

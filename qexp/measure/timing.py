@@ -1,4 +1,7 @@
-"""How a time is taken and described, with NumPy alone: in measuring children, and on devices, to which qexp.deploy copies this file."""
+"""Takes times and describes them, in measuring children and on devices.
+
+The module needs nothing but NumPy, because qexp.deploy copies this file to devices.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,26 @@ from typing import Any
 
 import numpy as np
 
-LEAST_WINDOWS = 7  # the fewest values whose median has a 95 % interval narrower than all of them
+LEAST_WINDOWS = 7  # the fewest values for which the 95 % interval of the median is narrower than their range
 STATUS = Path("/proc/self/status")
 
 Forward = Callable[[np.ndarray], Any]  # x[B,C,H,W] float32 -> logits[B,K]
-Window = Callable[[int, float], list[float]]  # the least calls and seconds -> milliseconds of single calls
+Window = Callable[[int, float], list[float]]  # least calls and seconds -> milliseconds of single calls
 
 
 @dataclass(frozen=True)
 class Rules:
-    """windows: turns of each candidate, fewer (but at least LEAST_WINDOWS) where all would take more than budget_s seconds;
-    calls, window_s: the least calls and seconds of one window; warmup_calls, warmup_s: the least of what is not counted before;
-    resolution: by how much the same network differs between two processes, whatever their windows say (memory is laid out
-    differently in each); intervals are widened by this share.
+    """The rules by which times are taken and described.
+
+    Attributes:
+        windows: Windows of each candidate.
+        calls: Least number of calls in a window.
+        window_s: Least seconds of a window.
+        warmup_calls: Least number of calls in a window of the warm-up, which is not counted.
+        warmup_s: Least seconds of a window of the warm-up.
+        budget_s: Seconds after which fewer windows are enough, though not fewer than LEAST_WINDOWS.
+        resolution: Share by which one network differs between two processes, because memory is laid out differently in
+            each. Windows within one process do not show this, so intervals are widened by it.
     """
 
     windows: int
@@ -36,7 +46,7 @@ class Rules:
     resolution: float = 0.0
 
     def take_turns(self, candidates: list[Window]) -> list[list[list[float]]]:
-        """Milliseconds of single calls, by candidate and window: every candidate's windows alternate with the others'."""
+        """Time candidates in turns, window by window, and give milliseconds of single calls by candidate and window."""
         for candidate in candidates:
             self.warm_up(candidate)
         taken: list[list[list[float]]] = [[] for _ in candidates]
@@ -49,7 +59,7 @@ class Rules:
         return taken
 
     def warm_up(self, candidate: Window) -> None:
-        """Call until two windows in a row agree within 5 %, for ten times the least warm-up at most."""
+        """Call until two windows in a row agree within 5 %, for at most ten windows."""
         before = float("inf")
         for _ in range(10):
             now = statistics.median(candidate(self.warmup_calls, self.warmup_s))
@@ -58,15 +68,24 @@ class Rules:
             before = now
 
     def describe(self, windows: list[list[float]], batch: int) -> dict[str, tuple[float, str]]:
-        """Value and unit by name: milliseconds per call of `batch` images, images per second, and the spread: interquartile range
-        over the median (noisy above 0.1)."""
+        """Describe the times of one candidate.
+
+        Args:
+            windows: Milliseconds of single calls, by window.
+            batch: Images per call.
+
+        Returns:
+            Value and unit by metric: milliseconds per call, images per second, and the spread, which is the
+            interquartile range divided by the latency (above 0.1, the times are noisy).
+        """
         samples = np.concatenate(windows)
         medians = [statistics.median(window) for window in windows]
         latency = statistics.median(medians)
         p25, p50, p75, p90, p99 = np.percentile(samples, (25, 50, 75, 90, 99))
         values = {
-            "latency_ms": latency, "latency_ms_per_image": latency / batch, "latency_mean_ms": samples.mean(), "latency_p50_ms": p50,
-            "latency_p90_ms": p90, "latency_p99_ms": p99, "latency_std_ms": samples.std(ddof=1),
+            "latency_ms": latency, "latency_ms_per_image": latency / batch, "latency_mean_ms": samples.mean(),
+            "latency_p50_ms": p50, "latency_p90_ms": p90, "latency_p99_ms": p99,
+            "latency_std_ms": samples.std(ddof=1),
         }  # fmt: skip
         values |= {f"latency_{end}_ms": bound for end, bound in bounds(medians, self.resolution).items()}
         described = {name: (float(value), "ms") for name, value in values.items()}
@@ -76,12 +95,20 @@ class Rules:
 
 
 def start(load: Callable[[], Forward], x: np.ndarray) -> tuple[Forward, dict[str, float | None]]:
-    """A network loaded, called once and a few times more: it, milliseconds of the first two, and the memory peak above what was there
-    before, in MB (None where the system cannot tell)."""
+    """Load a network and call it a few times.
+
+    Args:
+        load: Loads the network.
+        x: Input x[B,C,H,W] float32.
+
+    Returns:
+        The network, and `load_ms` and `first_call_ms` in milliseconds, and `memory_mb`, the peak of resident memory
+        above that before loading (None if the system cannot tell).
+    """
     before = _reset_peak()
     load_ms, forward = _timed(load)
     first_call_ms, _ = _timed(lambda: forward(x))
-    for _ in range(3):  # some engines take their buffers at the second call
+    for _ in range(3):  # some engines allocate their buffers at the second call
         forward(x)
     memory_mb = None if before is None else (_status("VmHWM") - before) / 1e6
     return forward, {"load_ms": load_ms, "first_call_ms": first_call_ms, "memory_mb": memory_mb}
@@ -99,22 +126,24 @@ def window(forward: Forward, x: np.ndarray, calls: int, seconds: float) -> list[
 
 
 def bounds(values: list[float], resolution: float = 0.0) -> dict[str, float]:
-    """`low` and `high` of the median's 95 % interval, widened by the share `resolution`; nothing for too few values."""
+    """`low` and `high` of the median's 95 % interval, widened by the share `resolution`. Empty for too few values."""
     interval = median_interval(values)
     return {"low": interval[0] / (1 + resolution), "high": interval[1] * (1 + resolution)} if interval else {}
 
 
 def median_interval(values: list[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """An interval that holds the median with at least `confidence`, whatever the distribution; None for too few values.
+    """An interval that holds the median with a probability of at least `confidence`, whatever the distribution.
 
-    From the order statistics and the binomial distribution (Conover, "Practical Nonparametric Statistics", 3rd edition, section
-    3.2). A percentile bootstrap of the median tends to this interval with many values, but is too narrow with few: of 7 pairs it
-    held the truth in 87 % of cases.
+    It is made of order statistics by the binomial distribution (Conover, "Practical Nonparametric Statistics", 3rd
+    edition, section 3.2). A percentile bootstrap of the median tends to this interval for many values, but is too
+    narrow for few: with 7 pairs, it held the true median in only 87 % of cases.
+
+    Returns:
+        The interval, or None for too few values.
     """
     count, least, below = len(values), 0, 0.0
-    while (
-        below + math.comb(count, least) / 2**count < (1 - confidence) / 2
-    ):  # the chance that at most `least` lie below the median
+    # `below` is the probability that fewer than `least` values lie below the median.
+    while below + math.comb(count, least) / 2**count < (1 - confidence) / 2:
         below += math.comb(count, least) / 2**count
         least += 1
     ordered = sorted(values)
@@ -134,7 +163,7 @@ def _status(key: str) -> int:
 
 
 def _reset_peak() -> int | None:
-    """Set the high-water mark back to what is resident now, and return that; None where the system has no such mark."""
+    """Set the high-water mark of memory to what is resident now, and return that; None if there is no such mark."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")

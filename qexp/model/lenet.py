@@ -8,7 +8,14 @@ from qexp.types import UserError
 
 
 class LeNet5(nn.Module):
-    """x[B,C,S,S] -> logits[B,K]: convolutions 5x5 of 6, 16 and 120 channels, average pooling, layers of 84 and K."""
+    """LeNet-5: x[B,C,S,S] -> logits[B,K].
+
+    It has 5x5 convolutions of 6, 16 and 120 channels with average pooling between them, and linear layers of 84 and K
+    outputs.
+
+    Raises:
+        UserError: The images are smaller than 32x32 pixels.
+    """
 
     def __init__(self, num_classes: int, in_channels: int, image_size: int):
         super().__init__()

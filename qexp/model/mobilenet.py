@@ -1,10 +1,10 @@
-"""MobileNetV2 (Sandler et al., 2018) for small images: the first two halvings of the ImageNet network are left out."""
+"""MobileNetV2 (Sandler et al., 2018) for small images, without the first two halvings of the ImageNet network."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-# expansion, channels, blocks, stride of the first block: table 2 of the paper, with stride 1 in its second row.
+# Expansion, channels, blocks and stride of the first block, from table 2 of the paper, but with stride 1 in row 2.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
@@ -19,6 +19,11 @@ def convolution(
 
 
 class InvertedResidual(nn.Module):
+    """Widens the channels by `expansion`, convolves each by itself, and narrows them again to `out_channels`.
+
+    The input is added to the result if both have the same shape.
+    """
+
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int):
         super().__init__()
         hidden = in_channels * expansion
@@ -33,7 +38,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """x[B,C,H,W] -> logits[B,K]."""
+    """MobileNetV2: x[B,C,H,W] -> logits[B,K]."""
 
     def __init__(self, num_classes: int, in_channels: int, dropout: float):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Residual networks for small images: a 3x3 stem without pooling (He et al., "Deep Residual Learning", 2016)."""
+"""Residual networks for small images, with a 3x3 stem without pooling (He et al., "Deep Residual Learning", 2016)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """relu(body(x) + shortcut(x)); the shortcut is a 1x1 convolution where the shape changes (option B of the paper)."""
+    """Computes relu(body(x) + shortcut(x)).
+
+    The shortcut is a 1x1 convolution if the shape changes (option B of the paper), and the identity otherwise.
+    """
 
     def __init__(self, in_channels: int, width: int, stride: int, bottleneck: bool):
         super().__init__()
         out_channels = 4 * width if bottleneck else width
-        # (in, out, kernel, stride) of each convolution of the body
+        # input channels, output channels, kernel and stride of each convolution of the body
         shapes = (
             [(in_channels, width, 1, 1), (width, width, 3, stride), (width, out_channels, 1, 1)]
             if bottleneck
@@ -41,7 +44,10 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int) -
 
 
 class ResNet(nn.Module):
-    """x[B,C,H,W] -> logits[B,K]; stage i has blocks[i] blocks of widths[i] channels and halves the image for i > 0."""
+    """A residual network: x[B,C,H,W] -> logits[B,K].
+
+    Stage i has blocks[i] blocks of widths[i] channels. All stages but the first halve the image.
+    """
 
     def __init__(
         self,

@@ -99,8 +99,9 @@ def make_trainer(accelerator: str, precision: str, sync_batchnorm: bool | str = 
 def trainer_options(config: DictConfig) -> dict[str, Any]:
     """The options of a trainer's config that decide what becomes of a network, beside epochs and precision.
 
-    The accelerator tells only where a network is trained: who trains it on a GPU and goes on, or measures it, on another
-    machine must find it again. For the same reason precision `auto` counts as what it is, not as what it comes to on a machine.
+    The accelerator tells only where a network is trained: who trains it on a GPU and goes on, or measures it, on
+    another machine must find it again. For the same reason precision `auto` counts as what it is, not as what it comes
+    to on a machine.
     """
     options: Any = OmegaConf.to_container(config, resolve=True)
     return {name: value for name, value in options.items() if name not in ("accelerator", "max_epochs", "precision")}

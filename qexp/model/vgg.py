@@ -1,4 +1,4 @@
-"""VGG with batch norm (Simonyan and Zisserman, 2015) for small images: five poolings, then 4096-4096-K."""
+"""VGG with batch norm (Simonyan and Zisserman, 2015) for small images."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from torch import Tensor, nn
 
 from qexp.types import UserError, nearest
 
-# Convolutions in each of the five stages, from table 1 of the paper (configurations A, B, D, E).
+# Convolutions in each of the five stages by depth, from table 1 of the paper (configurations A, B, D and E).
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """x[B,C,S,S] -> logits[B,K]."""
+    """VGG: x[B,C,S,S] -> logits[B,K], with five poolings, then linear layers of 4096, 4096 and K outputs.
+
+    Raises:
+        UserError: There is no VGG of that depth, or the images are smaller than 32x32 pixels.
+    """
 
     def __init__(self, depth: int, num_classes: int, in_channels: int, image_size: int, dropout: float):
         super().__init__()

@@ -1,4 +1,7 @@
-"""Proposals → jobs of the launcher → records → Optuna: what `hydra/sweeper=optuna` does in place of every combination."""
+"""Searches with Optuna, which is what `hydra/sweeper=optuna` does instead of trying all combinations.
+
+Optuna proposes settings, the launcher runs them as jobs, and the jobs' records are told to Optuna.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,20 @@ from qexp.search.study import KEY, PLACE, Proposal, Study, opened
 from qexp.tracking.store import read_record, write_record
 from qexp.types import Record, UserError
 
-# Keys of the config that decide nothing of what a search finds.
+# Keys of the config that do not affect what a search finds.
 INDIFFERENT = ("hydra", "outputs", "tracking", "force", "retry_failed", "on_error", "phase", "picture")
-# All that a trial may run.
+# All code that a trial may run.
 CODE = [f"qexp.{package}" for package in ("data", "engine", "jobs", "measure", "method", "model", "search")]
 ENDED = {"COMPLETE": "finished", "PRUNED": "unsupported", "FAIL": "failed"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """As conf/hydra/sweeper/optuna.yaml explains them. Errors: UserError for a number out of range."""
+    """The options of a search, which conf/hydra/sweeper/optuna.yaml explains.
+
+    Raises:
+        UserError: A number is out of range.
+    """
 
     objectives: Mapping[str, str]
     params: Mapping[str, Any]
@@ -48,7 +55,16 @@ class Options:
 
 
 def search(options: Options, sweeper: Sweeper, arguments: list[str]) -> None:
-    """Try settings until there are `options.trials`, each a job of the sweeper's launcher; what was found is in the sweep's folder."""
+    """Try settings until there are `options.trials`, and write what was found to the folder of the sweep.
+
+    Args:
+        options: Options of the search.
+        sweeper: Hydra's sweeper, whose launcher runs each trial as a job.
+        arguments: Arguments of the command line.
+
+    Raises:
+        UserError: The objectives or options have no meaning, or the study cannot be opened.
+    """
     assert sweeper.hydra_context and sweeper.config
     config, loader = sweeper.config, sweeper.hydra_context.config_loader
     objectives = dict(options.objectives)
@@ -81,7 +97,7 @@ def search(options: Options, sweeper: Sweeper, arguments: list[str]) -> None:
 
 
 class Trials:
-    """The jobs of one command: those of earlier commands as records taken over, and new ones."""
+    """The trials of one command. Those of earlier commands are taken over as records, and new ones are run."""
 
     def __init__(self, options: Options, sweeper: Sweeper, name: str, study: Study):
         assert sweeper.config
@@ -105,18 +121,18 @@ class Trials:
             self.jobs += len(batch)
             self.note()
             for job in returns:
-                job.return_value  # noqa: B018  (raises what the job has raised)
+                job.return_value  # noqa: B018  (raises what the job raised)
             if any(left):
                 return
 
     def plan(self) -> str:
-        """One line: what is searched for, and how many trials that makes."""
+        """Say in one line what is searched for, and in how many trials."""
         ended, trials = len(self.study.ended), self.options.trials
         wanted = ", ".join(f"{direction} {metric}" for metric, direction in self.options.objectives.items())
         return f"search of {trials} trials{f', {ended} of them done' * bool(ended)}: {wanted} over {self.study.space}"
 
     def take_over(self, trial: Any) -> None:
-        """The record of a trial of an earlier command as a row of this one's."""
+        """Add the record of a trial of an earlier command as a row of this one."""
         file = self.outputs / trial.user_attrs.get(PLACE, "") / "record.json"
         if not file.exists():
             return
@@ -129,7 +145,15 @@ class Trials:
             self.jobs += 1
 
     def tell(self, proposal: Proposal, job: int) -> bool:
-        """Tell Optuna what the job came to; whether it was left out because of another's failure, and is still to be run."""
+        """Tell Optuna the result of a job.
+
+        Args:
+            proposal: What the job tried.
+            job: Number of the job.
+
+        Returns:
+            Whether the search has to stop, because a job failed and `on_error=stop`.
+        """
         file = self.sweep / str(job) / "record.json"
         if not file.exists():
             if self.config.on_error == "stop":
@@ -143,7 +167,7 @@ class Trials:
         return record.status == "failed" and self.config.on_error == "stop"
 
     def note(self) -> None:
-        """What was found so far, for the tables."""
+        """Write what was found so far, for the tables."""
         ended = {word: self.study.count(state) for state, word in ENDED.items()}
         Search(self.name, self.options.storage, dict(self.options.objectives), ended, self.study.best()).write(
             self.sweep

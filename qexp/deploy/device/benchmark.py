@@ -1,7 +1,8 @@
-"""Times the network on this machine: `python benchmark.py [threads=N] [batch_size=N] [to=record.json]`. Nothing else should run.
+"""Times the network on this machine: `python benchmark.py [threads=N] [batch_size=N] [to=record.json]`
 
-By the rules of qexp: loading, the first call and the steady state apart; warm-up until two windows agree, then windows of calls;
-median of windows with a 95 % interval, percentiles, spread. `python -m qexp.tracking import record.json` adds the result to others.
+Nothing else should run meanwhile. Loading, the first call and the steady state are timed separately, by the rules of
+qexp: a warm-up until two windows agree, then windows of calls. The result is the median of the windows with a 95 %
+interval, percentiles and the spread. `python -m qexp.tracking import record.json` adds it to other results.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from typing import Any
 
 
 def measure(threads: int, batch: int) -> dict[str, Any]:
-    """The record of this machine."""
+    """Time the network on this machine, and give the record."""
     import infer
     import numpy as np
     import timing
     from machine import environment
 
     about, file = infer.ABOUT, infer.HERE / infer.ABOUT["file"]
-    for module in about["modules"]:  # which is not the network's cost
+    for module in about["modules"]:  # importing is not a cost of the network
         importlib.import_module(module)
     side = infer.INPUT["image_size"]
     x = np.random.default_rng(0).standard_normal((batch, infer.INPUT["channels"], side, side), dtype=np.float32)
@@ -42,8 +43,9 @@ def measure(threads: int, batch: int) -> dict[str, Any]:
     machine = environment(None)
     identity = [deployment, about["engine"], machine["host"], machine["versions"], threads, batch, about["rules"]]
     return {
-        "kind": "benchmark", "key": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(), "sweep": machine["host"],
-        "status": "finished", "reason": "", "label": f"{about['params']['model']} · {about['params']['label']} · {about['engine']}",
+        "kind": "benchmark", "key": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        "sweep": machine["host"], "status": "finished", "reason": "",
+        "label": f"{about['params']['model']} · {about['params']['label']} · {about['engine']}",
         "params": {**about["params"], "engine": about["engine"], "batch_size": batch, "threads": threads, "seed": 0},
         "config": {"deployment": deployment, "latency": about["rules"]},
         "measurements": [
@@ -52,7 +54,8 @@ def measure(threads: int, batch: int) -> dict[str, Any]:
         ],
         "environment": {**machine, "commit": about["commit"]}, "command": " ".join(["python", *sys.argv]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "artifact": about["artifact"], "texts": {},
-        "notes": {"top1": "not measured on this machine", "speedup": "no fp32 network was timed on this machine"}, "reused": "",
+        "notes": {"top1": "not measured on this machine", "speedup": "no fp32 network was timed on this machine"},
+        "reused": "",
     }  # fmt: skip
 
 
@@ -65,7 +68,7 @@ def main() -> int:
         return 2
     given |= words
     threads = str(given["threads"])
-    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)  # before the first library looks
+    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)  # before a library reads them
     record = measure(int(threads), int(given["batch_size"]))
     Path(given["to"]).write_text(json.dumps(record, indent=2))
     values = {m["name"]: m["value"] for m in record["measurements"]}
@@ -76,7 +79,8 @@ def main() -> int:
         else ""
     )
     print(
-        f"{record['environment']['host']}: {values['latency_ms']:.4g} ms per call{interval}, p99 {values['latency_p99_ms']:.4g}{noisy}"
+        f"{record['environment']['host']}: {values['latency_ms']:.4g} ms per call{interval}, "
+        f"p99 {values['latency_p99_ms']:.4g}{noisy}"
     )
     return 0
 

@@ -1,4 +1,7 @@
-"""What images show: `python infer.py IMAGE ...`, of image files (which need Pillow) or arrays [H,W,C] uint8 as .npy files."""
+"""Classifies images: `python infer.py IMAGE ...`
+
+An image is an image file, which needs Pillow, or an array [H,W,C] of uint8 in an .npy file.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ ABOUT, INPUT, LABELS = (
 
 
 def read(file: str) -> np.ndarray:
-    """[size,size,channels] uint8, as the training images were read."""
+    """Read an image as an array [size,size,channels] of uint8, in the same way as the training images."""
     if file.endswith(".npy"):
         return np.load(file, allow_pickle=False)
     from PIL import Image
@@ -28,7 +31,7 @@ def read(file: str) -> np.ndarray:
 
 
 def network(threads: int = ABOUT["threads"]) -> Any:
-    """The loaded network: x[N,C,H,W] float32 -> logits[N,K]."""
+    """Load the network x[N,C,H,W] float32 -> logits[N,K]."""
     return load(HERE / ABOUT["file"], threads, **ABOUT["arguments"])
 
 
