@@ -1,7 +1,7 @@
-"""Files of weights, such as `.pt2` or `.onnx`, with their arrays coded.
+"""Coded forms of `.pt2` and `.onnx` files. They are small, and give the plain file back byte for byte.
 
-Such a small file gives back the plain one, byte for byte. qexp.coding codes the arrays, and LZMA what lies between them
-(the graph). Engines know nothing of it: they are given plain files, which `decoded` makes of coded ones.
+qexp.coding codes the arrays of weights, and LZMA compresses what lies between them (the graph). Engines know nothing of
+this: they are given plain files, which `decoded` makes from coded ones.
 """
 
 from __future__ import annotations
@@ -26,15 +26,21 @@ from qexp.types import UserError
 
 MAGIC = b"\x89qexp-coded\n"
 PREFIX = struct.Struct("<II")  # length and CRC-32 of the index
-LEAST_BYTES = 1024  # an array that is smaller stays in the graph
-# Of a `.pt2`: how names of weights go on, the number that stands for float32, and, of the ZIP format, where in the
-# header before a file the lengths of its name and extra field stand.
+LEAST_BYTES = 1024  # smaller arrays stay in the graph
+# In a `.pt2`: what the names of all weights contain, and the number that stands for float32.
 WEIGHTS, FLOAT = "/data/weights/weight_", 7
+# In the header that ZIP puts before a file: where the lengths of its name and extra field are, and their form.
 LENGTHS_AT, LENGTHS = 26, struct.Struct("<HH")
 
 
 class Piece(NamedTuple):
-    """Where an array lies in a file, and the rows that it is coded by."""
+    """Where an array lies in a file.
+
+    Attributes:
+        offset: Where it begins, in bytes.
+        size: Its length in bytes.
+        rows: The number of rows in which it is coded.
+    """
 
     offset: int
     size: int
@@ -42,12 +48,12 @@ class Piece(NamedTuple):
 
 
 def is_graph(file: Path) -> bool:
-    """Tell by its name whether a file is a graph of torch.export: Inductor's packages end with `.pt2` too."""
+    """Tell by its name whether a file is a graph of torch.export. Inductor's packages end with `.pt2` too."""
     return file.name.endswith(".pt2") and not file.name.endswith(".aoti.pt2")
 
 
 def code_weights(file: Path) -> None:
-    """Replace a plain `.pt2` or `.onnx` by its coded form. Other formats stay, for weights lie otherwise in them."""
+    """Replace a plain `.pt2` or `.onnx` by its coded form. Other formats, which store weights differently, stay."""
     if is_graph(file):
         write_coded(file, graph_pieces(file))
     elif file.suffix == ".onnx":
@@ -55,7 +61,12 @@ def code_weights(file: Path) -> None:
 
 
 def write_coded(file: Path, pieces: Sequence[Piece]) -> None:
-    """Replace `file` by its coded form. pieces: its arrays of 4-byte values, in any order, none in another."""
+    """Replace a plain file by its coded form.
+
+    Args:
+        file: The file.
+        pieces: Its arrays of 4-byte values, in any order. They do not overlap.
+    """
     plain = file.read_bytes()
     arrays: list[tuple[Piece, bytes]] = []
     for piece in sorted(pieces):
@@ -84,10 +95,11 @@ def is_coded(file: Path) -> bool:
 
 @contextmanager
 def decoded(file: Path) -> Iterator[Path]:
-    """Give a plain file to load: `file` itself, or, where it is coded, one of the same name until the block ends.
+    """A context that gives a plain file to load: the file itself or, if that is coded, a decoded one.
 
-    That one counts as resident memory of this process, as bytes would if a library was given these instead of a file:
-    the memory that loading takes is measured with it.
+    The decoded file has the same name and lasts until the block ends. It counts as resident memory of this process,
+    just as if a library had been given its bytes instead of a file, so that it is measured as part of the memory that
+    loading takes.
 
     Raises:
         UserError: A coded file is damaged.
@@ -106,9 +118,9 @@ def decoded(file: Path) -> Iterator[Path]:
 
 
 def _written(data: bytes, file: Path) -> BinaryIO:
-    """Make `file`, which holds these bytes until the stream is closed.
+    """Make a file that holds these bytes until the returned stream is closed.
 
-    On Linux it lies in memory that is gone with this process, even if that is killed.
+    On Linux, it lies in memory that is freed with this process, even if that is killed.
     """
     if hasattr(os, "memfd_create"):
         stream: BinaryIO = os.fdopen(os.memfd_create(file.name), "w+b")
@@ -121,7 +133,7 @@ def _written(data: bytes, file: Path) -> BinaryIO:
 
 
 def coded_bytes(file: Path) -> int:
-    """Bytes of all weights in a coded `.pt2`, as they are stored, without the graph that computes with them."""
+    """Count the bytes that all weights in a coded `.pt2` take as stored, without the graph that computes with them."""
     index, _ = _index(file.read_bytes(), file)
     arrays = {offset: size for offset, _, size in index["arrays"]}
     with decoded(file) as plain:
@@ -129,7 +141,11 @@ def coded_bytes(file: Path) -> int:
 
 
 def _index(data: bytes, file: Path) -> tuple[dict[str, Any], int]:
-    """The index and where it ends."""
+    """The index of a coded file, and the offset at which it ends.
+
+    Raises:
+        UserError: The index is damaged.
+    """
     start = len(MAGIC) + PREFIX.size
     try:
         length, crc = PREFIX.unpack_from(data, len(MAGIC))
@@ -165,7 +181,14 @@ def damaged(file: Path) -> UserError:
 
 
 class Entry(NamedTuple):
-    """A weight's place in a `.pt2`, its shape and whether it is float32."""
+    """A weight in a `.pt2`.
+
+    Attributes:
+        offset: Where it begins, in bytes.
+        size: Its length in bytes.
+        shape: Its shape.
+        is_float: Whether it is float32.
+    """
 
     offset: int
     size: int
@@ -187,7 +210,7 @@ def onnx_pieces(file: Path) -> list[Piece]:
     import onnx
 
     data, position, found = file.read_bytes(), 0, []
-    for constant in onnx.load_from_string(data).graph.initializer:  # their order is that of the file
+    for constant in onnx.load_from_string(data).graph.initializer:  # in the order of the file
         values = constant.raw_data
         if constant.data_type == onnx.TensorProto.FLOAT and values:
             position = data.index(values, position)
@@ -197,9 +220,15 @@ def onnx_pieces(file: Path) -> list[Piece]:
 
 
 def zeros_share(file: Path) -> float | None:
-    """Share of zeros among the weights of all layers (at least two dimensions) in a plain or coded `.pt2`.
+    """The share of zeros among the float32 weights of all layers, which have at least two dimensions.
 
-    None if no weight is float32, because some integers are zero anyway.
+    Integers are left out, since some of them are zero anyway.
+
+    Args:
+        file: A plain or coded `.pt2`.
+
+    Returns:
+        The share, or None if no weight is float32.
     """
     with decoded(file) as plain:
         data, entries = plain.read_bytes(), _entries(plain)

@@ -1,4 +1,4 @@
-"""Exported graphs as ONNX files, for the engines and methods that work on those."""
+"""Writes exported graphs as ONNX files, for the engines and methods that work on those."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qexp.types import UserError
 
-BFLOAT16_OPSET = 22  # the first in which convolutions take bfloat16
+BFLOAT16_OPSET = 22  # the first one in which convolutions take bfloat16
 
 
 def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset: int | None = None) -> None:
@@ -21,7 +21,7 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
     Raises:
         UserError: torch.onnx cannot export the network.
     """
-    import onnxscript  # noqa: F401  (with which torch.onnx translates: keys count its version)
+    import onnxscript  # noqa: F401  (torch.onnx translates with it, so keys must count its version)
     import torch
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
 

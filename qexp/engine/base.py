@@ -1,4 +1,4 @@
-"""What an engine is: who executes an artifact's graph. Imports nothing heavy; a measuring child loads it first."""
+"""The base of engines, which execute artifacts. It imports nothing heavy, since measuring children load it first."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Engine(ABC):
     Every engine sets these attributes, in the class or in the constructor, and has this method:
 
     name: The name of its yaml in conf/engine.
-    spec: What it executes, from which methods tell what to make for it.
+    spec: What it executes. Methods read from it what to make.
     file: The name of the file that it loads in an artifact's folder, in which `{batch}` and `{threads}` stand for the
         numbers of images and threads that the file is made for. With the graph's own name, such as `model.pt2`, it
         loads the graph itself.
     packages: The libraries that compute, by the names that install and import them. Each result tells their versions.
-    load: Gives the network in a file as a function. The file is always plain: `open` has decoded a coded one.
+    load: Returns the network in a file as a function. The file is always plain, since `open` decodes a coded one.
 
     An engine that loads another format than the graph's has this method too:
 
@@ -45,20 +45,20 @@ class Engine(ABC):
 
     The others have defaults that are safe, if not always the best:
 
-    modules: What `load` imports. By default these are `packages`; set it if importing them does not import all of it.
+    modules: What `load` imports. By default these are `packages`. Set it if importing them does not import all of that.
     thread_safe: Whether several threads may call a loaded network at once. By default they take turns.
     carries_code: Whether loading or running a file of this format can run code that somebody put into it. By default it
-        can, and qexp.load asks for trust; set it to False for a format that holds nothing but a graph and weights.
-    runs_simulated: Whether it runs number formats that no kernel has. By default it does not; only a reference should.
-    check_machine: Raises Unsupported if it cannot run here. By default that is if a package is missing; extend it for
-        devices and compilers.
-    check: Raises Unsupported for an artifact that it has no kernels for. By default that is a simulated one; extend it
+        can, and qexp.load asks for trust. Set it to False for a format that holds nothing but a graph and weights.
+    runs_simulated: Whether it runs number formats that no kernel has. By default it does not. Only a reference should.
+    check_machine: Raises Unsupported if it cannot run here. By default, it does so if a package is missing. Extend it
+        for devices and compilers.
+    check: Raises Unsupported for an artifact that it has no kernels for. By default, that is a simulated one. Extend it
         if there are others that `spec` cannot tell.
     import_libraries: Imports `modules` before anything is measured. Extend it if a library imports more at first use.
-    standalone: Gives `load` as a function that needs nothing of qexp. By default there is none, and the engine cannot
-        be deployed; define it for qexp.deploy.
-    operators: Profiles one call. By default there is no profile; define it if the library has a profiler.
-    device_memory_mb: Tells the peak of an accelerator's memory. By default there is none; define it for such devices.
+    standalone: Returns `load` as a function that needs nothing of qexp. By default there is none, and the engine cannot
+        be deployed. Define it for qexp.deploy.
+    operators: Profiles one call. By default there is no profile. Define it if the library has a profiler.
+    device_memory_mb: Tells the peak of an accelerator's memory. By default there is none. Define it for such devices.
     """
 
     name: str
@@ -76,12 +76,16 @@ class Engine(ABC):
 
     @property
     def target(self) -> str:
-        """Its class by dotted name, as conf/engine has it."""
+        """The dotted name of its class, as in conf/engine."""
         return f"{type(self).__module__}.{type(self).__qualname__}"
 
     @property
     def options(self) -> dict[str, Any]:
-        """The constructor's arguments. Raises: TypeError where one is no plain value."""
+        """The constructor's arguments by name.
+
+        Raises:
+            TypeError: An argument is no plain value.
+        """
         arguments = inspect.signature(type(self)).parameters
         return {name: plain(getattr(self, name), f"{self.target}.{name}") for name in arguments}
 
@@ -107,14 +111,14 @@ class Engine(ABC):
             raise Unsupported(f"{self.name} has no kernels for {artifact.label}; engine=eager simulates it")
 
     def file_name(self, batch: int, threads: int) -> str:
-        """Name of the file it loads for calls of `batch` images on `threads` threads."""
+        """The name of the file that it loads for calls of `batch` images on `threads` threads."""
         return self.file.format(batch=batch, threads=threads)
 
     def lower(self, artifact: Artifact, batch: int, threads: int, since: int = 0) -> Artifact:
         """Write this engine's file into the artifact's folder, and note it in `artifact.json`.
 
-        Jobs that do so at the same time write the file once. A file that is there stays, unless the engine would write
-        another one now. May import torch.
+        Jobs that do so at the same time write the file once. A file that is there stays, unless the engine would now
+        write a different one. This may import torch.
 
         Args:
             artifact: What to translate.
@@ -160,7 +164,7 @@ class Engine(ABC):
             return artifact
 
     def _write_plain_or_coded(self, artifact: Artifact, file: Path, batch: int, threads: int) -> None:
-        """Write this engine's file, coded where the artifact is and the format allows it."""
+        """Write this engine's file, coded if the artifact is coded and the format allows it."""
         graph = artifact.folder / artifact.graph
         if not artifact.coded:
             self.write(artifact, graph, file, batch, threads)
@@ -186,7 +190,7 @@ class Engine(ABC):
         raise Unsupported(f"{self.name} runs {self.file}, which {artifact.folder} does not hold")
 
     def import_libraries(self) -> None:
-        """Import what `load` needs, so that its cost in time and memory is told apart from the network's."""
+        """Import what `load` needs, so that its cost in time and memory can be told apart from the network's."""
         for module in self.modules:
             importlib.import_module(module)
 
@@ -208,18 +212,20 @@ class Engine(ABC):
 
     @abstractmethod
     def load(self, file: Path, threads: int) -> Forward:
-        """Load the network in a plain file, as `open` does, which is what others call.
+        """Load the network in a plain file. Others call `open`, which has the same arguments and result.
 
-        The file may be gone when this returns; what is mapped of it may stay mapped.
+        The file may be gone once this has returned. What was mapped of it may stay mapped.
         """
 
     def standalone(self) -> partial[Forward] | None:
         """Give `load` as a function that runs where there are only NumPy and `packages`.
 
+        qexp.deploy copies the source of that function, and of the functions that it calls by their global names. The
+        only other global name that any of them may use is `np`.
+
         Returns:
-            A function of (file, threads) with all other arguments, plain values, bound by name; None if there is none.
-            qexp.deploy copies its source, and those of the functions that it calls by their global names. None of them
-            uses any other global name but `np`.
+            A function of (file, threads), with plain values bound by name to all other arguments, or None if there is
+            no such function.
         """
         return None
 
@@ -231,17 +237,20 @@ class Engine(ABC):
             x: Images x[B,C,H,W] float32.
 
         Returns:
-            `text` (a table), `rows` (the same as data) and `allocated_mib`, or None where the engine has no profiler.
+            `text` (a table), `rows` (the same as data) and `allocated_mib`, or None if the engine has no profiler.
         """
         return None
 
     def device_memory_mb(self) -> float | None:
-        """Give the peak that the allocator of an accelerator has held so far, in MB, or None on the CPU."""
+        """The most memory that an accelerator's allocator has held so far, in MB, or None on the CPU."""
         return None
 
 
 def file_key(artifact: Artifact, executable: Executable) -> str:
-    """The key of what its engine writes into the file; empty for the graph itself, and where the engine is not here."""
+    """The key of what an engine writes into its file.
+
+    It is empty if the file is the graph itself, or if the code of the engine is not here.
+    """
     if executable.file == artifact.graph:
         return ""
     engine = {"_target_": executable.target, **executable.options}
@@ -254,7 +263,7 @@ def file_key(artifact: Artifact, executable: Executable) -> str:
 def is_current(artifact: Artifact, name: str, since: int) -> bool:
     """Whether a file of the artifact was written at the time `since` or later, and is what its engines would write now.
 
-    Engines that load a file of the same name write the same into it, whichever comes first.
+    Engines that load a file of the same name write the same into it, no matter which comes first.
     """
     if name not in artifact.files or name == artifact.graph:
         return name in artifact.files
@@ -264,7 +273,7 @@ def is_current(artifact: Artifact, name: str, since: int) -> bool:
 
 
 def with_file(artifact: Artifact, name: str) -> Artifact:
-    """The artifact with a file that was written just now, and is what all engines that load it would write."""
+    """The artifact with a file that was just written, and that is what all engines that load it would write."""
     executables = (
         replace(e, key=file_key(artifact, e) or e.key) if e.file == name else e for e in artifact.executables
     )
@@ -273,7 +282,7 @@ def with_file(artifact: Artifact, name: str) -> Artifact:
 
 
 def in_batches_of(batch: int, forward: Forward) -> Forward:
-    """Let a function that takes exactly `batch` images take any number: the last ones are filled up with zeros."""
+    """Let a function that takes exactly `batch` images take any number, by filling up the last batch with zeros."""
 
     def any_number(x: np.ndarray) -> np.ndarray:
         if len(x) == batch:

@@ -1,4 +1,4 @@
-"""PyTorch without a compiler: the fp32 baseline, and the reference that defines the accuracy of a Q/DQ graph."""
+"""PyTorch without a compiler, the fp32 baseline and the reference that defines the accuracy of a Q/DQ graph."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ from qexp.types import EngineSpec
 
 
 class Eager(Engine):
+    """Runs the exported graph itself, on the CPU or on a CUDA GPU.
+
+    Raises:
+        UserError: There is no device of this name.
+    """
+
     name = "eager"
     spec = EngineSpec(half=("bfloat16", "float16"))
     file = "model.pt2"
     packages = ("torch",)
-    modules = ("torch", "torch.ao.quantization.fx._decomposed")  # which registers the quantize/dequantize operators
+    modules = ("torch", "torch.ao.quantization.fx._decomposed")  # the latter registers quantize and dequantize
     runs_simulated = True
     thread_safe = True
 
@@ -42,7 +48,7 @@ class Eager(Engine):
         import torch
 
         super().import_libraries()
-        # The first torch.export.load imports 200 MB of modules: that is the library's cost, not the network's.
+        # The first torch.export.load imports 200 MB of modules, which are the library's cost and not the network's.
         archive = io.BytesIO()
         torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(1),)), archive)
         archive.seek(0)

@@ -1,4 +1,4 @@
-"""ExecuTorch with the XNNPACK delegate: what phones and boards use, run here by its own runtime."""
+"""ExecuTorch with the XNNPACK delegate, which phones and boards use. Here its own runtime runs it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from qexp.types import Artifact, EngineSpec, UserError
 
 
 class ExecuTorch(Engine):
-    """A program is made for one batch size. In half precision XNNPACK keeps the weights of convolutions in fp32 in the file."""
+    """Runs a program that is made for one batch size.
+
+    In half precision, XNNPACK keeps the weights of convolutions in fp32 in the file.
+    """
 
     name = "executorch"
     spec = EngineSpec(activation="int8", half=("float16",))

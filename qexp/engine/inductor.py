@@ -1,4 +1,7 @@
-"""torch.compile's backend, Inductor, with frozen weights: compiled ahead of time into a package that loads at once, or when loaded."""
+"""Inductor, the backend of torch.compile, with frozen weights.
+
+It compiles ahead of time, into a package that loads at once, or at the first call.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,20 @@ from qexp.engine.torch_common import (
 )
 from qexp.types import Artifact, EngineSpec, Unsupported, UserError
 
-# torch's own lowering of quantised linear layers copies a tensor in a way that torch warns about.
+# torch's own lowering of quantised linear layers copies a tensor in a way that torch warns of.
 COPY_WARNING = "To copy construct from a tensor"
 # A machine with CUDA's compiler but without a GPU is nothing to warn about.
 logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA runtime" not in record.getMessage())
 
 
 class Inductor(Engine):
-    """A C++ compiler is needed. The package holds machine code for this kind of processor, one batch size and one number of threads.
-    Its integer kernels are for processors only."""
+    """Runs machine code that a C++ compiler makes. Integer kernels exist for x86 processors only.
+
+    A package is for this kind of processor, one batch size and, on the CPU, one number of threads.
+
+    Raises:
+        UserError: There is no device of this name.
+    """
 
     name = "inductor"
     file = "model-batch{batch}-threads{threads}.aoti.pt2"
@@ -47,10 +55,10 @@ class Inductor(Engine):
             self.file = f"model-batch{{batch}}.{device}.aoti.pt2"
 
     def check_machine(self) -> None:
+        super().check_machine()
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
 
-        super().check_machine()
         check_device(self.name, self.device)
         try:
             get_cpp_compiler()
@@ -64,7 +72,7 @@ class Inductor(Engine):
 
     def write(self, artifact: Artifact, graph: Path, file: Path, batch: int, threads: int) -> None:
         import torch
-        import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401  (registers the integer kernels' patterns)
+        import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401  (registers integer kernels)
         from torch._inductor import aot_compile
         from torch._inductor.package import package_aoti
         from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
@@ -72,8 +80,9 @@ class Inductor(Engine):
 
         x = torch.zeros(batch, *artifact.data.input_shape)
         options = {
-            "freezing": True, "cpp.threads": threads, "aot_inductor.metadata": {"batch": str(batch)}, "aot_inductor.package": True,
-            "aot_inductor.enable_line_tables": False,  # most of a small package, for debuggers only
+            "freezing": True, "cpp.threads": threads, "aot_inductor.metadata": {"batch": str(batch)},
+            "aot_inductor.package": True,
+            "aot_inductor.enable_line_tables": False,  # only debuggers need them, and they are most of a small package
             "cpp.cxx": compiler_without_paths(),
         }  # fmt: skip
         with torch.no_grad(), warnings.catch_warnings():
@@ -87,7 +96,8 @@ class Inductor(Engine):
             except Exception as error:
                 raise UserError(f"inductor cannot compile {artifact.model}: {str(error)[:600]}") from error
         assert isinstance(made, list)
-        with file.open("w+b") as stream:  # without the sources, whose comments name files of this machine
+        with file.open("w+b") as stream:
+            # Without the sources, since their comments name files of this machine.
             package_aoti(stream, [part for part in made if not str(part).endswith(".cpp")])
 
     def import_libraries(self) -> None:
@@ -104,7 +114,7 @@ class Inductor(Engine):
         return partial(load_package, device=self.device) if self.packaged else None
 
     def _load_to_compile_when_called(self, file: Path, threads: int) -> Forward:
-        """Compile for the batch size of the first call; calls with other sizes are made up of such."""
+        """Load the graph, to be compiled for the batch size of the first call. Others are cut or filled up to that."""
         import torch
         from torch.export.passes import move_to_device_pass
 
@@ -113,7 +123,7 @@ class Inductor(Engine):
         if self.device != "cpu":
             program = move_to_device_pass(program, self.device)
         graph = program.module(check_guards=False)
-        torch._inductor.config.freezing = True  # the tracer looks there too, so that `options` would not do
+        torch._inductor.config.freezing = True  # not among `options`, since the tracer reads it here too
         compiled = numpy_call(torch.compile(graph, dynamic=False), self.device)
         batch = 0
 
@@ -140,7 +150,7 @@ def load_package(file: Path, threads: int, device: str) -> Forward:
 
 
 def compiler_without_paths() -> str:
-    """The command of the C++ compiler, which writes no path of this machine into error messages."""
+    """The command of the C++ compiler, with options that keep paths of this machine out of error messages."""
     import torch
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.runtime.cache_dir_utils import cache_dir

@@ -1,4 +1,4 @@
-"""ONNX Runtime: Q/DQ graphs become integer kernels, fp32 graphs its own fused ones."""
+"""ONNX Runtime, which runs Q/DQ graphs with integer kernels and fp32 graphs with fused kernels of its own."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ WANTS = {
 
 
 class OnnxRuntime(Engine):
+    """Runs ONNX files with one of ONNX Runtime's providers.
+
+    Raises:
+        UserError: There is no provider of this name.
+    """
+
     file = "model.onnx"
     packages = ("onnxruntime",)
     carries_code = False
@@ -38,7 +44,8 @@ class OnnxRuntime(Engine):
 
         if PROVIDERS[self.provider] not in onnxruntime.get_available_providers():
             raise Unsupported(
-                f"the installed onnxruntime has no provider for {self.provider}: it needs an NVIDIA GPU and onnxruntime-gpu"
+                f"the installed onnxruntime has no provider for {self.provider}: it needs an NVIDIA GPU and "
+                "onnxruntime-gpu"
             )
 
     def write(self, artifact: Artifact, graph: Path, file: Path, batch: int, threads: int) -> None:

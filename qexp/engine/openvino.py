@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: reads the ONNX file that ONNX Runtime reads."""
+"""OpenVINO on the CPU, which reads the same ONNX file as ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -44,9 +44,11 @@ class OpenVino(Engine):
 def load_model(file: Path, threads: int) -> Forward:
     import openvino
 
-    # Left to itself it computes fp32 networks in bfloat16 where the processor can; told f32, it keeps to the graph's own types.
+    # Left to itself, OpenVINO computes fp32 networks in bfloat16 if the processor can. Told f32, it keeps to the types
+    # of the graph.
     options: dict[str, Any] = {
-        "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
     }  # fmt: skip
     request = openvino.Core().compile_model(str(file), "CPU", options).create_infer_request()
 

@@ -1,4 +1,4 @@
-"""Classic torch.ao integer kernels through TorchScript, for comparison with older work."""
+"""The classic integer kernels of torch.ao, run through TorchScript for comparison with older work."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ KERNELS = ("x86", "fbgemm", "onednn", "qnnpack")
 
 
 class TorchAo(Engine):
+    """Runs TorchScript with one family of integer kernels.
+
+    Raises:
+        UserError: There are no kernels of this name.
+    """
+
     name = "torch_ao"
     file = "model.ts"
     packages = ("torch",)

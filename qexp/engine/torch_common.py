@@ -1,4 +1,4 @@
-"""What the engines that run on torch share."""
+"""Functions that the engines that run on torch share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ DEVICES = ("cpu", "cuda")
 
 
 def check_device(name: str, device: str) -> None:
-    """Errors: Unsupported where this machine has no such device."""
+    """Check that this machine has a device.
+
+    Raises:
+        Unsupported: It does not. The message begins with `name`, the name of the engine.
+    """
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -22,7 +26,11 @@ def check_device(name: str, device: str) -> None:
 
 
 def known_device(device: str) -> str:
-    """Errors: UserError for a device that is neither cpu nor cuda."""
+    """Return the device if it is `cpu` or `cuda`.
+
+    Raises:
+        UserError: It is neither.
+    """
     if device not in DEVICES:
         raise UserError(f"There is no device {device!r}. {nearest(device, DEVICES)}")
     return device
@@ -35,7 +43,10 @@ def set_threads(threads: int) -> None:
 
 
 def numpy_call(module: Callable[..., Any], device: str = "cpu") -> Forward:
-    """A torch module as a function of NumPy arrays, without gradients; the way to the device and back is part of the call."""
+    """Make a torch module a function of NumPy arrays, without gradients.
+
+    A call includes copying the images to the device and the result back.
+    """
     import torch
 
     def forward(x: np.ndarray) -> np.ndarray:
@@ -46,17 +57,24 @@ def numpy_call(module: Callable[..., Any], device: str = "cpu") -> Forward:
 
 
 def device_memory_mb(device: str) -> float | None:
-    """Peak of torch's CUDA allocator in MB."""
+    """The most memory that torch's CUDA allocator has held so far, in MB, or None on the CPU."""
     import torch
 
     return torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
 
 
 def operator_table(forward: Forward, x: np.ndarray) -> dict[str, Any]:
-    """torch.profiler's table of one call, sorted by CPU memory, as text and as rows, and the sum of all that its operators
-    allocated in MiB.
+    """Profile one call by operator with torch.profiler.
 
-    The sum counts positive self allocations only, as older tables do; what is freed again in between counts each time.
+    The sum of allocations has only the positive ones of each operator itself, as older tables do. Memory that is freed
+    and allocated again counts each time.
+
+    Args:
+        forward: The network as a function.
+        x: Images x[B,C,H,W] float32.
+
+    Returns:
+        `text` (a table, sorted by CPU memory), `rows` (the same as data) and `allocated_mib` (the sum of allocations).
     """
     from torch.profiler import ProfilerActivity, profile
 
@@ -66,7 +84,8 @@ def operator_table(forward: Forward, x: np.ndarray) -> dict[str, Any]:
     averages = profiler.key_averages()
     rows = [
         {
-            "name": event.key, "calls": event.count, "cpu_time_us": event.cpu_time_total, "self_cpu_time_us": event.self_cpu_time_total,
+            "name": event.key, "calls": event.count,
+            "cpu_time_us": event.cpu_time_total, "self_cpu_time_us": event.self_cpu_time_total,
             "cpu_memory_bytes": event.cpu_memory_usage, "self_cpu_memory_bytes": event.self_cpu_memory_usage,
         }
         for event in averages

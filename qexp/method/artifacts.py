@@ -1,4 +1,4 @@
-"""The folder of an artifact: found by its key, or made there by a method, whole or not at all."""
+"""Artifact folders, which are found by their keys or made by a method, whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from qexp.method.layers_csv import LAYERS_FILE, layers_csv, weight_range
 from qexp.types import Artifact, EngineSpec, Layer, versions
 
 PACKAGES = ("torch", "torchao", "onnx", "onnxscript")
-# The method of the fp32 artifact that others are compared with, as `plain` has it: a leaf, which nothing imports.
+# The method of the fp32 artifact that others are compared with, in the form that `plain` gives. It is written out here
+# because nothing imports the module of a single method.
 REFERENCE = {"_target_": "qexp.method.none.NoCompression", "bits": 32}
 BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
@@ -27,20 +28,22 @@ def make_artifact(
     method: Method, network: nn.Module, data: ImageData, engine_spec: EngineSpec, source: dict[str, Any], root: Path,
     since: int = 0,
 ) -> Artifact:  # fmt: skip
-    """The artifact of a method on a network, found below `root` or made there.
+    """Find the artifact of a method on a network below `root`, or make it there.
 
     Args:
         method: What compresses the network.
-        network: In eval mode, with trained weights.
-        data: That it was trained on.
-        engine_spec: What engines want that shall run it.
-        source: Identity of the weights: `model` (its id), `weights` (their digest, or "random"), the config `network`
-            that builds the network, and, where the weights are what another artifact holds, its key as `after`.
+        network: The network in eval mode, with trained weights.
+        data: The dataset that the network was trained on.
+        engine_spec: What the engines that are to run the artifact ask for.
+        source: Identity of the weights. `model` is the id of the model, `weights` is the digest of the weights or
+            "random", and `network` is the config that builds the network. If the weights are what another artifact
+            holds, `after` is the key of that artifact.
         root: The folder of all artifacts.
-        since: An artifact that was made before this time, in nanoseconds, is made anew; the records of its runs stay.
+        since: An artifact that was made before this time, in nanoseconds, is made anew. The records of its runs stay.
 
     Raises:
-        Unsupported: The method cannot give what the engines want.
+        Unsupported: The method cannot give what the engines ask for.
+        UserError: Files of the artifact that was found are missing or were changed.
     """
     chosen = counterpart(method, engine_spec)
     resolved = chosen.resolve(engine_spec)
@@ -50,7 +53,7 @@ def make_artifact(
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
         mend(root / name, RECORDS)
-        if made_since(root / name / LAYERS_FILE, since):  # which nobody writes to later
+        if made_since(root / name / LAYERS_FILE, since):  # unlike artifact.json, it is never written to later
             check_digests(root / name, Artifact.read(root / name).files)
         else:
             chosen.since = since
@@ -61,7 +64,10 @@ def make_artifact(
 def artifact_name(
     method: Method, network: nn.Module, data: ImageData, engine_spec: EngineSpec, source: dict[str, Any]
 ) -> str:
-    """The folder of `make_artifact`, which ends with its key, before it is made; arguments and errors are the same."""
+    """Tell the name of the folder of `make_artifact` before it is made. It ends with the artifact's key.
+
+    Arguments and errors are those of `make_artifact`.
+    """
     chosen = counterpart(method, engine_spec)
     node, training = plain(chosen, "method"), data.training_options if chosen.trains else None
     return _folder_name(chosen.name, chosen.bits, chosen.resolve(engine_spec), node, network, data, source, training)
@@ -88,7 +94,15 @@ def write_artifact(
     target: Path,
     reference: str,
 ) -> None:
-    """Make the folder `target`, whole or not at all; the rest as of `make_artifact`."""
+    """Make the folder of an artifact, whole or not at all.
+
+    Arguments that are not listed here are those of `make_artifact`.
+
+    Args:
+        engine_spec: What the engines ask for, as the method's `resolve` returned it.
+        target: The folder to make.
+        reference: Folder name of the fp32 artifact of the same baseline.
+    """
     with building_anew(target, RECORDS) as folder:
         compressed = method.compress(network, data, engine_spec, folder, source)
         result = network if compressed.network is None else compressed.network
@@ -103,18 +117,23 @@ def write_artifact(
         graph = folder / compressed.graph
         coded, packed = is_coded(graph), packed_bytes(result, compressed.layers)
         artifact = Artifact(
-            folder=folder, key=target.name, engine_spec=engine_spec, graph=compressed.graph, model=source["model"], method=method.name,
-            bits=method.bits, label=compressed.label or method.label(engine_spec), data=data.spec, layers=compressed.layers,
-            parameters=parameters, macs=count_macs(result, data)[""], packed_bytes=coded_bytes(graph) if coded else packed,
-            reference=reference, files={name: file_digest(folder / name) for name in names}, source=source,
-            versions=versions(*PACKAGES), simulated=compressed.simulated, random_weights=source["weights"] == "random", coded=coded,
+            folder=folder, key=target.name, engine_spec=engine_spec, graph=compressed.graph, model=source["model"],
+            method=method.name, bits=method.bits, label=compressed.label or method.label(engine_spec), data=data.spec,
+            layers=compressed.layers, parameters=parameters, macs=count_macs(result, data)[""],
+            packed_bytes=coded_bytes(graph) if coded else packed, reference=reference,
+            files={name: file_digest(folder / name) for name in names}, source=source, versions=versions(*PACKAGES),
+            simulated=compressed.simulated, random_weights=source["weights"] == "random", coded=coded,
             sparsity=zeros_share(graph) if compressed.graph.endswith(".pt2") else None, notes=dict(compressed.notes),
         )  # fmt: skip
         write_json(folder / "artifact.json", artifact.to_json())
 
 
 def packed_bytes(network: nn.Module, layers: tuple[Layer, ...]) -> int:
-    """Bytes of all parameters at exactly their bits: weights of `layers` as of `packed_bits`, the rest fp32."""
+    """Count the bytes of all parameters, each at exactly its bits.
+
+    Weights that became integers count as in `packed_bits`, weights in 16-bit floating point at 16 bits, and everything
+    else in fp32.
+    """
     modules = dict(network.named_modules())
     bits = 32 * sum(p.numel() for p in network.parameters())
     for layer in layers:
@@ -130,5 +149,5 @@ def packed_bytes(network: nn.Module, layers: tuple[Layer, ...]) -> int:
 
 
 def packed_bits(weight: Tensor, width: int) -> int:
-    """Bits of a weight [O,...] as integers of `width` bits, with one fp32 scale per output channel."""
+    """Count the bits of weight[O,...] as integers of `width` bits, with one fp32 scale per output channel."""
     return weight.numel() * width + 32 * weight.shape[0]

@@ -1,4 +1,4 @@
-"""What a method is: it changes the numbers of a trained network, and writes a graph that engines run."""
+"""The base class of methods, which change the numbers of a trained network and write a graph that engines run."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ from qexp.method.bits import BitWidths
 from qexp.method.layers_csv import Statistics
 from qexp.types import EngineSpec, Layer, Unsupported
 
-ANY_ENGINE = EngineSpec(
-    placement="", activation=""
-)  # of a graph without quantize/dequantize pairs, the same for all engines
+# The spec of a graph without quantize/dequantize pairs, which is the same for all engines.
+ANY_ENGINE = EngineSpec(placement="", activation="")
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """What a method wrote into the artifact's folder: the graph's file name and each layer's number formats.
+    """What a method wrote into an artifact's folder.
 
-    files: names of what lies beside the graph; label: where it is not the method's, known only now; facts: what layers.csv says of
-    each layer, by column; notes: what records say of it, by name; network: the fp32 one that the graph was made from, where it is not
-    the one that was given.
+    Attributes:
+        graph: File name of the graph.
+        layers: The layers of the network, each with its number formats.
+        simulated: Whether no kernel computes in these formats, so that latency means nothing.
+        files: Names of the other files that lie beside the graph.
+        label: How tables name the artifact, if this is known only now. If it is empty, they use the method's label.
+        statistics: Numbers for layers.csv, by layer and by column.
+        notes: What records say about the artifact, by name.
+        network: The fp32 network that the graph was made from, or None if it is the one that the method was given.
     """
 
     graph: str
@@ -41,7 +46,7 @@ class Compressed:
 
 
 class Method(ABC):
-    """What changes a network's numbers.
+    """The base of all methods, which change a network's numbers.
 
     All attributes of a method decide what it makes, and its artifacts are known by them, except for those that
     `indifferent` names. They must have values that `qexp.keys.plain` takes.
@@ -77,10 +82,10 @@ class Method(ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What of its attributes decides the result, in plain values.
+        """The attributes that decide the result, as plain values.
 
         Raises:
-            TypeError: No key can be made of an attribute, and `indifferent` does not name it.
+            TypeError: No key can be made of an attribute that `indifferent` does not name.
         """
         own = type(self).__qualname__
         return {
@@ -88,13 +93,14 @@ class Method(ABC):
         }
 
     def label(self, engine_spec: EngineSpec) -> str:
-        """How tables name the artifact for settled `wants`, e.g. `static int8`."""
+        """How tables name the artifact for a resolved `engine_spec`, such as `static int8`."""
         return f"{self.name} int{self.bits}"
 
     def resolve(self, engine_spec: EngineSpec) -> EngineSpec:
-        """What of `wants` decides the artifact; engines for which it is the same share one.
+        """Reduce what an engine asks for to what decides the artifact. Engines for which that is the same share one.
 
-        Errors: Unsupported, with the reason, where this method cannot give what the engine wants.
+        Raises:
+            Unsupported: This method cannot give what the engine asks for. The message says why.
         """
         if self.bits not in self.supported_bits:
             known = " and ".join(map(str, self.supported_bits))
@@ -103,17 +109,31 @@ class Method(ABC):
 
     @abstractmethod
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
-        """Compress the network (in eval mode, not changed) into `folder` for settled `wants`. Never times, never logs."""
+        """Compress a network into a folder. Methods never time or log anything here.
+
+        Args:
+            network: The trained network in eval mode, which is not changed.
+            data: The dataset that it was trained on.
+            engine_spec: What the engines ask for, as `resolve` returned it.
+            folder: The folder to write the artifact's files to.
+        """
 
     def compress(
         self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path, source: dict[str, Any]
     ) -> Compressed:
-        """`apply`, for methods that must know where the weights come from, as of `make_artifact`."""
+        """Call `apply`. Methods that must know where the weights come from override this.
+
+        The arguments are those of `apply` and, as `source`, the identity of the weights that `make_artifact` takes.
+        """
         return self.apply(network, data, engine_spec, folder)
 
 
 def counterpart(method: Method, engine_spec: EngineSpec) -> Method:
-    """`method` itself or its TorchScript counterpart, whichever writes what the engine reads. Errors: Unsupported for neither."""
+    """Choose the method itself or its TorchScript counterpart, whichever writes a format that the engine reads.
+
+    Raises:
+        Unsupported: Neither does.
+    """
     written = [m for m in (method, method.torchscript) if m]
     for candidate in written:
         if candidate.format in engine_spec.formats:

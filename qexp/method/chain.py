@@ -1,4 +1,4 @@
-"""Methods one after the other: each goes on from the network that the one before has made."""
+"""Chains of methods, each of which goes on from the network that the one before has made."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from qexp.types import EngineSpec, UserError
 
 
 class Chain(Method):
-    """stages: methods by name, in their order; all but the last give a network again, and the last decides what engines read.
+    """Applies methods, its stages, one after the other.
 
-    The artifact of each stage before the last is kept and found again by its key, as is that of the stage used alone. Stages that
-    distil do so from the uncompressed network.
+    Every stage but the last gives a network again, and the last one decides what engines read. The artifacts of the
+    stages before the last are kept and found again by their keys, just as those of methods that are used alone. Stages
+    that distil do so from the uncompressed network.
+
+    Raises:
+        UserError: There are fewer than two stages, or a stage before the last gives no network.
     """
 
     def __init__(self, stages: Mapping[str, Method]):
@@ -32,7 +36,8 @@ class Chain(Method):
         fixed = [name for name, stage in list(stages.items())[:-1] if not isinstance(stage, NetworkMethod)]
         if fixed:
             raise UserError(
-                f"The stage {fixed[0]!r} gives no network that another could go on from: it can only be the last of a chain."
+                f"The stage {fixed[0]!r} gives no network that another could go on from: it can only be the last of a "
+                "chain."
             )
         self.name = "+".join(stage.name for stage in stages.values())
         self.format, self.supported_bits, self.bits = self.last.format, self.last.supported_bits, self.last.bits
@@ -60,10 +65,10 @@ class Chain(Method):
         return replace(made, network=result, label=" + ".join([*labels, made.label or self.last.label(engine_spec)]))
 
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
-        """The last stage, on the network that the others gave."""
+        """Apply the last stage to the network that the others gave."""
         return self.last.apply(network, data, engine_spec, folder)
 
 
 def own_spec(stage: Method) -> EngineSpec:
-    """In which a stage that is not the last is kept: its own."""
+    """The spec of a stage's own format, in which it is kept when another stage follows."""
     return replace(ANY_ENGINE, formats=(stage.format,))

@@ -1,4 +1,8 @@
-"""Fine-tuning of a compressed network, which methods share: own recipe, distillation, going on after a kill, best epoch by validation."""
+"""Fine-tuning of a compressed network, which several methods share.
+
+It has a recipe of its own, may distil from the uncompressed network, goes on after a kill, and keeps the epoch that is
+best by validation.
+"""
 
 from __future__ import annotations
 
@@ -29,28 +33,38 @@ from qexp.types import EngineSpec, UserError
 
 
 class FineTuningModule(TrainingModule):
-    """The network being trained, with an uncompressed one as its teacher (Hinton et al., 2015).
+    """Trains a network with an uncompressed one as its teacher (Hinton et al., 2015).
 
-    Methods add to `parameter_groups` and to `after_step`. Those that compress the network on the way say by `complete` whether it is
-    what it shall become, and may be kept.
+    Methods extend `parameter_groups` and `after_step`. A method that compresses the network during training says by
+    `complete` whether the network has reached its final form, so that it may be kept.
+
+    Args:
+        trained: The network to train.
+        teacher: The uncompressed network, which is copied if the recipe distils.
+        num_classes: Number K of classes.
+        recipe: How to train.
     """
 
     def __init__(self, trained: nn.Module, teacher: nn.Module, num_classes: int, recipe: FineTuning):
         super().__init__(
-            trained, num_classes, instantiate(recipe.optimizer), instantiate(recipe.scheduler), recipe.scheduler_per_step,
-            recipe.label_smoothing, recipe.channels_last, recipe.seed,
+            trained, num_classes, instantiate(recipe.optimizer), instantiate(recipe.scheduler),
+            recipe.scheduler_per_step, recipe.label_smoothing, recipe.channels_last, recipe.seed,
         )  # fmt: skip
         self.distillation, self.temperature = recipe.distillation, recipe.temperature
-        # Not a submodule: it is neither trained nor written into checkpoints.
+        # In a list, since a submodule would be trained and written into checkpoints.
         self.teacher = [copy.deepcopy(teacher).eval().requires_grad_(False)] if recipe.distillation else []
 
     def after_step(self) -> None:
-        """Called after each step of the optimizer, for what must hold of the weights whatever it did to them."""
+        """Restore what must be true of the weights, whatever the optimizer did to them. Called after each batch."""
 
     def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
         self.after_step()
 
     def loss(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mix the loss on the labels with the Kullback-Leibler divergence from the teacher.
+
+        The divergence is multiplied by temperature², since its gradients are smaller by that factor.
+        """
         wanted = super().loss(x, logits, labels)
         if not self.teacher:
             return wanted
@@ -63,14 +77,14 @@ class FineTuningModule(TrainingModule):
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a method fine-tunes what it has made of a network: the node `recipe` of its config. A `session` trains.
+    """How a method fine-tunes the network that it has changed: the node `recipe` of its config. A session trains.
 
-    Args:
-        optimizer, scheduler: Configs of partial functions, as in conf/recipe.
-        trainer: Options of Lightning's Trainer. They say where the training runs, and decide nothing of its result but the precision.
+    Its options are explained in conf/method/_fine_tuning.yaml. The optimizer and the scheduler are configs of partial
+    functions, as in conf/recipe. The trainer's accelerator says where the training runs, and does not count as deciding
+    its result.
 
     Raises:
-        UserError: For numbers that are out of range.
+        UserError: A number is out of range.
     """
 
     epochs: int
@@ -89,8 +103,8 @@ class FineTuning:
     def __post_init__(self) -> None:
         if not 0 <= self.distillation <= 1 or self.temperature <= 0:
             raise UserError(
-                f"distillation={self.distillation}, temperature={self.temperature}: a share lies between 0 and 1, and a temperature "
-                "above 0."
+                f"distillation={self.distillation}, temperature={self.temperature}: a share lies between 0 and 1, and "
+                "a temperature above 0."
             )
         for name, least in (("epochs", 0), ("batch_size", 1)):
             value = getattr(self, name)
@@ -99,32 +113,41 @@ class FineTuning:
 
     @property
     def precision(self) -> str:
+        """Lightning's precision. An exact recipe trains in fp32 where the trainer would choose by the hardware."""
         return "32-true" if self.exact and self.trainer["precision"] == "auto" else self.trainer["precision"]
 
     @property
     def options(self) -> dict[str, Any]:
-        """What decides the result of a training, in plain values."""
+        """What decides the result of a training, as plain values."""
         decisive = {name: value for name, value in vars(self).items() if name not in ("trainer", "exact")}
         plain: Any = OmegaConf.to_container(OmegaConf.create(decisive), resolve=True)
         return {**plain, "precision": self.precision, "trainer": trainer_options(self.trainer)}
 
     def shortened(self, epochs: int) -> FineTuning:
-        """The same recipe cut short: a schedule over all epochs keeps its rate near the highest."""
+        """The same recipe with another number of epochs.
+
+        A scheduler that is told the number of steps runs its whole course. One whose length is fixed in the recipe does
+        not, and the learning rate stays near its highest.
+        """
         return replace(self, epochs=epochs)
 
     @contextmanager
     def session(
         self, folder: Path, network: nn.Module, data: ImageData, method: Method, engine_spec: EngineSpec | None = None
     ) -> Iterator[Session]:
-        """Keep all that must outlive a kill while the artifact in `folder` is made, until the block ends without an error.
+        """A context that keeps what must outlive a kill, until the block ends without an error.
 
         Args:
-            folder: The artifact's folder. What is kept lies beside it, since `folder` itself does not survive a kill.
-            network: What the method was given. Training starts from its weights.
+            folder: The artifact's folder, while it is made. What is kept lies beside it, since the folder itself does
+                not survive a kill.
+            network: The network that the method was given. Training starts from its weights.
             data: The images to train on.
             method: The method that trains. It has the teacher to distil from, if that is not `network`, and says since
                 when checkpoints count. Older ones are deleted.
             engine_spec: What the engine executes, if that changes what is trained.
+
+        Yields:
+            The session, which trains.
         """
         teacher = method.teacher
         name = key(
@@ -149,9 +172,11 @@ class FineTuning:
 class Session:
     """The training of one network, which goes on where a kill interrupted it.
 
-    Args:
-        folder: Where its checkpoints lie, and whatever else its method keeps.
+    Attributes:
+        recipe: How to train.
+        folder: The folder of its checkpoints, and of whatever else its method keeps.
         teacher: The uncompressed network to distil from.
+        data: The images to train on.
     """
 
     recipe: FineTuning
@@ -160,18 +185,22 @@ class Session:
     data: ImageData
 
     def train(self, trained: nn.Module, module: Callable[..., FineTuningModule] = FineTuningModule) -> None:
-        """Fine-tune `trained`, going on from the last whole epoch, and keep the best epoch by validation.
+        """Fine-tune a network, going on from the last whole epoch, and keep the epoch that is best by validation.
 
-        Where memory runs out, steps are split into halves, and the effective batch stays. Afterwards `trained` is on the CPU in eval
-        mode.
+        If memory runs out, each step is split into batches half as large whose gradients are added up, so that the
+        effective batch size stays the same.
 
         Args:
-            module: What trains it, a subclass of `FineTuningModule` or a partial of one.
+            trained: The network to train. Afterwards it is on the CPU and in eval mode.
+            module: What trains it: a subclass of `FineTuningModule`, or a partial of one.
+
+        Raises:
+            UserError: The training diverged.
         """
         if self.recipe.epochs:
             with keeping_freed_memory():
                 self._train(trained, module)
-        # Training may have changed the order of memory, which torch.export warns of when it saves.
+        # Training may have changed the memory order, and torch.export would warn about that when it saves.
         trained.cpu().to(memory_format=torch.contiguous_format).eval()
 
     def _train(self, trained: nn.Module, module: Callable[..., FineTuningModule]) -> None:
@@ -194,12 +223,16 @@ class Session:
         load_weights(trained, read_weights(best), str(best))
 
     def _fit(self, trained: nn.Module, module: Callable[..., FineTuningModule], batch: int, parts: int) -> Path:
-        """Train by steps of `parts` batches of `batch` images. Returns the checkpoint of the best epoch."""
+        """Train in steps of `parts` batches of `batch` images each, and return the checkpoint of the best epoch."""
         recipe, last = self.recipe, self.folder / "last.ckpt"
         seed_everything(recipe.seed, verbose=False)
         training = module(trained, self.teacher, self.data.spec.num_classes, recipe)
         best, newest = best_and_last(self.folder)
-        options: dict[str, Any] = {**recipe.trainer, "max_epochs": recipe.epochs, "precision": recipe.precision}  # type: ignore[dict-item]
+        options: dict[str, Any] = {
+            **recipe.trainer,  # type: ignore[dict-item]
+            "max_epochs": recipe.epochs,
+            "precision": recipe.precision,
+        }
         trainer = make_trainer(**options, callbacks=[best, newest], logger=False, accumulate_grad_batches=parts)
         loaders = Loaders(self.data, batch)
         trainer.fit(training, loaders, ckpt_path=str(last) if last.exists() else None, weights_only=True)
@@ -207,7 +240,7 @@ class Session:
 
 
 def weights_digest(network: nn.Module) -> str:
-    """SHA-256 (hex) over the bytes of a network's parameters and buffers, with their names, types and shapes."""
+    """The SHA-256 digest (hex) of a network's parameters and buffers, with their names, types and shapes."""
     made = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -216,5 +249,5 @@ def weights_digest(network: nn.Module) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether torch could not allocate a tensor, on a GPU or on the CPU."""
+    """Whether the error says that torch could not allocate a tensor, on a GPU or on the CPU."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

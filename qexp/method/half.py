@@ -1,4 +1,4 @@
-"""Half precision: weights and compute in 16-bit floating point, bfloat16 or float16."""
+"""Half precision: weights and computation in 16-bit floating point, bfloat16 or float16."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Half(Method):
+    """Folds batch norms, then converts the network to half precision.
+
+    Raises:
+        UserError: There is no half precision of this name.
+    """
+
     name = "half"
     supported_bits = (16,)
 
@@ -55,7 +61,7 @@ class Half(Method):
 
 
 class _InHalf(nn.Module):
-    """x[B,C,H,W] float32 to logits[B,K] float32, everything in between in `dtype`."""
+    """A network that takes x[B,C,H,W] and gives logits[B,K] in float32, and computes in `dtype` in between."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype):
         super().__init__()

@@ -1,4 +1,4 @@
-"""No compression: the fp32 network itself, the row that all others are compared with."""
+"""No compression: the fp32 network itself, which all others are compared with."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from qexp.types import EngineSpec
 
 
 class NoCompression(Method):
+    """Writes the graph of the network as it is."""
+
     name = "none"
     supported_bits = (32,)
 
     def __init__(self, torchscript: Method | None):
-        super().__init__(bits=32)  # one row, whatever bits a sweep goes through
+        super().__init__(bits=32)  # whatever bits a sweep goes through, so that it has only one such row
         self.torchscript = torchscript
 
     def label(self, engine_spec: EngineSpec) -> str:

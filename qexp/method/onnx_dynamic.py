@@ -1,4 +1,4 @@
-"""Dynamic quantisation by ONNX Runtime: convolutions and linear layers, activation scales found at each call."""
+"""Dynamic quantisation of convolutions and linear layers by ONNX Runtime, with activation scales found at each call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ INTEGER_OPERATORS = ("ConvInteger", "MatMulInteger")
 
 
 class OnnxDynamic(Method):
-    """Weights uint8, per tensor: ONNX Runtime's integer convolution takes no others. Activations uint8."""
+    """Quantises weights and activations to uint8.
+
+    Weights have one scale per tensor, since ONNX Runtime's integer convolution takes no others.
+    """
 
     name = "dynamic"
     format = "onnx"
@@ -41,10 +44,9 @@ class OnnxDynamic(Method):
         write_onnx(folder / "whole.pt2", data.spec.input_shape, folder / "whole.onnx")
         whole = onnx.load(folder / "whole.onnx")
         weights = {constant.name: onnx.numpy_helper.to_array(constant) for constant in whole.graph.initializer}
-        del whole.graph.value_info[:]  # onnxruntime transposes weights without correcting the shapes noted here
-        root = (
-            logging.getLogger()
-        )  # onnxruntime logs its advice to run a preprocessing that torch.onnx has done already
+        del whole.graph.value_info[:]  # onnxruntime transposes weights, but does not correct the shapes noted here
+        # onnxruntime logs its advice to run a preprocessing that torch.onnx has already done.
+        root = logging.getLogger()
         before, root.disabled = root.disabled, True
         try:
             quantize_dynamic(whole, folder / "model.onnx", weight_type=QuantType.QUInt8)
@@ -61,7 +63,10 @@ class OnnxDynamic(Method):
 
 
 def _facts(file: Path, weights: dict[str, np.ndarray], layers: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Of those layers whose weight kept its name; torch.onnx renames it where layers share it or it is transposed."""
+    """Statistics of those layers whose weight has kept its name.
+
+    torch.onnx renames a weight that several layers share, or that it transposes.
+    """
     stored = {
         constant.name: torch.tensor(onnx.numpy_helper.to_array(constant))
         for constant in onnx.load(file).graph.initializer
@@ -72,9 +77,8 @@ def _facts(file: Path, weights: dict[str, np.ndarray], layers: Iterable[str]) ->
         if name in weights and f"{name}_quantized" in stored:
             integers, scale, zero_point = (stored[f"{name}_{part}"] for part in ("quantized", "scale", "zero_point"))
             rounded, weight = dequantize(integers.float(), scale, zero_point.float()), torch.tensor(weights[name])
-            either = [
-                turned for turned in (rounded, rounded.mT) if turned.shape == weight.shape
-            ]  # matrices were transposed, maybe
+            # The matrix may have been transposed. The right way round is the one with the smaller error.
+            either = [turned for turned in (rounded, rounded.mT) if turned.shape == weight.shape]
             statistics[layer] = max(
                 (rounded_weight(weight, turned, scale, zero_point) for turned in either),
                 key=itemgetter("weight_sqnr_db"),
@@ -83,14 +87,17 @@ def _facts(file: Path, weights: dict[str, np.ndarray], layers: Iterable[str]) ->
 
 
 def _quantised_weights(file: Path) -> set[str]:
-    """Names of the weights that the graph's integer operators take."""
+    """The names of the weights that the graph's integer operators take."""
     graph = onnx.load(file, load_external_data=False).graph
     return {node.input[1].removesuffix("_quantized") for node in graph.node if node.op_type in INTEGER_OPERATORS}
 
 
 def _holds(weights: dict[str, np.ndarray], network: nn.Module, layer: str) -> bool:
-    """Whether the layer's weight is among a graph's `weights`: by its name, for a batch norm may be folded into it, or by its
-    values, for torch.onnx renames weights that it transposes or that layers share."""
+    """Whether the weight of a layer is among the weights of a graph.
+
+    It is looked for by its name, since a batch norm may have been folded into it, and by its values, since torch.onnx
+    renames weights that it transposes or that layers share.
+    """
     own = network.get_parameter(f"{layer}.weight").detach().numpy()
     return f"{layer}.weight" in weights or any(
         np.array_equal(value, w) for value in weights.values() for w in (own, own.T)

@@ -1,6 +1,7 @@
-"""The classic torch.ao quantisation in TorchScript, for comparison with older work.
+"""The classic quantisation of torch.ao, written as TorchScript, for comparison with older work.
 
-PyTorch has deprecated both; this file, qexp/engine/torch_ao.py and the `torchscript` keys of conf/method go together.
+PyTorch has deprecated both. This file, qexp/engine/torch_ao.py and the `torchscript` keys of conf/method belong
+together.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from qexp.method.graph import example_input, layer_table, with_formats
 from qexp.method.layers_csv import rounded_weight
 from qexp.types import EngineSpec, Unsupported, UserError
 
-# Beginnings of what torch says of its own deprecated parts, and of scales that tracing makes constants, as they should be.
+# Beginnings (regular expressions) of warnings about deprecated parts of torch, and about scales that tracing turns into
+# constants, which is intended.
 KNOWN_WARNINGS = (
     "torch.ao.quantization is deprecated",
     "`torch.jit",
@@ -38,7 +40,7 @@ DTYPES = {8: torch.qint8, 16: torch.float16}
 
 
 class Classic(Method):
-    """A method whose graph is TorchScript for one family of integer kernels."""
+    """The base of methods that write TorchScript for one family of integer kernels."""
 
     format = "torchscript"
 
@@ -47,7 +49,7 @@ class Classic(Method):
 
 
 class Traced(Classic):
-    """The fp32 network as TorchScript."""
+    """Writes the fp32 network as TorchScript."""
 
     name = "none"
     supported_bits = (32,)
@@ -64,7 +66,10 @@ class Traced(Classic):
 
 
 class ClassicDynamic(Classic):
-    """Linear layers only: weights int8 (scales of activations found at each call) or fp16; convolutions stay fp32."""
+    """Quantises linear layers only, while convolutions stay fp32.
+
+    With 8 bits, weights are int8 and the scales of activations are found at each call. With 16, weights are fp16.
+    """
 
     name = "dynamic"
     supported_bits = (8, 16)
@@ -79,7 +84,10 @@ class ClassicDynamic(Classic):
 
 
 class ClassicStatic(Classic):
-    """FX graph mode with the default configuration of the kernels, convolution, batch norm and activation fused."""
+    """Quantises in FX graph mode, with the default configuration of the kernels.
+
+    Convolution, batch norm and activation are always fused.
+    """
 
     name = "static"
 
@@ -111,7 +119,7 @@ class ClassicStatic(Classic):
 
 @contextmanager
 def classic(kernels: str) -> Iterator[None]:
-    """torch's integer kernels set to `kernels`, with the deprecation notes of torch.ao and TorchScript silent: we know."""
+    """A context in which torch uses these integer kernels, without its warnings that known parts are deprecated."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = kernels
     try:
@@ -124,7 +132,14 @@ def classic(kernels: str) -> Iterator[None]:
 
 
 def save_torchscript(converted: nn.Module, network: nn.Module, data: ImageData, folder: Path) -> Compressed:
-    """Trace `converted`, freeze it and write model.ts; the formats are read off its modules."""
+    """Trace a converted network, freeze it and write it to model.ts.
+
+    Args:
+        converted: The network to write. The formats of layers are read off its modules.
+        network: The fp32 network that it was made from.
+        data: The images that the network is for.
+        folder: The folder to write to.
+    """
     with torch.no_grad():
         traced = torch.jit.freeze(torch.jit.trace(converted, example_input(data), check_trace=False).eval())
     traced.save(str(folder / "whole.ts"))
@@ -136,7 +151,7 @@ def save_torchscript(converted: nn.Module, network: nn.Module, data: ImageData, 
 
 
 def _without_source(whole: Path, target: Path) -> None:
-    """Copy a TorchScript archive without the paths and lines of the source it was traced from; it runs the same."""
+    """Copy a TorchScript archive without paths and lines of the source it was traced from. The copy runs the same."""
     reader, writer = torch._C.PyTorchFileReader(str(whole)), torch._C.PyTorchFileWriter(str(target))
     own = ("version", "byteorder", ".data/serialization_id")  # the writer adds these itself
     for name in reader.get_all_records():
@@ -158,7 +173,10 @@ def _formats(converted: nn.Module) -> dict[str, tuple[str, str]]:
 
 
 def _facts(converted: nn.Module, network: nn.Module) -> dict[str, dict[str, float]]:
-    """Of linear layers; the weights of convolutions have batch norms folded, so that they cannot be compared with the network's."""
+    """Statistics of linear layers.
+
+    The weights of convolutions cannot be compared with the network's, because batch norms are folded into them.
+    """
     found = {}
     for name, module in converted.named_modules():
         if isinstance(module, (dynamic.Linear, quantized.Linear)):

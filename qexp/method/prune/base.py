@@ -1,4 +1,4 @@
-"""Methods whose result is again an fp32 network, so that another method can go on from it."""
+"""The base of methods whose result is again an fp32 network, so that another method can go on from it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,7 @@ WEIGHTS_FILE = "weights.safetensors"
 
 
 class NetworkMethod(Method):
-    """A method that changes an fp32 network, and fine-tunes what it made of it.
-
-    Args:
-        recipe: How the network is trained after what the method does to it, or meanwhile.
-        coded: Whether its weights are stored in the form of qexp.coding.
-    """
+    """A method that changes an fp32 network, and fine-tunes it by the recipe either afterwards or at the same time."""
 
     supported_bits = (32,)
 
@@ -42,18 +37,23 @@ class NetworkMethod(Method):
 
     @property
     def notes(self) -> dict[str, str]:
-        """What its records say of it, by name."""
+        """What records say about the artifact, by name."""
         if not self.coded:
             return {}
         return {
-            "coded": "zeros and shared values make the file small, not the network fast: it is decoded when loaded, and computed dense"
+            "coded": "zeros and shared values make the file small, not the network fast: it is decoded when loaded, "
+            "and computed dense"
         }
 
     @abstractmethod
     def transform(self, network: nn.Module, data: ImageData, folder: Path) -> nn.Module:
-        """A new fp32 network in eval mode; the given one is not changed. It differs in weights and in the shapes of weights only.
+        """Make a new fp32 network in eval mode, which differs only in its weights and in their shapes.
 
-        folder: the artifact's while it is made, for files that people read; what must outlive a kill lies in `FineTuning.session`.
+        Args:
+            network: The network to start from, which is not changed.
+            data: The images to train on.
+            folder: The artifact's folder while it is made, for files that people read. What must outlive a kill lies in
+                the folder of `FineTuning.session`.
         """
 
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
@@ -64,9 +64,14 @@ class NetworkMethod(Method):
 
 
 def weights_of(network: nn.Module, first_last: bool = True) -> dict[str, Tensor]:
-    """The weight of each convolution and linear layer by its name; first_last: those of the first and the last layer too.
+    """The weight of each convolution and linear layer, by module path.
 
-    Errors: UserError where the network has none.
+    Args:
+        network: The network, whose own tensors are returned.
+        first_last: Whether the first and the last layer are included.
+
+    Raises:
+        UserError: The network has no such layer.
     """
     found = {name: module.weight for name, module in network.named_modules() if isinstance(module, WEIGHTED)}
     chosen = found if first_last else dict(list(found.items())[1:-1])
@@ -78,32 +83,42 @@ def weights_of(network: nn.Module, first_last: bool = True) -> dict[str, Tensor]
 def save_network(
     result: nn.Module, network: nn.Module, data: ImageData, folder: Path, coded: bool = False
 ) -> Compressed:
-    """Write the graph of `result`, which was made from `network`, and the weights from which `restore` makes it again.
+    """Write the graph of a network, and the weights from which `restore` makes the network again.
 
-    Errors: UserError where these do not tell what it computes.
+    Args:
+        result: The network to write.
+        network: The network that it was made from.
+        data: The images that both are for.
+        folder: The folder to write to.
+        coded: Whether to write the graph in the form of qexp.coded_file.
+
+    Raises:
+        UserError: What `restore` makes from the weights computes something else.
     """
     save_weights(result, folder / WEIGHTS_FILE)
     images = data.calibration()[:8]
     with torch.no_grad():
         if not torch.equal(restore(network, folder / WEIGHTS_FILE)(images), result(images)):
             raise UserError(
-                f"{type(network).__name__} computes something else with the shapes of these weights: it cannot be pruned."
+                f"{type(network).__name__} computes something else with the shapes of these weights: it cannot be "
+                "pruned."
             )
     save_graph(export(result, data), folder / "model.pt2", coded)
     return Compressed("model.pt2", layer_table(result, data), files=(WEIGHTS_FILE,), network=result)
 
 
 def save_weights(network: nn.Module, file: Path) -> None:
-    # Copies, because safetensors refuses tensors that share memory (tied weights).
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     save_file(
         {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in network.state_dict().items()}, file
     )
 
 
 def restore(network: nn.Module, file: Path) -> nn.Module:
-    """A copy of `network` in eval mode with the weights in `file`, whose modules take the shapes of these.
+    """Copy a network in eval mode, with the weights from a file. Its modules take the shapes of these weights.
 
-    Errors: UserError where they are not the network's by name, or the file is damaged.
+    Raises:
+        UserError: The names of the weights are not those of the network, or the file is damaged.
     """
     weights, made = read_weights(file), copy.deepcopy(network).eval()
     for path, module in made.named_modules():
@@ -123,9 +138,9 @@ def _shaped_like(tensor: Tensor, stored: Tensor) -> Tensor:
 
 
 def _note_shapes(module: nn.Module) -> None:
-    """Set the numbers of channels that a module keeps beside its weights to what these say."""
+    """Set the numbers of channels that a module keeps beside its weights to those of the weights."""
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        if module.groups == module.in_channels > 1:  # depthwise: each group is one channel, and goes with it
+        if module.groups == module.in_channels > 1:  # depthwise: a channel that is removed takes its group along
             per_group = module.out_channels // module.groups
             module.groups = module.weight.shape[0] // per_group
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups

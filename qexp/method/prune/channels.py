@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels go, and what is left is a smaller dense network that every engine runs."""
+"""Structured pruning, which removes whole channels. What is left is a smaller dense network that every engine runs."""
 
 from __future__ import annotations
 
@@ -27,31 +27,30 @@ SCOPES = ("global", "layer")
 
 
 class Timer(Protocol):
-    """What can tell how much faster an engine runs a network than another."""
+    """Tells how much faster an engine runs one network than another."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """What decides its answers, in plain values."""
+        """What decides its answers, as plain values."""
 
     def speedup(self, candidate: Artifact, reference: Artifact) -> float: ...
 
 
 class PruneChannels(NetworkMethod):
-    """Removes whole channels, the least important first (dependency_graph.py), until the network is as many times smaller or faster as
-    asked. The logits are never pruned. Writes channels.csv beside the graph.
+    """Removes channels, the least important first, until the network is as many times smaller or faster as asked.
 
-    Args:
-        timer: By which the target `latency` is measured; not used for any other.
+    Channels and their importances are found in dependency_graph.py. The logits are never pruned. The method writes
+    channels.csv beside the graph.
 
     Raises:
-        UserError: For options that are unknown or out of range.
+        UserError: An option is unknown or out of range, or the target `latency` has no timer.
     """
 
     name = "prune_channels"
 
     def __init__(
-        self, recipe: FineTuning, ratio: float, target: str, importance: str, scope: str, round_to: int, least_share: float,
-        steps: int, epochs_between: int, timer: Timer | None,
+        self, recipe: FineTuning, ratio: float, target: str, importance: str, scope: str, round_to: int,
+        least_share: float, steps: int, epochs_between: int, timer: Timer | None,
     ):  # fmt: skip
         super().__init__(recipe, coded=False)
         for what, name, known in (
@@ -63,7 +62,8 @@ class PruneChannels(NetworkMethod):
                 raise UserError(f"{self.name}: there is no {what} {name!r}. {nearest(str(name), known)}")
         if ratio <= 1:
             raise UserError(
-                f"{self.name}: ratio={ratio} leaves nothing to prune; give a number above 1, 2 for half of the {target}."
+                f"{self.name}: ratio={ratio} leaves nothing to prune; give a number above 1, 2 for half of the "
+                f"{target}."
             )
         if not 0 <= least_share < 1:
             raise UserError(
@@ -101,7 +101,18 @@ class PruneChannels(NetworkMethod):
         return result
 
     def pruned(self, network: nn.Module, original: nn.Module, data: ImageData, ratio: float, folder: Path) -> nn.Module:
-        """`network` without as few channels as reach the ratio to `original`. Errors: UserError where none do."""
+        """Remove as few channels as are needed to reach the ratio. Their number is found by bisection.
+
+        Args:
+            network: The network to prune, which is not changed.
+            original: The network before any pruning.
+            data: The images that both are for.
+            ratio: How many times less of the target the result shall have than `original`.
+            folder: The artifact's folder. Networks to be timed are put beside it for the time being.
+
+        Raises:
+            UserError: The ratio cannot be reached.
+        """
         groups = groups_of(network, data, self.importance)
         widths = {
             name: module.weight.shape[0]
@@ -116,8 +127,9 @@ class PruneChannels(NetworkMethod):
             most = reached(best)
             if most < ratio:
                 raise UserError(
-                    f"{self.name}: with least_share={self.least_share:g} and round_to={self.round_to} at most {most:.2f} times less "
-                    f"{TARGETS[self.target]} can be reached, not {ratio:.2f} times. Give less of these, or a smaller ratio."
+                    f"{self.name}: with least_share={self.least_share:g} and round_to={self.round_to} at most "
+                    f"{most:.2f} times less {TARGETS[self.target]} can be reached, not {ratio:.2f} times. Give less of "
+                    "these, or a smaller ratio."
                 )
             while high - low > 1:
                 middle = (low + high) // 2
@@ -129,9 +141,17 @@ class PruneChannels(NetworkMethod):
         return best
 
     def order(self, groups: list[Group], widths: dict[str, int]) -> list[tuple[int, int]]:
-        """Which group (by index) loses how many channels next. widths: of layers before any step.
+        """Plan the removals, from the first to the last that is allowed.
 
-        A layer loses its least important channels first, so many at a time that a multiple of `round_to` is left.
+        A layer loses its least important channels first. Each removal leaves a multiple of `round_to`, or of an eighth
+        of the layer's width if that is less, and always of the group's number of sets.
+
+        Args:
+            groups: The channels that are there now.
+            widths: Output channels of each layer before any pruning, by module path.
+
+        Returns:
+            For each removal, the index of the group and the number of channels that it loses.
         """
         steps = []
         for index, group in enumerate(groups):
@@ -142,13 +162,13 @@ class PruneChannels(NetworkMethod):
             while (after := (left - 1) // unit * unit) >= least:
                 taken = scores[(group.channels - left) // group.sets : (group.channels - after) // group.sets]
                 gone = 1 - after / width
-                score = float(taken.max())  # never less than that of what the layer lost before
+                score = float(taken.max())  # never less than those of earlier removals, so sorting keeps their order
                 steps.append(((score, gone) if self.scope == "global" else (gone, score), index, left - after))
                 left = after
         return [(index, count) for _, index, count in sorted(steps)]
 
     def reached(self, network: nn.Module, original: nn.Module, data: ImageData, scratch: Path) -> float:
-        """How many times less of the target `network` has than `original`."""
+        """How many times less of the target `network` has than `original`. `scratch` is for networks to be timed."""
         if self.timer is not None:
             candidate = to_time(network, data, Path(tempfile.mkdtemp(dir=scratch)) / "candidate")
             return self.timer.speedup(candidate, to_time(original, data, scratch / "reference"))
@@ -157,7 +177,7 @@ class PruneChannels(NetworkMethod):
 
 
 def removed(groups: list[Group], order: list[tuple[int, int]]) -> Removed:
-    """The least important channels of each group, as many as `order` says."""
+    """Choose the least important channels of each group, as many as the removals in `order` take together."""
     counts = dict.fromkeys(range(len(groups)), 0)
     for index, count in order:
         counts[index] += count
@@ -173,18 +193,25 @@ def removed(groups: list[Group], order: list[tuple[int, int]]) -> Removed:
 
 
 def size_of(network: nn.Module, data: ImageData, target: str) -> int:
+    """The number of MACs for one image if the target is `macs`, otherwise the number of parameters."""
     return count_macs(network, data)[""] if target == "macs" else sum(p.numel() for p in network.parameters())
 
 
 def fine_tuned(network: nn.Module, session: Session) -> nn.Module:
-    """Train the network, whose checkpoints then are no longer needed, and return it."""
+    """Train the network, delete its checkpoints, which are then no longer needed, and return it."""
     session.train(network)
     shutil.rmtree(session.folder, ignore_errors=True)
     return network
 
 
 def made_once(file: Path, original: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
-    """What `make` made of `original`, now or before a kill."""
+    """Make a network, or read it from a file if it was made before a kill.
+
+    Args:
+        file: The file that keeps its weights.
+        original: The network that it is made from.
+        make: Makes it.
+    """
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         partial_file = file.with_suffix(".partial")
@@ -194,7 +221,7 @@ def made_once(file: Path, original: nn.Module, make: Callable[[], nn.Module]) ->
 
 
 class _AsItIs(Method):
-    """A network as an artifact to be timed."""
+    """Writes a network as it is, as an artifact to be timed."""
 
     name = "candidate"
     supported_bits = (32,)
@@ -208,13 +235,14 @@ class _AsItIs(Method):
 
 
 def to_time(network: nn.Module, data: ImageData, folder: Path) -> Artifact:
+    """The artifact of a network in a folder, which is written if it is not there yet."""
     if not folder.exists():
         write_artifact(_AsItIs(), network, data, ANY_ENGINE, {"model": folder.name, "weights": "random"}, folder, "")
     return Artifact.read(folder)
 
 
 def channels_csv(network: nn.Module, result: nn.Module) -> str:
-    """For people: output channels of each layer before and after."""
+    """A table for people, of the output channels of each layer before and after pruning."""
     modules = dict(result.named_modules())
     rows = [
         f"{name},{module.weight.shape[0]},{modules[name].weight.shape[0]}"

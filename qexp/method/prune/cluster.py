@@ -1,4 +1,4 @@
-"""Weight sharing: a layer's weights become few values, which are then trained; each weight is stored as which of them it is."""
+"""Weight sharing: a layer's weights become few values, which are then trained. Each weight is stored as an index."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ STARTS = ("linear", "density", "kmeans++")
 
 
 class Cluster(NetworkMethod):
-    """Fine-tuning trains the values that weights share (Han et al., 2016), not which of them a weight has.
+    """Shares values among weights (Han et al., 2016).
+
+    Fine-tuning trains these values, but does not change which of them a weight has.
 
     Raises:
-        UserError: For options that are unknown or out of range.
+        UserError: An option is unknown or out of range.
     """
 
     name = "cluster"
@@ -35,7 +37,8 @@ class Cluster(NetworkMethod):
         super().__init__(**common)
         if not isinstance(clusters, int) or not 2 <= clusters <= 256:
             raise UserError(
-                f"{self.name}: clusters={clusters} is out of range; give a whole number from 2 to 256, such as 16 for 4 bits."
+                f"{self.name}: clusters={clusters} is out of range; give a whole number from 2 to 256, such as 16 for "
+                "4 bits."
             )
         if start not in STARTS:
             raise UserError(f"{self.name}: k-means cannot start {start!r}. {nearest(str(start), STARTS)}")
@@ -58,7 +61,7 @@ class Cluster(NetworkMethod):
         return result
 
     def shared(self, weight: Tensor) -> SharedWeights:
-        """The clusters of weight[O,...]."""
+        """Cluster the values of weight[O,...] by k-means."""
         rows = weight.cpu().numpy().reshape(len(weight) if self.per_channel else 1, -1)
         centroids, indices = np.zeros((len(rows), self.clusters), np.float32), np.zeros(rows.shape, np.int64)
         for row, own, index in zip(rows, centroids, indices, strict=True):
@@ -70,9 +73,14 @@ class Cluster(NetworkMethod):
 
 
 class SharedWeights(nn.Module):
-    """A layer's weights as a function of its centroids[R,K]: indices[R,N] say which of them a weight has, from 1 on, and 0 that it is zero.
+    """A layer's weights as a function of its centroids.
 
-    The gradient of a centroid is thereby the sum of those of its weights (Han et al., 2016, eq. 3).
+    The gradient of a centroid is therefore the sum of the gradients of its weights (Han et al., 2016, eq. 3).
+
+    Args:
+        centroids: centroids[R,K], where each of the R rows belongs to an output channel or, if R is 1, to the layer.
+        indices: indices[R,N], which say what centroid each weight has, counted from 1. 0 stands for a weight of zero.
+        shape: Shape of the weight.
     """
 
     indices: Tensor
@@ -87,13 +95,13 @@ class SharedWeights(nn.Module):
         return with_zero.gather(1, self.indices).reshape(self.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """What is trained in the place of the weight that a layer had."""
+        """The centroids, which are trained in place of the layer's weight."""
         return self.found
 
 
 class ClusteringModule(FineTuningModule):
     def parameter_groups(self) -> Any:
-        """Centroids apart: weight decay would pull the few values together, as many times as a weight has them."""
+        """Put centroids into a group without weight decay, which would shrink all weights that share a value."""
         named = dict(self.network.named_parameters())
         centroids = [
             parameter for name, parameter in named.items() if name.endswith(".parametrizations.weight.original")

@@ -1,4 +1,4 @@
-"""Unstructured pruning: the least weights become zero, stay zero while the rest is fine-tuned, and are not stored."""
+"""Unstructured pruning: the smallest weights become zero, stay so while the rest is fine-tuned, and are not stored."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ PATTERNS = ("2:4",)
 
 
 class Prune(NetworkMethod):
-    """Prunes by magnitude, before fine-tuning or gradually meanwhile (masks.py). Writes sparsity.csv beside the graph.
+    """Prunes by magnitude (masks.py), before fine-tuning or gradually during it.
+
+    It writes sparsity.csv beside the graph.
 
     Raises:
-        UserError: For options that are unknown, out of range or contradict each other.
+        UserError: Options are unknown, out of range, or contradict each other.
     """
 
     name = "prune"
 
     def __init__(
-        self, sparsity: float, scope: str, pattern: str | None, schedule: str, ramp: float, interval: int, first_last: bool,
-        **common: Any,
+        self, sparsity: float, scope: str, pattern: str | None, schedule: str, ramp: float, interval: int,
+        first_last: bool, **common: Any,
     ):  # fmt: skip
         super().__init__(**common)
         if not 0 < sparsity < 1:
@@ -40,7 +42,8 @@ class Prune(NetworkMethod):
             )
         if not 0 < ramp <= 1 or interval < 1:
             raise UserError(
-                f"{self.name}: ramp={ramp} is a share of the fine-tuning, up to 1, and interval={interval} a number of steps."
+                f"{self.name}: ramp={ramp} is a share of the fine-tuning, up to 1, and interval={interval} a number of "
+                "steps."
             )
         choices = (("scope", scope, SCOPES), ("schedule", schedule, SCHEDULES), ("pattern", pattern or "2:4", PATTERNS))
         for what, name, known in choices:
@@ -48,7 +51,8 @@ class Prune(NetworkMethod):
                 raise UserError(f"{self.name}: there is no {what} {name!r}. {nearest(str(name), known)}")
         if schedule == "gradual" and (pattern or not self.recipe.epochs):
             raise UserError(
-                f"{self.name}: schedule=gradual prunes to a sparsity while it fine-tunes; give recipe.epochs, and no pattern."
+                f"{self.name}: schedule=gradual prunes to a sparsity while it fine-tunes; give recipe.epochs, and no "
+                "pattern."
             )
         self.sparsity, self.scope, self.pattern, self.schedule = float(sparsity), scope, pattern, schedule
         self.ramp, self.interval, self.first_last = ramp, interval, first_last
@@ -76,26 +80,35 @@ class Prune(NetworkMethod):
         return result
 
     def masks(self, weights: dict[str, Tensor], sparsity: float) -> Masks:
-        """What is left of the weights. Errors: UserError where no layer can have the pattern."""
+        """The masks of the weights that are left.
+
+        Args:
+            weights: The weights by module path.
+            sparsity: The share to prune, which does not matter if there is a pattern.
+
+        Raises:
+            UserError: No layer can have the pattern.
+        """
         if not self.pattern:
             return SCOPES[self.scope](weights, sparsity)
         found = {name: mask for name, weight in weights.items() if (mask := two_of_four_mask(weight)) is not None}
         if not found:
             raise UserError(
-                f"{self.name}: pattern=2:4 needs layers whose input channels are a multiple of 4, and this network has none."
+                f"{self.name}: pattern=2:4 needs layers whose input channels are a multiple of 4, and this network has "
+                "none."
             )
         return found
 
 
 class PruningModule(FineTuningModule):
-    """Fine-tuning in which zeros stay zero and, on a gradual schedule, become more."""
+    """Fine-tuning in which zeros stay zero and, on a gradual schedule, more weights become zero."""
 
     def __init__(self, *arguments: Any, method: Prune):
         super().__init__(*arguments)
         self.method = method
 
     def on_train_start(self) -> None:
-        # A weight that was pruned is zero, also in the checkpoint that an interrupted training goes on from.
+        # Masks are read off the weights: the pruned ones are zero in the checkpoint of an interrupted training too.
         self.weights = weights_of(self.network, self.method.first_last)
         self.masks = {name: weight != 0 for name, weight in self.weights.items()}
         self.fully_pruned = self.complete
@@ -108,7 +121,7 @@ class PruningModule(FineTuningModule):
 
     @property
     def progress(self) -> float:
-        """Of the schedule, 1 when all is pruned."""
+        """How much of the gradual schedule is over. From 1 on, everything is pruned."""
         return self.global_step / (self.method.ramp * self.trainer.estimated_stepping_batches)
 
     @property
@@ -117,7 +130,7 @@ class PruningModule(FineTuningModule):
 
 
 def sparsity_csv(network: nn.Module) -> str:
-    """For people: how many weights of each layer are zero."""
+    """A table for people, which says how many weights of each layer are zero."""
     counts = [(name, weight.numel(), int((weight == 0).sum())) for name, weight in weights_of(network).items()]
     return "\n".join(
         [

@@ -1,8 +1,8 @@
-"""What all methods share that give a network fewer bits: specs of every tensor, calibration, one Q/DQ graph at the end.
+"""The base of all methods that quantise: they make specs of every tensor, calibrate, and write one Q/DQ graph.
 
-The steps: fold batch norms (and even out channels), put a quantizer at every tensor, find its range on calibration images, tune
-(what a method adds), convert. With 8 bits throughout, engines run the graph with integer kernels. Other bit-widths are exact
-simulations in torch, with weights packed in the file.
+The steps are: fold batch norms (and equalise channels), put a quantizer at every tensor, find its range on calibration
+images, tune (this is what a method adds), and convert. With 8 bits throughout, engines run the graph with integer
+kernels. Other bit-widths are exact simulations in torch, with weights packed in the file.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ from qexp.types import EngineSpec, Unsupported, UserError, nearest
 
 
 class Quantization(Method):
-    """A method that gives a network fewer bits.
+    """The base of methods that give a network fewer bits.
 
-    `equalisation` and `bias_correction` are explained in corrections.py. `reduce_range` keeps weights in -63..63, so that pairs of
-    uint8 x int8 products fit the 16 bits that x86 processors without VNNI add them in.
+    Equalisation and bias correction are explained in corrections.py. A reduced range keeps weights in -63..63, so that
+    pairs of uint8 x int8 products fit the 16 bits in which x86 processors without VNNI add them.
 
     Raises:
-        UserError: For options that are unknown or out of range.
+        UserError: An option is unknown or out of range.
     """
 
     def __init__(
-        self, observer: str, weight_observer: str, percentile: float, symmetric: bool, weight_symmetric: bool, per_channel: bool,
-        group_size: int | None, power_of_two: bool, first_last_bits: int | None, add_bits: int,
+        self, observer: str, weight_observer: str, percentile: float, symmetric: bool, weight_symmetric: bool,
+        per_channel: bool, group_size: int | None, power_of_two: bool, first_last_bits: int | None, add_bits: int,
         layer_bits: Mapping[str, int | str], fuse: bool, quantize_before_activation: bool, equalisation: bool,
         bias_correction: bool, reduce_range: bool | str, calibration_batch: int, **common: Any,
     ):  # fmt: skip
@@ -100,7 +100,7 @@ class Quantization(Method):
 
     @property
     def for_engines(self) -> bool:
-        """Whether integer engines have kernels for the result: 8 bits everywhere, in scales that they know."""
+        """Whether engines have integer kernels for the result: 8 bits everywhere, with scales that kernels know."""
         plain = not self.layer_bits and self.group_size is None and self.weight_symmetric
         return self.widths.has_kernels and self.add_bits == 8 and plain
 
@@ -141,7 +141,7 @@ class Quantization(Method):
         return self.finish(prepared, exact, network, data, folder)
 
     def calibrated(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec) -> GraphModule:
-        """The network with batch norms folded and a quantizer at every tensor, whose scale calibration images have found."""
+        """The network with batch norms folded and a quantizer at every tensor, with scales found by calibration."""
         folded = self.folded(network, data)
         prepared = prepare_pt2e(folded, self.placement(folded, engine_spec))
         images = data.calibration()
@@ -153,7 +153,7 @@ class Quantization(Method):
 
     def folded(self, network: nn.Module, data: ImageData) -> GraphModule:
         """The fp32 graph that quantizers are put into."""
-        # A copy, since an exported graph shares the weights that later steps change.
+        # A copy, since an exported graph shares its weights with the network, and later steps change them.
         source = copy.deepcopy(network) if self.fuse else with_separate_norms(network)
         folded = fold_batch_norms(export(source, data).module())
         if self.equalisation:
@@ -161,12 +161,12 @@ class Quantization(Method):
         return folded
 
     def tune(self, prepared: GraphModule, data: ImageData) -> None:
-        """What a method does between calibration and conversion."""
+        """Do what the method adds between calibration and conversion. By default, that is nothing."""
 
     def finish(
         self, prepared: GraphModule, exact: GraphModule, network: nn.Module, data: ImageData, folder: Path
     ) -> Compressed:
-        """Convert and write. exact: `prepared` as it was calibrated, which tells what the rest has changed."""
+        """Convert the tuned graph and write it. `exact` is the graph before tuning, to tell what was changed."""
         found = layer_statistics(prepared, exact, data.calibration())
         converted = convert_pt2e(prepared)
         layers = with_formats(layer_table(network, data), layer_formats(converted))
@@ -227,7 +227,7 @@ def _check_widths(**options: int | str) -> None:
 
 
 def specification(dtype: torch.dtype, quantizer: type[FakeQuantize], grid: Grid, **options: Any) -> QuantizationSpec:
-    """What PT2E calls a spec: it makes a quantizer with these options for each tensor that has it."""
+    """A spec in the sense of PT2E, which makes a quantizer with these options for each tensor that has the spec."""
     axis = options.get("axis")
     return QuantizationSpec(
         dtype=dtype, observer_or_fake_quant_ctr=quantizer.with_args(grid=grid, **options), quant_min=grid.quant_min,
@@ -236,19 +236,19 @@ def specification(dtype: torch.dtype, quantizer: type[FakeQuantize], grid: Grid,
 
 
 def products_saturate() -> bool:
-    """Whether integer kernels add pairs of uint8 x int8 products in 16 bits here, where they may not fit."""
+    """Whether integer kernels on this machine add pairs of uint8 x int8 products in 16 bits, which may saturate."""
     return platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_vnni_supported()
 
 
 def observe(prepared: GraphModule, images: Tensor, batch: int) -> None:
-    """Show x[N,C,H,W] to all quantizers."""
+    """Show images x[N,C,H,W] to all quantizers, `batch` of them at a time."""
     with torch.no_grad():
         for chunk in images.split(batch):
             prepared(chunk)
 
 
 def layer_formats(converted: GraphModule) -> dict[str, tuple[str, str]]:
-    """(weight, activation) formats of each convolution and linear layer, read off the graph by the layer's module path."""
+    """Read the (weight, activation) formats of each convolution and linear layer off the graph, by module path."""
     formats = {}
     for node in converted.graph.nodes:
         if node.op == "call_function" and node.target in WEIGHTED:
@@ -257,18 +257,18 @@ def layer_formats(converted: GraphModule) -> dict[str, tuple[str, str]]:
 
 
 def _format(source: Node, converted: GraphModule) -> str:
-    """`int8`, `uint4`, ... where the tensor comes out of a dequantize node or of packed integers, else `float32`."""
+    """The format of a tensor: `int8`, `uint4`, ... after a dequantize node or packed integers, otherwise `float32`."""
     if source.op == "call_module" and isinstance(module := converted.get_submodule(str(source.target)), PackedWeight):
         return f"int{module.grid.bits}"
     if "dequantize_per" not in str(source.target):
         return "float32"
     arguments: Any = source.args
-    *_, quant_min, quant_max, dtype = arguments  # of both dequantize operators
+    *_, quant_min, quant_max, dtype = arguments  # the last ones of both dequantize operators
     return f"{'' if dtype == torch.int8 else 'u'}int{(quant_max - quant_min).bit_length()}"
 
 
 def drop_unused(converted: GraphModule) -> None:
-    """Delete the fp32 weights that conversion leaves beside the quantised ones; they would be written to the file."""
+    """Delete fp32 weights that conversion leaves beside the quantised ones, or they would be written to the file."""
     used = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
     modules = {str(node.target) for node in converted.graph.nodes if node.op == "call_module"}
     for name, _ in [*converted.named_parameters(), *converted.named_buffers()]:
@@ -278,7 +278,7 @@ def drop_unused(converted: GraphModule) -> None:
 
 
 class Affine(nn.Module):
-    """Batch norm at inference as scale[C,1,1] * x[B,C,H,W] + shift[C,1,1]: nothing folds it into a convolution."""
+    """Batch norm at inference as scale[C,1,1] * x[B,C,H,W] + shift[C,1,1], which is not folded into a convolution."""
 
     def __init__(self, norm: nn.BatchNorm2d):
         super().__init__()
@@ -292,7 +292,7 @@ class Affine(nn.Module):
 
 
 def with_separate_norms(network: nn.Module) -> nn.Module:
-    """A copy of the network whose batch norms stay operators of their own."""
+    """Copy a network so that its batch norms stay operators of their own."""
     copied = copy.deepcopy(network)
     for module in list(copied.modules()):
         for name, child in list(module.named_children()):

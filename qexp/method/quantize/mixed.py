@@ -1,7 +1,7 @@
-"""Mixed precision: layers that suffer most from rounding get the most of the bits that a budget allows.
+"""Mixed precision: of the bits that a budget allows, most go to the layers that suffer most from rounding.
 
-Each layer is rounded alone, to each candidate of bits, on calibration images (sensitivity.py); an integer program chooses
-(bit_plan.py); the plan is then calibrated and converted as in static quantisation.
+First each layer alone is rounded to each of the candidate bit-widths, on calibration images (sensitivity.py). Then an
+integer program chooses a plan (bit_plan.py). Finally the plan is calibrated and converted as in static quantisation.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ from qexp.types import EngineSpec, UserError
 
 
 class Mixed(Quantization):
-    """A search leaves the layers of `layer_bits` their bits, and the first and last at least `first_last_bits`. Both count in the budget
-    (`Budget`). A file of a plan (`plan_text`) says the bits of every layer instead. Writes plan.yaml beside the graph and, after a
-    search, sensitivity.csv.
+    """Searches for the bits of each layer under a budget (`Budget`), or reads them from a file.
+
+    The search leaves the layers in `layer_bits` their bits, and gives the first and the last layer at least
+    `first_last_bits`. All of these count towards the budget. A plan file (see `plan_text`) says the bits of every layer
+    instead. Beside the graph, the method writes plan.yaml and, after a search, sensitivity.csv.
 
     Raises:
-        UserError: For options that are out of range or contradict each other.
+        UserError: Options are out of range or contradict each other.
     """
 
     name = "mixed"
@@ -53,7 +55,7 @@ class Mixed(Quantization):
         plan: str | None,
         **common: Any,
     ):
-        super().__init__(**{**common, "bits": "auto"})  # one row, whatever bits a sweep goes through
+        super().__init__(**{**common, "bits": "auto"})  # whatever bits a sweep goes through
         if not candidates or not {*candidates} <= {*range(2, 9)}:
             raise UserError(
                 f"method.candidates={list(candidates)} is out of range; give whole numbers of bits from 2 to 8."
@@ -65,7 +67,7 @@ class Mixed(Quantization):
                 "method.plan says the bits of every layer. Change them in that file and leave method.layer_bits out."
             )
         self.candidates, self.sensitivity_images = tuple(sorted({*candidates})), sensitivity_images
-        # The file's content, not its path: attributes are what an artifact is known by.
+        # The file's content and not its path, because an artifact is known by the method's attributes.
         self.plan = as_options(read_plan(Path(plan))) if plan else {}
         self.budget = {} if plan else dict(budget)
         self.bits = "plan" if plan else str(Budget(**self.budget))
@@ -73,15 +75,16 @@ class Mixed(Quantization):
 
     @property
     def widths(self) -> BitWidths:
-        """The most that a layer may have."""
-        return BitWidths(self.candidates[-1], self.candidates[-1])
+        """The most bits that the search may choose for a layer, or 8 if every layer has 8."""
+        most = 8 if self.only_eight else self.candidates[-1]
+        return BitWidths(most, most)
 
     @property
     def for_engines(self) -> bool:
         return super().for_engines and self.only_eight
 
     def label(self, engine_spec: EngineSpec) -> str:
-        """What was asked for; an artifact's label has the bits that came of it."""
+        """What was asked for. The label of an artifact tells the bits that came of it."""
         return f"{self.name} {self.bits}"
 
     def bits_of_layers(self, graph: GraphModule) -> BitPlan:
@@ -95,7 +98,7 @@ class Mixed(Quantization):
         plan, table = find_plan(
             self, network, data, engine_spec, self.candidates, Budget(**self.budget), self.sensitivity_images
         )
-        planned = copy.copy(self)  # this one's options must not change: artifacts are known by them
+        planned = copy.copy(self)  # artifacts are known by the options of this one, so they must not change
         planned.plan = as_options(plan)
         return planned._planned(network, data, engine_spec, folder, table)
 
@@ -119,5 +122,5 @@ class Mixed(Quantization):
 
 
 def as_options(plan: BitPlan) -> dict[str, str]:
-    """A plan in plain values."""
+    """A plan as plain values."""
     return {layer: f"w{bits.weight}a{bits.activation}" for layer, bits in plan.items()}

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: the prepared graph is fine-tuned with rounding in place, and its scales learn too."""
+"""Quantisation-aware training, which fine-tunes the prepared graph with rounding in effect. Scales learn too."""
 
 from __future__ import annotations
 
@@ -20,25 +20,29 @@ from qexp.types import EngineSpec, UserError, nearest
 
 
 class QAT(Quantization):
-    """Scales learn by LSQ (Esser et al., 2020), as moving averages (Jacob et al., 2018) or, of activations only, by PACT (Choi et al.,
-    2018).
+    """Fine-tunes weights and scales together.
+
+    Scales learn by LSQ (Esser et al., 2020), as moving averages (Jacob et al., 2018) or, for activations only, by PACT
+    (Choi et al., 2018).
 
     Raises:
-        UserError: For options that are unknown or out of range.
+        UserError: An option is unknown or out of range.
     """
 
     name = "qat"
     trains = True
 
     def __init__(self, recipe: FineTuning, activations: str, weights: str, freeze_norms: float, **common: Any):
-        tracked = {"observer": activations, "weight_observer": weights}  # a moving average goes on from itself
+        # A scale that learns as a moving average has to start from one, whatever observer was chosen.
+        tracked = {"observer": activations, "weight_observer": weights}
         super().__init__(**{**common, **{name: kind for name, kind in tracked.items() if kind == "moving_average"}})
         for kind in (activations, weights):
             if kind not in LEARNING:
                 raise UserError(f"Scales cannot learn by {kind!r}. {nearest(kind, LEARNING)}")
         if weights == "pact":
             raise UserError(
-                "method.weights=pact: PACT learns where activations are clipped. Give lsq or moving_average for weights."
+                "method.weights=pact: PACT learns where activations are clipped. Give lsq or moving_average for "
+                "weights."
             )
         if not 0 <= freeze_norms <= 1:
             raise UserError(f"freeze_norms={freeze_norms} is out of range; give a share of the epochs between 0 and 1.")
@@ -59,13 +63,14 @@ class QAT(Quantization):
 
 
 class QATModule(FineTuningModule):
-    """The graph being trained.
+    """Trains a graph whose quantizers round.
 
     Args:
-        freeze_norms: Share of the epochs after which batch norms keep their statistics. Until then `images` give them anew before each
-            validation.
-        images: x[N,C,H,W], normalised.
-        batch: Of the images, how many are shown at once.
+        arguments: Those of `FineTuningModule`.
+        freeze_norms: Share of the epochs after which batch norms keep their statistics. Until then, statistics are
+            estimated anew before each validation.
+        images: Normalised images x[N,C,H,W] to estimate the statistics with.
+        batch: How many of the images are shown at once.
     """
 
     def __init__(self, *arguments: Any, freeze_norms: float, images: Tensor, batch: int):
@@ -73,7 +78,7 @@ class QATModule(FineTuningModule):
         self.freeze_norms, self.images, self.batch = freeze_norms, images, batch
 
     def parameter_groups(self) -> Any:
-        """Scales apart, since weight decay would shrink them."""
+        """Put scales into a group without weight decay, which would shrink them."""
         scales = [
             quantizer.scale
             for quantizer in quantizers(self.network).values()

@@ -1,12 +1,13 @@
 """Post-training quantisation that learns, from calibration images alone, which weights to round up and which down.
 
-Piece after piece of the network is fitted to what it computed in floating point. One implementation, three published algorithms:
+The network is fitted piece by piece to what it computed in floating point. There are three published algorithms:
 
-- `adaround`: one layer at a time, weights only (Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020)
-- `brecq`: one residual block at a time, and scales of activations too (Li et al., "BRECQ: Pushing the Limit of Post-Training
-  Quantization by Block Reconstruction", 2021; the squared error is not weighted by gradients)
-- `qdrop`: as `brecq`, with half of the activations left in floating point at random (Wei et al., "QDrop: Randomly Dropping
-  Quantization for Extremely Low-bit Post-Training Quantization", 2022)
+- `adaround` fits one layer at a time, and weights only (Nagel et al., "Up or Down? Adaptive Rounding for Post-Training
+  Quantization", 2020).
+- `brecq` fits one residual block at a time, and scales of activations too (Li et al., "BRECQ: Pushing the Limit of
+  Post-Training Quantization by Block Reconstruction", 2021). Here the squared error is not weighted by gradients.
+- `qdrop` does what `brecq` does, but leaves activations in floating point at random, by default half of them (Wei et
+  al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization", 2022).
 """
 
 from __future__ import annotations
@@ -31,12 +32,18 @@ from qexp.types import UserError, nearest
 
 ALGORITHMS = ("qdrop", "brecq", "adaround")
 LOW, HIGH = -0.1, 1.1  # the sigmoid is stretched so that it reaches 0 and 1 (AdaRound, equation 23)
-WARM_UP = 0.2  # share of the iterations before rounding is pushed to either side
+WARM_UP = 0.2  # share of the iterations before weights are pushed to round up or down
 
 
 @dataclass(frozen=True)
 class Images:
-    """What goes into a unit, rounded and not, and what has to come out: [N,...] each."""
+    """What goes into a block and what has to come out of it, for N images.
+
+    Attributes:
+        rounded: The input [N,...], with all rounding before it in effect.
+        exact: The input [N,...] in floating point.
+        wanted: The output [N,...] in floating point.
+    """
 
     rounded: Tensor
     exact: Tensor
@@ -44,24 +51,27 @@ class Images:
 
 
 class Reconstruct(Quantization):
-    """The algorithms' papers are named above. Adam learns the rounding and the scales of activations, each at a rate of its own.
+    """Fits one block of the network after the other, by one of the algorithms whose papers are named above.
+
+    Adam learns the rounding of weights and the scales of activations, each at a learning rate of its own.
 
     Raises:
-        UserError: For options that are unknown or out of range.
+        UserError: An option is unknown or out of range.
     """
 
     name = "reconstruct"
 
     def __init__(
-        self, algorithm: str, iterations: int, batch_size: int, lr: float, scale_lr: float, rounding_weight: float, drop: float,
-        seed: int, **common: Any,
+        self, algorithm: str, iterations: int, batch_size: int, lr: float, scale_lr: float, rounding_weight: float,
+        drop: float, seed: int, **common: Any,
     ):  # fmt: skip
         super().__init__(**common)
         if algorithm not in ALGORITHMS:
             raise UserError(f"There is no algorithm {algorithm!r} of reconstruction. {nearest(algorithm, ALGORITHMS)}")
         if iterations < 1 or batch_size < 1 or not 0 <= drop < 1:
             raise UserError(
-                f"iterations={iterations}, batch_size={batch_size}, drop={drop}: give at least 1, at least 1, and 0 to 1."
+                f"iterations={iterations}, batch_size={batch_size}, drop={drop}: give at least 1, at least 1, and 0 to "
+                "less than 1."
             )
         self.algorithm, self.iterations, self.batch_size, self.lr, self.scale_lr = (
             algorithm,
@@ -93,7 +103,14 @@ class Reconstruct(Quantization):
 
 
 class SoftRounding(nn.Module):
-    """A weight rounded down plus a learned share h(v) of one step, which ends at 0 or 1 (AdaRound, equations 22 to 24)."""
+    """A weight that is rounded down, plus a learned share h(v) of one step that ends at 0 or 1.
+
+    See AdaRound, equations 22 to 24.
+
+    Args:
+        weight: The weight in floating point.
+        quantizer: Quantizer of the weight, whose scale is known.
+    """
 
     def __init__(self, weight: Tensor, quantizer: FakeQuantize):
         super().__init__()
@@ -117,20 +134,25 @@ class SoftRounding(nn.Module):
         return self.on_grid(self.h())
 
     def hard(self) -> Tensor:
+        """The weight with every share rounded to 0 or 1."""
         return self.on_grid((self.h() >= 0.5).float())
 
     def undecided(self, beta: float) -> Tensor:
+        """The loss term that is 0 when every share is 0 or 1. The smaller `beta` is, the farther it reaches."""
         return (1 - (2 * self.h() - 1).abs().pow(beta)).sum()
 
 
 def chance(like: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """A mask of the shape of `like`, true with that probability to 1/256: one draw for eight values, since drawing takes the time."""
+    """A mask in the shape of `like`, true with a probability that is rounded to a multiple of 1/256.
+
+    Each number that is drawn serves eight values, since it is drawing that takes the time.
+    """
     drawn = torch.empty((like.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=generator)
     return (drawn.view(torch.uint8)[: like.numel()] < round(256 * probability)).reshape(like.shape)
 
 
 class Dropped(nn.Module):
-    """A quantizer that leaves each value in floating point with a probability (QDrop, equation 8)."""
+    """A quantizer that leaves each value in floating point with a given probability (QDrop, equation 8)."""
 
     def __init__(self, quantizer: FakeQuantize, probability: float, generator: torch.Generator):
         super().__init__()
@@ -143,7 +165,14 @@ class Dropped(nn.Module):
 
 
 class Fit:
-    """One unit while it is fitted."""
+    """One block while it is fitted.
+
+    Args:
+        prepared: The calibrated graph, which `keep` changes.
+        block: The block to fit, of which a copy is trained.
+        options: The method, for its options.
+        generator: Source of all random numbers.
+    """
 
     def __init__(self, prepared: GraphModule, block: Block, options: Reconstruct, generator: torch.Generator):
         self.prepared, self.options, self.generator = prepared, options, generator
@@ -165,17 +194,19 @@ class Fit:
             self.graph.set_submodule(str(node.target), rounding)
         else:
             learns = self.options.algorithm != "adaround" and not quantizer.grid.power_of_two
-            if learns and not isinstance(quantizer.scale, nn.Parameter):  # one that several nodes share is learned once
+            # A scale that several nodes share is learned only once.
+            if learns and not isinstance(quantizer.scale, nn.Parameter):
                 quantizer.learn_scale()
                 self.scales.append(quantizer.scale)  # type: ignore[arg-type]
             self.graph.set_submodule(str(node.target), Dropped(quantizer, self.options.drop, self.generator))
 
     def steps(self, images: Images) -> Iterator[None]:
-        """One training step each."""
+        """Fit the block, yielding after each training step."""
         options = self.options
         roundings = list(self.roundings.values())
         adam = torch.optim.Adam([
-            {"params": [rounding.v for rounding in roundings], "lr": options.lr}, {"params": self.scales, "lr": options.scale_lr},
+            {"params": [rounding.v for rounding in roundings], "lr": options.lr},
+            {"params": self.scales, "lr": options.scale_lr},
         ])  # fmt: skip
         for step in range(options.iterations):
             chosen = torch.randint(len(images.wanted), (options.batch_size,), generator=self.generator)
@@ -195,7 +226,7 @@ class Fit:
             yield
 
     def keep(self) -> None:
-        """Put the rounded weights and the learned scales into the prepared graph, for good."""
+        """Put the rounded weights and the learned scales into the prepared graph for good."""
         with torch.no_grad():
             for name, rounding in self.roundings.items():
                 self.prepared.get_parameter(name).copy_(rounding.hard())

@@ -1,4 +1,4 @@
-"""Static post-training quantisation: ranges from calibration images, weights rounded to the nearest value."""
+"""Static post-training quantisation, with ranges from calibration images and weights rounded to the nearest value."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from qexp.method.quantize.base import Quantization
 
 
 class Static(Quantization):
+    """Calibrates and converts, with nothing in between."""
+
     name = "static"
 
     def __init__(self, torchscript: Method | None, **common: Any):

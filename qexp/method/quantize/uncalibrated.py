@@ -1,4 +1,4 @@
-"""What happens to a network that is converted without calibration: shown, and refused."""
+"""Shows what happens to a network that is converted without calibration, and refuses it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ from qexp.types import EngineSpec, UserError
 
 
 class Uncalibrated(Quantization):
-    """Leaves every activation at the scale 1 and the zero point 0 that its observer began with, as classic flows do where calibration
-    was forgotten."""
+    """Leaves every activation at scale 1 and zero point 0, where its observer began.
+
+    Classic flows do the same if calibration is forgotten.
+    """
 
     name = "uncalibrated"
 
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
-        """Errors: UserError, always, with the share of validation images that such a network gets right."""
+        """Refuse the network.
+
+        Raises:
+            UserError: Always. The message says what share of the validation images such a network gets right.
+        """
         folded = self.folded(network, data)
         prepared = prepare_pt2e(folded, self.placement(folded, engine_spec))
-        observe(prepared, example_input(data), self.calibration_batch)  # weights are there without images
+        observe(prepared, example_input(data), self.calibration_batch)  # zeros are enough to observe the weights
         blind = [each for each in quantizers(prepared).values() if not isinstance(each, WeightFakeQuantize)]
         for each in quantizers(prepared).values():
             each.fix()
@@ -35,13 +41,14 @@ class Uncalibrated(Quantization):
             each.scale, each.zero_point = torch.ones_like(each.scale), torch.zeros_like(each.zero_point)
         shares = [right(model, data, self.calibration_batch) for model in (prepared, network)]
         raise UserError(
-            f"Not calibrated: {len(blind)} activations have scale 1 and zero point 0. Such a network gets {shares[0]:.4f} of the "
-            f"{len(data.validation_indices)} validation images right, and {shares[1]:.4f} in fp32. Give method=static: it calibrates."
+            f"Not calibrated: {len(blind)} activations have scale 1 and zero point 0. Such a network gets "
+            f"{shares[0]:.4f} of the {len(data.validation_indices)} validation images right, and {shares[1]:.4f} in "
+            "fp32. Give method=static: it calibrates."
         )
 
 
 def right(model: Callable[[Tensor], Tensor], data: ImageData, batch: int) -> float:
-    """Share of the validation images that the model gets right."""
+    """The share of the validation images that the model classifies correctly."""
     split, found = data.splits["train"], 0
     with torch.no_grad():
         for chosen in torch.from_numpy(data.validation_indices).split(batch):

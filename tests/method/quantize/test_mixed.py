@@ -141,6 +141,8 @@ def test_eight_bits_throughout_are_for_engines(pretend_data: RandomData, network
         + ", ".join(f"{name}: 8" for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear))
         + "}"
     )
+    of_few = configured.method("mixed", plan=str(plan), candidates=[2, 4])
+    assert of_few.for_engines, "a plan is not searched for, so candidates play no part"
     artifact = made(configured.method("mixed", plan=str(plan)), network, pretend_data, tmp_path)
     reference = make_artifact(static, network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert not artifact.simulated and torch.equal(answers(artifact, pretend_data), answers(reference, pretend_data))
