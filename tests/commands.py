@@ -39,6 +39,15 @@ FAKE_FP32 = [
     *(f"{e}._target_={FAKE}.Fake" for e in ("fp32_engines", "baseline.engine")),
     *(f"~{e}.device" for e in ("fp32_engines", "baseline.engine")),
 ]
+TRAINED = [
+    "data=folder", "data.root=pictures", "data.image_size=16", "data.channels=1", "data.calibration_images=16", "model=resnet8",
+    "recipe.epochs=1", "recipe.batch_size=8", "trainer=cpu", "train_missing=true",
+]  # fmt: skip
+CHEAP = [f"measure.{name}=null" for name in ("latency", "energy", "operators", "memory", "parity")]
+NOWHERE = [
+    *(option for option in PRETEND if not option.startswith("checkpoint")),
+    "checkpoint=/nowhere/at all",
+]  # every job fails at once
 RunCommand = Callable[..., tuple[int, str]]
 
 

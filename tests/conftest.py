@@ -36,6 +36,12 @@ LONGEST = (
 FORMS = (("RGB", "jpg"), ("RGBA", "png"), ("L", "png"), ("P", "png"), ("I;16", "png"), ("RGB", "webp"))
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Three workers for folders, and none for files and tests that are named, which then start at once."""
+    named = [argument.partition("::")[0] for argument in config.option.file_or_dir]
+    return 0 if named and all(Path(name).is_file() for name in named) else 3
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 

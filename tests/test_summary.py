@@ -6,8 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.commands import RunCommand
-from tests.report.test_reproduce import NOWHERE
+from tests.commands import NOWHERE, RunCommand
 
 
 def left(tmp_path: Path) -> set[str]:

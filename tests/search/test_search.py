@@ -17,10 +17,9 @@ import compress
 from qexp.metrics import METRICS
 from qexp.tracking.store import read_records
 from qexp.types import Record
-from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake, write_images
+from tests.commands import CHEAP, FEW_WINDOWS, PRETEND, TRAINED, RunCommand, fake, write_images
 from tests.processes import started
 from tests.search.fronts import OBJECTIVES, pareto
-from tests.test_launchers import CHEAP, NETWORK
 
 pytest.importorskip("optuna")
 
@@ -30,7 +29,7 @@ COMMON = [
     *(f"+hydra.sweeper.objectives.{k}={v}" for k, v in OBJECTIVES.items()),
 ]
 SEARCH = [
-    "-m", *NETWORK, *fake("Says"), *CHEAP, "threads=1", "tracking=none", "outputs=outputs", *COMMON,
+    "-m", *TRAINED, *fake("Says"), *CHEAP, "threads=1", "tracking=none", "outputs=outputs", *COMMON,
     "method=static,none", "bits=8,4", "+engine.answer=0,2", "method.observer=minmax,mse",
 ]  # fmt: skip
 

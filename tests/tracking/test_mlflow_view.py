@@ -16,7 +16,7 @@ from qexp.tracking.mlflow_view import MlflowView
 from qexp.tracking.store import write_record
 from qexp.types import DataSpec, Measurement, Record
 from tests import configured
-from tests.tracking.test_mlflow_pages import unpacked
+from tests.tracking.views import unpacked
 
 MakeRecord = Callable[..., Record]
 

@@ -9,7 +9,6 @@ import pytest
 
 from qexp.method.quantize.bit_plan import allocate
 
-SOURCE = {"model": "small", "weights": "random"}
 ENDS = ("stem.0", "classifier")
 
 

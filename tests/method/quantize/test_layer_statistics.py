@@ -17,8 +17,7 @@ from qexp.method.base import Method
 from qexp.method.quantize import layer_statistics
 from qexp.types import EngineSpec
 from tests import configured
-
-SOURCE = {"model": "small", "weights": "random"}
+from tests.method.training import SOURCE
 
 
 def rows_of(

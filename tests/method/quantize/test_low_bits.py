@@ -21,8 +21,8 @@ from qexp.method.quantize.observers import OBSERVERS
 from qexp.types import Artifact, EngineSpec, Unsupported, UserError
 from tests import configured
 from tests.engine.support import NAMES, engine_named, graph_logits
+from tests.method.training import SOURCE
 
-SOURCE = {"model": "small", "weights": "random"}
 LAYERS = [
     "stem.0", "blocks.0.body.0", "blocks.0.body.3", "blocks.1.body.0", "blocks.1.body.3", "blocks.1.shortcut.0", "classifier",
 ]  # fmt: skip
