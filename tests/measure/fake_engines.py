@@ -37,23 +37,28 @@ class Fake(Engine):
         return np.ones((len(x), CLASSES), np.float32)
 
 
-class Takes(Fake):
-    """Every call takes `ms`. With `own_clock` the child's clock is the processor time of its thread, in which other programs
-    have no part, so that a loaded machine reads the same as an idle one."""
+class Scripted(Fake):
+    """The base of engines that move the child's clock themselves, so that a loaded machine reads the same as an idle one."""
+
+    now_ns = 0
+
+    def import_libraries(self) -> None:
+        time.perf_counter, time.perf_counter_ns = lambda: self.now_ns / 1e9, lambda: self.now_ns
+
+    def pass_time(self, ms: float) -> None:
+        self.now_ns += round(1e6 * ms)
+
+
+class Takes(Scripted):
+    """Every call takes `ms`."""
 
     name = "takes"
 
-    def __init__(self, ms: float, own_clock: bool = True):
-        self.ms, self.own_clock = ms, own_clock
-
-    def import_libraries(self) -> None:
-        if self.own_clock:
-            time.perf_counter, time.perf_counter_ns = time.thread_time, time.thread_time_ns
+    def __init__(self, ms: float):
+        self.ms = ms
 
     def call(self, x: np.ndarray) -> np.ndarray:
-        end = time.perf_counter() + self.ms / 1000
-        while time.perf_counter() < end:
-            pass
+        self.pass_time(self.ms)
         return super().call(x)
 
 
@@ -63,20 +68,30 @@ class TakesToo(Takes):
     name = "takes_too"
 
 
-class SlowStart(Fake):
-    """Loading and the first call each take their milliseconds, later calls none."""
+class SlowStart(Scripted):
+    """Loading and the first call each take their milliseconds, later calls one."""
 
     def __init__(self, load_ms: float, first_ms: float):
         self.load_ms, self.first_ms = load_ms, first_ms
 
     def load(self, file: Path, threads: int) -> Forward:
-        time.sleep(self.load_ms / 1000)
+        self.pass_time(self.load_ms)
         self.pending = [self.first_ms]
         return self.call
 
     def call(self, x: np.ndarray) -> np.ndarray:
-        if self.pending:
-            time.sleep(self.pending.pop() / 1000)
+        self.pass_time(self.pending.pop() if self.pending else 1)
+        return super().call(x)
+
+
+class Sleeps(Fake):
+    """Every call really sleeps for `ms`, or longer where the machine is busy."""
+
+    def __init__(self, ms: float):
+        self.ms = ms
+
+    def call(self, x: np.ndarray) -> np.ndarray:
+        time.sleep(self.ms / 1000)
         return super().call(x)
 
 
