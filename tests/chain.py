@@ -1,4 +1,7 @@
-"""The chain of documented commands that are run one after the other, what makes each of them quick, and a folder to run them in."""
+"""The chain of documented commands that tests run one after the other.
+
+It says what makes each of them quick, and prepares the folder that they run in.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from qexp.types import Record
 from tests.commands import PRETEND, QUICK, small, without, write_images
 from tests.documents import ROOT, call
 
-# The commands that are run, in this order, and what makes each quick: images of 16 pixels, one epoch, few windows, one engine.
+# The commands that are run, in this order, and what makes each quick: images of 16 pixels, one epoch, few windows, and
+# one engine.
 IMAGES = [
     word
     for word in small(Path())
@@ -34,7 +38,9 @@ TABLE = [*PRETEND, "hydra/sweeper=rows", "hydra.sweeper.title=A table", f"hydra.
 ADDED = "compress.py -m model=lenet5 data=digits method=none,rounded"
 CHAIN = {
     r"^train.py model=resnet20 data=folder data.root=pictures$": IMAGES,
-    r"^compress.py -m model=resnet20 method=none,dynamic,static data=folder data.root=pictures$": [*IMAGES, *QUICK, *ONE_ENGINE, *FEW],
+    r"^compress.py -m model=resnet20 method=none,dynamic,static data=folder data.root=pictures$": [
+        *IMAGES, *QUICK, *ONE_ENGINE, *FEW,
+    ],
     r"^-m qexp.report sweep=(latest|all) ": [],
     r"^compress.py experiment=search model=resnet20 ": [*IMAGES, *BRIEF, "threads=1", "hydra.sweeper.trials=1"],
     r"^benchmark.py (-m )?artifact=": [*QUICK, *BRIEF, *FEW, "measure.accuracy=null"],
@@ -82,7 +88,13 @@ def compressed() -> str:
 
 
 def run(words: list[str], more: list[str], may_fail: bool = False) -> str:
-    """What a documented command prints, with the overrides `more`; it must end well, or have a finished run at least."""
+    """Run a documented command and return what it prints.
+
+    Args:
+        words: The words of the command.
+        more: Overrides that are put behind it.
+        may_fail: Whether one finished run is enough. Otherwise the command has to end well.
+    """
     changed = {"outputs/artifacts/NAME": compressed(), **INSTEAD}
     line = functools.reduce(
         lambda text, each: text.replace(each, changed[each]), changed, "\0".join([*words, *more])

@@ -38,7 +38,7 @@ CLICK = {
 
 # ADDED composes where the shown files are; `benchmark.py` alone is a device's.
 COMPOSED = [text for text, words in COMMANDS.items() if words[0] in HYDRA and text not in (ADDED, "benchmark.py")]
-# Of other launchers, of the second half of a sweep, of what .ci/run calls as it is, and of libraries that are not installed.
+# Other launchers, the second half of a sweep, what .ci/run calls as it is, and libraries that are not installed.
 NOT_HERE = ("hydra/launcher=", " phase=measure$", "^compress.py experiment=quickstart$", "against_others")
 LONG = [text for text in COMPOSED if not any(re.search(known, text) for known in (*CHAIN, *NOT_HERE))]
 PARSED = [text for text, words in COMMANDS.items() if words[0] in CLICK]
@@ -53,7 +53,9 @@ Compose = Callable[[list[str]], int]
 
 @pytest.fixture
 def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compose:
-    """Composes a command's jobs and counts them. All is Hydra's own, launchers' options and sweeps too, but no job is run.
+    """Composes a command's jobs and counts them.
+
+    All is Hydra's own, launchers' options and sweeps too, but no job is run.
 
     As in a sweep, jobs that differ in the values of keys alone are composed once.
     """

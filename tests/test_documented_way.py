@@ -1,4 +1,6 @@
-"""The short way of README.md and docs/ is really gone: train, compress, report, search, measure again, load, deploy, and add a method.
+"""The short way of README.md and docs/ is really gone.
+
+It trains, compresses, reports, searches, measures again, loads, deploys, and adds a method.
 
 Every command is the one that the document has, with the overrides of CHAIN behind it.
 """

@@ -38,7 +38,10 @@ class Fake(Engine):
 
 
 class Scripted(Fake):
-    """The base of engines that move the child's clock themselves, so that a loaded machine reads the same as an idle one."""
+    """The base of engines that move the child's clock themselves.
+
+    A loaded machine then reads the same as an idle one.
+    """
 
     now_ns = 0
 
@@ -115,8 +118,14 @@ class Logs(Fake):
 
 
 class Holds(Fake):
-    """Uses megabytes (10^6 bytes): `imports` in passing while it imports, `spike` in passing while it loads, `held` from then on;
-    and `device` of an accelerator, if it has one."""
+    """Uses megabytes (10^6 bytes).
+
+    Attributes:
+        held: What it holds once it has loaded.
+        spike: What it takes for a moment while it loads.
+        imports: What it takes for a moment while it imports.
+        device: What it takes of an accelerator, if it has one.
+    """
 
     def __init__(self, held: int = 0, spike: int = 0, imports: int = 0, device: float | None = None):
         self.held, self.spike, self.imports, self.device = held, spike, imports, device
@@ -210,8 +219,13 @@ class Tells(Fake):
 
 
 class Scores(Fake):
-    """A linear classifier of the mean colour: its file holds weights[C,K]. `log`: a file that grows by one line per call; `bias`
-    is added to the first class."""
+    """A linear classifier of the mean colour, whose file holds weights[C,K].
+
+    Attributes:
+        log: A file that grows by one line per call, or "" for none.
+        sign: What the weights are multiplied by.
+        bias: What is added to the first class.
+    """
 
     name = "scores"
 
@@ -268,7 +282,10 @@ class Writes(Fake):
 
 
 class MadeFor(Fake):
-    """Has a file of its own for each number of images and threads, whose bytes are 1000 times the one plus the other."""
+    """Has a file of its own for each number of images and threads.
+
+    It has 1000 bytes for each image, and one for each thread.
+    """
 
     name = "made_for"
     file = "model-{batch}-{threads}.fake"

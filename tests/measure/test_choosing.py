@@ -1,4 +1,7 @@
-"""Which engine a job takes, and which fp32 engine it is compared with: the fastest that runs here, lives and tells the truth."""
+"""A job takes the fastest engine that runs here, survives and tells the truth.
+
+So does the choice of the fp32 engine that it is compared with.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +147,8 @@ def test_engines_that_are_missing_or_refuse_are_left_out_with_their_reasons() ->
     assert accepted_by(engines, refuse, notes) == {"two": "fake", "four": "takes_too"}
     assert notes == {
         "candidate one": "left out: takes has no kernels for it",
-        "candidate missing": "left out: missing needs no_such_library, which is not installed: uv pip install no_such_library",
+        "candidate missing": "left out: missing needs no_such_library, which is not installed: "
+        "uv pip install no_such_library",
         "candidate three": "left out: the graph cannot be translated",
     }
 
@@ -262,7 +266,8 @@ def config(tmp_path: Path) -> DictConfig:
     parity = {"_target_": "qexp.measure.parity.Parity", "images": 50, "least_agreement": 0.99, "batch_size": 16}
     measures = {"parity": parity, "accuracy": None, "timeout_s": 60, "memory_mb": None}
     return OmegaConf.create({
-        "outputs": str(tmp_path), "engine": {"trial": trial, "candidates": {}}, "fp32_engines": target("Fake"), "measure": measures,
+        "outputs": str(tmp_path), "engine": {"trial": trial, "candidates": {}}, "fp32_engines": target("Fake"),
+        "measure": measures,
         "picture": None,
     })  # fmt: skip
 

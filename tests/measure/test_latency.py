@@ -1,4 +1,7 @@
-"""Times against engines that take a known time, statistics against numpy, the standard library and the binomial distribution."""
+"""Times are those of engines that take a known time.
+
+Statistics are those of NumPy, the standard library and the binomial distribution.
+"""
 
 from __future__ import annotations
 
@@ -182,7 +185,8 @@ def test_statistics_are_those_of_the_standard_library() -> None:
     medians = sorted(statistics.median(w) for w in windows)
     cuts = statistics.quantiles(samples, n=100, method="inclusive")  # cuts[k - 1] is the k-th percentile
     assert values == pytest.approx({
-        "latency_ms": medians[3], "latency_low_ms": medians[0], "latency_high_ms": medians[6], "latency_ms_per_image": medians[3] / 4,
+        "latency_ms": medians[3], "latency_low_ms": medians[0], "latency_high_ms": medians[6],
+        "latency_ms_per_image": medians[3] / 4,
         "latency_mean_ms": math.fsum(samples) / 108, "latency_std_ms": statistics.stdev(samples),
         "latency_p50_ms": cuts[49], "latency_p90_ms": cuts[89], "latency_p99_ms": cuts[98],
         "load_ms": 70, "first_call_ms": 9, "throughput_ips": 4000 / values["latency_ms"],

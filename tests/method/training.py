@@ -16,7 +16,8 @@ TORCHSCRIPT = EngineSpec(("torchscript",), kernels="x86")
 TRAINER = {"accelerator": "cpu", "devices": 1, "precision": "32-true", "enable_progress_bar": False}
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.01, "momentum": 0.9}
 RECIPE: dict[str, Any] = {
-    "epochs": 2, "batch_size": 16, "channels_last": False, "scheduler": None, "scheduler_per_step": False, "distillation": 0.0,
+    "epochs": 2, "batch_size": 16, "channels_last": False, "scheduler": None, "scheduler_per_step": False,
+    "distillation": 0.0,
     "optimizer": {**SGD, "nesterov": False, "weight_decay": 0.0}, "trainer": TRAINER,
 }  # fmt: skip
 QUICK = {**RECIPE, "epochs": 0, "optimizer": {**SGD, "lr": 0.05}}  # learns something in an epoch

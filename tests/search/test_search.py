@@ -1,4 +1,7 @@
-"""A search through the command: it tries what its space has, chooses by nothing of the test images, and can be killed."""
+"""A search through the command tries what its space has, and chooses by nothing of the test images.
+
+Killed and started again, it ends as if nothing had happened.
+"""
 
 from __future__ import annotations
 
@@ -97,8 +100,11 @@ def cells(records: list[Record]) -> list[tuple[Any, ...]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a search of all 12 settings ended: 8 of static, which this engine does not run in 4 bits, and 4 of none, which
-    has no observer and is the same whatever `bits` says."""
+    """A folder in which a search of all 12 settings ended.
+
+    8 are of static, which this engine does not run in 4 bits, and 4 of none, which has no observer and is the same
+    whatever `bits` says.
+    """
     folder = tmp_path_factory.mktemp("whole")
     ended(folder, "hydra.sweeper.trials=20")
     return folder
