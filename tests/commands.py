@@ -20,7 +20,8 @@ def without(node: str, *engines: str) -> list[str]:
 
 SLOW = ("inductor", "executorch", "openvino")  # to prepare
 FEW_WINDOWS = [
-    "measure.latency.windows=2", "measure.latency.calls=2", "measure.latency.window_s=0.01", "measure.latency.warmup_calls=2",
+    "measure.latency.windows=2", "measure.latency.calls=2", "measure.latency.window_s=0.01",
+    "measure.latency.warmup_calls=2",
     "measure.latency.warmup_s=0.01", "threads=1",
 ]  # fmt: skip
 QUICK = [*FEW_WINDOWS, *without("fp32_engines", *SLOW, "torch_ao", "eager")]
@@ -39,6 +40,16 @@ FAKE_FP32 = [
     *(f"{e}._target_={FAKE}.Fake" for e in ("fp32_engines", "baseline.engine")),
     *(f"~{e}.device" for e in ("fp32_engines", "baseline.engine")),
 ]
+TRAINED = [
+    "data=folder", "data.root=pictures", "data.image_size=16", "data.channels=1", "data.calibration_images=16",
+    "model=resnet8",
+    "recipe.epochs=1", "recipe.batch_size=8", "trainer=cpu", "train_missing=true",
+]  # fmt: skip
+CHEAP = [f"measure.{name}=null" for name in ("latency", "energy", "operators", "memory", "parity")]
+NOWHERE = [
+    *(option for option in PRETEND if not option.startswith("checkpoint")),
+    "checkpoint=/nowhere/at all",
+]  # every job fails at once
 RunCommand = Callable[..., tuple[int, str]]
 
 

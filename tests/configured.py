@@ -1,4 +1,4 @@
-"""What conf/ describes, as tests need it: methods, engines, measures, datasets and networks with the options of their yaml files.
+"""Methods, engines, measures, datasets and networks with the options that their yaml files in conf/ give.
 
 Options are given by name. They take the place of those in the yaml, and of a nested node only those that are given:
 `method("prune", sparsity=0.8, recipe={"epochs": 0})`.

@@ -29,11 +29,19 @@ from tests.engine.support import ANIMAL_ENGINES, engine_named
 
 # The files that take longest. They begin first, so that no worker is left alone with one of them at the end.
 LONGEST = (
-    "test_launchers.py", "test_search.py", "test_compress.py", "test_compress_errors.py", "test_reuse.py", "test_prune_channels.py",
-    "test_documented_way.py", "test_integers.py", "test_kill.py", "test_documented_commands.py", "test_reproduce.py", "test_train.py",
+    "test_launchers.py", "test_search.py", "test_compress.py", "test_compress_errors.py", "test_reuse.py",
+    "test_prune_channels.py",
+    "test_documented_way.py", "test_integers.py", "test_kill.py", "test_documented_commands.py", "test_reproduce.py",
+    "test_train.py",
     "test_study.py", "test_engines.py", "test_serving.py",
 )  # fmt: skip
 FORMS = (("RGB", "jpg"), ("RGBA", "png"), ("L", "png"), ("P", "png"), ("I;16", "png"), ("RGB", "webp"))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Three workers for folders, and none for files and tests that are named, which then start at once."""
+    named = [argument.partition("::")[0] for argument in config.option.file_or_dir]
+    return 0 if named and all(Path(name).is_file() for name in named) else 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,7 @@
-"""The commands that README.md, CONTRIBUTING.md and docs/ give, as words, with what a reader puts in for their placeholders."""
+"""The commands that README.md, CONTRIBUTING.md and docs/ give, as words.
+
+Their placeholders are filled with what a reader would put in.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,10 @@ def complete(command: list[str], row: list[str]) -> list[str]:
 
 
 def commands_of(text: str) -> Iterator[list[str]]:
-    """The words of each command: in blocks, in backticks, and where a table lists options for the one above it, of each row."""
+    """Yield the words of each command, whether it stands in a block or in backticks.
+
+    Where a table lists options for the command above it, there is one command for each row.
+    """
     for section in re.split(r"^## ", text, flags=re.M):
         for language, block in FENCE.findall(section):
             if language not in ("text", "python", "yaml"):
@@ -107,7 +113,11 @@ COMMANDS = documented()
 
 
 def call(words: Sequence[str]) -> tuple[int, str]:
-    """Exit code of a Python program that is run in this process, which has its libraries already, and all that it printed."""
+    """Run a Python program in this process, which has its libraries already.
+
+    Returns:
+        Its exit code, and all that it printed.
+    """
     program, *rest = words
     name = rest.pop(0) if program == "-m" else Path(program).stem
     module = import_module(name)

@@ -14,7 +14,8 @@ from tests.commands import write_images
 
 # In one list: the server from which all processes are forked imports it once.
 IMPORTED = [
-    "compress", "qexp.jobs.compress", "qexp.method.quantize.static", "qexp.method.none", "mlflow.tracking", "pytorch_lightning", "optuna",
+    "compress", "qexp.jobs.compress", "qexp.method.quantize.static", "qexp.method.none", "mlflow.tracking",
+    "pytorch_lightning", "optuna",
 ]  # fmt: skip
 
 
@@ -29,7 +30,10 @@ def command(folder: Path, words: list[str]) -> None:
 
 
 def started(folder: Path, words: list[str]) -> ForkServerProcess:
-    """`compress.py` with these words in `folder`, where `pictures` are the images of `write_images`; what it prints goes to log.txt."""
+    """Start `compress.py` with these words in `folder`, where `pictures` are the images of `write_images`.
+
+    What it prints goes to log.txt.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     if not (folder / "pictures").exists():

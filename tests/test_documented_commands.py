@@ -1,7 +1,7 @@
 """Every command that README.md, CONTRIBUTING.md and docs/ give is one that works today.
 
-Commands of Hydra's programs are composed as they stand, job by job; tests/test_documented_way.py really runs the short ones; and
-ELSEWHERE says of the others who does. A command that is none of these, or that has a placeholder nobody knows, is a failure.
+Commands of Hydra's programs are composed as they stand, job by job, and the options of other programs are parsed.
+tests/test_documented_way.py really runs the short ones, and with QEXP_SLOW=1 the long ones are run here.
 """
 
 from __future__ import annotations
@@ -27,99 +27,21 @@ from omegaconf import DictConfig, OmegaConf
 
 import qexp.cli
 from qexp.jobs.summary import Summary, check_end
+from tests.chain import ADDED, CHAIN, IMAGES, run, working_folder
 from tests.commands import QUICK, without
-from tests.documents import COMMANDS, DOCUMENTS, HYDRA, ROOT, call, fill_in
-from tests.test_documented_way import ADDED, CHAIN, IMAGES, run, working_folder
+from tests.documents import COMMANDS, DOCUMENTS, HYDRA, ROOT, call
 
 CLICK = {
     "mlflow": "mlflow.cli",
     "ray": "ray.scripts.scripts",
 }  # programs whose options can be parsed without doing what they say
 
-# Commands that are no part of CHAIN: who runs them, a word that shows it, and why it is there or what is left out.
-ELSEWHERE = {
-    r"^pip install uv$": (".ci/run", "pip install --quiet uv", "installs what these tests run in"),
-    r"^pip install 'qexp\[": (
-        "pyproject.toml",
-        "[project.optional-dependencies]",
-        "the same; whether the extras exist is tested here",
-    ),
-    r"^uv sync$": (".ci/run", "uv run pytest", "the same environment, which `uv run` makes"),
-    r"^(pytest|ruff check|mypy)$": (".ci/run", "uv run", "they take minutes, or are what runs this"),
-    r"^compress.py experiment=quickstart$": (".ci/run", "compress.py experiment=quickstart", "two minutes"),
-    r"^tests/cluster/slurm.sh (start|stop) ": (
-        ".ci/run",
-        "tests/cluster/slurm.sh start",
-        "needs root and Debian's packages",
-    ),
-    r"^export SLURM_CONF=": (".ci/run", "export SLURM_CONF=$slurm/slurm.conf PATH=$slurm/bin:$PATH", "of such a Slurm"),
-    r"^pytest tests/test_launchers.py$": (".ci/run", "QEXP_SLURM=main", "of such a Slurm"),
-    r"hydra/launcher=submitit_slurm": ("tests/test_launchers.py", '"submitit_slurm"', "needs Slurm"),
-    r"hydra/launcher=joblib": ("tests/test_launchers.py", '"joblib"', "sweeps pretend images and compares the rows"),
-    r" phase=measure$": ("tests/test_reuse.py", "phase=measure", "after phase=compress"),
-    r"hydra/launcher=ray": ("tests/test_launchers.py", '"ray"', "the same, on a Ray of its own"),
-    r"^ray ": (
-        "tests/test_launchers.py",
-        "hydra.launcher.ray",
-        "several machines: no test has a cluster, here its options are parsed",
-    ),
-    r"^export RAY_AUTH_MODE=token$": (
-        "ray/_private/authentication/authentication_token_setup.py",
-        "RAY_AUTH_MODE",
-        "the same",
-    ),
-    r"^sudo apt-get install .* postgresql$": (".ci/run", "--no-install-recommends postgresql", "needs root"),
-    r"^sudo service postgresql start$": (
-        "tests/cluster/postgres.sh",
-        "bin/pg_ctl",
-        "needs root; there without a service",
-    ),
-    r"^sudo -u postgres psql ": (
-        "tests/cluster/postgres.sh",
-        "bin/createdb",
-        "needs root; there with PostgreSQL's other programs",
-    ),
-    r"^export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=": (
-        "mlflow/environment_variables.py",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION",
-        "its name",
-    ),
-    r"^mlflow (ui|server) ": (
-        "tests/tracking/test_server.py",
-        "mlflow.server.fastapi_app",
-        "does not end; here its options are parsed",
-    ),
-    r"^export MLFLOW_TRACKING_URI=": ("tests/test_serving.py", '"MLFLOW_TRACKING_URI"', "of the next"),
-    r"^mlflow models serve ": ("tests/test_serving.py", '"models", "serve", "-m"', "does not end"),
-    r"^curl http://127.0.0.1:5001/invocations ": ("tests/test_serving.py", "/invocations", "asks that server"),
-    r"^pip install -r requirements.txt$": (
-        "tests/deploy/test_deploy.py",
-        '"pip", "install"',
-        "needs a package registry",
-    ),
-    r"^infer.py photo.jpg$": ("tests/deploy/test_deploy.py", '"infer.py"', "where qexp and torch are not there"),
-    r"^benchmark.py$": ("tests/deploy/test_deploy.py", '"benchmark.py"', "that of a device, not qexp's"),
-    r"^-m qexp.tracking import record.json$": (
-        "tests/deploy/test_deploy.py",
-        '"import"',
-        "a record of that benchmark.py",
-    ),
-    r"^docs/one_convolution.py$": (
-        "tests/test_docs.py",
-        "from one_convolution import sections",
-        "compares what it prints",
-    ),
-}
-
 # ADDED composes where the shown files are; `benchmark.py` alone is a device's.
 COMPOSED = [text for text, words in COMMANDS.items() if words[0] in HYDRA and text not in (ADDED, "benchmark.py")]
-LONG = [
-    text
-    for text in COMPOSED
-    if not any(re.search(known, text) for known in (*CHAIN, *ELSEWHERE)) and "against_others" not in text
-]
-OTHERS = [text for text in COMMANDS if text not in COMPOSED]
-PARSED = [text for text in OTHERS if COMMANDS[text][0] in CLICK]
+# Other launchers, the second half of a sweep, what .ci/run calls as it is, and libraries that are not installed.
+NOT_HERE = ("hydra/launcher=", " phase=measure$", "^compress.py experiment=quickstart$", "against_others")
+LONG = [text for text in COMPOSED if not any(re.search(known, text) for known in (*CHAIN, *NOT_HERE))]
+PARSED = [text for text, words in COMMANDS.items() if words[0] in CLICK]
 
 
 class Composed(BaseException):
@@ -131,7 +53,9 @@ Compose = Callable[[list[str]], int]
 
 @pytest.fixture
 def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compose:
-    """Composes a command's jobs and counts them. All is Hydra's own, launchers' options and sweeps too, but no job is run.
+    """Composes a command's jobs and counts them.
+
+    All is Hydra's own, launchers' options and sweeps too, but no job is run.
 
     As in a sweep, jobs that differ in the values of keys alone are composed once.
     """
@@ -187,42 +111,6 @@ def test_every_job_of_it_can_be_composed(command: str, compose: Compose) -> None
     words = COMMANDS[command]
     jobs = compose(words)
     assert jobs == math.prod(word.count(",") + 1 for word in words) or "experiment=" in command and jobs > 0
-
-
-@pytest.mark.parametrize(
-    ("wrong", "named"),
-    [
-        ("model=resnet20,resnet21", "resnet21"),
-        ("method.observr=mse", "observr"),
-        ("method.observer=mze", "mze"),
-        ("experiment=quick", "quick"),
-        ("hydra.launcher.n_job=2", "n_job"),
-    ],
-)
-def test_what_cannot_be_composed_is_found(wrong: str, named: str, compose: Compose) -> None:
-    with pytest.raises(AssertionError, match=named):
-        compose(["compress.py", "-m", "model=resnet20", "data=digits", "hydra/launcher=joblib", wrong])
-
-
-def test_a_placeholder_that_nobody_knows_is_found() -> None:
-    with pytest.raises(AssertionError, match="PLACEHOLDERS has nothing for FOLDER"):
-        fill_in(["train.py", "data.root=FOLDER"])
-
-
-@pytest.mark.parametrize("command", OTHERS, ids=OTHERS)
-def test_every_other_command_is_run_here_or_elsewhere(command: str) -> None:
-    assert any(re.search(known, command) for known in (*CHAIN, *ELSEWHERE)), "no test runs it, here or ELSEWHERE"
-
-
-@pytest.mark.parametrize("known", [*CHAIN, *ELSEWHERE], ids=[*CHAIN, *ELSEWHERE])
-def test_what_the_tables_speak_of_is_documented(known: str) -> None:
-    assert any(re.search(known, command) for command in COMMANDS)
-
-
-@pytest.mark.parametrize(("file", "word", "why"), [*ELSEWHERE.values()], ids=[*ELSEWHERE])
-def test_elsewhere_it_is_there(file: str, word: str, why: str) -> None:
-    installed = Path(str(pytest.__file__)).parents[1]
-    assert why and word in next(place / file for place in (ROOT, installed) if (place / file).exists()).read_text()
 
 
 @pytest.mark.parametrize("command", PARSED, ids=PARSED)

@@ -69,10 +69,11 @@ ALLOWED = {
     | {"qexp.tracking.store", "qexp.tracking.sync"},
 }
 MODULES = sorted((ROOT / "qexp").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
-def imports(file: Path) -> set[str]:
-    """Modules of qexp that a file imports, at its top or inside functions."""
+def imports(file: Path, of: str = "qexp") -> set[str]:
+    """Modules of qexp, or of the package `of`, that a file imports, at its top or inside functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -80,7 +81,7 @@ def imports(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             is_package = (ROOT / node.module.replace(".", "/")).is_dir()
             found |= {f"{node.module}.{alias.name}" for alias in node.names} if is_package else {node.module}
-    return {name for name in found if name.split(".")[0] == "qexp"}
+    return {name for name in found if name.split(".")[0] == of}
 
 
 def leaves() -> set[str]:
@@ -133,6 +134,12 @@ def test_a_room_of_methods_says_which_files_are_methods_and_which_help_them(room
 @pytest.mark.parametrize("script", ["train.py", "compress.py", "benchmark.py"])
 def test_entry_scripts_know_no_leaf(script: str) -> None:
     assert not imports(ROOT / script) & leaves()
+
+
+@pytest.mark.parametrize("file", TESTS, ids=[str(m.relative_to(ROOT)) for m in TESTS])
+def test_what_tests_share_is_in_no_module_of_tests(file: Path) -> None:
+    shared = {name for name in imports(file, of="tests") if any(part.startswith("test_") for part in name.split("."))}
+    assert not shared, f"{file} imports {shared}; what several modules need belongs to one whose name has no test_"
 
 
 def test_importing_qexp_imports_nothing() -> None:

@@ -87,7 +87,8 @@ def test_plain_values() -> None:
 def test_keys_do_not_depend_on_the_order_of_names_and_differ_by_value_kind_and_name() -> None:
     assert key("a", x=1, y={"p": 1, "q": 2}) == key("a", y={"q": 2, "p": 1}, x=1)
     different = [
-        key("a", x=1), key("b", x=1), key("a", y=1), key("a", x="1"), key("a", x=1.0), key("a", x=True), key("a", x=[1]),
+        key("a", x=1), key("b", x=1), key("a", y=1), key("a", x="1"), key("a", x=1.0), key("a", x=True),
+        key("a", x=[1]),
         key("a", x=None), key("a", x=math.nan),
     ]  # fmt: skip
     assert len({*different}) == len(different) and all(len(each) == 64 for each in different)

@@ -10,12 +10,11 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 from qexp.tracking.store import read_records
-from tests.commands import FEW_WINDOWS, fake
+from tests.commands import FEW_WINDOWS, TRAINED, fake
 from tests.processes import started
 
 SWEEP = [
-    "-m", "data=folder", "data.root=pictures", "data.image_size=16", "data.channels=1", "data.calibration_images=16", "model=resnet8",
-    "recipe.epochs=1", "recipe.batch_size=8", "trainer=cpu", "train_missing=true", *fake("Says", "answer=0"), *FEW_WINDOWS,
+    "-m", *TRAINED, *fake("Says", "answer=0"), *FEW_WINDOWS,
     "method=none,static", "batch_size=1,2", "outputs=outputs", "measure.parity=null",
 ]  # fmt: skip
 KILLS = 5

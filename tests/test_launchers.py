@@ -17,22 +17,17 @@ from mlflow.tracking import MlflowClient
 import compress
 from qexp.measure import base
 from qexp.tracking.store import read_records
-from tests.commands import PRETEND, RunCommand, fake, write_images
+from tests.commands import CHEAP, PRETEND, TRAINED, RunCommand, fake, write_images
 
 ROOT = Path(__file__).parents[1]
 ALL = ["+engine.answer=0,1,2", "method=none,static", "batch_size=1,2"]
 FOUR = ["+engine.answer=0,1", "method=none,static", "batch_size=2"]
-NETWORK = [
-    "data=folder", "data.root=pictures", "data.image_size=16", "data.channels=1", "data.calibration_images=16", "model=resnet8",
-    "recipe.epochs=1", "recipe.batch_size=8", "trainer=cpu", "train_missing=true",
-]  # fmt: skip
-CHEAP = [f"measure.{name}=null" for name in ("latency", "energy", "operators", "memory", "parity")]
 Rows = dict[str, tuple[Any, ...]]
 
 
 def words(launcher: str, *more: str) -> list[str]:
     """The command line of a sweep whose jobs all need a baseline, which one of them has to train."""
-    return ["-m", *NETWORK, *fake("Says"), *CHEAP, "threads=1", "outputs=outputs", f"hydra/launcher={launcher}", *more]
+    return ["-m", *TRAINED, *fake("Says"), *CHEAP, "threads=1", "outputs=outputs", f"hydra/launcher={launcher}", *more]
 
 
 def sweep(folder: Path, launcher: str, *more: str) -> None:

@@ -1,4 +1,7 @@
-"""A loaded network answers as the evaluation did, whatever form an image has; what was tampered with or can carry code is refused."""
+"""A loaded network answers as the evaluation did, whatever form an image has.
+
+What was tampered with, or can carry code, is refused.
+"""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ def test_validation_follows_from_test() -> None:
     assert METRICS["val_top1_drop"].title == "val drop" and METRICS["val_loss"].unit == "nats"
     assert not metric.on_test and metric.better == "higher" and "val_test_seconds" not in METRICS
     assert {name for name in METRICS if name.startswith("val_")} == {
-        f"val_{name}" for name in ("top1", "top1_low", "top1_high", "top1_drop", "top5", "agreement", "loss", "mcnemar_p")
+        f"val_{name}" for name in ("top1", "top1_low", "top1_high", "top1_drop", "top5", "agreement", "loss",
+        "mcnemar_p")
     }  # fmt: skip
 
 
@@ -63,7 +64,8 @@ def test_how_values_are_written(name: str, value: float, shown: str) -> None:
 def test_titles_of_axes_have_the_unit_that_is_shown() -> None:
     titles = [METRICS[name].axis_title for name in ("top1", "size_mb", "macs_m", "speedup")]
     assert titles == [
-        "top-1 accuracy, %", "size on disk, MB", "multiply-accumulate operations, millions", "times as fast as fp32 on eager PyTorch",
+        "top-1 accuracy, %", "size on disk, MB", "multiply-accumulate operations, millions",
+        "times as fast as fp32 on eager PyTorch",
     ]  # fmt: skip
 
 

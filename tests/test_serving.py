@@ -1,4 +1,7 @@
-"""A logged artifact, downloaded and served by MLflow: the same predictions, over HTTP too, and never a file of the server."""
+"""A logged artifact that MLflow downloads or serves over HTTP gives the same predictions.
+
+It never reads a file of the server.
+"""
 
 from __future__ import annotations
 

@@ -6,8 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.commands import RunCommand
-from tests.report.test_reproduce import NOWHERE
+from tests.commands import NOWHERE, RunCommand
 
 
 def left(tmp_path: Path) -> set[str]:
@@ -40,7 +39,8 @@ def test_options_that_mean_nothing_end_the_program_before_it_computes(run: RunCo
 
 
 def test_the_libraries_of_the_page_are_imported_where_one_is_written() -> None:
-    code = "import sys, qexp.jobs.summary, qexp.report.__main__; print([m for m in ('plotly', 'itables', 'jinja2') if m in sys.modules])"
+    heavy = ("plotly", "itables", "jinja2")
+    code = f"import sys, qexp.jobs.summary, qexp.report.__main__; print([m for m in {heavy} if m in sys.modules])"
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
     )

@@ -36,7 +36,9 @@ from torch import nn
 class Net(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, num_classes))
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, num_classes)
+        )
         self.steps = 0
 
     def forward(self, x):
@@ -50,7 +52,7 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to work in: noisy images of three grey levels below `toy`, and a network of the user's own in `own.py`."""
+    """A folder with noisy images of three grey levels below `toy`, and a network of the user's own in `own.py`."""
     place, rng = tmp_path_factory.mktemp("place"), np.random.default_rng(0)
     for part, count in (("train", 30), ("test", 11)):
         for label in range(3):

@@ -103,7 +103,10 @@ class PublishedCifar:
 
 
 def packed(values: np.ndarray) -> bytes:
-    """A gzipped IDX file of bytes: two zeros, 8 for bytes, the number of dimensions, their sizes in big-endian order."""
+    """Return a gzipped IDX file of bytes.
+
+    It begins with two zeros, 8 for bytes, the number of dimensions, and their sizes in big-endian order.
+    """
     header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
     return gzip.compress(header + values.astype(np.uint8).tobytes())
 

@@ -1,4 +1,7 @@
-"""The cache: decoded once, found again by content, made again when damaged, and a message where it cannot be written."""
+"""Images are decoded once, found again by their content, and decoded again when the cache is damaged.
+
+Where it cannot be written, a message says so.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of the user: their pixels as Pillow gives them, and a message for everything that can be wrong with a folder."""
+"""Images of the user have the pixels that Pillow gives, and whatever can be wrong with a folder has its message."""
 
 from __future__ import annotations
 

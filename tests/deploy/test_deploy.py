@@ -1,4 +1,7 @@
-"""A deployment runs where there is nothing but its engine and NumPy, and what it measures there joins the comparison."""
+"""A deployment runs where there is nothing but its engine and NumPy.
+
+What it measures there joins the comparison.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,10 @@ QUICK = {
 
 
 def alone(folder: Path, *argv: str, blocked: set[str] = NOT_THERE) -> str:
-    """What a script of a deployment prints where the packages `blocked` are not there; some engines need torch themselves."""
+    """Return what a script of a deployment prints where the packages `blocked` are not there.
+
+    Some engines need torch themselves.
+    """
     code = ALONE.format(blocked=blocked, argv=list(argv))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
         "PYTHONPATH": str(folder)
@@ -63,7 +69,10 @@ def alone(folder: Path, *argv: str, blocked: set[str] = NOT_THERE) -> str:
 
 @pytest.fixture
 def outputs(animal_artifact: Artifact, tmp_path: Path) -> Path:
-    """The artifact below outputs/artifacts, with one record of its own in a sweep, and another of an earlier run on another engine."""
+    """The artifact below outputs/artifacts, with one record of its own in a sweep.
+
+    Another record is of an earlier run on another engine.
+    """
     folder = tmp_path / "outputs" / "artifacts" / animal_artifact.key
     shutil.copytree(animal_artifact.folder, folder)
     where = {
@@ -139,7 +148,8 @@ def test_other_engines(engine: str, artifact: Artifact, pictures: list[str], tmp
 def test_the_folder_is_small_and_says_what_was_measured(dist: Path, artifact: Artifact) -> None:
     names = {file.name for file in dist.iterdir()}
     assert names == {
-        "model.onnx", "labels.json", "preprocessing.json", "deployment.json", "infer.py", "engine.py", "benchmark.py", "pixels.py",
+        "model.onnx", "labels.json", "preprocessing.json", "deployment.json", "infer.py", "engine.py", "benchmark.py",
+        "pixels.py",
         "timing.py", "machine.py", "requirements.txt", "README.md",
     }  # fmt: skip
     assert sum((dist / name).stat().st_size for name in names - {"model.onnx"}) < 40_000

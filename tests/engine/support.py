@@ -1,4 +1,7 @@
-"""What the tests of engines share: the engines of conf/engine, errors relative to the largest logit, what OpenVINO executes."""
+"""What the tests of engines share.
+
+These are the engines of conf/engine, errors relative to the largest logit, and what OpenVINO executes.
+"""
 
 from __future__ import annotations
 

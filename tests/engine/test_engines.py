@@ -1,4 +1,7 @@
-"""Every engine of conf/engine gives the network's own logits; its files are whole, written once and tell nothing of this machine."""
+"""Every engine of conf/engine gives the network's own logits.
+
+Its files are whole, are written once, and tell nothing of this machine.
+"""
 
 from __future__ import annotations
 

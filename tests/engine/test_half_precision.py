@@ -34,7 +34,8 @@ def half_for(engine: Engine, lowered: Lowered, dtype: str = "auto") -> Artifact:
 
 @pytest.mark.parametrize(
     ("name", "asked", "dtype"),
-    [("eager", "auto", "bfloat16"), ("eager", "float16", "float16"), ("inductor", "auto", "bfloat16"), ("openvino", "auto", "bfloat16"),
+    [("eager", "auto", "bfloat16"), ("eager", "float16", "float16"), ("inductor", "auto", "bfloat16"),
+    ("openvino", "auto", "bfloat16"),
      ("executorch", "auto", "float16")],
 )  # fmt: skip
 def test_logits_are_wrong_by_the_rounding_of_the_format(

@@ -131,7 +131,10 @@ def test_executorch_computes_in_half_precision(
 def program(
     engine: Engine, artifact: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[str], Counter[tuple[str, str, str, str]]]:
-    """Operators of an ExecuTorch program outside of the delegate, and (kind, types of input, weights and output) within it."""
+    """Return the operators of an ExecuTorch program outside of the delegate, and those within it.
+
+    Of those within it, it gives the kind and the types of input, weights and output.
+    """
     from executorch.backends.xnnpack import xnnpack_preprocess
     from executorch.exir._serialize._program import deserialize_pte_binary
 

@@ -59,7 +59,10 @@ def no_standing_child_outlives_its_test() -> Iterator[None]:
 
 @pytest.fixture
 def make_artifact(tmp_path: Path) -> Callable[..., Artifact]:
-    """An artifact for the fake engines; `key` names it, `weights`[C,K] are in its file, other values are changed as asked."""
+    """Makes artifacts for the fake engines.
+
+    `key` names one, `weights[C,K]` are in its file, and other values are changed as asked.
+    """
 
     def make(key: str = "one", weights: np.ndarray | None = None, **changes: Any) -> Artifact:
         folder = tmp_path / "artifacts" / key
@@ -67,7 +70,8 @@ def make_artifact(tmp_path: Path) -> Callable[..., Artifact]:
         with (folder / "model.pt2").open("wb") as stream:
             np.save(stream, np.eye(3, CLASSES) if weights is None else weights)
         artifact = Artifact(
-            folder, key, EngineSpec(), "model.pt2", "tiny", "none", 32, "fp32", SPEC, LAYERS, parameters=450, macs=10000, packed_bytes=1800,
+            folder, key, EngineSpec(), "model.pt2", "tiny", "none", 32, "fp32", SPEC, LAYERS, parameters=450,
+            macs=10000, packed_bytes=1800,
             reference="one", files={"model.pt2": file_digest(folder / "model.pt2")}, source={}, versions={},
         )  # fmt: skip
         artifact = replace(artifact, **changes)

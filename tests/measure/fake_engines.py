@@ -37,23 +37,31 @@ class Fake(Engine):
         return np.ones((len(x), CLASSES), np.float32)
 
 
-class Takes(Fake):
-    """Every call takes `ms`. With `own_clock` the child's clock is the processor time of its thread, in which other programs
-    have no part, so that a loaded machine reads the same as an idle one."""
+class Scripted(Fake):
+    """The base of engines that move the child's clock themselves.
+
+    A loaded machine then reads the same as an idle one.
+    """
+
+    now_ns = 0
+
+    def import_libraries(self) -> None:
+        time.perf_counter, time.perf_counter_ns = lambda: self.now_ns / 1e9, lambda: self.now_ns
+
+    def pass_time(self, ms: float) -> None:
+        self.now_ns += round(1e6 * ms)
+
+
+class Takes(Scripted):
+    """Every call takes `ms`."""
 
     name = "takes"
 
-    def __init__(self, ms: float, own_clock: bool = True):
-        self.ms, self.own_clock = ms, own_clock
-
-    def import_libraries(self) -> None:
-        if self.own_clock:
-            time.perf_counter, time.perf_counter_ns = time.thread_time, time.thread_time_ns
+    def __init__(self, ms: float):
+        self.ms = ms
 
     def call(self, x: np.ndarray) -> np.ndarray:
-        end = time.perf_counter() + self.ms / 1000
-        while time.perf_counter() < end:
-            pass
+        self.pass_time(self.ms)
         return super().call(x)
 
 
@@ -63,20 +71,30 @@ class TakesToo(Takes):
     name = "takes_too"
 
 
-class SlowStart(Fake):
-    """Loading and the first call each take their milliseconds, later calls none."""
+class SlowStart(Scripted):
+    """Loading and the first call each take their milliseconds, later calls one."""
 
     def __init__(self, load_ms: float, first_ms: float):
         self.load_ms, self.first_ms = load_ms, first_ms
 
     def load(self, file: Path, threads: int) -> Forward:
-        time.sleep(self.load_ms / 1000)
+        self.pass_time(self.load_ms)
         self.pending = [self.first_ms]
         return self.call
 
     def call(self, x: np.ndarray) -> np.ndarray:
-        if self.pending:
-            time.sleep(self.pending.pop() / 1000)
+        self.pass_time(self.pending.pop() if self.pending else 1)
+        return super().call(x)
+
+
+class Sleeps(Fake):
+    """Every call really sleeps for `ms`, or longer where the machine is busy."""
+
+    def __init__(self, ms: float):
+        self.ms = ms
+
+    def call(self, x: np.ndarray) -> np.ndarray:
+        time.sleep(self.ms / 1000)
         return super().call(x)
 
 
@@ -100,8 +118,14 @@ class Logs(Fake):
 
 
 class Holds(Fake):
-    """Uses megabytes (10^6 bytes): `imports` in passing while it imports, `spike` in passing while it loads, `held` from then on;
-    and `device` of an accelerator, if it has one."""
+    """Uses megabytes (10^6 bytes).
+
+    Attributes:
+        held: What it holds once it has loaded.
+        spike: What it takes for a moment while it loads.
+        imports: What it takes for a moment while it imports.
+        device: What it takes of an accelerator, if it has one.
+    """
 
     def __init__(self, held: int = 0, spike: int = 0, imports: int = 0, device: float | None = None):
         self.held, self.spike, self.imports, self.device = held, spike, imports, device
@@ -195,8 +219,13 @@ class Tells(Fake):
 
 
 class Scores(Fake):
-    """A linear classifier of the mean colour: its file holds weights[C,K]. `log`: a file that grows by one line per call; `bias`
-    is added to the first class."""
+    """A linear classifier of the mean colour, whose file holds weights[C,K].
+
+    Attributes:
+        log: A file that grows by one line per call, or "" for none.
+        sign: What the weights are multiplied by.
+        bias: What is added to the first class.
+    """
 
     name = "scores"
 
@@ -253,7 +282,10 @@ class Writes(Fake):
 
 
 class MadeFor(Fake):
-    """Has a file of its own for each number of images and threads, whose bytes are 1000 times the one plus the other."""
+    """Has a file of its own for each number of images and threads.
+
+    It has 1000 bytes for each image, and one for each thread.
+    """
 
     name = "made_for"
     file = "model-{batch}-{threads}.fake"

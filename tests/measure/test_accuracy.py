@@ -193,7 +193,8 @@ def test_an_interrupted_pass_leaves_no_logits(
 
 
 def test_accuracy_on_the_validation_part_is_that_of_its_images_alone(
-    images: np.ndarray, colours: np.ndarray, weights: list[np.ndarray], tests_of: Any, make_artifact: Any, make_candidate: MakeCandidate,
+    images: np.ndarray, colours: np.ndarray, weights: list[np.ndarray], tests_of: Any, make_artifact: Any,
+    make_candidate: MakeCandidate,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     """The training images are those of the other tests backwards, and every third of them is validated on."""

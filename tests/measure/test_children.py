@@ -92,7 +92,7 @@ def test_nothing_is_left_of_a_child(make_candidate: MakeCandidate) -> None:
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not happened():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -122,8 +122,9 @@ def test_a_child_imports_its_engine_and_nothing_else_and_gets_its_options(make_c
 
 def test_load_and_first_call_are_told_apart(make_candidate: MakeCandidate) -> None:
     candidate = make_candidate(SlowStart(load_ms=150, first_ms=300))
-    assert 150 <= candidate.start()["load_ms"] < 300 <= candidate.start()["first_call_ms"] < 450
-    assert sorted(candidate.window(11, 0))[5] < 5
+    started = candidate.start()
+    assert (started["load_ms"], started["first_call_ms"]) == (150, 300)
+    assert candidate.window(11, 0) == [1] * 11
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ from tests.measure.conftest import IMAGES, SPEC
 from tests.measure.fake_engines import CLASSES, Profiled
 
 MEASURES: list[Measure] = [
-    Accuracy("both"), Coverage(), Energy(0.01), Latency(LEAST_WINDOWS, 2, 0, 1, 0, 60), Memory(), Operators(), Parity(IMAGES, 0, 10),
+    Accuracy("both"), Coverage(), Energy(0.01), Latency(LEAST_WINDOWS, 2, 0, 1, 0, 60), Memory(), Operators(),
+    Parity(IMAGES, 0, 10),
     Size(),
 ]  # fmt: skip
 

@@ -72,7 +72,10 @@ def context(network: Network) -> Context:
 
 @pytest.fixture
 def zeus(network: Network, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Install a Zeus with counters of processors and GPUs, each by its millijoules per image; none: it finds no such device."""
+    """Installs a Zeus that counts, for each processor and GPU, so many millijoules per image.
+
+    Where a list is empty it finds no such device.
+    """
 
     def install(cpus: list[float], gpus: list[float], unreadable: bool = False) -> None:
         def get_cpus() -> Devices:

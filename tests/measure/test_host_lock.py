@@ -99,7 +99,8 @@ def test_every_user_may_take_the_lock() -> None:
 def test_the_lock_is_the_same_whatever_the_folder_for_temporary_files(tmp_path: Path) -> None:
     places = {
         subprocess.run(
-            [sys.executable, "-c", "from qexp.measure import base; print(base.HOST_LOCK)"], env={**os.environ, "TMPDIR": folder},
+            [sys.executable, "-c", "from qexp.measure import base; print(base.HOST_LOCK)"],
+            env={**os.environ, "TMPDIR": folder},
             cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
         ).stdout
         for folder in ("/tmp", str(tmp_path))

@@ -1,4 +1,7 @@
-"""Times against engines that take a known time, statistics against numpy, the standard library and the binomial distribution."""
+"""Times are those of engines that take a known time.
+
+Statistics are those of NumPy, the standard library and the binomial distribution.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from qexp.measure.latency import Latency, speedup
 from qexp.measure.timing import median_interval
 from qexp.types import Artifact, Measurement, UserError
 from tests import configured
-from tests.measure.fake_engines import Fails, SlowStart, Takes, TakesToo
+from tests.measure.fake_engines import Fails, Sleeps, SlowStart, Takes, TakesToo
 
 BRIEF = {"calls": 1, "window_s": 0, "warmup_calls": 1, "warmup_s": 0, "budget_s": 60, "resolution": 0}
 
@@ -45,46 +48,34 @@ def by_name(found: list[Measurement]) -> dict[str, float]:
 def test_five_milliseconds_read_five_milliseconds(make_context: MakeContext) -> None:
     found = QUICK.measure(make_context(Takes(5)))
     values = by_name(found)
-    assert values["latency_ms"] == pytest.approx(5, rel=0.05)
-    assert values["latency_p50_ms"] == pytest.approx(5, rel=0.05)
-    assert values["latency_ms_per_image"] == pytest.approx(values["latency_ms"] / 2)  # two images per call
-    assert values["throughput_ips"] == pytest.approx(2 * 1000 / values["latency_ms"])
+    assert values["latency_ms"] == values["latency_p50_ms"] == 5
+    assert values["latency_ms_per_image"] == 2.5 and values["throughput_ips"] == 400, "two images per call"
     assert "speedup" not in values
     assert next(m for m in found if m.name == "latency_ms").unit == "ms"
 
 
 def test_the_clock_is_that_of_the_wall(make_context: MakeContext) -> None:
-    found = QUICK.measure(make_context(Takes(1, own_clock=False)))  # short enough to be seldom interrupted
+    found = QUICK.measure(make_context(Sleeps(1)))
     samples = next(m.samples for m in found if m.name == "latency_ms")
-    assert min(samples) == pytest.approx(1, rel=0.05)  # other programs only ever add to it
     assert min(samples) >= 1 and len(samples) >= 7 * 5
 
 
 def test_a_slow_first_call_is_seen_in_first_call_ms_only(make_context: MakeContext) -> None:
     values = by_name(QUICK.measure(make_context(SlowStart(load_ms=0, first_ms=250))))
-    assert values["first_call_ms"] >= 250
-    assert values["latency_ms"] < 5 and values["latency_p90_ms"] < 25
+    assert values["first_call_ms"] == 250
+    assert values["latency_ms"] == values["latency_p99_ms"] == 1
 
 
 def test_half_the_time_is_twice_as_fast(make_context: MakeContext) -> None:
     values = by_name(QUICK.measure(make_context(Takes(2), baseline=Takes(4))))
-    assert values["latency_ms"] == pytest.approx(2, rel=0.05)
-    assert values["speedup"] == pytest.approx(2, rel=0.05)
-    assert values["speedup_low"] <= values["speedup"] <= values["speedup_high"]
-    assert values["speedup_low"] * 0.99 <= 2 <= values["speedup_high"] * 1.01  # 1 %: the calls' own cost
-
-
-def test_a_against_a_shows_no_difference(make_context: MakeContext) -> None:
-    values = by_name(QUICK.measure(make_context(Takes(2), baseline=Takes(2))))
-    assert values["speedup"] == pytest.approx(1, rel=0.05)
-    assert values["speedup_low"] * 0.99 <= 1 <= values["speedup_high"] * 1.01
+    assert values["latency_ms"] == 2
+    assert values["speedup"] == values["speedup_low"] == values["speedup_high"] == 2
 
 
 def test_the_best_fp32_engine_is_another_yardstick(make_context: MakeContext) -> None:
     context = make_context(Takes(2), baseline=Takes(8), best_fp32=TakesToo(5))
     values = by_name(QUICK.measure(context))
-    assert values["speedup"] == pytest.approx(4, rel=0.05)
-    assert values["speedup_vs_best_fp32"] == pytest.approx(2.5, rel=0.05)
+    assert values["speedup"] == 4 and values["speedup_vs_best_fp32"] == 2.5
     assert values["speedup_vs_best_fp32_low"] <= values["speedup_vs_best_fp32"] <= values["speedup_vs_best_fp32_high"]
     assert context.notes == {"speedup_vs_best_fp32": "the fastest fp32 engine here was takes_too"}
 
@@ -194,7 +185,8 @@ def test_statistics_are_those_of_the_standard_library() -> None:
     medians = sorted(statistics.median(w) for w in windows)
     cuts = statistics.quantiles(samples, n=100, method="inclusive")  # cuts[k - 1] is the k-th percentile
     assert values == pytest.approx({
-        "latency_ms": medians[3], "latency_low_ms": medians[0], "latency_high_ms": medians[6], "latency_ms_per_image": medians[3] / 4,
+        "latency_ms": medians[3], "latency_low_ms": medians[0], "latency_high_ms": medians[6],
+        "latency_ms_per_image": medians[3] / 4,
         "latency_mean_ms": math.fsum(samples) / 108, "latency_std_ms": statistics.stdev(samples),
         "latency_p50_ms": cuts[49], "latency_p90_ms": cuts[89], "latency_p99_ms": cuts[98],
         "load_ms": 70, "first_call_ms": 9, "throughput_ips": 4000 / values["latency_ms"],

@@ -1,4 +1,7 @@
-"""A new measurement is one Python file and one yaml: tables, the page, MLflow and searches know what it says of its metrics."""
+"""A new measurement is one Python file and one yaml.
+
+Tables, the page, MLflow and searches then know what it says of its metrics.
+"""
 
 from __future__ import annotations
 

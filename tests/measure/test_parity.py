@@ -37,7 +37,10 @@ def make(
     tests_of: Any,
     tmp_path: Path,
 ) -> Make:
-    """A bench of `engine` on an artifact with the second weights, changed as asked, beside `Scores` on an fp32 one with the first."""
+    """Makes a bench of `engine` on an artifact with the second weights, changed as asked.
+
+    Beside it is `Scores`, on an fp32 artifact with the first weights.
+    """
 
     def made(engine: Engine, baseline: Engine | None = None, **changes: Any) -> Context:
         artifact = make_artifact("compressed", weights[1], **changes)
@@ -90,7 +93,8 @@ def test_a_graph_that_an_engine_does_not_run_is_an_error_with_the_figures(
     with pytest.raises(ParityError) as error:
         ALL.measure(context)
     assert str(error.value) == (
-        f"scores does not compute what the graph says: of 50 images {100 * same:.1f}% get the reference's class, at least 99.0% must; "
+        f"scores does not compute what the graph says: of 50 images {100 * same:.1f}% get the reference's class, "
+        "at least 99.0% must; "
         f"the largest error is {80 / np.abs(reference).max():.1f}% of the largest logit. Take another engine, or "
         "measure.parity.least_agreement=SHARE if rounding may decide so many images of this network"
     )

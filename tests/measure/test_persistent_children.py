@@ -47,7 +47,8 @@ def test_a_measured_subject_never_has_a_standing_child(make_candidate: MakeCandi
 
 
 def test_two_networks_in_one_child_answer_for_themselves(
-    make_candidate: MakeCandidate, make_artifact: Callable[..., Artifact], tests_of: Callable[[Artifact], EvaluationSet],
+    make_candidate: MakeCandidate, make_artifact: Callable[..., Artifact],
+    tests_of: Callable[[Artifact], EvaluationSet],
     colours: np.ndarray, weights: list[np.ndarray], tmp_path: Path,
 ) -> None:  # fmt: skip
     artifacts = [make_artifact(f"of{i}", w) for i, w in enumerate(weights)]

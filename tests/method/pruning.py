@@ -1,4 +1,7 @@
-"""What tests of pruning share: channels that are gone, found without Torch-Pruning, and the network with these masked instead."""
+"""What tests of pruning share.
+
+They find the channels that are gone without Torch-Pruning, and mask these in the network instead.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,11 @@ from torch import Tensor, nn
 
 
 def distinct(network: nn.Module) -> nn.Module:
-    """The network in float64 and eval mode, each channel of its batch norms with statistics of its own, by which it is known."""
+    """Give each channel of the batch norms statistics of its own, by which it is known.
+
+    Returns:
+        The same network, in float64 and eval mode.
+    """
     generator = torch.Generator().manual_seed(1)
     for module in network.double().eval().modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -23,7 +30,7 @@ def distinct(network: nn.Module) -> nn.Module:
 
 
 def masked(network: nn.Module, pruned: nn.Module) -> nn.Module:
-    """`network` with zeros from every batch norm in the channels that `pruned` does not have, and from linear layers likewise."""
+    """Return `network` with zeros from batch norms and linear layers in the channels that `pruned` does not have."""
     made, left = copy.deepcopy(network), dict(pruned.named_modules())
     with torch.no_grad():
         for name, module in made.named_modules():

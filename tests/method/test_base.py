@@ -21,9 +21,7 @@ from qexp.method.graph import layer_table
 from qexp.method.none import NoCompression
 from qexp.types import Artifact, EngineSpec, Unsupported, UserError
 from tests import configured
-
-SOURCE = {"model": "small", "weights": "random"}
-TORCHSCRIPT = EngineSpec(("torchscript",), kernels="x86")
+from tests.method.training import SOURCE, TORCHSCRIPT
 
 
 def test_macs_match_the_count_by_hand(pretend_data: RandomData, network: nn.Module) -> None:

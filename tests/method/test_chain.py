@@ -20,8 +20,7 @@ from qexp.method.prune.base import NetworkMethod, restore
 from qexp.method.quantize.qat import QAT
 from qexp.types import EngineSpec, Unsupported, UserError
 from tests import configured
-from tests.method.test_base import TORCHSCRIPT
-from tests.method.training import SOURCE, pruning, pruning_channels, qat
+from tests.method.training import SOURCE, TORCHSCRIPT, pruning, pruning_channels, qat
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -13,8 +13,8 @@ from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.types import EngineSpec, UserError
 from tests import configured
+from tests.method.training import SOURCE
 
-SOURCE = {"model": "small", "weights": "random"}
 WANTS = EngineSpec(half=("bfloat16", "float16"))
 
 

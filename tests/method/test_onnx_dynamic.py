@@ -16,8 +16,8 @@ from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.types import Artifact, EngineSpec, Unsupported
 from tests import configured
+from tests.method.training import SOURCE
 
-SOURCE = {"model": "small", "weights": "random"}
 TORCHSCRIPT = EngineSpec(("torchscript",), kernels="x86")
 
 

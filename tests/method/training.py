@@ -8,13 +8,16 @@ from qexp.method.prune.channels import PruneChannels
 from qexp.method.prune.cluster import Cluster
 from qexp.method.prune.weights import Prune
 from qexp.method.quantize.qat import QAT
+from qexp.types import EngineSpec
 from tests import configured
 
 SOURCE = {"model": "small", "weights": "random"}
+TORCHSCRIPT = EngineSpec(("torchscript",), kernels="x86")
 TRAINER = {"accelerator": "cpu", "devices": 1, "precision": "32-true", "enable_progress_bar": False}
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.01, "momentum": 0.9}
 RECIPE: dict[str, Any] = {
-    "epochs": 2, "batch_size": 16, "channels_last": False, "scheduler": None, "scheduler_per_step": False, "distillation": 0.0,
+    "epochs": 2, "batch_size": 16, "channels_last": False, "scheduler": None, "scheduler_per_step": False,
+    "distillation": 0.0,
     "optimizer": {**SGD, "nesterov": False, "weight_decay": 0.0}, "trainer": TRAINER,
 }  # fmt: skip
 QUICK = {**RECIPE, "epochs": 0, "optimizer": {**SGD, "lr": 0.05}}  # learns something in an epoch

@@ -27,8 +27,10 @@ def record(
         "method": label.split()[0],
     }
     return Record(
-        kind="compress", key=label, sweep="monday", status=status, reason=reason, label=f"{model} · {label}", params=params, config={},
-        measurements=tuple(Measurement(name, value, "x") for name, value in metrics.items()), environment={}, command="", created="",
+        kind="compress", key=label, sweep="monday", status=status, reason=reason, label=f"{model} · {label}",
+        params=params, config={},
+        measurements=tuple(Measurement(name, value, "x") for name, value in metrics.items()), environment={},
+        command="", created="",
     )  # fmt: skip
 
 

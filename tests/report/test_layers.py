@@ -10,8 +10,10 @@ from PIL import Image
 
 from qexp.report.layers import bits_of, draw_layers, layer_figure, layers_figure, sensitivity_figure
 
-TENSOR = {"low": "-2", "high": "3", "clip_low": "-1", "clip_high": "1.5", "scale_min": "0.1", "scale_max": "0.3", "zero_point_min": "0",
-          "zero_point_max": "0", "clipped": "0.0123", "sqnr_db": "21.5"}  # fmt: skip
+TENSOR = {
+    "low": "-2", "high": "3", "clip_low": "-1", "clip_high": "1.5", "scale_min": "0.1", "scale_max": "0.3",
+    "zero_point_min": "0", "zero_point_max": "0", "clipped": "0.0123", "sqnr_db": "21.5",
+}  # fmt: skip
 
 
 def row(

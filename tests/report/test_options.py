@@ -56,7 +56,8 @@ def test_options_in_groups_are_named_by_their_last_part() -> None:
     assert shown(rows) == {"epochs": ["1", "15"], "lr": ["0.1", "0.02"], "batch_size": ["32", "64"]}
     rows[0].config["method"]["recipe"]["batch_size"] = 128  # the other has none
     assert shown(rows) == {
-        "epochs": ["1", "15"], "lr": ["0.1", "0.02"], "method.recipe.batch_size": ["128", "–"], "method.batch_size": ["32", "64"]
+        "epochs": ["1", "15"], "lr": ["0.1", "0.02"], "method.recipe.batch_size": ["128", "–"],
+        "method.batch_size": ["32", "64"]
     }  # fmt: skip
 
 
@@ -92,7 +93,8 @@ def test_values_are_shown_as_they_are_written_on_the_command_line() -> None:
         for g, f, c, b in ((None, True, [2, 8], {}), (32, False, [4, 8], {"features.0.*": 8}))
     ]
     assert shown(rows) == {
-        "group": ["null", "32"], "fuse": ["true", "false"], "candidates": ["[2, 8]", "[4, 8]"], "layer_bits": ["{}", "{'features.0.*': 8}"]
+        "group": ["null", "32"], "fuse": ["true", "false"], "candidates": ["[2, 8]", "[4, 8]"],
+        "layer_bits": ["{}", "{'features.0.*': 8}"]
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""report.html in a real browser: it loads alone, and sorting, filtering, hovering and choosing axes do what they say."""
+"""In a real browser, report.html loads alone; sorting, filtering, hovering and choosing axes do what they say."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ pytestmark = [
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium: apt-get install chromium chromium-driver"),
 ]
 METHODS = {  # labels, sizes and times
-    "none": ("fp32", 1.0, 1.0), "static": ("static int8", 0.25, 0.3), "dynamic": ("dynamic int8", 0.25, 0.6), "half": ("bf16", 0.5, 0.7),
+    "none": ("fp32", 1.0, 1.0), "static": ("static int8", 0.25, 0.3), "dynamic": ("dynamic int8", 0.25, 0.6),
+    "half": ("bf16", 0.5, 0.7),
 }  # fmt: skip
 EVIL = "</script><script>window.broken = true</script><img src=x onerror='window.broken = true'>"
 LAYERS = """layer,kind,parameters,macs,weight,activation,weight_sqnr_db,input_sqnr_db,output_sqnr_db
@@ -54,7 +55,8 @@ def synthetic(count: int, folder: Path) -> list[Run]:
         ms = float(np.exp(rng.normal()) * batch * speed)
         known = {
             "top1": top1, "top1_low": top1 - 0.01, "top1_high": top1 + 0.01, "top1_drop": 0.9 - top1,
-            "size_mb": size * (1 + rng.random()), "latency_ms": ms, "latency_low_ms": 0.9 * ms, "latency_high_ms": 1.2 * ms,
+            "size_mb": size * (1 + rng.random()), "latency_ms": ms, "latency_low_ms": 0.9 * ms,
+            "latency_high_ms": 1.2 * ms,
             "memory_mb": 20 * rng.random(), "mcnemar_p": rng.random(),
         }  # fmt: skip
         failed = index % 17 == 3
@@ -120,7 +122,10 @@ class Page:
         return self.driver.execute_script(f"return {code}", *values)
 
     def choose(self, name: str, value: str) -> None:
-        script = "const chosen = document.getElementById(arguments[0]); chosen.value = arguments[1]; chosen.dispatchEvent(new Event('change'))"
+        script = (
+            "const chosen = document.getElementById(arguments[0]); chosen.value = arguments[1];"
+            "chosen.dispatchEvent(new Event('change'))"
+        )
         self.driver.execute_script(script, name, value)
 
     def tick(self, facet: str, value: str) -> None:

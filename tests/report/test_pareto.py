@@ -26,7 +26,10 @@ def test_the_front_has_all_that_no_other_dominates_in_the_order_of_costs(points:
 
 
 def distance(point: tuple[float, float], start: tuple[float, float], end: tuple[float, float]) -> float:
-    """Signed, from the line through start and end, positive above it, in the plane of log cost and benefit scaled to 0..1."""
+    """Return the signed distance from the line through start and end, positive above it.
+
+    It is taken in the plane of log cost and benefit, both scaled to 0..1.
+    """
     x = math.log(point[0] / start[0]) / math.log(end[0] / start[0])
     y = (point[1] - start[1]) / (end[1] - start[1])
     return (y - x) / math.sqrt(2)  # of the diagonal

@@ -74,7 +74,8 @@ def lowered(bits: int | str, top1: float, observer: str = "mse", method: str = "
 
 
 OBSERVERS = [
-    lowered(8, 0.9), lowered(4, 0.7), lowered("w4a8", 0.8), lowered(3, 0.4), lowered(8, 0.89, "minmax"), lowered(3, 0.2, "minmax"),
+    lowered(8, 0.9), lowered(4, 0.7), lowered("w4a8", 0.8), lowered(3, 0.4), lowered(8, 0.89, "minmax"),
+    lowered(3, 0.2, "minmax"),
     lowered("4 bits on average", 0.85, method="mixed"), lowered(2, 0.5, method="qat"),
 ]  # fmt: skip
 

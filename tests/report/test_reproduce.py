@@ -11,14 +11,10 @@ from omegaconf import OmegaConf
 
 from qexp.report.reproduce import command_of
 from qexp.report.runs import Run, read_runs
-from tests.commands import PRETEND
+from tests.commands import NOWHERE
 from tests.commands import RunCommand as Command
 
 CONF = Path(__file__).parents[2] / "conf"
-NOWHERE = [
-    *(option for option in PRETEND if not option.startswith("checkpoint")),
-    "checkpoint=/nowhere/at all",
-]  # every job fails at once
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,8 @@ def test_missing_values_are_a_dash_and_columns_without_values_are_left_out() -> 
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0.00"), (0.00123, "0.00123"), (0.0567, "0.0567"), (0.5, "0.500"), (0.99951, "1.00"), (1.234, "1.23"), (9.996, "10.0"),
+    [(0, "0.00"), (0.00123, "0.00123"), (0.0567, "0.0567"), (0.5, "0.500"), (0.99951, "1.00"), (1.234, "1.23"),
+    (9.996, "10.0"),
      (12.34, "12.3"), (99.96, "100"), (123.4, "123"), (12345.6, "12346")],
 )  # fmt: skip
 def test_three_significant_digits(value: float, shown: str) -> None:
@@ -236,7 +237,8 @@ def test_a_narrow_screen_leaves_columns_out_and_cuts_no_number(width: int) -> No
             expected[title] for title in shown if title != "method"
         ]
     left_out = [title for title in titles if title not in shown]
-    hint = f"not on a screen as narrow as this: {', '.join(METRICS[name].title for name in SPARED if METRICS[name].title in left_out)}"
+    spared = [METRICS[name].title for name in SPARED if METRICS[name].title in left_out]
+    hint = f"not on a screen as narrow as this: {', '.join(spared)}"
     assert (hint in " ".join(" ".join(lines).split())) == bool(left_out)
     assert max(map(len, lines)) <= width and bool(left_out) == (width < 160)
 

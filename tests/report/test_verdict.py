@@ -39,13 +39,15 @@ def only(found: list[Verdict]) -> tuple[str, ...]:
 def test_fastest_and_smallest_within_the_points() -> None:
     said = only(verdicts([FP32, INT8, INT4, HALF], points=1))
     assert said[0] == (
-        "Fastest within 1 point of fp32 (90.00 %): static int8 on eager, 1.00 ms (0.990 to 1.01), 89.50 %, 4.00x as fast as fp32 on eager "
+        "Fastest within 1 point of fp32 (90.00 %): static int8 on eager, 1.00 ms (0.990 to 1.01), 89.50 %, "
+        "4.00x as fast as fp32 on eager "
         "PyTorch, 2.00x as fast as the best fp32 engine. Not told apart from it: half bf16 on eager."
     )
     assert said[1] == "Smallest within 1 point of fp32 (90.00 %): static int8 on eager, 2.50 MB, 89.50 %."
     assert said[2] == "Smallest of all: static int4 on eager, 1.30 MB, 87.00 %, 3.00 points lower than fp32."
     assert said[-2:] == (
-        "No difference from fp32 in accuracy was shown (McNemar's test, p ≥ 0.05): static int8 on eager, half bf16 on eager.",
+        "No difference from fp32 in accuracy was shown (McNemar's test, p ≥ 0.05): "
+        "static int8 on eager, half bf16 on eager.",
         "A difference was shown (p < 0.05): static int4 on eager.",
     )
 
@@ -83,8 +85,8 @@ def test_the_points_decide() -> None:
     assert "none on eager, 4.00 ms" in only(verdicts([FP32, INT8, INT4], points=0))[0]
     said = only(verdicts([INT8, INT4], points=0.1))
     assert (
-        said[0]
-        == "No run is within 0.1 points of fp32 (90.00 %); the nearest is static int8 on eager, 89.50 %, 0.50 points lower."
+        said[0] == "No run is within 0.1 points of fp32 (90.00 %); "
+        "the nearest is static int8 on eager, 89.50 %, 0.50 points lower."
     )
 
 

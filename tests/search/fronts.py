@@ -8,7 +8,10 @@ OBJECTIVES = {"val_top1": "maximize", "size_mb": "minimize"}
 
 
 def pareto(found: list[tuple[Any, list[float]]]) -> list[tuple[Any, list[float]]]:
-    """Those that no other is at least as good as in both objectives, of which the first is maximised, and better in one."""
+    """Return those that no other dominates.
+
+    One dominates another if it is at least as good in both objectives and better in one. The first is maximised.
+    """
 
     def beats(a: list[float], b: list[float]) -> bool:
         return a[0] >= b[0] and a[1] <= b[1] and a != b

@@ -1,4 +1,7 @@
-"""A search through the command: it tries what its space has, chooses by nothing of the test images, and can be killed."""
+"""A search through the command tries what its space has, and chooses by nothing of the test images.
+
+Killed and started again, it ends as if nothing had happened.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,9 @@ import compress
 from qexp.metrics import METRICS
 from qexp.tracking.store import read_records
 from qexp.types import Record
-from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake, write_images
+from tests.commands import CHEAP, FEW_WINDOWS, PRETEND, TRAINED, RunCommand, fake, write_images
 from tests.processes import started
 from tests.search.fronts import OBJECTIVES, pareto
-from tests.test_launchers import CHEAP, NETWORK
 
 pytest.importorskip("optuna")
 
@@ -30,7 +32,7 @@ COMMON = [
     *(f"+hydra.sweeper.objectives.{k}={v}" for k, v in OBJECTIVES.items()),
 ]
 SEARCH = [
-    "-m", *NETWORK, *fake("Says"), *CHEAP, "threads=1", "tracking=none", "outputs=outputs", *COMMON,
+    "-m", *TRAINED, *fake("Says"), *CHEAP, "threads=1", "tracking=none", "outputs=outputs", *COMMON,
     "method=static,none", "bits=8,4", "+engine.answer=0,2", "method.observer=minmax,mse",
 ]  # fmt: skip
 
@@ -98,8 +100,11 @@ def cells(records: list[Record]) -> list[tuple[Any, ...]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a search of all 12 settings ended: 8 of static, which this engine does not run in 4 bits, and 4 of none, which
-    has no observer and is the same whatever `bits` says."""
+    """A folder in which a search of all 12 settings ended.
+
+    8 are of static, which this engine does not run in 4 bits, and 4 of none, which has no observer and is the same
+    whatever `bits` says.
+    """
     folder = tmp_path_factory.mktemp("whole")
     ended(folder, "hydra.sweeper.trials=20")
     return folder

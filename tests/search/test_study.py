@@ -1,4 +1,7 @@
-"""What a search proposes: options that belong to the choice, none twice, and the same whatever was killed on the way."""
+"""A search proposes options that belong to the choice, and none of them twice.
+
+It proposes the same whatever was killed on the way.
+"""
 
 from __future__ import annotations
 

@@ -17,15 +17,18 @@ def make_record(**changes: Any) -> Record:
         "kind": "compress", "key": "k1", "sweep": "monday", "status": "finished", "reason": "",
         "label": "vgg · static int8 · eager · batch 1",
         "params": {
-            "model": "vgg", "data": "pets", "method": "static", "bits": 8, "engine": "eager", "batch_size": 1, "threads": 2, "seed": 0,
+            "model": "vgg", "data": "pets", "method": "static", "bits": 8, "engine": "eager", "batch_size": 1,
+            "threads": 2, "seed": 0,
         },
         "config": {"model": {"id": "vgg", "widths": [8, 16]}, "bits": "auto", "force": False, "experiment": None},
         "measurements": (
             Measurement("top1", 0.9375, "fraction"), Measurement("latency_ms", 2.5, "ms", samples=(2.25, 2.5, 2.75)),
             Measurement("packed_size_mb", 1 / 3, "MB", "estimated"),
         ),
-        "environment": {"cpu": "a processor", "versions": {"torch": "2"}, "governor": None}, "command": "python compress.py",
-        "created": "2026-01-02T03:04:05+00:00", "artifact": "outputs/artifacts/vgg", "texts": {"layers.csv": "layer,kind\nfc,linear"},
+        "environment": {"cpu": "a processor", "versions": {"torch": "2"}, "governor": None},
+        "command": "python compress.py",
+        "created": "2026-01-02T03:04:05+00:00", "artifact": "outputs/artifacts/vgg",
+        "texts": {"layers.csv": "layer,kind\nfc,linear"},
     }  # fmt: skip
     return Record(**{**values, **changes})
 
@@ -47,8 +50,10 @@ def artifact(pets: DataSpec, tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "model.pt2").write_bytes(b"a graph")
     made = Artifact(
-        folder=folder, key="vgg", engine_spec=EngineSpec(), graph="model.pt2", model="vgg", method="static", bits=8, label="static int8", data=pets,
-        layers=(), parameters=10, macs=100, packed_bytes=10, reference="vgg-none", files={"model.pt2": file_digest(folder / "model.pt2")},
+        folder=folder, key="vgg", engine_spec=EngineSpec(), graph="model.pt2", model="vgg", method="static", bits=8,
+        label="static int8", data=pets,
+        layers=(), parameters=10, macs=100, packed_bytes=10, reference="vgg-none",
+        files={"model.pt2": file_digest(folder / "model.pt2")},
         source={"model": "vgg", "weights": "fedcba9876543210"}, versions={},
     )  # fmt: skip
     (folder / "artifact.json").write_text(json.dumps(made.to_json()))

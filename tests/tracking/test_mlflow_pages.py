@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import zlib
 from collections.abc import Callable
 from typing import Any
 
 from qexp.tracking.mlflow_pages import BARS, COLUMNS, described, flatten, swept_options, view_key, view_tag
 from qexp.types import Record
+from tests.tracking.views import unpacked
 
 MakeRecord = Callable[..., Record]
-
-
-def unpacked(envelope: dict[str, Any]) -> dict[str, Any]:
-    """The state in a view's tag, as MLflow's page reads it: the base64 of what zlib deflated."""
-    assert isinstance(envelope["name"], str) and isinstance(envelope["createdAt"], int)
-    kind, _, text = envelope["state"].partition(";")
-    assert kind == "deflate"
-    return json.loads(zlib.decompress(base64.b64decode(text)))
 
 
 def test_a_view_shows_what_compares_compressed_networks() -> None:

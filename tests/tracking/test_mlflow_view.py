@@ -16,7 +16,7 @@ from qexp.tracking.mlflow_view import MlflowView
 from qexp.tracking.store import write_record
 from qexp.types import DataSpec, Measurement, Record
 from tests import configured
-from tests.tracking.test_mlflow_pages import unpacked
+from tests.tracking.views import unpacked
 
 MakeRecord = Callable[..., Record]
 
@@ -65,12 +65,14 @@ def test_a_finished_run_is_all_there(view: MlflowView, log: Any, record: MakeRec
     assert (run.info.run_name, run.info.status) == ("vgg · static int8 · eager", "FINISHED")
     assert run.data.metrics == {"top1": 0.9375, "latency_ms": 2.5, "packed_size_mb": 1 / 3}
     assert run.data.params == {
-        "model.id": "vgg", "model.widths": "[8, 16]", "force": "False", "model": "vgg", "data": "pets", "method": "static", "bits": "8",
+        "model.id": "vgg", "model.widths": "[8, 16]", "force": "False", "model": "vgg", "data": "pets",
+        "method": "static", "bits": "8",
         "engine": "eager", "batch_size": "1", "threads": "2", "seed": "0",
     }  # fmt: skip
     own = {key: value for key, value in run.data.tags.items() if key.startswith("qexp.")}
     assert own == {
-        "qexp.kind": "compress", "qexp.status": "finished", "qexp.key": "finished", "qexp.sweep": "monday", "qexp.reason": "",
+        "qexp.kind": "compress", "qexp.status": "finished", "qexp.key": "finished", "qexp.sweep": "monday",
+        "qexp.reason": "",
         "qexp.artifact": "outputs/artifacts/vgg", "qexp.place": "monday/0", "qexp.weights": "",
     }  # fmt: skip
     assert run.info.end_time == 1767323045000, "when it was made, not when it was logged"

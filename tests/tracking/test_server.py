@@ -1,6 +1,9 @@
-"""Many processes that log at once: to a database file that is not there yet, and through an MLflow server on PostgreSQL that goes away.
+"""Many processes log at once.
 
-The server is the one that `mlflow server` starts, in a process that has imported it already: by itself it takes 20 s to start.
+They do so to a database file that is not there yet, and through an MLflow server on PostgreSQL that goes away.
+
+The server is the one that `mlflow server` starts, in a process that has imported it already. By itself it takes 20 s
+to start.
 """
 
 from __future__ import annotations

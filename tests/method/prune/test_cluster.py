@@ -1,4 +1,7 @@
-"""Weight sharing: clusters as good as scikit-learn's, centroids that learn by their weights' gradients, indices that are stored."""
+"""Clusters of weights are as good as scikit-learn's, and centroids learn by the gradients of their weights.
+
+Indices are what is stored.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ def samples(kind: str) -> np.ndarray:
     ("kind", "start", "clusters"),
     [
         ("normal", "linear", 2), ("normal", "linear", 5), ("heavy", "linear", 5), ("gap", "linear", 2),
-        ("normal", "density", 5), ("normal", "density", 16), ("heavy", "density", 16), ("heavy", "density", 32), ("gap", "density", 6),
+        ("normal", "density", 5), ("normal", "density", 16), ("heavy", "density", 16), ("heavy", "density", 32),
+        ("gap", "density", 6),
     ],
 )  # fmt: skip
 def test_clusters_are_those_of_scikit_learn(kind: str, start: str, clusters: int) -> None:

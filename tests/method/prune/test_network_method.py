@@ -25,8 +25,10 @@ class Narrow(nn.Module):
         super().__init__()
         self.width = width
         self.layers = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.PReLU(width), nn.Conv2d(width, width, 3, groups=width, padding=1),
-            nn.GroupNorm(2, width), nn.Conv2d(width, 2 * width, 1, groups=2), nn.Conv2d(2 * width, width, 1), nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.PReLU(width),
+            nn.Conv2d(width, width, 3, groups=width, padding=1),
+            nn.GroupNorm(2, width), nn.Conv2d(width, 2 * width, 1, groups=2), nn.Conv2d(2 * width, width, 1),
+            nn.AdaptiveAvgPool2d(1),
             nn.Flatten(), nn.LayerNorm(width), nn.Linear(width, 10),
         )  # fmt: skip
         if tied:

@@ -1,4 +1,7 @@
-"""Structured pruning: what is left computes what the masked network would, in as many operations as can be counted by hand."""
+"""What structured pruning leaves computes what the masked network would.
+
+It does so in as many operations as can be counted by hand.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Pruning by magnitude: which weights go, that they stay away while the rest is trained, and that the file is small for it."""
+"""Pruning by magnitude takes the smallest weights, which stay away while the others are trained.
+
+The file is smaller for it.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +139,8 @@ def test_the_file_shrinks_as_weights_do(pretend_data: RandomData, tmp_path: Path
         if name not in {f"{n}.weight" for n in weights_of(wide)}
     )
     values = 4 * count(wide)
-    # Flags take h(0.6) = 0.971 and h(0.9) = 0.469 bits, values at most their 32; what each layer's code begins with, and rounding.
+    # Flags take h(0.6) = 0.971 and h(0.9) = 0.469 bits, values at most their 32; the rest is rounding, and what each
+    # layer's code begins with.
     for size, least, share in ((packed[1], 0.971, 0.4), (packed[2], 0.469, 0.1)):
         assert size - rest < values * (least / 32 + share) * 1.02 + 100 * len(weights_of(wide))
     assert packed[0] - rest > 0.75 * values

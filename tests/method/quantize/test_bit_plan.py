@@ -9,12 +9,14 @@ import pytest
 
 from qexp.method.quantize.bit_plan import allocate
 
-SOURCE = {"model": "small", "weights": "random"}
 ENDS = ("stem.0", "classifier")
 
 
 def options_of_random_layers(seed: int, layers: int, options: int) -> tuple[np.ndarray, np.ndarray]:
-    """losses[L,O], mostly falling with the bits, of sizes that differ by orders of magnitude, and costs[L,O] of a million weights."""
+    """Return losses[L,O] and costs[L,O] of a million weights.
+
+    Losses mostly fall with the bits, and differ by orders of magnitude between layers.
+    """
     generator = np.random.default_rng(seed)
     bits = np.sort(generator.choice(np.arange(2, 9), options, replace=False))
     losses = 10 ** generator.uniform(-3, 1, (layers, 1)) * 4.0**-bits * generator.uniform(0.2, 5, (layers, options))

@@ -31,7 +31,8 @@ def convolution(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:
 def plain() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        convolution(3, 4), nn.ReLU(), convolution(4, 4, groups=4), nn.ReLU(), nn.AvgPool2d(2), convolution(4, 6, bias=False), nn.ReLU(),
+        convolution(3, 4), nn.ReLU(), convolution(4, 4, groups=4), nn.ReLU(), nn.AvgPool2d(2),
+        convolution(4, 6, bias=False), nn.ReLU(),
         nn.MaxPool2d(2), convolution(6, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 10),
     ).eval()  # fmt: skip
 

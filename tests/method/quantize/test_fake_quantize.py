@@ -21,7 +21,8 @@ from tests import configured
 
 UINT4, INT4, INT8 = Grid(0, 15, False), Grid(-8, 7, True), Grid(-128, 127, False)
 SHAPES: dict[str, dict[str, Any]] = {
-    "tensor": {}, "channel": {"axis": 0}, "second_axis": {"axis": 1}, "groups": {"axis": 0, "group": 4}, "uneven": {"axis": 0, "group": 5},
+    "tensor": {}, "channel": {"axis": 0}, "second_axis": {"axis": 1}, "groups": {"axis": 0, "group": 4},
+    "uneven": {"axis": 0, "group": 5},
 }  # fmt: skip
 ALL_SHAPES = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 

@@ -17,8 +17,7 @@ from qexp.method.base import Method
 from qexp.method.quantize import layer_statistics
 from qexp.types import EngineSpec
 from tests import configured
-
-SOURCE = {"model": "small", "weights": "random"}
+from tests.method.training import SOURCE
 
 
 def rows_of(
@@ -65,8 +64,11 @@ def test_facts_of_a_layer_are_those_of_the_formulas(
     weight, bias = folded(network, "stem.0", "stem.1")
     rounded, scale = rounded_per_channel(weight, 4)
     found = numbers(rows["stem.0"], "weight")
-    expected = {"low": weight.min(), "high": weight.max(), "scale_min": scale.min(), "scale_max": scale.max(), "zero_point_min": 0,
-                "zero_point_max": 0, "clip_low": -8 * scale.max(), "clip_high": 7 * scale.max(), "clipped": 0}  # fmt: skip
+    expected = {
+        "low": weight.min(), "high": weight.max(), "scale_min": scale.min(), "scale_max": scale.max(),
+        "zero_point_min": 0, "zero_point_max": 0, "clip_low": -8 * scale.max(), "clip_high": 7 * scale.max(),
+        "clipped": 0,
+    }  # fmt: skip
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert found["sqnr_db"] == pytest.approx(sqnr(weight, rounded), abs=0.01)
 

@@ -1,4 +1,4 @@
-"""Artifacts at other bit-widths than 8: what is rounded to how many bits, what lies in the file, and what it computes."""
+"""What artifacts of other bit-widths than 8 round to how many bits, hold in their files, and compute."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from qexp.method.quantize.observers import OBSERVERS
 from qexp.types import Artifact, EngineSpec, Unsupported, UserError
 from tests import configured
 from tests.engine.support import NAMES, engine_named, graph_logits
+from tests.method.training import SOURCE
 
-SOURCE = {"model": "small", "weights": "random"}
 LAYERS = [
-    "stem.0", "blocks.0.body.0", "blocks.0.body.3", "blocks.1.body.0", "blocks.1.body.3", "blocks.1.shortcut.0", "classifier",
+    "stem.0", "blocks.0.body.0", "blocks.0.body.3", "blocks.1.body.0", "blocks.1.body.3", "blocks.1.shortcut.0",
+    "classifier",
 ]  # fmt: skip
 aten = torch.ops.aten
 
@@ -51,7 +52,8 @@ def test_bits_that_are_no_integers_are_unsupported(bits: int | str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"first_last_bits": 16}, {"first_last_bits": 1}, {"add_bits": 16}, {"add_bits": 1}, {"layer_bits": {"stem.0": 16}},
+    "options",
+    [{"first_last_bits": 16}, {"first_last_bits": 1}, {"add_bits": 16}, {"add_bits": 1}, {"layer_bits": {"stem.0": 16}},
                 {"layer_bits": {"*": "w8a9"}}, {"group_size": 0}, {"group_size": -8}],
 )  # fmt: skip
 def test_options_out_of_range_are_an_error(options: dict[str, Any]) -> None:
@@ -187,7 +189,8 @@ def test_activations_are_rounded_to_their_bits(pretend_data: RandomData, tmp_pat
         expected = quantised(network[2:](hidden), logits.min(), logits.max(), 255)
     assert hidden.unique().numel() == 8
     step = (logits.max() - logits.min()) / 255
-    # A value on the edge of two of the eight levels may fall on either side in float32, and moves all logits of its image.
+    # A value on the edge of two of the eight levels may fall on either side in float32, and moves all logits of its
+    # image.
     assert ((answer - expected).abs() < 1.01 * step).double().mean() > 0.95
 
 

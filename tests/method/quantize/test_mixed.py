@@ -18,8 +18,8 @@ from qexp.method.quantize.mixed import Mixed
 from qexp.method.quantize.sensitivity import Sensitivity
 from qexp.types import Artifact, EngineSpec, UserError
 from tests import configured
+from tests.method.training import SOURCE
 
-SOURCE = {"model": "small", "weights": "random"}
 ENDS = ("stem.0", "classifier")
 
 

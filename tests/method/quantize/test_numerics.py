@@ -28,14 +28,18 @@ from qexp.method.quantize.numerics import (
 
 UINT8, INT8, NARROW = Grid(0, 255, False), Grid(-128, 127, False), Grid(-127, 127, True)
 GRIDS = [
-    UINT8, INT8, NARROW, Grid(-128, 127, True), Grid(0, 255, True), Grid(0, 15, False), Grid(-8, 7, True), Grid(-2, 1, True),
+    UINT8, INT8, NARROW, Grid(-128, 127, True), Grid(0, 255, True), Grid(0, 15, False), Grid(-8, 7, True),
+    Grid(-2, 1, True),
     Grid(0, 3, False), Grid(-63, 63, False),
 ]  # fmt: skip
 SEVERAL = pytest.mark.parametrize("grid", GRIDS, ids=str)
 
 
 def formula(low: np.ndarray, high: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Jacob et al., 2018: affine S = (high - low) / levels, Z = round(qmin - low / S); symmetric: the side that needs the larger S."""
+    """Scale and zero point by Jacob et al., 2018.
+
+    Affine: S = (high - low) / levels and Z = round(qmin - low / S). Symmetric: the side that needs the larger S counts.
+    """
     low, high = np.minimum(low, 0), np.maximum(high, 0)
     if not grid.symmetric:
         scale = (high - low) / (grid.quant_max - grid.quant_min)

@@ -132,7 +132,10 @@ def test_least_squares_is_as_good_as_the_best_range(x: Tensor, grid: Grid) -> No
 
 
 def divergence(counts: np.ndarray, threshold: int, levels: int) -> float:
-    """Migacz, 2017, in words of SciPy: KL divergence of the clipped distribution from the one that keeps only `levels` levels."""
+    """The KL divergence of Migacz, 2017, by SciPy.
+
+    It is that of the clipped distribution from the one that keeps only `levels` levels.
+    """
     clipped = counts[:threshold].copy()
     clipped[-1] += counts[threshold:].sum()
     merged = np.zeros(threshold)

@@ -1,4 +1,7 @@
-"""Reconstruction: units that cover the network, weights that end on their grid, errors that fall, results that repeat."""
+"""Reconstruction works on units that cover the network, and repeats its results.
+
+Weights end on their grid, and errors fall.
+"""
 
 from __future__ import annotations
 

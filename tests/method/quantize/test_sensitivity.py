@@ -16,7 +16,6 @@ from qexp.method.quantize.sensitivity import EachLayer, divergence, roundings, s
 from qexp.types import EngineSpec
 from tests import configured
 
-SOURCE = {"model": "small", "weights": "random"}
 ENDS = ("stem.0", "classifier")
 
 

@@ -22,8 +22,7 @@ from qexp.method.quantize.fake_quantize import fix_all
 from qexp.method.quantize.static import Static
 from qexp.types import EngineSpec, UserError
 from tests import configured
-
-SOURCE = {"model": "small", "weights": "random"}
+from tests.method.training import SOURCE
 
 
 class OneConvolution(nn.Module):
