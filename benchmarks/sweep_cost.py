@@ -23,9 +23,9 @@ import numpy as np
 import psutil
 from common import ROOT, machine
 
+from qexp.records import Record
 from qexp.report.table import csv_table, markdown_table
 from qexp.tracking.store import read_records, write_record
-from qexp.types import Record
 
 LENET = [
     "-m",

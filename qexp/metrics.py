@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from qexp.types import Measurement, Record
+from qexp.records import Measurement, Record
 
 VALIDATION = "val_"  # the start of the names of metrics that are taken on the validation images
 LOWER, HIGHER = "lower", "higher"

@@ -13,7 +13,8 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from qexp.loading import Classifier, is_many, load
+from qexp.inputs import is_many
+from qexp.loading import Classifier, load
 from qexp.types import UserError
 
 TOP = 5  # the most classes that an answer lists

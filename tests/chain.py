@@ -18,8 +18,8 @@ from PIL import Image
 
 import qexp.method
 from qexp.measure import base
+from qexp.records import Record
 from qexp.tracking.store import read_records
-from qexp.types import Record
 from tests.commands import PRETEND, QUICK, small, without, write_images
 from tests.documents import ROOT, call
 

@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-BASIC = {"qexp.types", "qexp.files"}
+BASIC = {"qexp.types", "qexp.records", "qexp.files"}
 KEYED = BASIC | {"qexp.keys"}
 ALLOWED = {
     "types": set(),
-    "metrics": {"qexp.types"},
+    "records": set(),
+    "metrics": {"qexp.records", "qexp.types"},
     "files": {"qexp.types"},
     "keys": set(),
     "launch": set(),
@@ -38,8 +39,9 @@ ALLOWED = {
     "report": BASIC | {"qexp.metrics", "qexp.tracking.store"},
     "search": KEYED | {"qexp.metrics", "qexp.tracking.store", "qexp.report.best", "qexp.jobs.reuse"},
     "": {"qexp.loading"},  # qexp/__init__.py, for type checkers
-    "loading": BASIC | {"qexp.coded_file", "qexp.engine.base", "qexp.data.pixels"},
-    "serving": {"qexp.types", "qexp.loading"},
+    "inputs": {"qexp.types", "qexp.data.pixels"},
+    "loading": BASIC | {"qexp.coded_file", "qexp.engine.base", "qexp.data.pixels", "qexp.inputs"},
+    "serving": {"qexp.types", "qexp.inputs", "qexp.loading"},
     "deploy": BASIC
     | {"qexp.coded_file", "qexp.loading", "qexp.engine.base", "qexp.data.pixels"}
     | {"qexp.measure.timing", "qexp.measure.machine", "qexp.metrics", "qexp.report.render", "qexp.tracking.store"},

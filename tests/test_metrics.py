@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from qexp.metrics import METRICS, Metric, known_metric, metrics_of, own_metrics
+from qexp.records import Measurement, Record
 from qexp.report import axes, page_data, table
 from qexp.search.objectives import check_objective, values_of
 from qexp.tracking import mlflow_pages
 from qexp.tracking.imported import MEASURED
 from qexp.tracking.store import read_record, write_record
-from qexp.types import Measurement, Record, UserError
+from qexp.types import UserError
 from tests.report.support import FP32, INT8, record, table_of
 
 MISSES = {"name": "misses", "unit": "count", "title": "misses", "form": "significant", "better": "lower"}

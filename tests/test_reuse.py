@@ -20,8 +20,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from qexp.jobs.reuse import EndedRuns
+from qexp.records import Record
 from qexp.tracking.store import read_records
-from qexp.types import Record
 from tests.commands import FEW_WINDOWS, PRETEND, STATIC, RunCommand, fake, metrics
 
 ROOT = Path(__file__).parents[1]

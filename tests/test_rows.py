@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from qexp.records import Record
 from qexp.report.reference import BETTER, WORSE, Reference
 from qexp.report.results import results
 from qexp.report.runs import Run as Found
 from qexp.tracking.store import read_records
-from qexp.types import Record, UserError
+from qexp.types import UserError
 from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake
 from tests.report.support import record
 

@@ -20,7 +20,8 @@ from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.images import EvaluationSet
 from qexp.measure.machine import place
 from qexp.metrics import candidate_metric
-from qexp.types import Measurement, Unsupported, UserError, nearest
+from qexp.records import Measurement
+from qexp.types import Unsupported, UserError, nearest
 
 Made = TypeVar("Made")
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from qexp.files import file_digest, write_json
+from qexp.records import Record
 from qexp.tracking.store import read_record
-from qexp.types import Record, UserError
+from qexp.types import UserError
 
 
 class EndedRuns:

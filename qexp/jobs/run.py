@@ -26,9 +26,10 @@ from qexp.launch import ChildFailed
 from qexp.measure.base import ParityError
 from qexp.measure.candidate import PERSISTENT
 from qexp.measure.machine import environment, physical_cores, place
+from qexp.records import Record
 from qexp.report.layers import draw_layers
 from qexp.tracking.store import read_records, write_record
-from qexp.types import Artifact, Record, Unsupported, UserError, command_line, digest, first_line, nearest
+from qexp.types import Artifact, Unsupported, UserError, command_line, digest, first_line, nearest
 
 CHOICES = {"on_error": ("continue", "stop"), "phase": ("all", "compress", "measure")}
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from qexp.measure.base import Context, Measure
 from qexp.metrics import METRICS, VALIDATION
-from qexp.types import Measurement, UserError, nearest
+from qexp.records import Measurement
+from qexp.types import UserError, nearest
 
 PARTS = {"test": ("",), "validation": (VALIDATION,), "both": ("", VALIDATION)}  # with the prefixes of their metrics
 

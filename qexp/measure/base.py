@@ -19,7 +19,7 @@ from qexp.launch import ChildFailed
 from qexp.measure.candidate import Candidate
 from qexp.measure.images import EvaluationSet
 from qexp.metrics import Metric
-from qexp.types import Measurement
+from qexp.records import Measurement
 
 # All users of a machine have to share the lock, whatever their TMPDIR.
 HOST_LOCK = Path("/tmp" if os.name == "posix" else tempfile.gettempdir()) / "qexp-measure.lock"

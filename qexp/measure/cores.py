@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from qexp.measure.round_trips import RoundTrips
 from qexp.measure.timing import LEAST_WINDOWS, Window
 from qexp.metrics import METRICS
-from qexp.types import Measurement
+from qexp.records import Measurement
 
 MOVED = 1.5  # cores have moved if a round trip takes more than this times the shortest
 

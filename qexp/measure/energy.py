@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from qexp.measure.base import Context, Measure
 from qexp.metrics import METRICS
-from qexp.types import Measurement
+from qexp.records import Measurement
 
 # On machines without AMD GPUs, it would warn that ROCm is not installed.
 logging.getLogger("zeus.device.gpu.amd").setLevel(logging.ERROR)

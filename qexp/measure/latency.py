@@ -10,7 +10,8 @@ from qexp.measure.candidate import Candidate
 from qexp.measure.cores import watched
 from qexp.measure.timing import Rules, Window, bounds
 from qexp.metrics import METRICS
-from qexp.types import Measurement, UserError
+from qexp.records import Measurement
+from qexp.types import UserError
 
 
 class Latency(Measure):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from qexp.measure.base import Context, Measure
 from qexp.metrics import METRICS
-from qexp.types import Measurement
+from qexp.records import Measurement
 
 
 class Memory(Measure):

@@ -6,7 +6,7 @@ import json
 
 from qexp.measure.base import Context, Measure
 from qexp.metrics import METRICS
-from qexp.types import Measurement
+from qexp.records import Measurement
 
 
 class Operators(Measure):

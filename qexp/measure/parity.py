@@ -7,7 +7,7 @@ import numpy as np
 from qexp.measure.base import Context, Measure, ParityError
 from qexp.measure.candidate import Candidate
 from qexp.metrics import METRICS
-from qexp.types import Measurement
+from qexp.records import Measurement
 
 
 class Parity(Measure):

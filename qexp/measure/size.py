@@ -9,7 +9,7 @@ import zstandard
 
 from qexp.measure.base import Context, Measure
 from qexp.metrics import METRICS
-from qexp.types import Measurement
+from qexp.records import Measurement
 
 WHENCE = {False: "estimated", True: "measured"}  # how the packed size is known, by whether the weights are coded
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from qexp.files import write_json
 from qexp.metrics import Metric, metrics_of
+from qexp.records import Record
 from qexp.report.render import NONE, Table, markdown
-from qexp.types import Record
 
 MARK = " ◆"
 LEGEND = "◆ in the Pareto set of the search"

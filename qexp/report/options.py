@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from qexp.types import Record
+from qexp.records import Record
 
 # Keys of methods and stages that tell no rows apart: bits are part of the label, and the others say how, not what.
 NOT_OPTIONS = ("bits", "torchscript", "trainer", "timer")

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from qexp.metrics import Metric, metrics_of, own_metrics
+from qexp.records import Record
 from qexp.report.axes import benefits, costs, same
 from qexp.report.layers import bits_of
 from qexp.report.options import differing_options, option_suffix
 from qexp.report.reproduce import command_of
 from qexp.report.runs import Run, differing
 from qexp.report.table import NAMES, legend, metric_columns, name_columns, noisy, table
-from qexp.types import Record, digest
+from qexp.types import digest
 
 TEXTS = ("layers.csv", "sensitivity.csv", "plan.yaml", "operators.json")
 OPERATORS = 20  # rows of each run's table of operators: those that take longest

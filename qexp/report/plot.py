@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from qexp.metrics import METRICS, Metric, metrics_of
+from qexp.records import Record
 from qexp.report.axes import default_benefit, same
 from qexp.report.options import differing_options, option_suffix
 from qexp.report.pareto import pareto_front
 from qexp.report.runs import Run, grouped
-from qexp.types import Record
 
 MARKERS = "osD^vPX*<>"
 

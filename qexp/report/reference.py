@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qexp.metrics import HIGHER, METRICS, Metric
+from qexp.records import Record
 from qexp.report.render import NONE, Table, markdown
 from qexp.report.runs import Run
-from qexp.types import Record
 
 BETTER, WORSE = " ▲", " ▼"
 LEGEND = (

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qexp.records import Record
 from qexp.report.options import option_texts
 from qexp.tracking.store import read_folders
-from qexp.types import Record, UserError, nearest
+from qexp.types import UserError, nearest
 
 SAME_IMAGES = ("data", "image_size")  # accuracies on different images cannot be compared
 SAME_CALL = ("batch_size", "threads", "machine")  # nor can times of different calls or machines

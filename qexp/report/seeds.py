@@ -7,9 +7,9 @@ import statistics
 from typing import Any
 
 from qexp.metrics import Metric
+from qexp.records import Record
 from qexp.report.render import NONE, Table
 from qexp.report.table import cell_name, left_columns, metric_columns, name_columns
-from qexp.types import Record
 
 TITLE = "Mean ± standard deviation over seeds"
 

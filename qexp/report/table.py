@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from qexp.metrics import HIGHER, METRICS, Metric, metrics_of, own_metrics
+from qexp.records import Record
 from qexp.report.options import differing_options, option_texts
 from qexp.report.render import NONE, Table, latex, markdown
-from qexp.types import Record
 
 NOISY = 0.1  # a latency is flagged if its interquartile range is more than this share of its median
 COLUMNS = (

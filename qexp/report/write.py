@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qexp.files import not_writable
+from qexp.records import Record
 from qexp.report.axes import BENEFITS, COSTS, benefits, costs, default_benefit
 from qexp.report.page import write_page
 from qexp.report.plot import accuracy_plot, bits_plots, latency_plots
@@ -15,7 +16,7 @@ from qexp.report.runs import Run, grouped
 from qexp.report.seeds import TITLE, seeds_table
 from qexp.report.table import csv_table, latex_table, markdown_table
 from qexp.report.verdict import Verdict, as_text, verdicts
-from qexp.types import Record, UserError, nearest
+from qexp.types import UserError, nearest
 
 FORMATS = ("md", "csv", "tex", "html", "png", "svg")
 PICTURES = ("png", "svg")

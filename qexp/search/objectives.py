@@ -10,7 +10,8 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from qexp.metrics import LOWER, METRICS, VALIDATION, Metric, known_metric, metrics_of
-from qexp.types import Record, UserError, nearest
+from qexp.records import Record
+from qexp.types import UserError, nearest
 
 DIRECTIONS = ("minimize", "maximize")
 

@@ -16,12 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from qexp.jobs.reuse import EndedRuns
 from qexp.keys import key
+from qexp.records import Record
 from qexp.report.best import Search
 from qexp.search.objectives import check_objectives, values_of
 from qexp.search.space import Space
 from qexp.search.study import KEY, PLACE, Proposal, Study, opened
 from qexp.tracking.store import read_record, write_record
-from qexp.types import Record, UserError
+from qexp.types import UserError
 
 # Keys of the config that do not affect what a search finds.
 INDIFFERENT = ("hydra", "outputs", "tracking", "force", "retry_failed", "on_error", "phase", "picture")

@@ -15,8 +15,9 @@ from typing import Any
 
 from qexp.files import RECORDS, link_instead
 from qexp.metrics import METRICS, metrics_of
+from qexp.records import Record
 from qexp.tracking.store import read_record, records_of, write_record
-from qexp.types import Artifact, Record, UserError, digest
+from qexp.types import Artifact, UserError, digest
 
 # What a device can measure of a network: times and memory, but no ratios to another network.
 MEASURED = {name for name, metric in METRICS.items() if metric.per_machine and metric.unit != "x"}

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from qexp.types import Record, digest
+from qexp.records import Record
+from qexp.types import digest
 
 TAG_LENGTH = 8000  # characters that MLflow accepts in a tag
 VIEW = "mlflow.sharedViewState."  # the name of a view's tag, before its key

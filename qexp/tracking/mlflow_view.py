@@ -22,11 +22,12 @@ from filelock import FileLock
 
 from qexp.files import RECORDS, link, write_json
 from qexp.metrics import metrics_of, own_metrics
+from qexp.records import Record
 from qexp.tracking import mlflow_pages as pages
 from qexp.tracking.mlflow_model import mlmodel
 from qexp.tracking.mlflow_pages import flatten
 from qexp.tracking.store import NOTE, noted
-from qexp.types import Artifact, DataSpec, Record, UserError, command_line
+from qexp.types import Artifact, DataSpec, UserError, command_line
 
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # otherwise the UI opens on its pages for language models

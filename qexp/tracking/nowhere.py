@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qexp.types import DataSpec, Record
+from qexp.records import Record
+from qexp.types import DataSpec
 
 
 class Nowhere:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from qexp.files import RECORDS, not_writable, write_json
 from qexp.metrics import metrics_of
-from qexp.types import Artifact, Record, UserError
+from qexp.records import Record
+from qexp.types import Artifact, UserError
 
 NOTE = ".mlflow.json"  # file beside a record that says where it was logged
 

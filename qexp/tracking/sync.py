@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from qexp.records import Record
 from qexp.tracking.store import noted, read_record
-from qexp.types import Record, UserError, first_line
+from qexp.types import UserError, first_line
 
 
 class Tracking(Protocol):

@@ -22,10 +22,11 @@ from PIL import Image
 import qexp
 from qexp.deploy.__main__ import main as deploy
 from qexp.measure.timing import Rules
+from qexp.records import Measurement, Record
 from qexp.tracking.__main__ import main as tracking
 from qexp.tracking.imported import import_record
 from qexp.tracking.store import read_record, read_records, write_record
-from qexp.types import Artifact, Measurement, Record, UserError
+from qexp.types import Artifact, UserError
 from tests.tracking.conftest import make_record
 
 ALONE = """

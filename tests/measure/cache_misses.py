@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qexp.measure.base import Context, Measure
 from qexp.metrics import Metric
-from qexp.types import Measurement
+from qexp.records import Measurement
 
 
 class CacheMisses(Measure):

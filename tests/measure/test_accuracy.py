@@ -21,7 +21,8 @@ from qexp.measure.accuracy import mcnemar, score
 from qexp.measure.base import Context
 from qexp.measure.candidate import Candidate
 from qexp.measure.images import EvaluationSet
-from qexp.types import Artifact, Measurement, UserError
+from qexp.records import Measurement
+from qexp.types import Artifact, UserError
 from tests import configured
 from tests.measure.conftest import IMAGES, SPEC
 from tests.measure.fake_engines import CLASSES, Scores

@@ -17,7 +17,7 @@ from qexp.launch import ChildFailed
 from qexp.measure import base
 from qexp.measure.base import Context, Measure, alone_on_host, ranking, run_measures
 from qexp.measure.candidate import Candidate
-from qexp.types import Measurement
+from qexp.records import Measurement
 from tests.measure.conftest import is_free, measuring_children
 from tests.measure.fake_engines import Fails, Fake
 

@@ -24,7 +24,8 @@ from qexp.measure.candidate import Candidate
 from qexp.measure.cores import Cores
 from qexp.measure.latency import Latency, speedup
 from qexp.measure.timing import median_interval
-from qexp.types import Artifact, Measurement, UserError
+from qexp.records import Measurement
+from qexp.types import Artifact, UserError
 from tests import configured
 from tests.measure.fake_engines import Fails, Sleeps, SlowStart, Takes, TakesToo
 

@@ -15,7 +15,8 @@ from qexp.launch import ChildFailed
 from qexp.measure.base import Context, ParityError
 from qexp.measure.candidate import Candidate
 from qexp.measure.parity import Parity
-from qexp.types import Artifact, EngineSpec, Layer, Measurement
+from qexp.records import Measurement
+from qexp.types import Artifact, EngineSpec, Layer
 from tests.measure.conftest import IMAGES, QUANTIZED, SPEC, measuring_children
 from tests.measure.fake_engines import Fails, Says, Scores
 

@@ -12,7 +12,8 @@ import zstandard
 from qexp.measure.base import Context
 from qexp.measure.candidate import Candidate
 from qexp.measure.coverage import Coverage
-from qexp.types import Artifact, Layer, Measurement
+from qexp.records import Measurement
+from qexp.types import Artifact, Layer
 from tests import configured
 from tests.measure.fake_engines import Fake, MadeFor
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from qexp.records import Measurement, Record
 from qexp.report.table import table
-from qexp.types import Measurement, Record
 
 
 def record(

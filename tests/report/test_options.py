@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from qexp.records import Record
 from qexp.report.options import differing_options, option_suffix
 from qexp.report.render import rich_table
 from qexp.report.table import csv_table, markdown_table, table
-from qexp.types import Record
 from tests.report.support import made, record, table_of
 
 

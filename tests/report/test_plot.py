@@ -10,8 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from qexp.records import Record
 from qexp.report.plot import _accuracy_by_bits, _curves, accuracy_plot, bits_plots, latency_plots
-from qexp.types import Record
 from tests.report.support import record
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from qexp.records import Record
 from qexp.report.runs import Run, differing, grouped, read_runs, where
 from qexp.tracking.store import write_record
-from qexp.types import Record, UserError
+from qexp.types import UserError
 from tests.report.support import FP32, HALF, INT8, record
 
 

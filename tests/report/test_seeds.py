@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from qexp.metrics import METRICS
+from qexp.records import Record
 from qexp.report.render import markdown, rich_table
 from qexp.report.runs import Run
 from qexp.report.seeds import seeds_table, spread
 from qexp.report.write import Style, write_report
-from qexp.types import Record
 from tests.report.support import made, record
 
 

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from qexp.metrics import METRICS, significant
+from qexp.records import Measurement, Record
 from qexp.report.render import rich_table
 from qexp.report.table import SPARED, csv_table, markdown_table, table
-from qexp.types import Measurement, Record
 from tests.report.support import FP32, HALF, INT8, record, table_of
 
 

@@ -18,8 +18,8 @@ import pytest
 
 import compress
 from qexp.metrics import METRICS
+from qexp.records import Record
 from qexp.tracking.store import read_records
-from qexp.types import Record
 from tests.commands import CHEAP, FEW_WINDOWS, PRETEND, TRAINED, RunCommand, fake, write_images
 from tests.processes import started
 from tests.search.fronts import OBJECTIVES, pareto

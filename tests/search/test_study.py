@@ -13,10 +13,11 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from qexp.records import Record
 from qexp.search.objectives import values_of
 from qexp.search.space import Dimension, Settings, Space
 from qexp.search.study import Study, opened
-from qexp.types import Record, UserError
+from qexp.types import UserError
 from tests.search.fronts import OBJECTIVES, pareto
 
 optuna = pytest.importorskip("optuna")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from qexp.files import file_digest
-from qexp.types import Artifact, DataSpec, EngineSpec, Measurement, Record
+from qexp.records import Measurement, Record
+from qexp.types import Artifact, DataSpec, EngineSpec
 
 
 def make_record(**changes: Any) -> Record:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from qexp.records import Record
 from qexp.tracking.mlflow_pages import BARS, COLUMNS, described, flatten, swept_options, view_key, view_tag
-from qexp.types import Record
 from tests.tracking.views import unpacked
 
 MakeRecord = Callable[..., Record]

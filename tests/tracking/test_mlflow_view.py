@@ -12,9 +12,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from qexp.records import Measurement, Record
 from qexp.tracking.mlflow_view import MlflowView
 from qexp.tracking.store import write_record
-from qexp.types import DataSpec, Measurement, Record
+from qexp.types import DataSpec
 from tests import configured
 from tests.tracking.views import unpacked
 

@@ -23,10 +23,10 @@ from typing import Any
 import pytest
 from hydra.utils import instantiate
 
+from qexp.records import Record
 from qexp.tracking.mlflow_view import MlflowView
 from qexp.tracking.store import read_record, write_record
 from qexp.tracking.sync import sync
-from qexp.types import Record
 from tests import configured
 from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from qexp.records import Record
 from qexp.tracking import store
 from qexp.tracking.nowhere import Nowhere
 from qexp.tracking.store import read_records, write_record
-from qexp.types import DataSpec, Record, UserError
+from qexp.types import DataSpec, UserError
 
 MakeRecord = Callable[..., Record]
 

@@ -14,10 +14,10 @@ import pytest
 from hydra.utils import instantiate
 
 from qexp.files import write_json
+from qexp.records import Record
 from qexp.tracking.mlflow_view import MlflowView
 from qexp.tracking.store import write_record
 from qexp.tracking.sync import sync
-from qexp.types import Record
 from tests import configured
 
 MakeRecord = Callable[..., Record]

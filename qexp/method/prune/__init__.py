@@ -1,5 +1,6 @@
-"""Methods that leave fewer weights or fewer different ones: their result is again an fp32 network, which a chain goes on
-from.
+"""Methods that leave fewer weights, or fewer different ones.
+
+Their result is again an fp32 network, from which a chain can go on.
 
 Methods: `weights` (single weights become zero), `channels` (whole channels go), `cluster` (weights share values).
 
