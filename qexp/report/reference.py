@@ -15,8 +15,8 @@ from qexp.report.runs import Run
 
 BETTER, WORSE = " ▲", " ▼"
 LEGEND = (
-    "▲ better and ▼ worse than the reference (in brackets), in what machines have in common: "
-    "accuracy lost, size, and times as ratios to fp32 in the same table"
+    "▲ better or ▼ worse than the reference (in brackets), where different machines can be compared: "
+    "accuracy lost, size, and times relative to fp32 in the same table"
 )
 
 Figures = Mapping[str, float]  # values by the names of metrics

@@ -23,9 +23,8 @@ from qexp.types import UserError
 
 HEAD = """# The reference tables, run with qexp
 
-Written by `python -m qexp.report.results`, not by hand. Each table is one file of `conf/experiment/`; \
-ours stands first, the reference's
-figure in brackets.
+`python -m qexp.report.results` writes this page: do not edit it by hand. Each table comes from one file of
+`conf/experiment/`. Our figure stands first, the reference's in brackets.
 """
 
 
