@@ -134,7 +134,7 @@ class FineTuning:
     @contextmanager
     def session(
         self, folder: Path, network: nn.Module, data: ImageData, method: Method, engine_spec: EngineSpec | None = None
-    ) -> Iterator[Session]:
+    ) -> Iterator[FineTuningSession]:
         """A context that keeps what must outlive a kill, until the block ends without an error.
 
         Args:
@@ -164,12 +164,12 @@ class FineTuning:
         place = folder.parent / f".training-{name[:16]}"
         if not made_since(place, method.since):
             shutil.rmtree(place, ignore_errors=True)
-        yield Session(self, place, network if teacher is None else teacher, data)
+        yield FineTuningSession(self, place, network if teacher is None else teacher, data)
         shutil.rmtree(place, ignore_errors=True)
 
 
 @dataclass(frozen=True)
-class Session:
+class FineTuningSession:
     """The training of one network, which goes on where a kill interrupted it.
 
     Attributes:

@@ -15,7 +15,7 @@ from torch import nn
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.chain import Chain
-from qexp.method.fine_tuning import Session
+from qexp.method.fine_tuning import FineTuningSession
 from qexp.method.prune.base import NetworkMethod, restore
 from qexp.method.quantize.qat import QAT
 from qexp.types import EngineSpec, Unsupported, UserError
@@ -117,13 +117,13 @@ def test_training_with_rounding_asks_the_uncompressed_network(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = qat({"epochs": 1, "distillation": 0.5})
-    taught_by, train = [], Session.train
+    taught_by, train = [], FineTuningSession.train
 
-    def remember(session: Session, *arguments: Any) -> None:
+    def remember(session: FineTuningSession, *arguments: Any) -> None:
         taught_by.append((session.recipe, session.teacher))
         train(session, *arguments)
 
-    monkeypatch.setattr(Session, "train", remember)
+    monkeypatch.setattr(FineTuningSession, "train", remember)
     artifact = make_artifact(
         Chain({"prune": pruning_channels(), "qat": last}), network, pretend_data, EngineSpec(), SOURCE, tmp_path
     )

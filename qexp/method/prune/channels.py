@@ -16,7 +16,7 @@ from torch import nn
 from qexp.data.base import ImageData
 from qexp.method.artifacts import write_artifact
 from qexp.method.base import ANY_ENGINE, Compressed, Method
-from qexp.method.fine_tuning import FineTuning, Session
+from qexp.method.fine_tuning import FineTuning, FineTuningSession
 from qexp.method.graph import count_macs, export, layer_table, save_graph
 from qexp.method.prune.base import NetworkMethod, restore, save_weights
 from qexp.method.prune.dependency_graph import IMPORTANCES, Group, Removed, groups_of, without
@@ -94,7 +94,7 @@ class PruneChannels(NetworkMethod):
                 pruned = partial(self.pruned, result, network, data, self.ratio ** (step / self.steps), folder)
                 result = made_once(session.folder / f"{step}-pruned.safetensors", network, pruned)
                 recipe = self.recipe if step == self.steps else self.recipe.shortened(self.epochs_between)
-                step_session = Session(recipe, session.folder / str(step), session.teacher, data)
+                step_session = FineTuningSession(recipe, session.folder / str(step), session.teacher, data)
                 tuned = partial(fine_tuned, result, step_session)
                 result = made_once(session.folder / f"{step}-tuned.safetensors", network, tuned)
         (folder / "channels.csv").write_text(channels_csv(network, result))
@@ -197,7 +197,7 @@ def size_of(network: nn.Module, data: ImageData, target: str) -> int:
     return count_macs(network, data)[""] if target == "macs" else sum(p.numel() for p in network.parameters())
 
 
-def fine_tuned(network: nn.Module, session: Session) -> nn.Module:
+def fine_tuned(network: nn.Module, session: FineTuningSession) -> nn.Module:
     """Train the network, delete its checkpoints, which are then no longer needed, and return it."""
     session.train(network)
     shutil.rmtree(session.folder, ignore_errors=True)

@@ -16,7 +16,7 @@ from torch import nn
 
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
-from qexp.method.fine_tuning import FineTuningModule, Session
+from qexp.method.fine_tuning import FineTuningModule, FineTuningSession
 from qexp.method.graph import count_macs
 from qexp.method.prune.base import WEIGHTS_FILE, restore
 from qexp.method.prune.channels import removed
@@ -185,7 +185,7 @@ def test_steps_reach_the_ratio_with_fine_tuning_between(
 ) -> None:
     epochs: list[int] = []
     method = pruning_channels({"epochs": 2}, steps=2, ratio=3)
-    monkeypatch.setattr(Session, "train", lambda session, *_: epochs.append(session.recipe.epochs))
+    monkeypatch.setattr(FineTuningSession, "train", lambda session, *_: epochs.append(session.recipe.epochs))
     artifact = make_artifact(method, network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert epochs == [1, 2] and count_macs(network, pretend_data)[""] / artifact.macs >= 3
     assert not list(tmp_path.glob(".training-*"))
