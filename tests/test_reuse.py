@@ -24,6 +24,8 @@ from qexp.tracking.store import read_records
 from qexp.types import Record
 from tests.commands import FEW_WINDOWS, PRETEND, STATIC, RunCommand, fake, metrics
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 SWEEP = ["-m", *PRETEND, "method=none,static", *fake("Fake"), *FEW_WINDOWS]
 

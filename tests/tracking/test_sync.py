@@ -20,6 +20,8 @@ from qexp.tracking.sync import sync
 from qexp.types import Record
 from tests import configured
 
+pytestmark = pytest.mark.integration
+
 MakeRecord = Callable[..., Record]
 ROOT = Path(__file__).parents[2]
 
