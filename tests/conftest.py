@@ -26,6 +26,7 @@ from qexp.method.artifacts import make_artifact
 from qexp.types import Artifact
 from tests.commands import RunCommand, write_images
 from tests.engine.support import ANIMAL_ENGINES, engine_named
+from tests.tiers import THOROUGH
 
 # The files that take longest. They begin first, so that no worker is left alone with one of them at the end.
 LONGEST = (
@@ -35,6 +36,8 @@ LONGEST = (
     "test_train.py",
     "test_study.py", "test_engines.py", "test_serving.py",
 )  # fmt: skip
+# Fixtures that run commands or start children, which makes what asks for them integration tests.
+STARTING = {"run", "compose", "make_candidate", "make_context"}
 FORMS = (("RGB", "jpg"), ("RGBA", "png"), ("L", "png"), ("P", "png"), ("I;16", "png"), ("RGB", "webp"))
 
 
@@ -45,6 +48,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if STARTING & {*getattr(item, "fixturenames", ())}:
+            item.add_marker(pytest.mark.integration)
+        if item.get_closest_marker("thorough") and not THOROUGH:
+            item.add_marker(pytest.mark.skip(reason="more of what other tests show: set QEXP_THOROUGH=1"))
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
@@ -147,15 +155,17 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> RunCommand:
-    """Call an entry script's main with the given overrides, outputs below tmp_path; exit code and everything printed.
+    """Calls an entry script's main with the given overrides, and returns its exit code and everything that it printed.
 
+    Outputs are below tmp_path, and MLflow, whose database takes seconds to be made, is left out unless it is asked for.
     No time is checked here, so nobody has to wait until this machine measures nothing else.
     """
     monkeypatch.setattr(base, "HOST_LOCK", tmp_path / "measure.lock")
 
     def call(*overrides: str, script: Any = compress) -> tuple[int, str]:
-        outputs = [] if any(o.startswith("outputs=") for o in overrides) else [f"outputs={tmp_path / 'outputs'}"]
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *overrides, *outputs])
+        defaults = {"outputs=": f"outputs={tmp_path / 'outputs'}", "tracking": "tracking=none"}
+        added = [word for start, word in defaults.items() if not any(o.startswith(start) for o in overrides)]
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *overrides, *added])
         code: Any = 0
         try:
             script.main()

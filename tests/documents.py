@@ -88,10 +88,10 @@ def commands_of(text: str) -> Iterator[list[str]]:
         yield from found
 
 
-def documented() -> dict[str, list[str]]:
+def documented(documents: Sequence[Path]) -> dict[str, list[str]]:
     """All commands by their text, in which words are quoted where they must be, with their placeholders filled in."""
     found: dict[str, list[str]] = {}
-    for document in DOCUMENTS:
+    for document in documents:
         for words in commands_of(document.read_text()):
             filled = fill_in(words)
             found[shlex.join(filled)] = filled
@@ -109,7 +109,7 @@ def fill_in(words: list[str]) -> list[str]:
     return filled
 
 
-COMMANDS = documented()
+COMMANDS = documented(DOCUMENTS)
 
 
 def call(words: Sequence[str]) -> tuple[int, str]:

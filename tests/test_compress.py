@@ -25,13 +25,20 @@ from tests.commands import (
     without,
 )
 
+pytestmark = pytest.mark.integration
+
 
 def test_a_sweep_trains_compresses_measures_and_tracks(run: RunCommand, images: Path, tmp_path: Path) -> None:
     shown = [
         o for o in small(images) if o != "fp32_engines.candidates.torch_ao=null"
     ]  # two fp32 engines, of which one is the fastest
     code, printed = run(
-        "-m", *shown, "train_missing=true", "method=none,dynamic,static,half", "engine=torch_ao,onnxruntime"
+        "-m",
+        *shown,
+        "train_missing=true",
+        "method=none,dynamic,static,half",
+        "engine=torch_ao,onnxruntime",
+        "tracking=mlflow",
     )
     assert code == 0, printed
 

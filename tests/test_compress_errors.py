@@ -12,6 +12,8 @@ import torch
 import benchmark
 from tests.commands import FEW_WINDOWS, PRETEND, QUICK, RunCommand, fake, metrics, records, small
 
+pytestmark = pytest.mark.integration
+
 REASONS = {
     "survive": "",
     "segfault": "the measurement crashed with SIGSEGV",

@@ -212,7 +212,7 @@ PLAIN = {"momentum", "nesterov", "weight_decay", "id", "blocks", "widths", "dept
     "file", [f for f in FILES if f.parent.name != "experiment"], ids=lambda f: str(f.relative_to(CONF))
 )
 def test_every_key_says_what_it_means(file: Path) -> None:
-    """Return whether a key has a comment on its line.
+    """Every key has a comment on its line.
 
     It needs none if it is said above it in the file, repeats a base file's, or is a term of the field.
     """

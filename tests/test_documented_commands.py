@@ -29,7 +29,7 @@ import qexp.cli
 from qexp.jobs.summary import Summary, check_end
 from tests.chain import ADDED, CHAIN, IMAGES, run, working_folder
 from tests.commands import QUICK, without
-from tests.documents import COMMANDS, DOCUMENTS, HYDRA, ROOT, call
+from tests.documents import COMMANDS, DOCUMENTS, HYDRA, ROOT, call, documented
 
 CLICK = {
     "mlflow": "mlflow.cli",
@@ -38,6 +38,7 @@ CLICK = {
 
 # ADDED composes where the shown files are; `benchmark.py` alone is a device's.
 COMPOSED = [text for text, words in COMMANDS.items() if words[0] in HYDRA and text not in (ADDED, "benchmark.py")]
+FIRST = documented(DOCUMENTS[:2])  # those of README.md and CONTRIBUTING.md, which are always composed
 # Other launchers, the second half of a sweep, what .ci/run calls as it is, and libraries that are not installed.
 NOT_HERE = ("hydra/launcher=", " phase=measure$", "^compress.py experiment=quickstart$", "against_others")
 LONG = [text for text in COMPOSED if not any(re.search(known, text) for known in (*CHAIN, *NOT_HERE))]
@@ -106,13 +107,16 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compose:
     return composed
 
 
-@pytest.mark.parametrize("command", COMPOSED, ids=COMPOSED)
+@pytest.mark.parametrize(
+    "command", [text if text in FIRST else pytest.param(text, marks=pytest.mark.thorough) for text in COMPOSED]
+)
 def test_every_job_of_it_can_be_composed(command: str, compose: Compose) -> None:
     words = COMMANDS[command]
     jobs = compose(words)
     assert jobs == math.prod(word.count(",") + 1 for word in words) or "experiment=" in command and jobs > 0
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", PARSED, ids=PARSED)
 def test_its_options_are_those_of_that_program(command: str) -> None:
     program, *rest = COMMANDS[command]

@@ -7,17 +7,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow.tracking import MlflowClient
 
 from qexp.tracking.store import read_records
 from tests.commands import FEW_WINDOWS, TRAINED, fake
 from tests.processes import started
+from tests.tiers import THOROUGH
+
+pytestmark = pytest.mark.integration
 
 SWEEP = [
     "-m", *TRAINED, *fake("Says", "answer=0"), *FEW_WINDOWS,
     "method=none,static", "batch_size=1,2", "outputs=outputs", "measure.parity=null",
 ]  # fmt: skip
-KILLS = 5
+KILLS = 5 if THOROUGH else 2
 
 
 def last_rows(folder: Path) -> dict[str, tuple[Any, ...]]:

@@ -24,6 +24,8 @@ from qexp.records import Record
 from qexp.tracking.store import read_records
 from tests.commands import FEW_WINDOWS, PRETEND, STATIC, RunCommand, fake, metrics
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 SWEEP = ["-m", *PRETEND, "method=none,static", *fake("Fake"), *FEW_WINDOWS]
 
@@ -154,14 +156,14 @@ def test_an_interrupted_command_ends_at_once_and_says_how_to_go_on(tmp_path: Pat
             time.sleep(0.1)
         children = parent.children(recursive=True)
         job.send_signal(signal.SIGINT)
-        _, errors = job.communicate(timeout=30)
+        _, errors = job.communicate(timeout=120)
     finally:
         job.kill()  # or it would hang, and hold the lock of all measurements
     assert job.returncode == 130 and "Traceback" not in errors
     assert errors.strip().startswith(
         "Interrupted. What is finished is kept; to go on: python compress.py model=resnet8"
     )
-    assert psutil.wait_procs(children, timeout=30)[1] == []
+    assert psutil.wait_procs(children, timeout=120)[1] == []
 
 
 @pytest.mark.parametrize("harm", ["record", "entry", "artifact", "gone"])

@@ -29,6 +29,8 @@ from qexp.types import Artifact, UserError
 from tests import configured
 from tests.tracking.conftest import make_record
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 SECONDS = 120  # to wait for the server at most
 

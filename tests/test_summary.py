@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.commands import NOWHERE, RunCommand
+
+pytestmark = pytest.mark.integration
 
 
 def left(tmp_path: Path) -> set[str]:

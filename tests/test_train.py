@@ -27,6 +27,9 @@ from qexp.model.base import build_network, load_weights
 from qexp.model.baseline import Baseline
 from qexp.model.training_module import TrainingModule
 from qexp.types import UserError
+from tests.tiers import more
+
+pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[1]
 NET = """
@@ -134,7 +137,7 @@ def test_interrupted_between_training_and_manifest(here: Path, monkeypatch: pyte
     assert same_weights(reference, resumed) and resumed.metrics == reference.metrics
 
 
-@pytest.mark.parametrize("recipe", ["one_cycle", "multi_step"])
+@pytest.mark.parametrize("recipe", ["one_cycle", *more("multi_step")])
 def test_resume_within_an_epoch(here: Path, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     """Every recipe's optimizer and scheduler come back as they were; the network has dropout and batch norm."""
     options = ["model=custom", "model._target_=own.Net", "recipe.epochs=4", f"recipe={recipe}"]

@@ -29,6 +29,8 @@ from qexp.tracking.store import read_record, read_records, write_record
 from qexp.types import Artifact, UserError
 from tests.tracking.conftest import make_record
 
+pytestmark = pytest.mark.integration
+
 ALONE = """
 import runpy, sys
 class Without:

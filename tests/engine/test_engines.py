@@ -20,15 +20,15 @@ import pytest
 import torch
 from torch import nn
 
-from qexp.data.random import RandomData
 from qexp.engine.base import Engine, in_batches_of
 from qexp.files import write_json
 from qexp.method.base import Method
-from qexp.method.graph import export
 from qexp.types import Artifact, Unsupported, UserError, versions
 from tests import configured
 from tests.engine.support import BATCH, NAMES, engine_named, run
 from tests.measure.fake_engines import Writes
+
+pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,11 +158,6 @@ def test_files_tell_nothing_of_this_machine(engine: Engine, artifact: Artifact) 
 @pytest.mark.parametrize("engine", ["inductor"], indirect=True)
 def test_machine_code_has_no_tables_for_debuggers(engine: Engine, file: Path) -> None:
     assert b".symtab" in contents(file) and b".debug_line" not in contents(file)
-
-
-def test_a_file_that_tells_is_found_out(small: nn.Module, data: RandomData, tmp_path: Path) -> None:
-    torch.export.save(export(small, data), tmp_path / "told.pt2")
-    assert traces(tmp_path / "told.pt2")
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"], indirect=True)

@@ -15,6 +15,8 @@ from qexp.types import Artifact, Unsupported
 from tests import configured
 from tests.engine.support import BATCH, engine_named, error, graph_logits, openvino_layers, run
 
+pytestmark = pytest.mark.integration
+
 Lowered = Callable[[Method, Engine], Artifact]
 PRECISION = {
     "bfloat16": 8,

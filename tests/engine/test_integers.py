@@ -26,6 +26,8 @@ from qexp.types import Artifact
 from tests import configured
 from tests.engine.support import BATCH, engine_named, error, graph_logits, openvino_layers, run
 
+pytestmark = pytest.mark.integration
+
 Lowered = Callable[[Method, Engine], Artifact]
 CONVOLUTIONS, ADDITIONS = 6, 2  # of the network, beside one linear layer
 FOUR_STEPS = (

@@ -29,6 +29,8 @@ from qexp.types import Artifact, Unsupported
 from tests.engine.minimal_engine import OnnxReference
 from tests.engine.support import BATCH, engine_named, error
 
+pytestmark = pytest.mark.integration
+
 CONF = Path(__file__).parents[2] / "conf"
 
 

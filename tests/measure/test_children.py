@@ -19,6 +19,8 @@ from qexp.measure.operators import Operators
 from tests.measure.conftest import measuring_children
 from tests.measure.fake_engines import Chatters, Fails, Fake, Holds, SlowStart, Tells
 
+pytestmark = pytest.mark.integration
+
 MakeCandidate = Callable[..., Candidate]
 MakeContext = Callable[..., Context]
 

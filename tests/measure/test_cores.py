@@ -17,7 +17,7 @@ from qexp.measure.cores import watched
 from qexp.measure.round_trips import TRIPS, RoundTrips
 
 CORES = os.sched_getaffinity(0)
-pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="one core")
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(len(CORES) < 2, reason="one core")]
 
 
 @pytest.fixture

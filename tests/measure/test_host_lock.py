@@ -21,6 +21,8 @@ from qexp.records import Measurement
 from tests.measure.conftest import is_free, measuring_children
 from tests.measure.fake_engines import Fails, Fake
 
+pytestmark = pytest.mark.integration
+
 HOLD = """
 import sys, time
 from pathlib import Path

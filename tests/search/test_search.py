@@ -23,8 +23,10 @@ from qexp.tracking.store import read_records
 from tests.commands import CHEAP, FEW_WINDOWS, PRETEND, TRAINED, RunCommand, fake, write_images
 from tests.processes import started
 from tests.search.fronts import OBJECTIVES, pareto
+from tests.tiers import THOROUGH
 
 pytest.importorskip("optuna")
+pytestmark = pytest.mark.integration
 
 COMMON = [
     "hydra/sweeper=optuna",
@@ -158,7 +160,7 @@ def test_a_finished_search_does_nothing_but_tell(whole: Path) -> None:
 
 def test_a_search_killed_again_and_again_ends_as_one_that_was_not(whole: Path, tmp_path: Path) -> None:
     started_trials = itertools.count(1)
-    for _ in range(3):
+    for _ in range(3 if THOROUGH else 1):
         victim, wanted = started(tmp_path, [*SEARCH, "hydra.sweeper.trials=20"]), 2 * next(started_trials)
         while victim.is_alive() and len(list((tmp_path / "outputs").glob("cache/runs/*.json"))) < wanted:
             time.sleep(0.02)
@@ -175,6 +177,7 @@ def test_a_search_killed_again_and_again_ends_as_one_that_was_not(whole: Path, t
     assert [r.label for r in records] == [r.label for r in rows], "in the same order"
 
 
+@pytest.mark.thorough
 def test_trials_run_side_by_side(whole: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "pictures")
     words = [*SEARCH, "hydra.sweeper.trials=4", "hydra/launcher=joblib", "hydra/sweeper/sampler=random"]

@@ -19,6 +19,7 @@ from qexp.search.space import Dimension, Settings, Space
 from qexp.search.study import Study, opened
 from qexp.types import UserError
 from tests.search.fronts import OBJECTIVES, pareto
+from tests.tiers import more
 
 optuna = pytest.importorskip("optuna")
 
@@ -114,7 +115,8 @@ def searched(
                 return found, [(best.settings, best.values) for best in study.best()]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.integration
+@pytest.mark.parametrize("sampler", ["tpe", *more("nsga2", "random", "grid")])
 def test_a_search_that_is_killed_tries_the_same_settings(sampler: str, tmp_path: Path) -> None:
     whole, front = searched(tmp_path / "whole", sampler, 15)
     killed, same = searched(tmp_path / "killed", sampler, 15, kill=lambda step: step in (1, 2, 5, 6))
@@ -124,7 +126,8 @@ def test_a_search_that_is_killed_tries_the_same_settings(sampler: str, tmp_path:
     assert len(searched(tmp_path / "killed", sampler, 17)[0]) == 2
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.integration
+@pytest.mark.parametrize("sampler", ["tpe", "grid", *more("nsga2", "random")])
 def test_a_finite_space_is_tried_to_its_end_and_no_setting_twice(sampler: str, tmp_path: Path) -> None:
     found, front = searched(tmp_path, sampler, 100)
     everything = [{"method": "a", "method.bits": str(b), "method.observer": o} for b in range(2, 8) for o in "123"]

@@ -30,6 +30,8 @@ from qexp.tracking.sync import sync
 from tests import configured
 from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = Path(__file__).parents[1] / "cluster" / "postgres.sh"
 MakeRecord = Callable[..., Record]
 

@@ -20,6 +20,8 @@ from qexp.tracking.store import write_record
 from qexp.tracking.sync import sync
 from tests import configured
 
+pytestmark = pytest.mark.integration
+
 MakeRecord = Callable[..., Record]
 ROOT = Path(__file__).parents[2]
 

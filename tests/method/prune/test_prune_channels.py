@@ -26,6 +26,7 @@ from qexp.types import Artifact, EngineSpec, UserError
 from tests import configured
 from tests.method.pruning import distinct, masked
 from tests.method.training import SOURCE, pruning_channels
+from tests.tiers import more
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -65,6 +66,7 @@ def test_a_pruned_network_computes_what_the_masked_one_does(
         assert not torch.allclose(pruned(x), exact(x), rtol=0.01), "something was pruned"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "make",
     [lambda: configured.network("vgg11"), lambda: configured.network("mobilenet_v2")],
@@ -80,6 +82,7 @@ def test_so_do_flattened_and_depthwise_channels(make: Any, tmp_path: Path) -> No
         torch.testing.assert_close(pruned(x), masked(network.double(), pruned)(x), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.integration
 def test_macs_of_a_pruned_vgg_are_those_counted_by_hand(tmp_path: Path) -> None:
     network, data = configured.network("vgg11").eval(), data_of(32, tmp_path)
     sides = [
@@ -207,6 +210,7 @@ class PretendTimer:
         return self.asked[-1]
 
 
+@pytest.mark.integration
 def test_latency_is_searched_until_the_timer_says_so(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
@@ -219,6 +223,7 @@ def test_latency_is_searched_until_the_timer_says_so(
     assert not list(tmp_path.glob(".timed-*"))
 
 
+@pytest.mark.integration
 def test_a_killed_fine_tuning_goes_on(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,9 +252,15 @@ def test_a_killed_fine_tuning_goes_on(
     assert not list((tmp_path / "killed").glob(".training-*"))
 
 
-FAMILIES = ["lenet5", "vgg11", "resnet8", "resnet20", "resnet34", "resnet50", "mobilenet_v2", "torchvision"]
+FAMILIES = [
+    "lenet5",
+    "resnet8",
+    "torchvision",
+    *more("vgg11", "resnet20", "resnet34", "resnet50", "mobilenet_v2"),
+]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_pruned_exported_and_run(name: str, tmp_path: Path) -> None:
     channels = 1 if name == "lenet5" else 3

@@ -23,6 +23,8 @@ from qexp.method.quantize.qat_graph import ConvNorm, estimate_norms, learn_range
 from qexp.types import EngineSpec, UserError
 from tests.method.training import SOURCE, TRAINER, qat
 
+pytestmark = pytest.mark.integration
+
 
 def test_it_trains_in_fp32_unless_told_otherwise_and_the_artifact_knows() -> None:
     auto, told = (qat({"trainer": {**TRAINER, "precision": precision}}) for precision in ("auto", "bf16-mixed"))

@@ -1,0 +1,15 @@
+"""What a test is given more of where QEXP_THOROUGH=1 asks for it, as .ci/run does."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+THOROUGH = os.environ.get("QEXP_THOROUGH") == "1"
+
+
+def more(*cases: Any) -> list[Any]:
+    """Cases of a parametrised test that run only where QEXP_THOROUGH=1 asks for them."""
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.thorough) for case in cases]
