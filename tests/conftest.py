@@ -2,11 +2,8 @@ from __future__ import annotations
 
 import os
 
-from tests import configured
-
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch is imported: the workers' threads would wait for each other
+# Before torch is imported, or the threads of the workers would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import sys
 from pathlib import Path
@@ -24,6 +21,7 @@ from qexp.data.random import RandomData
 from qexp.measure import base
 from qexp.method.artifacts import make_artifact
 from qexp.types import Artifact
+from tests import configured
 from tests.commands import RunCommand, write_images
 from tests.engine.support import ANIMAL_ENGINES, engine_named
 from tests.tiers import THOROUGH
