@@ -9,6 +9,7 @@ import pytest
 
 from qexp.files import file_digest
 from qexp.types import Artifact, DataSpec, EngineSpec, Measurement, Record
+from tests import configured
 
 
 def make_record(**changes: Any) -> Record:
@@ -31,6 +32,14 @@ def make_record(**changes: Any) -> Record:
         "texts": {"layers.csv": "layer,kind\nfc,linear"},
     }  # fmt: skip
     return Record(**{**values, **changes})
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of SQLite with MLflow's tables, which it takes MLflow seconds to make."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    configured.tracking("mlflow", uri=f"sqlite:///{file}").client.search_experiments()
+    return file
 
 
 @pytest.fixture
