@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def imports(file: Path, of: str = "qexp") -> set[str]:
     return {name for name in found if name.split(".")[0] == of}
 
 
+@functools.cache
 def leaves() -> set[str]:
     """Modules that a `_target_` in conf/ names."""
     found: set[str] = set()
