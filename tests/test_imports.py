@@ -158,6 +158,7 @@ def test_a_measuring_child_imports_nothing_heavy() -> None:
     assert answer.stdout.strip() == "[]"
 
 
+@pytest.mark.integration
 def test_jobs_that_train_nothing_import_nothing_for_training() -> None:
     heavy = ("pytorch_lightning", "torchmetrics", "torchvision", "mlflow", "scipy", "sklearn")
     code = f"import sys, qexp.jobs.compress, qexp.jobs.benchmark; print([m for m in {heavy} if m in sys.modules])"
