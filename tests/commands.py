@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qexp.method.quantize.base import products_saturate
+
+def static_label() -> str:
+    """Return what a table says of static quantisation on this processor."""
+    from qexp.method.quantize.base import products_saturate  # with torchao, which takes seconds
+
+    return "static int8" + (" 7-bit weights" if products_saturate() else "")
 
 
 def without(node: str, *engines: str) -> list[str]:
@@ -25,7 +30,6 @@ FEW_WINDOWS = [
     "measure.latency.warmup_s=0.01", "threads=1",
 ]  # fmt: skip
 QUICK = [*FEW_WINDOWS, *without("fp32_engines", *SLOW, "torch_ao", "eager")]
-STATIC = "static int8" + (" 7-bit weights" if products_saturate() else "")  # what a table says on this processor
 PRETEND = [
     "model=resnet8",
     "data=random",

@@ -1,31 +1,35 @@
 from __future__ import annotations
 
 import os
+<<<<<<< HEAD
 
 # Before torch is imported, or the threads of the workers would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+=======
+>>>>>>> tests
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import nn
 
 import compress
-from qexp.data.folder import FolderData
-from qexp.data.random import RandomData
 from qexp.measure import base
-from qexp.method.artifacts import make_artifact
 from qexp.types import Artifact
 from tests import configured
 from tests.commands import RunCommand, write_images
-from tests.engine.support import ANIMAL_ENGINES, engine_named
 from tests.tiers import THOROUGH
 
+if TYPE_CHECKING:  # fixtures import torch, which takes seconds, only where they are used
+    from torch import nn
+
+    from qexp.data.folder import FolderData
+    from qexp.data.random import RandomData
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: threads of workers would wait for each other
 # The files that take longest. They begin first, so that no worker is left alone with one of them at the end.
 LONGEST = (
     "test_launchers.py", "test_search.py", "test_compress.py", "test_compress_errors.py", "test_reuse.py",
@@ -34,8 +38,8 @@ LONGEST = (
     "test_train.py",
     "test_study.py", "test_engines.py", "test_serving.py",
 )  # fmt: skip
-# Fixtures that run commands or start children, which makes what asks for them integration tests.
-STARTING = {"run", "compose", "make_candidate", "make_context"}
+# Fixtures that run commands, start children or lower for engines, which makes what asks for them integration tests.
+STARTING = {"run", "compose", "make_candidate", "make_context", "lowered", "animal_artifact"}
 FORMS = (("RGB", "jpg"), ("RGBA", "png"), ("L", "png"), ("P", "png"), ("I;16", "png"), ("RGB", "webp"))
 
 
@@ -88,6 +92,8 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> FolderData:
 
 @pytest.fixture(scope="session")
 def animal_network(animals: FolderData) -> nn.Module:
+    import torch
+
     torch.manual_seed(0)
     made = configured.network("resnet8", blocks=[1, 1], widths=[8, 16], num_classes=3).train()
     with torch.no_grad():
@@ -101,6 +107,9 @@ def animal_artifact(
     animals: FolderData, animal_network: nn.Module, tmp_path_factory: pytest.TempPathFactory
 ) -> Artifact:
     """A small fp32 network, trained on nothing, lowered for ANIMAL_ENGINES."""
+    from qexp.method.artifacts import make_artifact
+    from tests.engine.support import ANIMAL_ENGINES, engine_named
+
     engines = [engine_named(name) for name in ANIMAL_ENGINES]
     source = {"model": "small", "weights": "0123"}
     made = make_artifact(
@@ -136,6 +145,8 @@ def pretend_data(tmp_path: Path) -> RandomData:
 @pytest.fixture
 def network() -> nn.Module:
     """A small residual network with batch norms that do something, in eval mode."""
+    import torch
+
     torch.manual_seed(0)
     made = configured.network("resnet8", blocks=[1, 1], widths=[8, 16])
     with torch.no_grad():

@@ -139,6 +139,7 @@ def test_the_function_is_the_same_in_every_bit(network: nn.Module, files: tuple[
     assert np.allclose(expected, network(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "engine", [configured.engine("onnxruntime"), configured.engine("openvino")], ids=lambda engine: engine.name
 )
@@ -155,6 +156,7 @@ def test_a_coded_onnx_file_is_loaded_as_the_plain_one(
     assert (engine.open(small, 1)(images()) == engine.load(whole, 1)(images())).all()
 
 
+@pytest.mark.integration
 def test_pieces_of_onnx_are_its_initializers(files: tuple[Path, Path], tmp_path: Path) -> None:
     write_onnx(files[0], (3, 8, 8), tmp_path / "m.onnx")
     data = (tmp_path / "m.onnx").read_bytes()

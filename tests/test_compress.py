@@ -16,16 +16,17 @@ from tests.commands import (
     FEW_WINDOWS,
     PRETEND,
     QUICK,
-    STATIC,
     RunCommand,
     fake,
     metrics,
     records,
     small,
+    static_label,
     without,
 )
 
 pytestmark = pytest.mark.integration
+STATIC = static_label()
 
 
 def test_a_sweep_trains_compresses_measures_and_tracks(run: RunCommand, images: Path, tmp_path: Path) -> None:

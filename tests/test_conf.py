@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import json
 from collections.abc import Iterator
@@ -48,11 +50,16 @@ def targets(node: object) -> Iterator[str]:
                 yield from targets(node[key])
 
 
+@functools.cache
+def chosen(group: str, name: str) -> DictConfig:
+    """The config of compress.py with one choice of a group; it is composed once for all tests of the choice."""
+    defaults = [o for o in ("model=resnet8", "data=digits") if not o.startswith(f"{group}=")]
+    return compose("compress", [*defaults, f"{group}={name}", *NEEDED.get(name, [])])
+
+
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=["/".join(c) for c in CHOICES])
 def test_every_choice_composes_and_its_targets_exist(group: str, name: str) -> None:
-    overrides = [f"{group}={name}", *NEEDED.get(name, [])]
-    defaults = [o for o in ("model=resnet8", "data=digits") if not o.startswith(f"{group}=")]
-    config = compose("compress", [*defaults, *overrides])
+    config = copy.deepcopy(chosen(group, name))
     config.data.num_classes = 10
     found = list(targets(config[group]))
     assert all(get_object(target) for target in found)
@@ -123,9 +130,7 @@ def ours(node: object, path: str = "") -> Iterator[tuple[str, DictConfig]]:
 
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=["/".join(c) for c in CHOICES])
 def test_a_yaml_names_all_options_of_what_it_makes_and_python_has_no_defaults(group: str, name: str) -> None:
-    defaults = [o for o in ("model=resnet8", "data=digits") if not o.startswith(f"{group}=")]
-    config = compose("compress", [*defaults, f"{group}={name}", *NEEDED.get(name, [])])
-    found = dict(ours(config))
+    found = dict(ours(chosen(group, name)))
     assert {".data", ".baseline.engine", ".measure.latency"} <= found.keys()
     for path, node in found.items():
         taken = parameters(get_object(node["_target_"]))

@@ -67,6 +67,7 @@ def test_a_sweep_makes_each_artifact_anew_once_and_keeps_the_records(
     assert [len([*(folder / RECORDS).glob("*.json")]) for folder in folders] == [2, 2], "one of each batch size"
 
 
+@pytest.mark.integration
 def test_an_artifact_of_before_is_made_anew_bit_for_bit(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:

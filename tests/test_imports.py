@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -86,6 +87,7 @@ def imports(file: Path, of: str = "qexp") -> set[str]:
     return {name for name in found if name.split(".")[0] == of}
 
 
+@functools.cache
 def leaves() -> set[str]:
     """Modules that a `_target_` in conf/ names."""
     found: set[str] = set()
@@ -158,6 +160,7 @@ def test_a_measuring_child_imports_nothing_heavy() -> None:
     assert answer.stdout.strip() == "[]"
 
 
+@pytest.mark.integration
 def test_jobs_that_train_nothing_import_nothing_for_training() -> None:
     heavy = ("pytorch_lightning", "torchmetrics", "torchvision", "mlflow", "scipy", "sklearn")
     code = f"import sys, qexp.jobs.compress, qexp.jobs.benchmark; print([m for m in {heavy} if m in sys.modules])"

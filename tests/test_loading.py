@@ -34,6 +34,7 @@ from qexp.types import Artifact, UserError
 from tests import configured
 from tests.engine.support import ANIMAL_ENGINES as ENGINES
 from tests.engine.support import engine_named
+from tests.tiers import more
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def probabilities(found: list[Prediction]) -> np.ndarray:
     return np.array([one.probabilities for one in found])
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ["onnxruntime", "executorch", *more("openvino", "eager")])
 def test_predictions_are_those_of_the_evaluation(
     name: str, animal_artifact: Artifact, animals: FolderData, files: list[Path], tmp_path: Path
 ) -> None:

@@ -109,6 +109,7 @@ def test_a_sweep_that_reproduces_nothing_has_no_such_table(tmp_path: Path) -> No
     assert Reference.read(tmp_path, []) is None
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", experiments())
 def test_every_row_of_the_presets_composes(name: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -26,7 +26,13 @@ from qexp.records import Measurement, Record
 from qexp.tracking.__main__ import main as tracking
 from qexp.tracking.imported import import_record
 from qexp.tracking.store import read_record, read_records, write_record
+<<<<<<< HEAD
 from qexp.types import Artifact, UserError
+=======
+from qexp.records import Measurement, Record
+from qexp.types import Artifact, UserError
+from tests.tiers import more
+>>>>>>> tests
 from tests.tracking.conftest import make_record
 
 pytestmark = pytest.mark.integration
@@ -138,7 +144,7 @@ def test_it_predicts_as_qexp_does_without_it_and_without_torch(
     assert arrays.splitlines() == expected(artifact, "onnxruntime", pictures)[1:]
 
 
-@pytest.mark.parametrize("engine", ["openvino", "executorch", "eager"])
+@pytest.mark.parametrize("engine", ["executorch", *more("openvino", "eager")])
 def test_other_engines(engine: str, artifact: Artifact, pictures: list[str], tmp_path: Path) -> None:
     assert deploy([f"artifact={artifact.folder}", f"engine={engine}", f"to={tmp_path / 'dist'}"]) == 0
     blocked = (

@@ -34,6 +34,7 @@ class Given:
         ]
 
 
+@pytest.mark.integration
 def test_it_is_the_median_of_ratios_of_pairs(make_artifact: Callable[..., Artifact]) -> None:
     timer = PairedTimer(Fake(), Given(), batch_size=4, threads=1, timeout_s=60, memory_mb=None)
     speedup = timer.speedup(make_artifact("pruned"), make_artifact("whole"))

@@ -52,6 +52,7 @@ def logits(artifact: Any, x: torch.Tensor) -> torch.Tensor:
         return torch.export.load(artifact.folder / artifact.graph).module()(x)
 
 
+@pytest.mark.integration
 def test_stages_go_on_from_each_other_and_are_made_once(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
@@ -113,6 +114,7 @@ def test_an_engine_that_reads_torchscript_gets_the_last_stages_counterpart(
         )
 
 
+@pytest.mark.integration
 def test_training_with_rounding_asks_the_uncompressed_network(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +177,7 @@ def test_bits_that_the_last_stage_does_not_have_are_unsupported(
     assert not list(tmp_path.glob("small*")), "nothing is pruned for it"
 
 
+@pytest.mark.integration
 def test_a_recipe_of_no_epochs_trains_nothing(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     make_artifact(qat({"epochs": 0}), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert not list(tmp_path.glob(".training-*"))

@@ -52,6 +52,7 @@ def test_the_network_itself_is_not_changed(pretend_data: RandomData, network: nn
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 
+@pytest.mark.integration
 def test_a_file_is_about_half_as_large(pretend_data: RandomData, tmp_path: Path) -> None:
     wide = configured.network("resnet8", blocks=[1, 1], widths=[64, 128]).eval()
     half, full = (

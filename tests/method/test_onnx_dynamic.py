@@ -14,11 +14,11 @@ from torch import nn
 
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
-from qexp.types import Artifact, EngineSpec, Unsupported
+from qexp.types import Artifact, Unsupported
 from tests import configured
-from tests.method.training import SOURCE
+from tests.method.training import SOURCE, TORCHSCRIPT
 
-TORCHSCRIPT = EngineSpec(("torchscript",), kernels="x86")
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture

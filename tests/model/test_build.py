@@ -36,7 +36,7 @@ def test_missing_name() -> None:
 
 
 def test_unknown_torchvision_name() -> None:
-    text = message(_target_="qexp.model.torchvision.build", name="squeezenet11", num_classes=3)
+    text = message(_target_="qexp.model.torchvision.build", name="squeezenet11", num_classes=3, in_channels=3)
     assert "no classifier 'squeezenet11': did you mean 'squeezenet1_1'" in text
 
 
@@ -67,9 +67,11 @@ def test_wrong_and_lacking_arguments() -> None:
 
 
 def test_values_that_a_network_refuses() -> None:
-    assert "no VGG of depth 12" in message(_target_="qexp.model.vgg.VGG", depth=12, num_classes=3)
-    assert "at least 32x32" in message(_target_="qexp.model.vgg.VGG", depth=11, num_classes=3, image_size=16)
-    assert "at least 32x32" in message(_target_="qexp.model.lenet.LeNet5", num_classes=3, image_size=28)
+    vgg = {"_target_": "qexp.model.vgg.VGG", "num_classes": 3, "in_channels": 3, "dropout": 0.5}
+    assert "no VGG of depth 12" in message(**vgg, depth=12, image_size=32)
+    assert "at least 32x32" in message(**vgg, depth=11, image_size=16)
+    lenet = {"_target_": "qexp.model.lenet.LeNet5", "num_classes": 3, "in_channels": 3}
+    assert "at least 32x32" in message(**lenet, image_size=28)
     assert "Cannot build the model net: " in message(_target_="torch.nn.Linear", in_features=-1, out_features="x")
 
 

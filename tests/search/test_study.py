@@ -139,6 +139,7 @@ def test_a_finite_space_is_tried_to_its_end_and_no_setting_twice(sampler: str, t
     assert searched(tmp_path, sampler, 100) == ([], front)
 
 
+@pytest.mark.integration
 def test_failures_are_tried_again_unless_told_otherwise(tmp_path: Path) -> None:
     def numbers(retry: bool, failed: bool) -> int:
         with opened(tmp_path, f"sqlite:///{tmp_path}/searches.db", "name", OBJECTIVES, {}, anew=False) as kept:

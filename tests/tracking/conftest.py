@@ -8,8 +8,14 @@ from typing import Any
 import pytest
 
 from qexp.files import file_digest
+<<<<<<< HEAD
 from qexp.records import Measurement, Record
 from qexp.types import Artifact, DataSpec, EngineSpec
+=======
+from qexp.records import Measurement, Record
+from qexp.types import Artifact, DataSpec, EngineSpec
+from tests import configured
+>>>>>>> tests
 
 
 def make_record(**changes: Any) -> Record:
@@ -32,6 +38,14 @@ def make_record(**changes: Any) -> Record:
         "texts": {"layers.csv": "layer,kind\nfc,linear"},
     }  # fmt: skip
     return Record(**{**values, **changes})
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of SQLite with MLflow's tables, which it takes MLflow seconds to make."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    configured.tracking("mlflow", uri=f"sqlite:///{file}").client.search_experiments()
+    return file
 
 
 @pytest.fixture

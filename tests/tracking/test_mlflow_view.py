@@ -19,6 +19,8 @@ from qexp.types import DataSpec
 from tests import configured
 from tests.tracking.views import unpacked
 
+pytestmark = pytest.mark.integration  # MLflow takes seconds to make its database
+
 MakeRecord = Callable[..., Record]
 
 

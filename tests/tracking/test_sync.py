@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,7 +28,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def view(tmp_path: Path) -> MlflowView:
+def view(empty_database: Path, tmp_path: Path) -> MlflowView:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
     return configured.tracking("mlflow", uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "files"))
 
 

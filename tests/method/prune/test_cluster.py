@@ -84,6 +84,7 @@ def test_few_different_values_are_their_own_centroids() -> None:
     assert centroids.tolist() == [1, 2, 3] and (centroids[indices] == values).all()
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_the_file_holds_the_clusters_and_computes_with_them(
     per_channel: bool, pretend_data: RandomData, network: nn.Module, tmp_path: Path
@@ -143,6 +144,7 @@ def test_zeros_stay_zero_and_take_no_cluster(network: nn.Module) -> None:
     assert torch.equal(gone(gone.right_inverse(weight)), torch.zeros(3, 4)) and isinstance(gone, SharedWeights)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_training_moves_the_values_not_the_indices(
     per_channel: bool, pretend_data: RandomData, network: nn.Module, tmp_path: Path
@@ -169,6 +171,7 @@ def test_first_and_last_layer_can_stay_as_they_are(
     assert different[0] > 4 and different[-1] > 4 and max(different[1:-1]) <= 4
 
 
+@pytest.mark.integration
 def test_pruned_and_shared_the_file_is_smaller_than_either(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_a_network_of_other_shapes_comes_back_bit_for_bit(pretend_data: RandomDa
     assert all(p.grad is not None for p in restored.parameters()), "it can be trained"
 
 
+@pytest.mark.integration
 def test_an_artifact_says_what_is_left_and_is_compared_with_the_whole(pretend_data: RandomData, tmp_path: Path) -> None:
     network, narrow = Narrow(8), Narrow(6)
     artifact = make_artifact(Given(narrow), network, pretend_data, EngineSpec(), SOURCE, tmp_path)

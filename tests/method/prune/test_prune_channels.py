@@ -107,6 +107,7 @@ def test_macs_of_a_pruned_vgg_are_those_counted_by_hand(tmp_path: Path) -> None:
     assert 2.0 <= by_hand(network) / by_hand(pruned) < 2.1
 
 
+@pytest.mark.integration
 def test_macs_of_a_pruned_resnet_are_those_counted_by_hand(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
@@ -183,6 +184,7 @@ def test_grouped_convolutions_lose_the_same_channels_of_each_group(tmp_path: Pat
         assert pruned(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
 
 
+@pytest.mark.integration
 def test_steps_reach_the_ratio_with_fine_tuning_between(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_the_gradual_schedule_is_the_papers() -> None:
         assert gradual_sparsity(final, step / steps) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("scope", "first_last"), [("global", True), ("layer", True), ("global", False)])
 def test_the_artifact_computes_what_the_masked_network_does(
     scope: str, first_last: bool, pretend_data: RandomData, network: nn.Module, tmp_path: Path
@@ -120,6 +121,7 @@ def test_the_artifact_computes_what_the_masked_network_does(
     assert artifact.coded and "computed dense" in artifact.notes["coded"]
 
 
+@pytest.mark.integration
 def test_sparsity_is_counted_in_the_file(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     for share in (0.3, 0.9):
         artifact = make_artifact(pruning(sparsity=share), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
@@ -127,6 +129,7 @@ def test_sparsity_is_counted_in_the_file(pretend_data: RandomData, network: nn.M
         assert (artifact.folder / "sparsity.csv").read_text().startswith("layer,weights,zeros,share\nstem.0,216,")
 
 
+@pytest.mark.integration
 def test_the_file_shrinks_as_weights_do(pretend_data: RandomData, tmp_path: Path) -> None:
     torch.manual_seed(0)
     wide, packed = configured.network("resnet8", blocks=[1, 1], widths=[32, 64]).eval(), []

@@ -56,6 +56,7 @@ def rounded_per_channel(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.n
     return (np.clip(np.rint(rows / scale), -top, top - 1) * scale).reshape(weight.shape), scale
 
 
+@pytest.mark.integration
 def test_facts_of_a_layer_are_those_of_the_formulas(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_facts_of_a_layer_are_those_of_the_formulas(
     assert edges[0] <= min(x.min(), found["clip_low"]) and edges[-1] >= max(x.max(), found["clip_high"])
 
 
+@pytest.mark.integration
 def test_reconstructed_weights_are_compared_with_those_before(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
@@ -130,6 +132,7 @@ def test_half_precision_tells_the_error_of_weights(
 BY_ONNXRUNTIME, BY_TORCH = EngineSpec(formats=("onnx",)), EngineSpec(("torchscript",), kernels="x86")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("method", "engine_spec", "signed"),
     [(configured.method("dynamic"), BY_ONNXRUNTIME, False), (configured.torchscript("dynamic"), BY_TORCH, True)],

@@ -85,6 +85,7 @@ CASES: dict[
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_an_artifact_holds_packed_weights(
     case: Any, pretend_data: RandomData, network: nn.Module, tmp_path: Path
@@ -152,6 +153,7 @@ def weights_rounded(network: nn.Module, group: int | None, x: np.ndarray) -> np.
         return rounded(torch.from_numpy(x).double()).numpy()
 
 
+@pytest.mark.integration
 def test_four_bits_take_half_the_file_of_eight(pretend_data: RandomData, tmp_path: Path) -> None:
     network = configured.network("resnet8", blocks=[1], widths=[64]).eval()
 

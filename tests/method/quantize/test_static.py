@@ -103,6 +103,7 @@ def test_graph_computes_the_integer_arithmetic(pretend_data: RandomData, tmp_pat
     assert (steps > 0.01).mean() < 0.05
 
 
+@pytest.mark.integration
 def test_onnxruntime_finds_no_float_operator_between_integer_ones(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
@@ -204,6 +205,7 @@ def integer_weights(file: Path) -> list[np.ndarray]:
     return [value.numpy() for value in torch.export.load(file).state_dict.values() if value.dtype == torch.int8]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("placement", "activation"), [("fused", "uint8"), ("x86_inductor", "uint8"), ("fused", "int8")]
 )
@@ -243,6 +245,7 @@ def test_the_range_is_reduced_where_products_saturate(
     assert configured.method("static", reduce_range=not reduced).reduce_range != reduced
 
 
+@pytest.mark.integration
 def test_unfused_is_in_the_label(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     method = configured.method("static", fuse=False, reduce_range=False)
     assert make_artifact(method, network, pretend_data, EngineSpec(), SOURCE, tmp_path).label == "static int8 unfused"
