@@ -1,13 +1,6 @@
 from __future__ import annotations
 
 import os
-<<<<<<< HEAD
-
-# Before torch is imported, or the threads of the workers would wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-=======
->>>>>>> tests
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

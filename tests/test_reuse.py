@@ -22,12 +22,7 @@ from mlflow.tracking import MlflowClient
 from qexp.jobs.reuse import EndedRuns
 from qexp.records import Record
 from qexp.tracking.store import read_records
-<<<<<<< HEAD
-from tests.commands import FEW_WINDOWS, PRETEND, STATIC, RunCommand, fake, metrics
-=======
-from qexp.records import Record
 from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake, metrics, static_label
->>>>>>> tests
 
 pytestmark = pytest.mark.integration
 STATIC = static_label()

@@ -26,13 +26,8 @@ from qexp.records import Measurement, Record
 from qexp.tracking.__main__ import main as tracking
 from qexp.tracking.imported import import_record
 from qexp.tracking.store import read_record, read_records, write_record
-<<<<<<< HEAD
-from qexp.types import Artifact, UserError
-=======
-from qexp.records import Measurement, Record
 from qexp.types import Artifact, UserError
 from tests.tiers import more
->>>>>>> tests
 from tests.tracking.conftest import make_record
 
 pytestmark = pytest.mark.integration

@@ -8,14 +8,9 @@ from typing import Any
 import pytest
 
 from qexp.files import file_digest
-<<<<<<< HEAD
-from qexp.records import Measurement, Record
-from qexp.types import Artifact, DataSpec, EngineSpec
-=======
 from qexp.records import Measurement, Record
 from qexp.types import Artifact, DataSpec, EngineSpec
 from tests import configured
->>>>>>> tests
 
 
 def make_record(**changes: Any) -> Record:
