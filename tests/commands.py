@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 from PIL import Image
 
 
@@ -23,6 +24,7 @@ def without(node: str, *engines: str) -> list[str]:
     return [f"{node}.candidates.{engine}=null" for engine in engines]
 
 
+CONF = Path(__file__).parents[1] / "conf"
 SLOW = ("inductor", "executorch", "openvino")  # to prepare
 FEW_WINDOWS = [
     "measure.latency.windows=2", "measure.latency.calls=2", "measure.latency.window_s=0.01",
@@ -66,6 +68,13 @@ def fake(name: str, *options: str) -> list[str]:
         *(f"+engine.{o}" for o in options),
         *FAKE_FP32,
     ]
+
+
+def fake_candidate(replaced: str, name: str, *options: str) -> list[str]:
+    """Overrides that put an engine of tests/measure/fake_engines.py in the place of a candidate of engine=auto."""
+    node = f"engine.candidates.{replaced}"
+    theirs = {*OmegaConf.load(CONF / "engine" / f"{replaced}.yaml")} - {"_target_"}
+    return [f"{node}._target_={FAKE}.{name}", *(f"~{node}.{o}" for o in theirs), *(f"+{node}.{o}" for o in options)]
 
 
 def small(images: Path, *more: str) -> list[str]:

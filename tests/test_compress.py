@@ -11,13 +11,13 @@ from mlflow.tracking import MlflowClient
 
 import benchmark
 from tests.commands import (
-    FAKE,
     FAKE_FP32,
     FEW_WINDOWS,
     PRETEND,
     QUICK,
     RunCommand,
     fake,
+    fake_candidate,
     metrics,
     records,
     small,
@@ -156,13 +156,13 @@ def test_auto_takes_the_candidate_that_was_fastest(run: RunCommand, images: Path
 
 def test_auto_notes_who_was_left_out(run: RunCommand, tmp_path: Path) -> None:
     candidates = [
-        f"engine.candidates.{e}._target_={FAKE}.{f}" for e, f in (("openvino", "Missing"), ("executorch", "Fails"))
+        *fake_candidate("openvino", "Missing"),
+        *fake_candidate("executorch", "Fails", "how=segfault", "importing=false"),
+        *fake_candidate("onnxruntime", "Takes", "ms=8"),
+        *fake_candidate("inductor", "Takes", "ms=1"),
+        *without("engine", "torch_ao", "eager"),
     ]
-    crash = "+engine.candidates.executorch.how=segfault"
-    others = [f"engine.candidates.{e}._target_={FAKE}.Takes" for e in ("onnxruntime", "inductor")]
-    times = ["+engine.candidates.onnxruntime.ms=8", "+engine.candidates.inductor.ms=1"]
-    left = without("engine", "torch_ao", "eager")
-    code, printed = run(*PRETEND, "method=none", *FAKE_FP32, *candidates, crash, *others, *times, *left, *FEW_WINDOWS)
+    code, printed = run(*PRETEND, "method=none", *FAKE_FP32, *candidates, *FEW_WINDOWS)
     assert code == 0, printed
     (record,) = records(tmp_path)
     assert record["params"]["engine"] == "takes" and record["config"]["engine"]["candidates"]["inductor"]["ms"] == 1

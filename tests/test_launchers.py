@@ -22,7 +22,7 @@ from tests.commands import CHEAP, PRETEND, TRAINED, RunCommand, fake, write_imag
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[1]
-JOBS = ["+engine.answer=0,1", "method=none,static", "batch_size=2"]
+JOBS = ["+engine.answer=0,2", "method=none,static", "batch_size=2"]
 Rows = dict[str, tuple[Any, ...]]
 
 
