@@ -45,16 +45,33 @@ UNMEASURED = [
     f"measure.{name}=null"
     for name in ("accuracy", "coverage", "energy", "latency", "memory", "operators", "parity", "size")
 ]
+SWEEP = [*LENET, *QUICK, "method=none,dynamic,static", "batch_size=1,2,3,4,5,6,7,8"]
 RUNS = (1250, 2500, 5000)
+# What takes the place of each part of qexp.startup to see what it gains.
+WITHOUT = {
+    "all of qexp.startup": "pass",
+    "without collector_at_rest": "startup.collector_at_rest = contextlib.nullcontext",
+    "without import_for_good": "startup.import_for_good = lambda name: gc.enable() or importlib.import_module(name)",
+    "without end_at_once": "startup.end_at_once = lambda: None",
+}
+PROGRAM = """
+import contextlib, gc, importlib, sys
+from qexp import startup
+{change}
+sys.argv[0] = "compress.py"
+import compress
+compress.main()
+startup.end_at_once()
+"""
 # If Python may not keep what it compiles, importing the libraries takes twice as long.
 SURROUNDINGS = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-def seconds(options: list[str], outputs: Path) -> float:
+def seconds(options: list[str], outputs: Path, program: tuple[str, ...] = (str(ROOT / "compress.py"),)) -> float:
     """Run compress.py with these options, and return how many seconds it took."""
     began = time.perf_counter()
-    command = [sys.executable, str(ROOT / "compress.py"), *options, f"outputs={outputs}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=SURROUNDINGS)
+    command = [sys.executable, *program, *options, f"outputs={outputs}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=SURROUNDINGS, cwd=ROOT)
     return time.perf_counter() - began
 
 
@@ -68,11 +85,20 @@ def command_line(outputs: Path) -> None:
 
 
 def again(outputs: Path) -> None:
-    sweep = [*LENET, *QUICK, "method=none,dynamic,static", "batch_size=1,2,3,4,5,6,7,8"]
-    first = seconds(sweep, outputs)
+    first = seconds(SWEEP, outputs)
     print(
-        f"a sweep of 24 jobs: {first:.1f} s, started again when finished: {seconds(sweep, outputs):.1f} s", flush=True
+        f"a sweep of 24 jobs: {first:.1f} s, started again when finished: {seconds(SWEEP, outputs):.1f} s", flush=True
     )
+
+
+def starting_and_ending(outputs: Path, rounds: int = 3) -> None:
+    """Time a finished sweep without each part of qexp.startup, in turns."""
+    taken: dict[str, list[float]] = {name: [] for name in WITHOUT}
+    for _ in range(rounds):
+        for name, change in WITHOUT.items():
+            taken[name].append(seconds(SWEEP, outputs, ("-c", PROGRAM.format(change=change))))
+    for name, times in taken.items():
+        print(f"a finished sweep of 24 jobs, {name}: {statistics.median(times):.1f} s (median of {rounds})", flush=True)
 
 
 def per_job(outputs: Path) -> None:
@@ -148,7 +174,7 @@ def main(options: list[str]) -> None:
     given = dict(option.split("=", 1) for option in options)
     with tempfile.TemporaryDirectory() as temporary:
         outputs = Path(given.get("outputs", temporary))
-        for benchmark in (command_line, again, per_job, tables, memory):
+        for benchmark in (command_line, again, starting_and_ending, per_job, tables, memory):
             benchmark(outputs)
     print(f"\n{machine()}")
 
