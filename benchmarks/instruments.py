@@ -1,9 +1,11 @@
-r"""Checks in three ways whether the measuring instruments can be trusted.
+r"""Checks in four ways whether the measuring instruments can be trusted.
 
     uv run python benchmarks/instruments.py model=vgg19 data=folder data.root=FOLDER \
         [+repetitions=20] [+repeats=5] [+turns=20]
 
 It takes the options of compress.py.
+
+The clock: calls that compute for 1 ms, by the processor's own clock, should read 1 ms within 5 % in the median.
 
 The machine: two children of fp32 on eager PyTorch and two of an int8 artifact take turns, `turns` times. If the
 children of one network change together, and not with those of the other, the machine has changed.
@@ -21,8 +23,10 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from against_others import ours
 from common import composed, machine
 from hydra.utils import instantiate
@@ -33,7 +37,7 @@ from qexp.measure.base import alone_on_host, ready
 from qexp.measure.candidate import Candidate
 from qexp.measure.cores import MOVED, watched
 from qexp.measure.latency import Latency, speedup
-from qexp.measure.timing import LEAST_WINDOWS
+from qexp.measure.timing import LEAST_WINDOWS, window
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,13 @@ def paired(latency: Latency, baseline: Candidate, candidate: Candidate) -> Turns
             baseline.close()
             candidate.close()
     return Turns(*([statistics.median(window) for window in windows] for windows in taken))
+
+
+def spinning(x: np.ndarray) -> None:
+    """Compute for 1 ms of this thread's processor time."""
+    end = time.thread_time() + 1e-3
+    while time.thread_time() < end:
+        pass
 
 
 def spread(values: list[float]) -> float:
@@ -147,6 +158,11 @@ def main(options: list[str]) -> None:
     title = (
         f"{config.model.id} {chosen.artifact.label} on {chosen.engine.name}, "
         f"batch {config.batch_size}, {config.threads} threads"
+    )
+
+    samples = window(spinning, np.empty(0), 500, 0)
+    print(
+        f"\nThe clock: 1 ms reads {min(samples):.3f} ms at least and {statistics.median(samples):.3f} ms in the median"
     )
 
     if turns >= 2:
