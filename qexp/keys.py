@@ -62,8 +62,8 @@ def key(kind: str, *, code: Iterable[object] = (), without: Iterable[str] = (), 
 def plain(value: Any, where: str) -> Any:
     """Turn a value into one that JSON can hold, so that equal values give equal text.
 
-    An object whose property `options` says what decides it becomes the config node that would make it: its class as
-    `_target_`, and its options.
+    An object whose property `options` says what decides it becomes a dict: its class as `_target_`, and
+    what decides it.
 
     Args:
         value: None, a bool, a number, a string, a list, a tuple, a dict with strings as keys, a frozen dataclass, or an
@@ -91,7 +91,9 @@ def plain(value: Any, where: str) -> Any:
 
 
 def code_digests(names: Iterable[str], without: Iterable[str] = ()) -> dict[str, str]:
-    """Digest the named code and everything that it imports, directly or indirectly.
+    """Digest the named code and everything that it imports when it runs, directly or indirectly.
+
+    The standard library does not count, because `key` counts the version of Python, and neither does INDIFFERENT.
 
     Args:
         names: Dotted names of modules, packages or classes, as `key` takes them.

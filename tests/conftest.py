@@ -14,7 +14,6 @@ from qexp.measure import base
 from qexp.types import Artifact
 from tests import configured
 from tests.commands import RunCommand, write_images
-from tests.tiers import THOROUGH
 
 if TYPE_CHECKING:  # fixtures import torch, which takes seconds, only where they are used
     from torch import nn
@@ -46,8 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if STARTING & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.integration)
-        if item.get_closest_marker("thorough") and not THOROUGH:
-            item.add_marker(pytest.mark.skip(reason="more of what other tests show: set QEXP_THOROUGH=1"))
+        if item.get_closest_marker("thorough") and os.environ.get("QEXP_THOROUGH") != "1":
+            item.add_marker(pytest.mark.skip(reason="takes long for what it adds: set QEXP_THOROUGH=1"))
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 

@@ -144,6 +144,7 @@ def test_benchmark_compresses_a_network_once_for_all_batch_sizes(run: RunCommand
         assert not {"top1", "agreement", "parity_agreement"} & found.keys() and record["notes"]["top1"]
 
 
+@pytest.mark.thorough
 def test_auto_takes_the_candidate_that_was_fastest(run: RunCommand, images: Path, tmp_path: Path) -> None:
     few = without("engine", "inductor", "executorch", "eager")
     code, printed = run(*small(images, "train_missing=true", "method=static", "engine=auto", *few))
@@ -182,6 +183,7 @@ def test_candidates_that_are_all_null_are_one_clear_error(run: RunCommand, tmp_p
     assert code == 1 and "Every candidate is null (onnxruntime, openvino, " in printed and "Traceback" not in printed
 
 
+@pytest.mark.thorough
 def test_random_weights_and_pretend_data_have_no_accuracy(run: RunCommand, tmp_path: Path) -> None:
     code, printed = run(
         "model=torchvision", "model.name=squeezenet1_1", "data=random", "data.num_classes=7", "data.image_size=64",

@@ -1,7 +1,8 @@
 """Every command that README.md, CONTRIBUTING.md and docs/ give is one that works today.
 
 Commands of Hydra's programs are composed as they stand, job by job, and the options of other programs are parsed.
-tests/test_documented_way.py really runs the short ones, and with QEXP_SLOW=1 the long ones are run here.
+With QEXP_THOROUGH=1 tests/test_documented_way.py really runs the short ones, and with QEXP_SLOW=1 the long ones are
+run here.
 """
 
 from __future__ import annotations

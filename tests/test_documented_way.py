@@ -20,7 +20,7 @@ from tests.chain import ADDED, BRIEF, CHAIN, FEW, ONE_ENGINE, SHOWN, TABLE, comp
 from tests.commands import QUICK
 from tests.documents import COMMANDS, DOCUMENTS, FENCE, ROOT
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.thorough]
 
 PYTHON = {code for file in DOCUMENTS for language, code in FENCE.findall(file.read_text()) if language == "python"}
 # All but the file that a reader is to write, and what needs MLflow's server (tests/test_serving.py loads from one).

@@ -13,7 +13,6 @@ from mlflow.tracking import MlflowClient
 from qexp.tracking.store import read_records
 from tests.commands import FEW_WINDOWS, TRAINED, fake
 from tests.processes import started
-from tests.tiers import THOROUGH
 
 pytestmark = pytest.mark.integration
 
@@ -21,7 +20,7 @@ SWEEP = [
     "-m", *TRAINED, *fake("Says", "answer=0"), *FEW_WINDOWS,
     "method=none,static", "batch_size=1,2", "outputs=outputs", "measure.parity=null",
 ]  # fmt: skip
-KILLS = 5 if THOROUGH else 2
+KILLS = 5
 
 
 def last_rows(folder: Path) -> dict[str, tuple[Any, ...]]:
@@ -33,6 +32,7 @@ def last_rows(folder: Path) -> dict[str, tuple[Any, ...]]:
     return {r.key: (r.label, r.status, r.artifact, *(r.metrics.get(name) for name in names)) for r in records}
 
 
+@pytest.mark.thorough
 def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(tmp_path: Path) -> None:
     folders = [tmp_path / "undisturbed" / "here", tmp_path / "killed" / "here"]
     undisturbed = started(folders[0], SWEEP)

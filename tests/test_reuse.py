@@ -23,6 +23,7 @@ from qexp.jobs.reuse import EndedRuns
 from qexp.records import Record
 from qexp.tracking.store import read_records
 from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake, metrics, static_label
+from tests.tiers import more
 
 pytestmark = pytest.mark.integration
 STATIC = static_label()
@@ -62,9 +63,9 @@ def test_the_same_sweep_again_measures_nothing(run: RunCommand, tmp_path: Path) 
 
 
 def test_only_what_is_new_runs(run: RunCommand, tmp_path: Path) -> None:
-    for more in ([], ["batch_size=1,2", "picture=stem.0"], ["+method.calibration_batch=4"], ["force=true"]):
-        sweep = [o.replace("none,static", "static") for o in SWEEP] if "method" in "".join(more) else SWEEP
-        code, printed = run(*sweep, *[o.removeprefix("+") for o in more], "tracking=none")
+    for added in ([], ["batch_size=1,2", "picture=stem.0"], ["+method.calibration_batch=4"], ["force=true"]):
+        sweep = [o.replace("none,static", "static") for o in SWEEP] if "method" in "".join(added) else SWEEP
+        code, printed = run(*sweep, *[o.removeprefix("+") for o in added], "tracking=none")
         assert code == 0, printed
     first, extended, changed, forced = sweeps(tmp_path)
     assert [(r.params["method"], r.params["batch_size"], bool(r.reused)) for r in extended] == [
@@ -125,8 +126,8 @@ def test_what_tracking_cannot_take_waits(run: RunCommand, tmp_path: Path) -> Non
 
 def test_failed_runs_are_tried_again_unless_told_otherwise(run: RunCommand, tmp_path: Path) -> None:
     fails = ["-m", *PRETEND, "method=none", *fake("Fails", "how=error,survive"), *FEW_WINDOWS, "tracking=none"]
-    for more in ([], ["retry_failed=false"], []):
-        assert run(*fails, *more)[0] == 1
+    for added in ([], ["retry_failed=false"], []):
+        assert run(*fails, *added)[0] == 1
     first, left, again = sweeps(tmp_path)
     assert [r.status for r in first] == [r.status for r in left] == [r.status for r in again] == ["failed", "finished"]
     assert [bool(r.reused) for r in left] == [True, True] and [bool(r.reused) for r in again] == [False, True]
@@ -167,7 +168,7 @@ def test_an_interrupted_command_ends_at_once_and_says_how_to_go_on(tmp_path: Pat
     assert psutil.wait_procs(children, timeout=120)[1] == []
 
 
-@pytest.mark.parametrize("harm", ["record", "entry", "artifact", "gone"])
+@pytest.mark.parametrize("harm", ["record", "artifact", *more("entry", "gone")])
 def test_what_is_damaged_or_gone_is_computed_again(run: RunCommand, tmp_path: Path, harm: str) -> None:
     sweep = [*[o.replace("none,static", "none") for o in SWEEP], "tracking=none"]
     assert run(*sweep)[0] == 0

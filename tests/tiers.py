@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
-
-THOROUGH = os.environ.get("QEXP_THOROUGH") == "1"
 
 
 def more(*cases: Any) -> list[Any]:

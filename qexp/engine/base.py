@@ -263,7 +263,8 @@ def file_key(artifact: Artifact, executable: Executable) -> str:
 def is_current(artifact: Artifact, name: str, since: int) -> bool:
     """Whether a file of the artifact was written at the time `since` or later, and is what its engines would write now.
 
-    Engines that load a file of the same name write the same into it, no matter which comes first.
+    Engines that load a file of the same name write the same into it, no matter which comes first. The graph itself is
+    always current.
     """
     if name not in artifact.files or name == artifact.graph:
         return name in artifact.files

@@ -124,7 +124,7 @@ def seed_note(config: DictConfig, baseline: Baseline) -> dict[str, str]:
 
 
 def check_unseen(config: DictConfig, data: ImageData, trained_on: DataSpec | None) -> None:
-    """Check that the weights were not trained on images that accuracy is measured on.
+    """Check that the validation part is known to be unseen, if accuracy is to be measured on it.
 
     Raises:
         UserError: Accuracy is to be measured on the validation part, and whether the weights know it is unknown.

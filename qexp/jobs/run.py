@@ -60,22 +60,22 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callab
     """
     if config.threads == "auto":
         config.threads = physical_cores()
-    run = Job(config, kind, planned)
-    print(f"{run.name} ...", flush=True)
+    job = Job(config, kind, planned)
+    print(f"{job.name} ...", flush=True)
     if config.on_error == "stop" and any(record.status == "failed" for record in read_records(sweep_folder())):
         print("  left out: another run of this sweep failed (on_error=stop)", flush=True)
         return
     try:
         check_options(config)
-        job = plan(config)
+        job_plan = plan(config)
     except Exception as error:
-        record = run.unplanned(error)
+        record: Record | None = job.unplanned(error)
     else:
-        record = run.end(job)
+        record = job.finish(job_plan)
     if record is None:
         print("  is in this sweep already: one row is enough", flush=True)
         return
-    run.show(record)
+    job.show(record)
     before = (
         f" before, in {record.reused} (force=true measures again)" if record.reused else f" in {record.seconds:.0f} s"
     )
@@ -95,14 +95,14 @@ class Job:
         }
         self.name = " · ".join([describe(self.params), *swept_options()])
 
-    def end(self, job: JobPlan) -> Record | None:
+    def finish(self, job_plan: JobPlan) -> Record | None:
         """Write the record of an earlier run or of what happens now, or return None if the sweep has it already."""
-        key, ended = job_key(self.kind, job, self.config), EndedRuns(Path(self.config.outputs))
+        key, ended = job_key(self.kind, job_plan, self.config), EndedRuns(Path(self.config.outputs))
         with ended.claim(key):
             if not ended.first_in(sweep_folder(), key, self.folder):
                 return None
             try:
-                record = self.earlier(key, ended) or self.made(key, job)
+                record = self.earlier(key, ended) or self.made(key, job_plan)
             except Exception as error:
                 record = self.broken(key, error)
             write_record(record, self.folder)
@@ -110,7 +110,7 @@ class Job:
                 ended.remember(record, self.folder / "record.json")
         return record
 
-    def unplanned(self, error: Exception) -> Record | None:
+    def unplanned(self, error: Exception) -> Record:
         """Write the record of a job that could not be planned."""
         record = self.broken(digest([self.kind, OmegaConf.to_container(self.config, resolve=True)]), error)
         write_record(record, self.folder)
@@ -126,16 +126,16 @@ class Job:
         here = (ended.outputs / known.reused).resolve() == self.folder.resolve()  # the job ended and was requeued
         return replace(known, sweep=sweep_folder().name, reused="" if here else known.reused)
 
-    def made(self, key: str, job: JobPlan) -> Record:
+    def made(self, key: str, job_plan: JobPlan) -> Record:
         """Run the job, or only make its artifacts in phase=compress."""
         if self.config.phase == "compress":
-            if job.make is None:
+            if job_plan.make is None:
                 raise UserError("phase=compress has nothing to make: the artifact is given. Leave phase=all.")
-            made = job.make()
+            made = job_plan.make()
             return self.record(key, "compressed", made.folder.name, made)
         # The child of the baseline imports its engine, which takes seconds, while the artifact is made.
         PERSISTENT.get(instantiate(self.config.baseline.engine), self.config.threads, limits_of(self.config))
-        outcome = job.run()
+        outcome = job_plan.run()
         return self.record(key, "finished", "", outcome.candidate.artifact, outcome)
 
     def broken(self, key: str, error: Exception) -> Record:

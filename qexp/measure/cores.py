@@ -80,7 +80,7 @@ class Cores:
             return counted
         held = f"most_round_trip_ns={self.most_ns:g} held in {len(counted)} of {len(trips)} turns"
         wanted = f"{LEAST_WINDOWS} are needed: {way}"
-        notes["latency_ms"] = f"{held}, {wanted}; take more windows in a longer budget_s, or a longer way"
+        notes["latency_ms"] = f"{held}, {wanted}; raise windows and budget_s, or raise most_round_trip_ns"
         return []
 
 

@@ -46,10 +46,10 @@ class Compressed:
 
 
 class Method(ABC):
-    """The base of all methods, which change a network's numbers.
+    """The base of all methods, which change a network's weights or number formats.
 
-    All attributes of a method decide what it makes, and its artifacts are known by them, except for those that
-    `indifferent` names. They must have values that `qexp.keys.plain` takes.
+    All attributes of a method's instance decide what it makes, and its artifacts are known by them, except for those
+    that `indifferent` names. They must have values that `qexp.keys.plain` takes.
 
     Attributes:
         name: The method's name, as in conf/method.

@@ -188,7 +188,7 @@ class FineTuningSession:
         """Fine-tune a network, going on from the last whole epoch, and keep the epoch that is best by validation.
 
         If memory runs out, each step is split into batches half as large whose gradients are added up, so that the
-        effective batch size stays the same.
+        effective batch size stays about the same.
 
         Args:
             trained: The network to train. Afterwards it is on the CPU and in eval mode.
@@ -218,7 +218,7 @@ class FineTuningSession:
                 parts *= 2
                 trained.load_state_dict(start)
                 images = -(-self.recipe.batch_size // parts)
-                print(f"  out of memory: going on with {parts} steps of {images} images each", flush=True)
+                print(f"  out of memory: going on with each step in {parts} batches of {images} images", flush=True)
         trained.cpu()
         load_weights(trained, read_weights(best), str(best))
 

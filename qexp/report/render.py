@@ -30,7 +30,7 @@ class Table:
         marks: (row, column) of each cell that stands out, such as the best of its column.
         left: Columns that are aligned to the left. The others are aligned to the right.
         whole: Columns whose cells are never folded as long as the table fits the screen.
-        spared: Columns that a narrow screen leaves out, in this order.
+        dropped_first: Columns that a narrow screen leaves out, in this order.
         title: Title over the table on the screen. In files, the text around the table says what it is.
         caption: Line under the table, on the screen only.
         notes: Lines under the table that explain its cells, in every form.
@@ -41,7 +41,7 @@ class Table:
     marks: frozenset[tuple[int, int]] = frozenset()
     left: frozenset[int] = frozenset()
     whole: frozenset[int] = frozenset()
-    spared: tuple[int, ...] = ()
+    dropped_first: tuple[int, ...] = ()
     title: str = ""
     caption: str = ""
     notes: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ def rich_table(table: Table, width: int = sys.maxsize) -> RichTable:
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    left_out, fits = spared(table, width)
+    left_out, fits = columns_to_drop(table, width)
     hint = f"not on a screen as narrow as this: {', '.join(table.titles[place] for place in left_out)}"
     lines = filter(None, [table.caption, *table.notes, hint * bool(left_out)])
     shown = RichTable(title=table.title, title_justify="left", caption="\n".join(lines) or None, caption_justify="left")
@@ -103,7 +103,7 @@ def rich_table(table: Table, width: int = sys.maxsize) -> RichTable:
     return shown
 
 
-def spared(table: Table, width: int) -> tuple[Sequence[int], bool]:
+def columns_to_drop(table: Table, width: int) -> tuple[Sequence[int], bool]:
     """Choose the columns to leave out so that the others fit into `width` characters, and say whether they do."""
     from rich.cells import cell_len
 
@@ -115,7 +115,7 @@ def spared(table: Table, width: int) -> tuple[Sequence[int], bool]:
 
     left_out: list[int] = []
     too_wide = 1 + sum(map(needed, range(len(table.titles)))) - width
-    for place in table.spared:
+    for place in table.dropped_first:
         if too_wide <= 0:
             break
         left_out.append(place)

@@ -27,14 +27,14 @@ IF_SEVERAL = {"data": "data", "image_size": "image", "threads": "threads", "host
 TEXT = ("model", "label", "engine", "data", "host")  # names aligned to the left
 # Columns that a narrow screen leaves out, in this order and before metrics that only their measures' files know. The
 # files of a report have all columns.
-SPARED = (
+DROPPED_FIRST = (
     "quantized_macs_share", "sparsity", "top5", "memory_mb", "macs_m", "size_ratio", "macs_ratio", "speedup",
     "top1_drop", "val_top1_drop", "speedup_vs_best_fp32", "size_mb",
 )  # fmt: skip
-CAPTION = "* best of its model and batch size; several where their intervals overlap"
+CAPTION = "* best among rows that can be compared; several if they tie"
 REUSED = " ↺"
 REUSED_LEGEND = "↺ measured in an earlier sweep, which results.csv names"
-NOISY_LEGEND = "~ noisy: half of the calls differ by more than 10 % of the median"
+NOISY_LEGEND = "~ noisy: the middle half of the calls spans more than 10 % of the median"
 
 
 def table(records: list[Record], title: str = "", reused: str = REUSED) -> Table:
@@ -51,14 +51,14 @@ def table(records: list[Record], title: str = "", reused: str = REUSED) -> Table
     rows = [record for record in records if record.status == "finished"]
     names, metrics = name_columns(records), metric_columns(records)
     keys, first = [*names, *(metric.name for metric in metrics)], len(names)
-    spared = (*SPARED, *(key for key in keys[first:] if key not in COLUMNS))
+    dropped_first = (*DROPPED_FIRST, *(key for key in keys[first:] if key not in COLUMNS))
     cells = ((*(_name(key, row, reused) for key in names), *(_cell(metric, row) for metric in metrics)) for row in rows)
     best = {(i, first + j) for j, metric in enumerate(metrics) for i in best_rows(metric, rows)}
     folded = {place for place, key in enumerate(names) if key == "label" or is_option(key)}
     return Table(
         (*names.values(), *(metric.title for metric in metrics)), tuple(cells), frozenset(best),
         left=left_columns(names, records), whole=frozenset(range(len(keys))) - folded,
-        spared=tuple(keys.index(key, first) for key in spared if key in keys[first:]),
+        dropped_first=tuple(keys.index(key, first) for key in dropped_first if key in keys[first:]),
         title=title, caption=CAPTION, notes=tuple(legend(records)),
     )  # fmt: skip
 

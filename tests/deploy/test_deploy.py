@@ -83,6 +83,7 @@ def outputs(animal_artifact: Artifact, tmp_path: Path) -> Path:
         "_target_": "qexp.tracking.mlflow_view.MlflowView",
         "uri": f"sqlite:///{tmp_path}/mlflow.db",
         "experiment": "qexp",
+        "log_artifacts": True,
     }
     values = (("top1", 0.75, "fraction"), ("size_mb", 0.5, "MB"), ("latency_ms", 9.0, "ms"), ("speedup", 3.0, "x"))
     own = make_record(

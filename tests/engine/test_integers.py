@@ -80,6 +80,7 @@ def test_inductor_calls_integer_kernels_only(lowered: Lowered) -> None:
     assert plain and not any("_q" in kernel for kernel in plain), plain
 
 
+@pytest.mark.thorough
 def test_a_process_that_only_lowers_finds_the_integer_kernels(lowered: Lowered, tmp_path: Path) -> None:
     made = lowered(configured.method("static"), engine_named("inductor"))
     copied = replace(made, folder=tmp_path / "copied", files={made.graph: made.files[made.graph]})

@@ -12,7 +12,7 @@ from rich.console import Console
 from qexp.metrics import METRICS, significant
 from qexp.records import Measurement, Record
 from qexp.report.render import rich_table
-from qexp.report.table import SPARED, csv_table, markdown_table, table
+from qexp.report.table import DROPPED_FIRST, csv_table, markdown_table, table
 from tests.report.support import FP32, HALF, INT8, record, table_of
 
 
@@ -237,8 +237,8 @@ def test_a_narrow_screen_leaves_columns_out_and_cuts_no_number(width: int) -> No
             expected[title] for title in shown if title != "method"
         ]
     left_out = [title for title in titles if title not in shown]
-    spared = [METRICS[name].title for name in SPARED if METRICS[name].title in left_out]
-    hint = f"not on a screen as narrow as this: {', '.join(spared)}"
+    dropped = [METRICS[name].title for name in DROPPED_FIRST if METRICS[name].title in left_out]
+    hint = f"not on a screen as narrow as this: {', '.join(dropped)}"
     assert (hint in " ".join(" ".join(lines).split())) == bool(left_out)
     assert max(map(len, lines)) <= width and bool(left_out) == (width < 160)
 

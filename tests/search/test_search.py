@@ -23,7 +23,6 @@ from qexp.tracking.store import read_records
 from tests.commands import CHEAP, FEW_WINDOWS, PRETEND, TRAINED, RunCommand, fake, write_images
 from tests.processes import started
 from tests.search.fronts import OBJECTIVES, pareto
-from tests.tiers import THOROUGH
 
 pytest.importorskip("optuna")
 pytestmark = pytest.mark.integration
@@ -134,6 +133,7 @@ def test_what_is_unsupported_is_left_behind(whole: Path) -> None:
     assert "Pareto set of 12 trials" in table and table.partition("All trials")[2].count("◆ |") == len(front)
 
 
+@pytest.mark.thorough
 def test_bits_are_chosen_between_accuracy_and_size(tmp_path: Path, run: RunCommand) -> None:
     network = [
         "model=lenet5",
@@ -158,9 +158,10 @@ def test_a_finished_search_does_nothing_but_tell(whole: Path) -> None:
     assert log.count("  finished in") == 6, "of the first command"
 
 
+@pytest.mark.thorough
 def test_a_search_killed_again_and_again_ends_as_one_that_was_not(whole: Path, tmp_path: Path) -> None:
     started_trials = itertools.count(1)
-    for _ in range(3 if THOROUGH else 1):
+    for _ in range(3):
         victim, wanted = started(tmp_path, [*SEARCH, "hydra.sweeper.trials=20"]), 2 * next(started_trials)
         while victim.is_alive() and len(list((tmp_path / "outputs").glob("cache/runs/*.json"))) < wanted:
             time.sleep(0.02)

@@ -72,7 +72,11 @@ def main() -> int:
     record = measure(int(threads), int(given["batch_size"]))
     Path(given["to"]).write_text(json.dumps(record, indent=2))
     values = {m["name"]: m["value"] for m in record["measurements"]}
-    noisy = " (noisy: half of the calls differ by more than 10 %)" if values["latency_spread"] > 0.1 else ""
+    noisy = (
+        " (noisy: the middle half of the calls spans more than 10 % of the median)"
+        if values["latency_spread"] > 0.1
+        else ""
+    )
     interval = (
         f", 95 % interval {values['latency_low_ms']:.4g} to {values['latency_high_ms']:.4g}"
         if "latency_low_ms" in values

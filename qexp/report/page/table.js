@@ -86,7 +86,7 @@ async function setUpTable() {
   });
   table.on("draw", markChosen);
   element("table-note").textContent = [
-    "Bold: the best of its model and batch size; several where their intervals overlap.",
+    "Bold: the best among rows that can be compared; several if they tie.",
     ...DATA.legend,
     "Click a row for its run.",
   ].join(" · ");

@@ -231,7 +231,7 @@ def test_out_of_memory_halves_the_steps_and_goes_on(
     monkeypatch.setattr(Trainer, "fit", too_large)
     make_artifact(qat({"epochs": 1}), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert tried == [(16, 1), (8, 2), (4, 4)], "the effective batch stays"
-    assert "out of memory: going on with 4 steps of 4 images each" in capsys.readouterr().out
+    assert "out of memory: going on with each step in 4 batches of 4 images" in capsys.readouterr().out
 
 
 def test_another_error_is_not_taken_for_it(
