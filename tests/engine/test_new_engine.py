@@ -23,9 +23,10 @@ from qexp.engine.base import Engine
 from qexp.files import file_digest, write_json
 from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.images import EvaluationSet
+from qexp.method.base import Method
 from qexp.method.graph import export, save_graph
-from qexp.method.none import NoCompression
 from qexp.types import Artifact, Unsupported
+from tests import configured
 from tests.engine.minimal_engine import OnnxReference
 from tests.engine.support import BATCH, engine_named, error
 
@@ -49,11 +50,11 @@ def artifact(
     request: pytest.FixtureRequest,
     pruned: nn.Module,
     data: RandomData,
-    lowered: Callable[[NoCompression, Engine], Artifact],
+    lowered: Callable[[Method, Engine], Artifact],
     tmp_path: Path,
 ) -> Artifact:
     """An artifact that holds the graph of the pruned network, and nothing else."""
-    like = lowered(NoCompression(), engine_named("eager"))
+    like = lowered(configured.method("none"), engine_named("eager"))
     folder = tmp_path / "artifact"
     folder.mkdir()
     save_graph(export(pruned, data), folder / like.graph, coded=request.param)
@@ -91,7 +92,7 @@ def test_it_gives_the_networks_own_logits_in_a_child_too(
 
     np.save(tmp_path / "images.npy", pixels)
     np.save(tmp_path / "labels.npy", np.zeros(len(pixels), np.int64))
-    tests = EvaluationSet(tmp_path / "images.npy", tmp_path / "labels.npy", meaningful=False)
+    tests = EvaluationSet("drawn here", tmp_path / "images.npy", tmp_path / "labels.npy", meaningful=False)
     candidate = Candidate(made, engine, BATCH, 1, Limits(120, None))
     try:
         logits, _ = candidate.logits(tests, BATCH, tmp_path)
