@@ -74,8 +74,10 @@ def do_what_is_left() -> None:
             LEFT_OPEN.pop()()
 
 
-def check_renamed(words: list[str]) -> None:
-    """End the program if a word of the command line uses a key by its former name, and name the present one."""
+def check_words(words: list[str]) -> None:
+    """End the program if the command line uses a key by its former name, or asks for the config of a whole sweep."""
+    if {"-m", "--multirun"} & {*words} and any(re.match(r"(-c|--cfg)($|=)", word) for word in words):
+        sys.exit("error: --cfg shows the config of one run. Leave -m out, and give one value for each key.")
     for word in words:
         given = re.match(r"[+~]*([^=]*)", word)[1]  # type: ignore[index]
         for former, present in RENAMED.items():
@@ -126,7 +128,8 @@ def unknown_key(asked: str, error: OmegaConfBaseException) -> str:
     """Find the message for a key that the config does not have.
 
     If the node that should have the key has one of that name further down, as a chain has for each of its stages and a
-    method for its fine-tuning, the message names it. Otherwise it lists the keys that may have been meant.
+    method for its fine-tuning, the message names it. Otherwise it lists the keys that may have been meant. Before a
+    sweep over choices of a group, Hydra looks its keys up in the group's default, which the message says too.
 
     Args:
         asked: Key of the command line, dotted.
@@ -140,9 +143,15 @@ def unknown_key(asked: str, error: OmegaConfBaseException) -> str:
     if below:
         return f"There is no {asked} here, but {' and '.join(below)}."
     known = [key for key in map(str, node) if key != "hydra" and not key.startswith("_")]
-    return (
-        f"There is no {asked}: {nearest(str(error.key), known)}\nTo add a key that qexp does not know, put + before it."
+    there = nearest(str(error.key), known) if known else f"{place[:-1]} has no keys with these choices."
+    group = asked.partition(".")[0]
+    swept = next((word for word in sys.argv[1:] if re.match(rf"{re.escape(group)}=[^,]+,", word)), None)
+    added = (
+        f"With {swept}, keys are looked up in the default {group}. Put ++ before the key if all of these have it."
+        if swept
+        else "To add a key that qexp does not know, put + before it."
     )
+    return f"There is no {asked}: {there}\n{added}"
 
 
 def _paths(config: DictConfig, above: str = "") -> list[str]:

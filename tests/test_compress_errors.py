@@ -159,6 +159,20 @@ def test_a_command_without_a_model_says_how_to_choose_one(run: RunCommand) -> No
     assert code == 1 and "Give model=NAME" in printed and "Traceback" not in printed
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-m", "method=prune,cluster", "method.recipe.epochs=0"], "Put ++ before the key if all of these have it."),
+        (["-m", "method=qat", "--cfg", "job"], "--cfg shows the config of one run. Leave -m out"),
+        (["experiment=search", "measure.latency.windows=2"], "measure.latency has no keys with these choices."),
+        (["engine@rivals=eager"], "Give engine@fp32_engines=eager."),
+    ],
+)
+def test_a_key_that_is_not_there_says_what_to_do(run: RunCommand, words: list[str], message: str) -> None:
+    code, printed = run("model=lenet5", "data=digits", *words)
+    assert code == 1 and message in printed and "Traceback" not in printed
+
+
 def test_a_failed_job_leaves_the_others_running(run: RunCommand, images: Path, tmp_path: Path) -> None:
     """ResNet-8 works at 16 pixels; LeNet-5 needs 32, and says so."""
     sweep = [o for o in small(images) if not o.startswith("model=")]

@@ -109,7 +109,9 @@ class FineTuning:
         for name, least in (("epochs", 0), ("batch_size", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise UserError(f"recipe.{name}={value} is out of range; give a whole number of at least {least}.")
+                raise UserError(
+                    f"method.recipe.{name}={value} is out of range; give a whole number of at least {least}."
+                )
 
     @property
     def precision(self) -> str:

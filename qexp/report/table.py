@@ -59,7 +59,7 @@ def table(records: list[Record], title: str = "", reused: str = REUSED) -> Table
         (*names.values(), *(metric.title for metric in metrics)), tuple(cells), frozenset(best),
         left=left_columns(names, records), whole=frozenset(range(len(keys))) - folded,
         dropped_first=tuple(keys.index(key, first) for key in dropped_first if key in keys[first:]),
-        title=title, caption=CAPTION, notes=tuple(legend(records)),
+        title=title, caption=CAPTION if best else "", notes=tuple(legend(records)),
     )  # fmt: skip
 
 

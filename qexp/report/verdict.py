@@ -34,10 +34,12 @@ class Verdict:
     Attributes:
         title: Which runs were compared.
         sentences: What they show.
+        seen_test: Whether they judge by accuracy on the test images.
     """
 
     title: str
     sentences: tuple[str, ...]
+    seen_test: bool
 
 
 def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
@@ -59,9 +61,12 @@ def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
         models = grouped(members, ["model"])
         for (model,), rows in models.items():
             if len(rows) > 1:
-                found.append(Verdict(", ".join([model, *place]), tuple(of_model(rows, default_benefit(rows), points))))
-        if len(models) > 1 and (said := knees(members, default_benefit(members))):
-            found.append(Verdict(", ".join(["all models", *place]), tuple(said)))
+                benefit = default_benefit(rows)
+                said = of_model(rows, benefit, points)
+                found.append(Verdict(", ".join([model, *place]), tuple(said), benefit == METRICS["top1"]))
+        benefit = default_benefit(members)
+        if len(models) > 1 and (said := knees(members, benefit)):
+            found.append(Verdict(", ".join(["all models", *place]), tuple(said), benefit == METRICS["top1"]))
     return found
 
 
@@ -229,7 +234,7 @@ def gains(run: Run) -> list[str]:
 
 
 def caution(found: Sequence[Verdict]) -> str:
-    return CAUTION if any(NO_ACCURACY not in verdict.sentences for verdict in found) else ""
+    return CAUTION if any(verdict.seen_test for verdict in found) else ""
 
 
 def as_text(found: Sequence[Verdict]) -> str:

@@ -150,6 +150,7 @@ def test_the_validation_images_take_the_place_of_test_images_that_nobody_saw() -
     ]
     rows = [Run(each, Path()) for each in made]
     assert "Smallest within 1 point of fp32 (90.00 %): b on eager, 1.00 MB, 89.50 %." in only(verdicts(rows, 1))
+    assert CAUTION not in as_text(verdicts(rows, 1))
 
 
 @pytest.mark.parametrize("rows", [[], [FP32], [Run(record("bad", status="failed"), Path()), INT8]])

@@ -51,8 +51,8 @@ class Prune(NetworkMethod):
                 raise UserError(f"{self.name}: there is no {what} {name!r}. {nearest(str(name), known)}")
         if schedule == "gradual" and (pattern or not self.recipe.epochs):
             raise UserError(
-                f"{self.name}: schedule=gradual prunes to a sparsity while it fine-tunes; give recipe.epochs, and no "
-                "pattern."
+                f"{self.name}: schedule=gradual prunes to a sparsity while it fine-tunes, so it needs recipe.epochs of "
+                "at least 1, and no pattern. Give these, or schedule=one_shot."
             )
         self.sparsity, self.scope, self.pattern, self.schedule = float(sparsity), scope, pattern, schedule
         self.ramp, self.interval, self.first_last = ramp, interval, first_last

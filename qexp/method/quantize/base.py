@@ -61,7 +61,7 @@ class Quantization(Method):
     def __init__(
         self, observer: str, weight_observer: str, percentile: float, symmetric: bool, weight_symmetric: bool,
         per_channel: bool, group_size: int | None, power_of_two: bool, first_last_bits: int | None, add_bits: int,
-        layer_bits: Mapping[str, int | str], fuse: bool, quantize_before_activation: bool, equalisation: bool,
+        layer_bits: Mapping[str, int | str] | None, fuse: bool, quantize_before_activation: bool, equalisation: bool,
         bias_correction: bool, reduce_range: bool | str, calibration_batch: int, **common: Any,
     ):  # fmt: skip
         super().__init__(**common)
@@ -71,7 +71,7 @@ class Quantization(Method):
         if not 50 < percentile <= 100:
             raise UserError(f"method.percentile={percentile} is out of range; give percent above 50, such as 99.9.")
         _check_widths(first_last_bits=first_last_bits or FLOAT, add_bits=add_bits)
-        for pattern, bits in layer_bits.items():
+        for pattern, bits in (layer_bits or {}).items():
             _check_widths(**{f"layer_bits.{pattern}": bits})
         if group_size is not None and group_size < 1:
             raise UserError(
@@ -85,7 +85,7 @@ class Quantization(Method):
         )
         self.weight_symmetric, self.per_channel, self.group_size = weight_symmetric, per_channel, group_size
         self.power_of_two = power_of_two
-        self.first_last_bits, self.add_bits, self.layer_bits = first_last_bits, add_bits, dict(layer_bits)
+        self.first_last_bits, self.add_bits, self.layer_bits = first_last_bits, add_bits, dict(layer_bits or {})
         self.fuse, self.quantize_before_activation, self.calibration_batch = (
             fuse,
             quantize_before_activation,
