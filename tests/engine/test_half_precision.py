@@ -49,8 +49,8 @@ def test_logits_are_wrong_by_the_rounding_of_the_format(
     assert (artifact.bits, artifact.label) == (16, {"bfloat16": "bf16", "float16": "fp16"}[dtype])
     logits = run(engine, artifact, images)
     step = 2.0 ** -PRECISION[dtype]  # the largest relative error of rounding once
-    # Half a dozen layers round one after the other, and some kernels add up in this format too. An engine that computed in
-    # fp32 would be a hundred times better.
+    # Half a dozen layers round one after the other, and some kernels add up in this format too. An engine that computed
+    # in fp32 would be a hundred times better.
     assert logits.dtype == np.float32 and step / 8 < error(logits, own_logits) < 6 * step
     assert error(logits, graph_logits(artifact, images)) < 4 * step
 
