@@ -274,6 +274,7 @@ def test_exact_resume_after_a_kill(place: Path) -> None:
     assert same_weights(one, other) and one.metrics == other.metrics
 
 
+@pytest.mark.thorough
 def test_two_processes(place: Path) -> None:
     """Both see every image once where it counts; one of them writes, prints and logs."""
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]

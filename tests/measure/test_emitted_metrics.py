@@ -12,28 +12,24 @@ import numpy as np
 import pytest
 
 from qexp.measure import energy
-from qexp.measure.accuracy import Accuracy
 from qexp.measure.base import Context, Measure
 from qexp.measure.candidate import Candidate, Limits
-from qexp.measure.coverage import Coverage
-from qexp.measure.energy import Energy
-from qexp.measure.latency import Latency
-from qexp.measure.memory import Memory
-from qexp.measure.operators import Operators
-from qexp.measure.parity import Parity
-from qexp.measure.size import Size
 from qexp.measure.timing import LEAST_WINDOWS, Rules
 from qexp.metrics import METRICS
+from tests import configured
 from tests.measure.conftest import IMAGES, SPEC
 from tests.measure.fake_engines import CLASSES, Profiled
 
-MEASURES: list[Measure] = [
-    Accuracy("both"), Coverage(), Energy(0.01), Latency(LEAST_WINDOWS, 2, 0, 1, 0, 60), Memory(), Operators(),
-    Parity(IMAGES, 0, 10),
-    Size(),
-]  # fmt: skip
+BRIEF = {"calls": 2, "window_s": 0, "warmup_calls": 1, "warmup_s": 0, "budget_s": 60, "resolution": 0}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "accuracy": {"part": "both"}, "coverage": {}, "energy": {"seconds": 0.01},
+    "latency": {"windows": LEAST_WINDOWS, **BRIEF}, "memory": {}, "operators": {},
+    "parity": {"images": IMAGES, "least_agreement": 0, "batch_size": 10}, "size": {},
+}  # fmt: skip
+MEASURES: list[Measure] = [configured.measure(name, **options) for name, options in OPTIONS.items()]
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or (os.cpu_count() or 1) < 2, reason="needs Linux, two cores")
 def test_every_metric_of_the_table_is_measured_and_no_other(
     weights: list[np.ndarray], tests_of: Any, make_artifact: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -22,6 +22,7 @@ from qexp.method.quantize.qat import QAT, QATModule
 from qexp.method.quantize.qat_graph import ConvNorm, estimate_norms, learn_ranges, sizes, trainable
 from qexp.types import EngineSpec, UserError
 from tests.method.training import SOURCE, TRAINER, qat
+from tests.tiers import more
 
 pytestmark = pytest.mark.integration
 
@@ -156,9 +157,7 @@ def test_a_factor_keeps_its_sign(pretend_data: RandomData, network: nn.Module) -
     [
         {},
         {"weights": "moving_average", "activations": "moving_average"},
-        {"activations": "pact"},
-        {"recipe": {"distillation": 0.5}},
-        {"freeze_norms": 0.5},
+        *more({"activations": "pact"}, {"recipe": {"distillation": 0.5}}, {"freeze_norms": 0.5}),
     ],
 )
 def test_what_was_trained_is_what_is_converted(
