@@ -77,20 +77,13 @@ class Quantization(Method):
             raise UserError(
                 f"method.group_size={group_size} is out of range; give at least 1, or null for one scale per channel."
             )
-        self.observer, self.weight_observer, self.percentile, self.symmetric = (
-            observer,
-            weight_observer,
-            percentile,
-            symmetric,
-        )
-        self.weight_symmetric, self.per_channel, self.group_size = weight_symmetric, per_channel, group_size
+        self.observer, self.weight_observer, self.percentile = observer, weight_observer, percentile
+        self.symmetric, self.weight_symmetric = symmetric, weight_symmetric
+        self.per_channel, self.group_size = per_channel, group_size
         self.power_of_two = power_of_two
         self.first_last_bits, self.add_bits, self.layer_bits = first_last_bits, add_bits, dict(layer_bits or {})
-        self.fuse, self.quantize_before_activation, self.calibration_batch = (
-            fuse,
-            quantize_before_activation,
-            calibration_batch,
-        )
+        self.fuse, self.quantize_before_activation = fuse, quantize_before_activation
+        self.calibration_batch = calibration_batch
         self.equalisation, self.bias_correction = equalisation, bias_correction
         self.reduce_range = products_saturate() if reduce_range == "auto" else bool(reduce_range)
 
