@@ -1,6 +1,6 @@
 """How a program starts and ends in little time, although it imports libraries that make millions of objects.
 
-What each part gains is in docs/measured.md, section "What starting and ending costs".
+`benchmarks/sweep_cost.py` measures what each part gains.
 """
 
 from __future__ import annotations
