@@ -30,7 +30,15 @@ def with_misses(made: Record, value: float, **description: Any) -> Record:
 
 def test_views_name_metrics_of_the_table_and_columns_have_titles_of_their_own() -> None:
     bounds = [bound for metric in METRICS.values() for bound in metric.bounds]
-    named = [*bounds, *table.COLUMNS, *table.SPARED, *table.IF_CHANGED, *axes.COSTS, *axes.BENEFITS, *page_data.HOVER]
+    named = [
+        *bounds,
+        *table.COLUMNS,
+        *table.DROPPED_FIRST,
+        *table.IF_CHANGED,
+        *axes.COSTS,
+        *axes.BENEFITS,
+        *page_data.HOVER,
+    ]
     named += [*page_data.CURVES, *mlflow_pages.COLUMNS, *mlflow_pages.BARS, *sum(mlflow_pages.CLOUDS, ())]
     assert {*named} <= METRICS.keys()
     titles = [METRICS[name].title for name in table.COLUMNS]

@@ -252,7 +252,7 @@ def test_a_training_goes_on_with_its_zeros(
         ({"scope": "globl"}, "did you mean 'global'"),
         ({"pattern": "1:4"}, "no pattern '1:4'"),
         ({"schedule": "cubic"}, "no schedule 'cubic'"),
-        ({"schedule": "gradual"}, "give recipe.epochs"),
+        ({"schedule": "gradual"}, "needs recipe.epochs of at least 1"),
         ({"schedule": "gradual", "recipe": {"epochs": 1}, "pattern": "2:4"}, "no pattern"),
         ({"ramp": 0}, "ramp=0"),
     ],
