@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from qexp.data.random import RandomData
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -63,3 +66,13 @@ def network(name: str, /, **options: Any) -> Any:
 
 def tracking(name: str, /, **options: Any) -> Any:
     return made(composed(f"tracking={name}").tracking, options)
+
+
+def pretend_data(cache: Path) -> RandomData:
+    """64 pretend images of 3x16x16 in 10 classes, opened."""
+    images: RandomData = data(
+        "random", images=64, num_classes=10, name="random", image_size=16, channels=3, cache_dir=str(cache),
+        calibration_images=32,
+    )  # fmt: skip
+    images.open()
+    return images

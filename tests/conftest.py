@@ -120,18 +120,7 @@ def animal_artifact(
 @pytest.fixture
 def pretend_data(tmp_path: Path) -> RandomData:
     """64 pretend images of 3x16x16 in 10 classes, opened."""
-    data = configured.data(
-        "random",
-        images=64,
-        num_classes=10,
-        name="random",
-        image_size=16,
-        channels=3,
-        cache_dir=str(tmp_path),
-        calibration_images=32,
-    )
-    data.open()
-    return data
+    return configured.pretend_data(tmp_path)
 
 
 @pytest.fixture
