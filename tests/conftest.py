@@ -36,9 +36,14 @@ FORMS = (("RGB", "jpg"), ("RGBA", "png"), ("L", "png"), ("P", "png"), ("I;16", "
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Three workers for folders, and none for files and tests that are named, which then start at once."""
+    """No workers for files and tests that are named, which then start at once, otherwise one for each of two cores.
+
+    Integration tests have a third, since they wait for the children that they start.
+    """
     named = [argument.partition("::")[0] for argument in config.option.file_or_dir]
-    return 0 if named and all(Path(name).is_file() for name in named) else 3
+    if named and all(Path(name).is_file() for name in named):
+        return 0
+    return 2 if config.option.markexpr == "not integration" else 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

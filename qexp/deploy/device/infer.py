@@ -15,9 +15,8 @@ from engine import load
 from pixels import normalise, softmax, to_array
 
 HERE = Path(__file__).parent
-ABOUT, INPUT, LABELS = (
-    json.loads((HERE / f"{name}.json").read_text()) for name in ("deployment", "preprocessing", "labels")
-)
+FILES = ("deployment.json", "preprocessing.json", "labels.json")
+ABOUT, INPUT, LABELS = (json.loads((HERE / name).read_text()) for name in FILES)
 
 
 def read(file: str) -> np.ndarray:
