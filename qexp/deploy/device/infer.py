@@ -3,8 +3,6 @@
 An image is an image file, which needs Pillow, or an array [H,W,C] of uint8 in an .npy file.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
