@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -64,8 +65,12 @@ def test_a_sweep_trains_compresses_measures_and_tracks(run: RunCommand, images: 
     assert (
         metrics(rows["none", "onnxruntime"])["agreement"] == metrics(rows["none", "torch_ao"])["parity_agreement"] == 1
     )
+    fastest_is_found_once(tmp_path, finished)
+    everything_is_in_mlflow(tmp_path, static)
 
-    (timed,) = (tmp_path / "outputs" / "cache" / "fastest").iterdir()  # once, not once per row
+
+def fastest_is_found_once(tmp_path: Path, finished: dict[tuple[str, str], Any]) -> None:
+    (timed,) = (tmp_path / "outputs" / "cache" / "fastest").iterdir()  # not once per row
     fastest = next(iter(json.loads(timed.read_text())))
     assert {r["notes"]["speedup_vs_best_fp32"] for r in finished.values()} == {
         f"the fastest fp32 engine here was {fastest}"
@@ -78,6 +83,8 @@ def test_a_sweep_trains_compresses_measures_and_tracks(run: RunCommand, images: 
     profiles = list((tmp_path / "outputs" / "sweeps").rglob("operators.json"))
     assert len(profiles) == 3 and all(json.loads(profile.read_text()) for profile in profiles)
 
+
+def everything_is_in_mlflow(tmp_path: Path, static: dict[str, float]) -> None:
     client = MlflowClient(f"sqlite:///{tmp_path / 'outputs' / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("qexp").experiment_id])
     kinds = [r.data.tags["qexp.kind"] for r in runs]

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from qexp.engine.base import Engine, Forward
-from qexp.engine.torch_common import (
-    check_device,
-    device_memory_mb,
-    known_device,
-    numpy_call,
-    operator_table,
-    set_threads,
-)
+from qexp.engine.base import Forward
+from qexp.engine.torch_common import TorchEngine, check_device, known_device, numpy_call, set_threads
 from qexp.types import EngineSpec
 
 
-class Eager(Engine):
+class Eager(TorchEngine):
     """Runs the exported graph itself, on the CPU or on a CUDA GPU.
 
     Raises:
@@ -59,12 +49,6 @@ class Eager(Engine):
 
     def standalone(self) -> partial[Forward]:
         return partial(load_graph, device=self.device)
-
-    def operators(self, forward: Forward, x: np.ndarray) -> dict[str, Any]:
-        return operator_table(forward, x)
-
-    def device_memory_mb(self) -> float | None:
-        return device_memory_mb(self.device)
 
 
 def load_graph(file: Path, threads: int, device: str) -> Forward:

@@ -11,19 +11,11 @@ import shlex
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from qexp.engine.base import Engine, Forward, in_batches_of
-from qexp.engine.torch_common import (
-    check_device,
-    device_memory_mb,
-    known_device,
-    numpy_call,
-    operator_table,
-    set_threads,
-)
+from qexp.engine.base import Forward, in_batches_of
+from qexp.engine.torch_common import TorchEngine, check_device, known_device, numpy_call, set_threads
 from qexp.types import Artifact, EngineSpec, Unsupported, UserError
 
 # torch's own lowering of quantised linear layers copies a tensor in a way that torch warns of.
@@ -32,7 +24,7 @@ COPY_WARNING = "To copy construct from a tensor"
 logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA runtime" not in record.getMessage())
 
 
-class Inductor(Engine):
+class Inductor(TorchEngine):
     """Runs machine code that a C++ compiler makes. Integer kernels exist for x86 processors only.
 
     A package is for this kind of processor, one batch size and, on the CPU, one number of threads.
@@ -133,12 +125,6 @@ class Inductor(Engine):
             return in_batches_of(batch, compiled)(x)
 
         return forward
-
-    def operators(self, forward: Forward, x: np.ndarray) -> dict[str, Any]:
-        return operator_table(forward, x)
-
-    def device_memory_mb(self) -> float | None:
-        return device_memory_mb(self.device)
 
 
 def load_package(file: Path, threads: int, device: str) -> Forward:

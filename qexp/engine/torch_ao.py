@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from qexp.engine.base import Engine, Forward
-from qexp.engine.torch_common import numpy_call, operator_table, set_threads
+from qexp.engine.base import Forward
+from qexp.engine.torch_common import TorchEngine, numpy_call, set_threads
 from qexp.types import EngineSpec, UserError, nearest
 
 KERNELS = ("x86", "fbgemm", "onednn", "qnnpack")
 
 
-class TorchAo(Engine):
+class TorchAo(TorchEngine):
     """Runs TorchScript with one family of integer kernels.
 
     Raises:
@@ -37,9 +34,6 @@ class TorchAo(Engine):
 
     def standalone(self) -> partial[Forward]:
         return partial(load_script, kernels=self.kernels)
-
-    def operators(self, forward: Forward, x: np.ndarray) -> dict[str, Any]:
-        return operator_table(forward, x)
 
 
 def load_script(file: Path, threads: int, kernels: str) -> Forward:

@@ -1,4 +1,4 @@
-"""Functions that the engines that run on torch share."""
+"""What the engines that run on torch share."""
 
 from __future__ import annotations
 
@@ -7,10 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from qexp.engine.base import Forward
+from qexp.engine.base import Engine, Forward
 from qexp.types import Unsupported, UserError, nearest
 
 DEVICES = ("cpu", "cuda")
+
+
+class TorchEngine(Engine):
+    """Profiles with torch's own profiler, and reads the memory of torch's CUDA allocator."""
+
+    device = "cpu"
+
+    def operators(self, forward: Forward, x: np.ndarray) -> dict[str, Any]:
+        return operator_table(forward, x)
+
+    def device_memory_mb(self) -> float | None:
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e6 if self.device == "cuda" else None
 
 
 def check_device(name: str, device: str) -> None:
@@ -54,13 +68,6 @@ def numpy_call(module: Callable[..., Any], device: str = "cpu") -> Forward:
             return module(torch.from_numpy(x).to(device)).cpu().numpy()
 
     return forward
-
-
-def device_memory_mb(device: str) -> float | None:
-    """The most memory that torch's CUDA allocator has held so far, in MB, or None on the CPU."""
-    import torch
-
-    return torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
 
 
 def operator_table(forward: Forward, x: np.ndarray) -> dict[str, Any]:
