@@ -206,6 +206,7 @@ def test_random_weights_and_pretend_data_have_no_accuracy(run: RunCommand, tmp_p
     assert found["latency_ms"] > 0 and found["size_mb"] > 0
 
 
+@pytest.mark.thorough
 def test_none_is_one_row_whatever_bits_says(run: RunCommand, tmp_path: Path) -> None:
     code, printed = run(*PRETEND, "-m", "method=none,static", "bits=8,3", *fake("Fake"), *FEW_WINDOWS)
     assert code == 0, printed
@@ -214,6 +215,7 @@ def test_none_is_one_row_whatever_bits_says(run: RunCommand, tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_network_of_another_seed_is_told(run: RunCommand, images: Path, tmp_path: Path) -> None:
     one = small(images, "train_missing=true", "method=none", "engine=onnxruntime", "tracking=none")
     assert run(*one)[0] == 0

@@ -46,6 +46,7 @@ def test_whatever_ends_a_measurement_is_one_failed_row_with_its_reason(run: RunC
     assert not list((tmp_path / "outputs").rglob("traceback.txt")), "a reason that is known needs none"
 
 
+@pytest.mark.thorough
 def test_a_benchmark_that_fails_is_one_failed_row_too(run: RunCommand, tmp_path: Path) -> None:
     assert run(*PRETEND, "method=none", *fake("Fake"), *FEW_WINDOWS)[0] == 0
     (artifact,) = (tmp_path / "outputs" / "artifacts").glob("resnet8-none*")
@@ -136,6 +137,7 @@ def test_outputs_that_cannot_be_written_are_one_clear_error(run: RunCommand, ima
     assert (tmp_path / "occupied").read_text() == "a file, no folder"
 
 
+@pytest.mark.thorough
 def test_validation_images_that_weights_may_have_been_trained_on_are_no_test(
     run: RunCommand, images: Path, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def now(folder: Path) -> int:
     return mark.stat().st_mtime_ns
 
 
+@pytest.mark.thorough
 def test_a_sweep_makes_each_artifact_anew_once_and_keeps_the_records(
     run: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

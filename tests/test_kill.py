@@ -20,7 +20,7 @@ SWEEP = [
     "-m", *TRAINED, *fake("Says", "answer=0"), *FEW_WINDOWS,
     "method=none,static", "batch_size=1,2", "outputs=outputs", "measure.parity=null",
 ]  # fmt: skip
-KILLS = 5
+KILLS = 3
 
 
 def last_rows(folder: Path) -> dict[str, tuple[Any, ...]]:
@@ -61,6 +61,7 @@ def test_a_sweep_killed_at_random_moments_ends_as_one_that_was_not(tmp_path: Pat
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
+@pytest.mark.thorough
 def test_two_sweeps_at_once_compute_each_cell_once(tmp_path: Path) -> None:
     both = [started(tmp_path, SWEEP) for _ in range(2)]
     for process in both:

@@ -58,7 +58,7 @@ def probabilities(found: list[Prediction]) -> np.ndarray:
     return np.array([one.probabilities for one in found])
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "executorch", *more("openvino", "eager")])
+@pytest.mark.parametrize("name", ["onnxruntime", *more("executorch", "openvino", "eager")])
 def test_predictions_are_those_of_the_evaluation(
     name: str, animal_artifact: Artifact, animals: FolderData, files: list[Path], tmp_path: Path
 ) -> None:

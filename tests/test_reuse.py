@@ -78,6 +78,7 @@ def test_only_what_is_new_runs(run: RunCommand, tmp_path: Path) -> None:
     assert rows(forced) != rows(first)
 
 
+@pytest.mark.thorough
 def test_artifacts_may_be_made_first_and_measured_later(run: RunCommand, tmp_path: Path) -> None:
     """Also elsewhere: the second phase sees the outputs folder under another name."""
     code, printed = run(*SWEEP, "tracking=none", "phase=measure")
@@ -105,6 +106,7 @@ def test_artifacts_may_be_made_first_and_measured_later(run: RunCommand, tmp_pat
     )
 
 
+@pytest.mark.thorough
 def test_a_failure_does_not_take_the_place_of_a_result(run: RunCommand, tmp_path: Path) -> None:
     sweep = ["-m", *PRETEND, "method=none", *fake("Fails", "how=survive"), *FEW_WINDOWS, "tracking=none"]
     assert run(*sweep)[0] == 0
@@ -117,6 +119,7 @@ def test_a_failure_does_not_take_the_place_of_a_result(run: RunCommand, tmp_path
     assert again[0].reused == f"sweeps/{first[0].sweep}/0" and again[0].metrics == first[0].metrics
 
 
+@pytest.mark.thorough
 def test_what_tracking_cannot_take_waits(run: RunCommand, tmp_path: Path) -> None:
     nowhere = [*SWEEP, "method=none", "tracking.uri=http://127.0.0.1:9"]
     code, printed = run(*[o for o in nowhere if o != "method=none,static"])

@@ -32,6 +32,7 @@ def experiments() -> list[str]:
     )
 
 
+@pytest.mark.thorough
 def test_every_row_is_a_job_for_each_value_of_the_command_line(run: RunCommand, tmp_path: Path) -> None:
     listed = ["hydra/sweeper=rows", "hydra.sweeper.title=A table", f"hydra.sweeper.rows=[{ROWS}]"]
     common = [*PRETEND, *fake("Fake"), *FEW_WINDOWS, *listed]

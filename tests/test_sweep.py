@@ -38,6 +38,7 @@ def test_a_combination_that_cannot_be_is_told_before_anything_runs(
     assert not list((tmp_path / "outputs").glob("sweeps/*/*/record.json"))
 
 
+@pytest.mark.thorough
 def test_jobs_that_differ_in_values_alone_are_checked_once(run: RunCommand, monkeypatch: pytest.MonkeyPatch) -> None:
     composed, compose = [], ConfigLoaderImpl.load_sweep_config
 

@@ -244,6 +244,7 @@ def start(place: Path, *overrides: str, **environment: str) -> subprocess.Popen[
     )
 
 
+@pytest.mark.thorough
 def test_exact_resume_after_a_kill(place: Path) -> None:
     """SIGKILL in the middle of the third epoch; the undisturbed run's output is what a user sees, MLflow included."""
     own = ["model._target_=own.Net", "recipe.epochs=4"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,19 +11,23 @@ import pytest
 
 from tests.conftest import pytest_xdist_auto_num_workers
 
-THIS = str(Path(__file__))
+THIS = Path(__file__)
 
 
 @pytest.mark.parametrize(
-    ("asked", "workers"),
+    ("asked", "marks", "workers"),
     [
-        ([], 3),
-        ([str(Path(__file__).parent)], 3),
-        ([THIS, str(Path(__file__).parent)], 3),
-        ([THIS], 0),
-        ([f"{THIS}::test_named_files_and_tests_have_no_workers[asked0-3]"], 0),
+        ([], "", 4),
+        ([], "not integration", 2),
+        ([THIS.parent], "", 4),
+        ([THIS, THIS.parent], "", 4),
+        ([THIS], "", 0),
+        ([f"{THIS}::test_named_files_and_tests_have_no_workers"], "", 0),
     ],
 )
-def test_named_files_and_tests_have_no_workers(asked: list[str], workers: int) -> None:
-    config: Any = SimpleNamespace(option=SimpleNamespace(file_or_dir=asked))
+def test_named_files_and_tests_have_no_workers(
+    asked: list[Path | str], marks: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    config: Any = SimpleNamespace(option=SimpleNamespace(file_or_dir=[*map(str, asked)], markexpr=marks))
     assert pytest_xdist_auto_num_workers(config) == workers

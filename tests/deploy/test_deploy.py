@@ -140,7 +140,7 @@ def test_it_predicts_as_qexp_does_without_it_and_without_torch(
     assert arrays.splitlines() == expected(artifact, "onnxruntime", pictures)[1:]
 
 
-@pytest.mark.parametrize("engine", ["executorch", *more("openvino", "eager")])
+@pytest.mark.parametrize("engine", more("executorch", "openvino", "eager"))
 def test_other_engines(engine: str, artifact: Artifact, pictures: list[str], tmp_path: Path) -> None:
     assert deploy([f"artifact={artifact.folder}", f"engine={engine}", f"to={tmp_path / 'dist'}"]) == 0
     blocked = (

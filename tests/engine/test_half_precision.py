@@ -14,6 +14,7 @@ from qexp.method.base import Method
 from qexp.types import Artifact, Unsupported
 from tests import configured
 from tests.engine.support import BATCH, engine_named, error, graph_logits, openvino_layers, run
+from tests.tiers import more
 
 pytestmark = pytest.mark.integration
 
@@ -36,10 +37,14 @@ def half_for(engine: Engine, lowered: Lowered, dtype: str = "auto") -> Artifact:
 
 @pytest.mark.parametrize(
     ("name", "asked", "dtype"),
-    [("eager", "auto", "bfloat16"), ("eager", "float16", "float16"), ("inductor", "auto", "bfloat16"),
-    ("openvino", "auto", "bfloat16"),
-     ("executorch", "auto", "float16")],
-)  # fmt: skip
+    [
+        ("eager", "auto", "bfloat16"),
+        ("eager", "float16", "float16"),
+        ("openvino", "auto", "bfloat16"),
+        ("executorch", "auto", "float16"),
+        *more(("inductor", "auto", "bfloat16")),
+    ],
+)
 def test_logits_are_wrong_by_the_rounding_of_the_format(
     name: str, asked: str, dtype: str, lowered: Lowered, images: np.ndarray, own_logits: np.ndarray
 ) -> None:
@@ -56,7 +61,7 @@ def test_logits_are_wrong_by_the_rounding_of_the_format(
 
 
 @pytest.mark.parametrize(
-    "name", ["eager", "openvino", "inductor"]
+    "name", ["eager", "openvino", *more("inductor")]
 )  # XNNPACK's convolutions keep their weights in fp32 in the file
 def test_a_file_saves_two_bytes_for_each_parameter(name: str, lowered: Lowered) -> None:
     engine = engine_named(name)

@@ -25,6 +25,7 @@ from qexp.method.base import Method
 from qexp.types import Artifact
 from tests import configured
 from tests.engine.support import BATCH, engine_named, error, graph_logits, openvino_layers, run
+from tests.tiers import more
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +36,7 @@ FOUR_STEPS = (
 )  # of logits in 8 bits: a value on the edge of two steps may be rounded to the other side in any layer
 
 
-@pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino", "inductor", "executorch"])
+@pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino", "executorch", *more("inductor")])
 def test_an_engine_computes_what_the_graph_says(
     name: str, lowered: Lowered, images: np.ndarray, own_logits: np.ndarray
 ) -> None:
@@ -70,6 +71,7 @@ def test_openvino_executes_convolutions_on_integers(
     assert layers == {("Convolution", "u8"): CONVOLUTIONS, ("FullyConnected", "u8"): 1}
 
 
+@pytest.mark.thorough
 def test_inductor_calls_integer_kernels_only(lowered: Lowered) -> None:
     engine = engine_named("inductor")
     integer, plain = (
@@ -122,6 +124,7 @@ def test_executorch_delegates_everything_to_integer_kernels(
     }
 
 
+@pytest.mark.thorough
 def test_executorch_computes_in_half_precision(
     lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +204,7 @@ def test_graphs_for_processors_are_not_symmetric(lowered: Lowered) -> None:
     ("method", "name", "spelt_out"),
     [
         (configured.method("static"), "onnxruntime", True),
-        (configured.method("static"), "inductor", True),
+        pytest.param(configured.method("static"), "inductor", True, marks=pytest.mark.thorough),
         (configured.method("static"), "executorch", True),
         (configured.method("none"), "eager", False),
         (configured.method("half"), "eager", False),
@@ -216,6 +219,7 @@ def test_parity_is_judged_where_the_graph_spells_out_the_integers(
     assert lowered(method, engine_named(name)).has_qdq == spelt_out
 
 
+@pytest.mark.thorough
 def test_inductor_compiles_at_the_first_call_too(lowered: Lowered, images: np.ndarray) -> None:
     engine = configured.engine("inductor", packaged=False)
     artifact = lowered(configured.method("static"), engine)

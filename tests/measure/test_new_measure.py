@@ -55,6 +55,7 @@ def test_its_metrics_are_in_tables_and_on_the_page(run: RunCommand, command: lis
     assert described == {"cache_misses", "surprise"}, "the table knows the others"
 
 
+@pytest.mark.thorough
 def test_a_search_knows_its_directions_and_what_is_taken_on_test_images(
     run: RunCommand, command: list[str], tmp_path: Path
 ) -> None:

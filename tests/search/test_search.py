@@ -89,6 +89,7 @@ def ended(folder: Path, *more: str) -> str:
     return log
 
 
+@pytest.mark.thorough
 def test_nothing_that_is_taken_on_test_images_can_be_searched_for(whole: Path) -> None:
     """All that accuracy gives of the validation images it gives of the test images too."""
     names = {name.removeprefix("val_") for each in found(whole)[1] for name in each.metrics if name.startswith("val_")}

@@ -115,6 +115,7 @@ def searched(
                 return found, [(best.settings, best.values) for best in study.best()]
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 @pytest.mark.parametrize("sampler", ["tpe", *more("nsga2", "random", "grid")])
 def test_a_search_that_is_killed_tries_the_same_settings(sampler: str, tmp_path: Path) -> None:

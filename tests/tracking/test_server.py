@@ -84,6 +84,7 @@ def runs(view: MlflowView) -> dict[str, Any]:
     return by_place
 
 
+@pytest.mark.thorough
 def test_a_new_database_file_takes_what_many_write_at_once(
     context: ForkServerContext, record: MakeRecord, tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def logged(sweeps: list[Path]) -> list[Path]:
     return [note for note in notes if json.loads(note.read_text())["run"]]
 
 
+@pytest.mark.thorough
 @pytest.mark.postgres
 def test_every_record_is_there_once_though_the_server_was_away(
     context: ForkServerContext,

@@ -258,7 +258,7 @@ FAMILIES = [
     "lenet5",
     "resnet8",
     "torchvision",
-    *more("vgg11", "resnet20", "resnet34", "resnet50", "mobilenet_v2"),
+    *more("vgg11", "resnet20", "resnet50", "mobilenet_v2"),
 ]
 
 

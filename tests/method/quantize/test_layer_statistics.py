@@ -102,6 +102,7 @@ def test_facts_of_a_layer_are_those_of_the_formulas(
     assert edges[0] <= min(x.min(), found["clip_low"]) and edges[-1] >= max(x.max(), found["clip_high"])
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 def test_reconstructed_weights_are_compared_with_those_before(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path

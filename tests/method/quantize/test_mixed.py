@@ -35,6 +35,7 @@ def answers(artifact: Artifact, data: RandomData) -> torch.Tensor:
     return torch.export.load(artifact.folder / artifact.graph).module()(data.calibration())
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 def test_the_artifact_has_the_bits_of_its_plan_and_a_plan_given_back_makes_the_same(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
