@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -29,6 +30,7 @@ INDIFFERENT = (
 )  # fmt: skip
 OWN = __name__.partition(".")[0]  # counts by its source even if it is installed
 SUFFIXES = (".py", *EXTENSION_SUFFIXES)
+PARSING = threading.Lock()  # CPython 3.11 confuses the depths of two threads that parse at once, and raises SystemError
 ABSENT = "absent"  # version of a library that is imported but not installed
 
 
@@ -258,7 +260,9 @@ def _source(name: str) -> _Source:
 def _parsed(content: bytes) -> tuple[str, list[ast.stmt]]:
     """The digest of a Python source, and its statements that import something."""
     statements: list[ast.stmt] = []
-    outline = repr(_outline(ast.parse(content), statements))
+    with PARSING:
+        tree = ast.parse(content)
+    outline = repr(_outline(tree, statements))
     return hashlib.sha256(outline.encode()).hexdigest(), statements
 
 

@@ -131,6 +131,7 @@ def test_benchmark_measures_an_artifact_again(run: RunCommand, images: Path, tmp
     assert kept == {r["key"]: r for r in records(tmp_path) if r["status"] == "finished"}
 
 
+@pytest.mark.thorough
 def test_benchmark_compresses_a_network_once_for_all_batch_sizes(run: RunCommand, tmp_path: Path) -> None:
     code, printed = run(
         "-m", *PRETEND, "method=static", "engine=onnxruntime", "batch_size=1,4", *QUICK, script=benchmark

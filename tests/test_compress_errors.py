@@ -175,6 +175,7 @@ def test_a_key_that_is_not_there_says_what_to_do(run: RunCommand, words: list[st
     assert code == 1 and message in printed and "Traceback" not in printed
 
 
+@pytest.mark.thorough
 def test_a_failed_job_leaves_the_others_running(run: RunCommand, images: Path, tmp_path: Path) -> None:
     """ResNet-8 works at 16 pixels; LeNet-5 needs 32, and says so."""
     sweep = [o for o in small(images) if not o.startswith("model=")]

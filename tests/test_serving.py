@@ -55,6 +55,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.thorough
 def test_a_run_and_a_registered_version_are_loaded_from_mlflow(
     logged: tuple[str, str], animal_artifact: Artifact, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

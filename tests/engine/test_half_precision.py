@@ -41,8 +41,7 @@ def half_for(engine: Engine, lowered: Lowered, dtype: str = "auto") -> Artifact:
         ("eager", "auto", "bfloat16"),
         ("eager", "float16", "float16"),
         ("openvino", "auto", "bfloat16"),
-        ("executorch", "auto", "float16"),
-        *more(("inductor", "auto", "bfloat16")),
+        *more(("executorch", "auto", "float16"), ("inductor", "auto", "bfloat16")),
     ],
 )
 def test_logits_are_wrong_by_the_rounding_of_the_format(

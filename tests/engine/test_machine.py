@@ -68,6 +68,7 @@ def test_inductor_needs_a_compiler() -> None:
             configured.engine("inductor").check_machine()
 
 
+@pytest.mark.thorough
 def test_inductor_has_integer_kernels_for_x86_processors_only(
     lowered: Callable[[Method, Engine], Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:

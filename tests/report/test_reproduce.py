@@ -23,7 +23,7 @@ CONF = Path(__file__).parents[2] / "conf"
     ("overrides", "rows"),
     [
         (["-m", "method=static,mixed", "bits=8,w4a8", "method.first_last_bits=null"], 4),
-        (["experiment=observers", "method.first_last_bits=8"], 16),
+        pytest.param(["experiment=observers", "method.first_last_bits=8"], 16, marks=pytest.mark.thorough),
         (["method=half"], 1),
         (["-m", "method=static", "threads=1,3"], 2),
     ],

@@ -121,6 +121,7 @@ def check_front(folder: Path) -> list[Any]:
     return by_hand
 
 
+@pytest.mark.thorough
 def test_what_is_unsupported_is_left_behind(whole: Path) -> None:
     result, records = found(whole)
     assert result["ended"] == {"finished": 6, "unsupported": 6, "failed": 0} and len(records) == 10
@@ -150,6 +151,7 @@ def test_bits_are_chosen_between_accuracy_and_size(tmp_path: Path, run: RunComma
     assert len(check_front(tmp_path)) == 2, "8 bits are more accurate, 2 bits are smaller"
 
 
+@pytest.mark.thorough
 def test_a_finished_search_does_nothing_but_tell(whole: Path) -> None:
     before, rows = found(whole)
     log = ended(whole, "hydra.sweeper.trials=20")
