@@ -12,6 +12,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from qexp.types import UserError
+
 
 class ProductSweeper(BasicSweeper):
     """Runs every combination of the command line's values, in place of Hydra's sweeper `basic`.
@@ -19,7 +21,68 @@ class ProductSweeper(BasicSweeper):
     Before the first job, Hydra composes the configs of all jobs to see whether it can, which takes a tenth of a second
     each. Only the choices from config groups (`method=static`) and the set of keys decide that, so jobs that differ in
     nothing but the values of their keys are checked once.
+
+    An option that only some of the choices of a group have (`method=none,prune method.sparsity=0.5`) is for these.
     """
+
+    def __init__(self, max_batch_size: int | None, params: Any = None):
+        super().__init__(max_batch_size, params)
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def get_job_batch(self) -> Sequence[Sequence[str]]:
+        """The next jobs, each with those options that its choices have, and none of them twice.
+
+        Raises:
+            UserError: There is an option that none of the choices has.
+        """
+        jobs = [list(job) for job in super().get_job_batch()]
+        choices: dict[str, set[str]] = {}
+        for override in {override for job in jobs for override in job}:
+            key, _, choice = override.partition("=")
+            if self._is_group(key):
+                choices.setdefault(key, set()).add(choice)
+        swept = {group for group, chosen in choices.items() if len(chosen) > 1}
+        without: dict[str, dict[str, bool]] = {}  # by key: whether each choice has it
+        fitting = dict.fromkeys(tuple(self._fitting(job, swept, without)) for job in jobs)
+        for key, has in without.items():
+            group = key.partition(".")[0]
+            if not any(has.values()):
+                raise UserError(f"There is no {key} with any of {group}={','.join(has)}.")
+            if not all(has.values()):
+                lacking = ", ".join(choice for choice, there in has.items() if not there)
+                print(f"{key} is for {', '.join(c for c, there in has.items() if there)}: {lacking} has no such option")
+        return [list(job) for job in fitting]
+
+    def _fitting(self, job: list[str], swept: set[str], without: dict[str, dict[str, bool]]) -> list[str]:
+        """The overrides of a job without options of a swept group that the job's choice from it does not have."""
+        keys = {override: override.partition("=")[0] for override in job}
+        chosen = {key: override.partition("=")[2] for override, key in keys.items() if key in swept}
+        kept = []
+        for override in job:
+            key = keys[override]
+            choice = chosen.get(key.partition(".")[0])
+            there = choice is None or "." not in key or self._has(key, tuple(o for o in job if keys[o] in chosen))
+            if choice is not None and "." in key:
+                without.setdefault(key, {})[choice] = there
+            if there:
+                kept.append(override)
+        return kept
+
+    def _is_group(self, key: str) -> bool:
+        assert self.hydra_context
+        return bool(self.hydra_context.config_loader.get_group_options(key))
+
+    def _has(self, key: str, choices: tuple[str, ...]) -> bool:
+        """Whether the config of these choices has a key."""
+        if choices not in self._composed:
+            assert self.hydra_context and self.config
+            self._composed[choices] = self.hydra_context.config_loader.load_sweep_config(self.config, list(choices))
+        node: Any = self._composed[choices]
+        for name in key.split("."):
+            if not isinstance(node, DictConfig) or node._is_none() or name not in node.keys():  # noqa: SIM118
+                return False
+            node = node._get_node(name)
+        return True
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         decides = {override: self.deciding(override) for override in {override for job in batch for override in job}}
@@ -52,7 +115,7 @@ class RowsSweeper(ProductSweeper):
     """
 
     def __init__(self, rows: ListConfig, title: str | None, params: DictConfig | None, max_batch_size: int | None):
-        super().__init__(max_batch_size, params or OmegaConf.create())  # type: ignore[arg-type]  # as Hydra does
+        super().__init__(max_batch_size, params or OmegaConf.create())  # as Hydra does
         self.rows, self.title = rows, title
 
     def sweep(self, arguments: list[str]) -> Any:

@@ -15,7 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from qexp.errors import LEFT_OPEN, check_words, do_what_is_left, end_if_explained, report_errors
+from qexp.errors import LEFT_OPEN, check_words, do_what_is_left, end_if_explained, for_each_choice, report_errors
 from qexp.startup import collector_at_rest, import_for_good
 from qexp.types import command_line
 from qexp.worker import Portable
@@ -50,6 +50,7 @@ def program(name: str) -> Callable[[], None]:
         # Hydra accepts this flag only in front of the overrides.
         sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
         check_words(sys.argv[1:])
+        sys.argv[1:] = for_each_choice(sys.argv[1:])
         LEFT_OPEN.clear()
         try:
             with collector_at_rest():  # until the job's libraries are imported

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, MissingConfigException
+from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -85,6 +87,29 @@ def check_words(words: list[str]) -> None:
                 sys.exit(f"error: {former} is called {present} now. Give {word.replace(former, present, 1)}.")
 
 
+def to_quote(error: OverrideParseException) -> str:
+    """Show how a word is quoted that Hydra's grammar does not read, which a file name may be."""
+    name, _, value = error.override.partition("=")
+    quoted = shlex.quote(f"{name}={json.dumps(value, ensure_ascii=False)}")
+    return (
+        f"Hydra cannot read {error.override}: {str(error).splitlines()[0]}. Signs such as = ( ) , in a value need "
+        f"quotes that the shell leaves there: {quoted}"
+    )
+
+
+def for_each_choice(words: list[str]) -> list[str]:
+    """Let options of a group apply where a sweep has chosen from that group, instead of to the group's default.
+
+    Hydra applies an option with a single value to the default choices before it sweeps, but not one with several, which
+    a choice of one is too.
+    """
+    groups = [word.partition("=")[0] for word in words if re.match(r"\w+=[^'\"]*,", word)]
+    swept = re.compile(rf"({'|'.join(groups)})\.[\w.]+=(?!\w+\()[^,]*$")
+    if not {"-m", "--multirun"} & {*words} or any(word.startswith("hydra/sweeper=") for word in words) or not groups:
+        return words
+    return [re.sub(r"=(.*)$", r"=choice(\1)", word) if swept.match(word) else word for word in words]
+
+
 def explain(error: BaseException) -> str | None:
     """Find the message for an error that the user can put right, or None for any other error, which is a bug.
 
@@ -111,6 +136,8 @@ def explain(error: BaseException) -> str | None:
     if type(error).__name__ in LOST_WORKERS.get(type(error).__module__.split(".")[0], ()):
         reason = str(error).strip().partition("\n")[0]
         return f"A job's process was lost: {reason}\nWhat is finished is kept; to go on: {command_line()}"
+    if isinstance(error, OverrideParseException):
+        return to_quote(error)
     asked = re.match(r"Could not override '(\S+)'", str(error))
     if asked and isinstance(error.__cause__, ConfigKeyError | ConfigAttributeError):
         return unknown_key(asked[1], error.__cause__)

@@ -164,10 +164,15 @@ def test_a_command_without_a_model_says_how_to_choose_one(run: RunCommand) -> No
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-m", "method=prune,cluster", "method.recipe.epochs=0"], "Put ++ before the key if all of these have it."),
+        (
+            ["-m", "method=none,static", "method.sparsity=0.5"],
+            "There is no method.sparsity with any of method=none,static.",
+        ),
         (["-m", "method=qat", "--cfg", "job"], "--cfg shows the config of one run. Leave -m out"),
         (["experiment=search", "measure.latency.windows=2"], "measure.latency has no keys with these choices."),
         (["engine@rivals=eager"], "Give engine@fp32_engines=eager."),
+        (["checkpoint=epoch=9-step=100.ckpt"], """leaves there: 'checkpoint="epoch=9-step=100.ckpt"'"""),
+        (["checkpoint=my (1)/w.pt"], """leaves there: 'checkpoint="my (1)/w.pt"'"""),
     ],
 )
 def test_a_key_that_is_not_there_says_what_to_do(run: RunCommand, words: list[str], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +19,7 @@ SWEEP = ["-m", *PRETEND, *fake("Fake"), *FEW_WINDOWS, "tracking=none"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["method=none,static", "method.observer=mse"],
-            "There is no method.observer: Known: torchscript",
-        ),  # which only one of them has
+        (["method=none,static", "method.sparsity=0.5"], "There is no method.sparsity with any of method=none,static."),
         (["batch_size=1,2", "model=resnet8,resnet9"], "There is no model=resnet9"),
         (
             ["method=prune_channels_static", "method.ratio=2,3"],
@@ -36,6 +34,16 @@ def test_a_combination_that_cannot_be_is_told_before_anything_runs(
     code, printed = run(*SWEEP, *words)
     assert code == 1 and message in printed and "finished in" not in printed
     assert not list((tmp_path / "outputs").glob("sweeps/*/*/record.json"))
+
+
+def test_an_option_is_for_the_choices_that_have_it(run: RunCommand, tmp_path: Path) -> None:
+    options = ["method=none,prune", "method.sparsity=0.5,0.6", "method.recipe.epochs=0"]
+    code, printed = run(*SWEEP, *options, "phase=compress")
+    assert code == 0 and "at most 4 runs: method none, prune × method.sparsity 0.5, 0.6\n" in printed, printed
+    assert "method.sparsity is for prune: none has no such option" in printed
+    made = [json.loads(file.read_text()) for file in (tmp_path / "outputs").glob("sweeps/*/*/record.json")]
+    assert sorted(record["label"].split(" · ")[1] for record in made) == ["fp32", "prune 50%", "prune 60%"]
+    assert {record["config"]["method"].get("recipe", {}).get("epochs") for record in made} == {None, 0}
 
 
 @pytest.mark.thorough

@@ -142,8 +142,10 @@ def plan(config: DictConfig) -> str:
     overrides = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
     axes = {o.key_or_group: list(o.sweep_string_iterator()) for o in overrides if o.is_sweep_override()}
     runs = math.prod(len(values) for values in axes.values())
-    swept_through = " × ".join(f"{key} {', '.join(values)}" for key, values in axes.items())
+    swept_through = " × ".join(f"{key} {', '.join(values)}" for key, values in axes.items() if len(values) > 1)
+    # An option that not all choices of a group have makes fewer runs, which the sweeper finds out.
+    most = "at most " * any(key.partition(".")[0] in axes and "." in key for key in axes)
     if rows := config.hydra.sweeper.get("rows"):
         names = ", ".join(row.name for row in rows)
-        return f"{runs * len(rows)} runs: {names}{' × ' * bool(axes)}{swept_through}"
-    return f"{runs} runs: {swept_through}" if axes else "1 run"
+        return f"{most}{runs * len(rows)} runs: {names}{' × ' * bool(axes)}{swept_through}"
+    return f"{most}{runs} runs: {swept_through}" if runs > 1 else "1 run"
