@@ -116,7 +116,7 @@ def main(options: list[str]) -> None:
     onnxruntime, openvino = engine_named("onnxruntime"), engine_named("openvino")
     eager, plain = factory.candidate(fp32, instantiate(config.baseline.engine)), factory.candidate(fp32, onnxruntime)
     fp32_engines = accepted_by(engines_of(config.fp32_engines), lambda engine: factory.candidate(fp32, engine), {})
-    best = fastest_known(fp32_engines, instantiate(config.fp32_engines.trial), cache)
+    best = fastest_known(fp32_engines, instantiate(config.fp32_engines.trial), cache, lambda candidate: None)
     images, root = factory.data.calibration().numpy(), Path(config.outputs) / "benchmarks" / "others"
     chosen = ours(config, factory)
     compared = {

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 from qexp.engine.base import Engine
 from qexp.files import made_since, write_json
 from qexp.keys import key, plain
+from qexp.launch import ChildFailed
 from qexp.measure.base import Context, ParityError, Turns, ranking, run_measures
 from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.images import EvaluationSet
@@ -82,7 +84,7 @@ def identities(engines: dict[str, Engine], name: Callable[[Engine], str]) -> lis
 
 
 def accepted_by(engines: dict[str, Engine], make: Callable[[Engine], Made], notes: dict[str, str]) -> dict[str, Made]:
-    """Call `make` for each engine, and leave out those for which it raises Unsupported or UserError.
+    """Call `make` for each engine, and leave out those for which it raises an error, whatever that is.
 
     Args:
         engines: Engines by name.
@@ -93,19 +95,25 @@ def accepted_by(engines: dict[str, Engine], make: Callable[[Engine], Made], note
         What `make` returned, by engine.
 
     Raises:
-        Unsupported: All engines are left out, the first one for this reason.
-        UserError: All engines are left out, the first one for this reason.
+        Exception: All engines are left out, the first one for this reason.
     """
-    accepted, refusals = {}, []
+    accepted, refusals = {}, list[Exception]()
     for name, engine in engines.items():
         try:
             accepted[name] = make(engine)
-        except (Unsupported, UserError) as reason:
+        except Exception as reason:  # libraries raise all sorts of errors on networks that they cannot take
             refusals.append(reason)
-            notes[f"candidate {name}"] = f"left out: {reason}"
+            notes[f"candidate {name}"] = f"left out: {sentence(reason)}"
     if not accepted:
         raise refusals[0]
     return accepted
+
+
+def sentence(error: Exception) -> str:
+    """What an error says: all of it if it was written for users, otherwise its kind and its first line."""
+    if isinstance(error, (Unsupported, UserError)):
+        return str(error)
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:300]}"
 
 
 def measure(
@@ -131,13 +139,14 @@ def measure(
         config.picture, [layer.name for candidate in candidates.values() for layer in candidate.artifact.layers]
     )
     cache = Path(config.outputs) / "cache"
-    best_fp32 = (
-        fastest_known(fp32_engines, instantiate(config.fp32_engines.get("trial")), cache) if fp32_engines else None
-    )
+    measures = {name: instantiate(node) for name, node in config.measure.items() if isinstance(node, DictConfig)}
+    best_fp32 = None
+    if fp32_engines:
+        judge = partial(check_fp32, measures.get("parity"), baseline, tests, cache)
+        best_fp32 = fastest_known(fp32_engines, instantiate(config.fp32_engines.get("trial")), cache, judge)
     if best_fp32:
         best_fp32.persistent = True
     ranked = ranking(candidates, instantiate(config.engine.trial), notes) if len(candidates) > 1 else {}
-    measures = {name: instantiate(node) for name, node in config.measure.items() if isinstance(node, DictConfig)}
     timings = [candidate_metric(name).of(ms) for name, ms in ranked.items()]
     left = [*ranked] or [*candidates]
     while True:
@@ -151,30 +160,67 @@ def measure(
             notes[f"candidate {name}"] = f"left out: {error}"
 
 
-def fastest_known(candidates: dict[str, Candidate], trial: Turns, cache: Path) -> Candidate:
+def check_fp32(
+    parity: Any, baseline: Candidate | None, tests: EvaluationSet | None, cache: Path, candidate: Candidate
+) -> None:
+    """Check by the measure `parity` that an engine computes the fp32 network, if that is measured at all.
+
+    Raises:
+        ParityError: It computes something else.
+    """
+    if parity is not None and baseline is not None and tests is not None:
+        parity.check_fp32(candidate, baseline, tests, cache)
+
+
+def fastest_known(
+    candidates: dict[str, Candidate], trial: Turns, cache: Path, judge: Callable[[Candidate], None]
+) -> Candidate:
     """Find the fastest candidate. They are timed once for all jobs on this machine that ask for the same.
 
     Args:
         candidates: Candidates by name. Times that were taken before their `since` do not count.
         trial: How they are timed.
         cache: Folder below which the times are stored.
+        judge: Raises ParityError for a candidate that computes something else than fp32, which then does not count.
 
     Raises:
         ChildFailed: All candidates failed.
+        ParityError: All candidates compute something else.
     """
     if len(candidates) == 1:
         return next(iter(candidates.values()))
     file = cache / "fastest" / f"{fastest_key(candidates, trial)[:24]}.json"
     if not made_since(file, max(candidate.since for candidate in candidates.values())):
-        write_json(file, ranking(candidates, trial, {}))
+        write_json(file, ranking(faithful(candidates, judge), trial, {}))
         for candidate in candidates.values():
             candidate.close()
     return candidates[next(iter(json.loads(file.read_text())))]
 
 
+def faithful(candidates: dict[str, Candidate], judge: Callable[[Candidate], None]) -> dict[str, Candidate]:
+    """The candidates that `judge` accepts.
+
+    Raises:
+        ChildFailed: All candidates failed.
+        ParityError: None is accepted, the last one for this reason.
+    """
+    accepted, refusal = {}, None
+    for name, candidate in candidates.items():
+        try:
+            judge(candidate)
+            accepted[name] = candidate
+        except (ParityError, ChildFailed) as error:
+            refusal = error
+    if not accepted and refusal:
+        raise refusal
+    return accepted
+
+
 def fastest_key(candidates: dict[str, Candidate], trial: Turns) -> str:
     asked = {name: [s.identity, s.batch, s.threads, s.limits] for name, s in candidates.items()}
-    return key("fastest", code=["qexp.measure.base"], candidates=asked, trial=trial, place=place())
+    return key(
+        "fastest", code=["qexp.measure.base", "qexp.measure.parity"], candidates=asked, trial=trial, place=place()
+    )
 
 
 def limits_of(config: DictConfig) -> Limits:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from qexp.measure.base import Context, Measure, ParityError
 from qexp.measure.candidate import Candidate
+from qexp.measure.images import EvaluationSet
 from qexp.metrics import METRICS
 from qexp.records import Measurement
+from qexp.types import Artifact
 
 
 class Parity(Measure):
     """Agreement with a reference on the same images.
 
-    The reference of a quantize/dequantize graph is the same graph on eager PyTorch, and the run fails if the two agree
-    too rarely. Any other artifact is compared with fp32, and the result is only recorded. It is also only recorded for
-    pretend images and random weights, whose predictions mean nothing.
+    The reference of a graph is the same graph on eager PyTorch. The run fails if a quantize/dequantize graph agrees
+    with it too rarely, which is only recorded for pretend images and random weights, whose predictions mean nothing,
+    and if the error of a graph in floating point is larger than rounding can make it. Artifacts in a form that eager
+    PyTorch does not run are compared with fp32, and the result is only recorded.
     """
 
-    def __init__(self, images: int, least_agreement: float, batch_size: int):
+    def __init__(self, images: int, least_agreement: float, most_error: float, most_error_half: float, batch_size: int):
         self.images, self.least_agreement, self.batch_size = images, least_agreement, batch_size
+        self.most_error, self.most_error_half = most_error, most_error_half
 
     def measure(self, context: Context) -> list[Measurement]:
         """Compare the candidate with its reference.
@@ -38,6 +44,7 @@ class Parity(Measure):
                 reference.close()
         logits, _ = context.candidate.logits(context.test_set, self.batch_size, context.cache, self.images)
         agreement, error = compare(logits, expected)
+        self.check_error(context.candidate, error)
         if context.test_set.meaningful and context.candidate.artifact.has_qdq and agreement < self.least_agreement:
             raise ParityError(
                 f"{context.candidate.engine.name} does not compute what the graph says: "
@@ -52,12 +59,46 @@ class Parity(Measure):
             return found
         return [*found, METRICS["parity_max_error"].of(error)]
 
+    def check_error(self, candidate: Candidate, error: float) -> None:
+        """Check the error of a network in floating point.
+
+        Args:
+            candidate: The network on an engine.
+            error: Its largest error as a share of the largest logit, or infinite if no error can be relative.
+
+        Raises:
+            ParityError: The error is larger than rounding can make it.
+        """
+        limit = self._error_limit(candidate.artifact)
+        if limit is not None and limit < error < np.inf:
+            option = "most_error" if limit == self.most_error else "most_error_half"
+            raise ParityError(
+                f"{candidate.engine.name} does not compute what the graph says: the largest error is {error:.1%} of "
+                f"the largest logit, and rounding makes at most {limit:.1%} of it. Take another engine, or "
+                f"measure.parity.{option}=SHARE if this network's rounding makes more"
+            )
+
+    def _error_limit(self, artifact: Artifact) -> float | None:
+        formats = {layer.weight for layer in artifact.layers}
+        if "pt2" not in artifact.engine_spec.formats or not formats <= {"float32", "float16", "bfloat16"}:
+            return None
+        return self.most_error if formats <= {"float32"} else self.most_error_half
+
+    def check_fp32(self, candidate: Candidate, baseline: Candidate, tests: EvaluationSet, cache: Path) -> None:
+        """Check that an engine computes the fp32 network, before anything is compared with its time.
+
+        Raises:
+            ParityError: The error is larger than rounding can make it.
+        """
+        logits, expected = (
+            each.logits(tests, self.batch_size, cache, self.images)[0] for each in (candidate, baseline)
+        )
+        self.check_error(candidate, compare(logits, expected)[1])
+
     def reference(self, context: Context) -> Candidate | None:
         """The candidate that the artifact's graph is compared with. None without a baseline."""
-        candidate, baseline = context.candidate, context.baseline
-        if baseline is None or not candidate.artifact.has_qdq:
-            return baseline
-        return baseline.beside(candidate.artifact)
+        artifact, baseline = context.candidate.artifact, context.baseline
+        return baseline.beside(artifact) if baseline and "pt2" in artifact.engine_spec.formats else baseline
 
 
 def compare(logits: np.ndarray, expected: np.ndarray) -> tuple[float, float]:

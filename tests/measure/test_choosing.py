@@ -67,6 +67,10 @@ class Gives:
         raise KeyboardInterrupt
 
 
+def accept(candidate: Candidate) -> None:
+    """Every candidate computes what it should."""
+
+
 def test_candidates_are_ranked_by_their_time_and_the_fastest_keeps_its_child(make_candidate: MakeCandidate) -> None:
     candidates = {
         "slow": make_candidate(TakesToo(6)),
@@ -214,7 +218,7 @@ def test_the_fastest_best_fp32_is_timed_once_for_all_jobs(
     trial = Counts()
     for _ in range(3):
         candidates = fp32_engines()
-        assert fastest_known(candidates, trial, tmp_path) is candidates["fake"]
+        assert fastest_known(candidates, trial, tmp_path, accept) is candidates["fake"]
         assert trial.timed == 1 and not measuring_children()
     (file,) = (tmp_path / "fastest").iterdir()
     assert json.loads(file.read_text()) == {"fake": 9, "takes": 10}
@@ -238,13 +242,13 @@ def test_another_batch_size_thread_count_or_file_is_timed_again(
         {name: make_candidate(s.engine, other) for name, s in fp32_engines().items()},
     ]
     for count, candidates in enumerate([*cases, *cases], 1):
-        assert fastest_known(candidates, trial, tmp_path) is candidates["fake"]
+        assert fastest_known(candidates, trial, tmp_path, accept) is candidates["fake"]
         assert trial.timed == min(count, len(cases))
 
 
 def test_one_best_fp32_alone_is_not_timed(make_candidate: MakeCandidate, tmp_path: Path) -> None:
     candidate = make_candidate(Fails("leave"))
-    assert fastest_known({"only": candidate}, Gives(), tmp_path) is candidate
+    assert fastest_known({"only": candidate}, Gives(), tmp_path, accept) is candidate
     assert not list(tmp_path.glob("fastest"))
 
 
@@ -256,14 +260,21 @@ def test_the_measured_times_decide_which_best_fp32_is_the_fastest(
         "crashes": make_candidate(Fails("leave")),
         "quick": make_candidate(TakesToo(1)),
     }
-    assert fastest_known(candidates, QUICK, tmp_path) is candidates["quick"]
+    assert fastest_known(candidates, QUICK, tmp_path, accept) is candidates["quick"]
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> DictConfig:
     """A job that compares all images and times nothing but its candidates."""
     trial = {"_target_": "qexp.measure.latency.Latency", **TRIAL, "most_round_trip_ns": None}
-    parity = {"_target_": "qexp.measure.parity.Parity", "images": 50, "least_agreement": 0.99, "batch_size": 16}
+    parity = {
+        "_target_": "qexp.measure.parity.Parity",
+        "images": 50,
+        "least_agreement": 0.99,
+        "most_error": 0.01,
+        "most_error_half": 0.1,
+        "batch_size": 16,
+    }
     measures = {"parity": parity, "accuracy": None, "timeout_s": 60, "memory_mb": None}
     return OmegaConf.create({
         "outputs": str(tmp_path), "engine": {"trial": trial, "candidates": {}}, "fp32_engines": target("Fake"),

@@ -20,7 +20,8 @@ from qexp.types import Artifact, EngineSpec, Layer
 from tests.measure.conftest import IMAGES, QUANTIZED, SPEC, measuring_children
 from tests.measure.fake_engines import Fails, Says, Scores
 
-ALL = Parity(images=IMAGES, least_agreement=0.99, batch_size=16)
+LIMITS = {"least_agreement": 0.99, "most_error": 0.01, "most_error_half": 0.1}
+ALL = Parity(images=IMAGES, batch_size=16, **LIMITS)
 HALF = (Layer("fc", "linear", 300, 1000, "float16", "float16"),)
 Make = Callable[..., Context]
 
@@ -61,7 +62,7 @@ def test_an_engine_that_runs_the_graph_agrees_with_it(make: Make) -> None:
 def test_agreement_and_error_are_those_of_the_logits(
     make: Make, colours: np.ndarray, weights: list[np.ndarray]
 ) -> None:
-    lenient = Parity(images=IMAGES, least_agreement=0.1, batch_size=16)
+    lenient = Parity(images=IMAGES, batch_size=16, **{**LIMITS, "least_agreement": 0.1})
     values = by_name(lenient.measure(make(Scores(bias=0.8), layers=QUANTIZED)))
     reference = colours @ weights[1]
     biased = reference + [0.8, 0, 0, 0, 0, 0]
@@ -81,7 +82,7 @@ def test_all_logits_zero_have_no_relative_error(
 ) -> None:
     weights[1][:] = 0
     context = make(Scores(bias=bias), layers=QUANTIZED)
-    assert by_name(Parity(IMAGES, least_agreement=0, batch_size=16).measure(context)) == found
+    assert by_name(Parity(IMAGES, batch_size=16, **{**LIMITS, "least_agreement": 0}).measure(context)) == found
     assert ("parity_max_error" in context.notes) == (bias != 0)
 
 
@@ -114,16 +115,18 @@ def test_one_image_in_a_hundred_may_differ_and_no_more(wrong: int, make: Make, m
         assert by_name(ALL.measure(context))["parity_agreement"] == 1 - wrong / 100
 
 
-@pytest.mark.parametrize("layers", [(), HALF], ids=["fp32", "fp16"])
-def test_without_quantised_layers_fp32_is_the_yardstick_and_judges_nothing(
-    layers: tuple[Layer, ...], make: Make, colours: np.ndarray, weights: list[np.ndarray]
+@pytest.mark.parametrize(("layers", "limit"), [((), 0.01), (HALF, 0.1)], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_in_floating_point_the_error_is_no_more_than_rounding_can_make(
+    layers: tuple[Layer, ...], limit: float, share: float, make: Make, colours: np.ndarray, weights: list[np.ndarray]
 ) -> None:
-    values = by_name(ALL.measure(make(Scores(), layers=layers)))
-    fp32, compressed = (colours @ w for w in weights)
-    same = int((fp32.argmax(1) == compressed.argmax(1)).sum())
-    assert 0 < same < 0.99 * IMAGES
-    assert values["parity_agreement"] == same / IMAGES
-    assert values["parity_max_error"] == pytest.approx(np.abs(compressed - fp32).max() / np.abs(fp32).max(), rel=1e-5)
+    bias = share * limit * float(np.abs(colours @ weights[1]).max())
+    context = make(Scores(bias=bias), layers=layers, random_weights=True)
+    if share < 1:
+        assert by_name(ALL.measure(context)) == {"parity_max_error": pytest.approx(share * limit, rel=1e-3)}
+    else:
+        with pytest.raises(ParityError, match=rf"rounding makes at most {100 * limit:.1f}% of it"):
+            ALL.measure(context)
 
 
 def test_a_graph_that_spells_out_its_integers_is_its_own_reference(make: Make) -> None:
@@ -172,7 +175,7 @@ def test_as_many_images_as_asked_for_are_compared(
     context = make(
         Scores(log=str(tmp_path / "candidate")), baseline=Scores(log=str(tmp_path / "reference")), layers=QUANTIZED
     )
-    assert by_name(Parity(images=8, least_agreement=0.99, batch_size=3).measure(context))["parity_agreement"] == 1
+    assert by_name(Parity(images=8, batch_size=3, **LIMITS).measure(context))["parity_agreement"] == 1
     for log in ("candidate", "reference"):
         calls = [int(line) for line in (tmp_path / log).read_text().split()]
         assert calls[:4] == [2] * 4 and calls[4:] == [3, 3, 2], "two images per call to load, three to compare"
@@ -198,7 +201,7 @@ def test_a_reference_that_fails_is_gone_too(make: Make) -> None:
 
 
 def test_the_baseline_keeps_its_child(make: Make) -> None:
-    context = make(Scores())
+    context = make(Scores(), engine_spec=EngineSpec(("torchscript",), kernels="x86"))  # so that it is the reference
     ALL.measure(context)
     assert context.baseline and measuring_children() == {
         context.candidate.ready_child().process.pid,
