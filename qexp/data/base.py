@@ -176,9 +176,13 @@ class ImageData:
         return {"augmentation": self.augmentation, "seed": self.seed}
 
     def calibration(self) -> Tensor:
-        """Normalised calibration images x[N,C,H,W] float32: a fixed subset of the training part, not augmented."""
+        """Normalised calibration images x[N,C,H,W] float32: a fixed subset of the training part, not augmented.
+
+        They are contiguous, as engines get them, since a network may have views that take no other memory order.
+        """
         chosen = self._calibration_indices()
-        return self.normalise(torch.from_numpy(self.splits["train"].images[chosen]))
+        images = self.normalise(torch.from_numpy(self.splits["train"].images[chosen]))
+        return images.clone(memory_format=torch.contiguous_format)
 
     def calibration_labels(self) -> Tensor:
         """Labels[N] int64 of the calibration images."""
@@ -196,7 +200,9 @@ class ImageData:
         Each value becomes (value / 255 - mean) / std of its channel.
         """
         scale, shift, _ = _constants(self.spec.mean, self.spec.std, images.device)
-        return torch.addcmul(shift, images.float(), scale).permute(0, 3, 1, 2)
+        x = torch.addcmul(shift, images.float(), scale)
+        # With one channel both memory orders are the same, but the strides would say channels_last to a convolution.
+        return x.permute(0, 3, 1, 2) if self.channels > 1 else x.reshape(len(x), 1, *x.shape[1:3])
 
     def normalise_like(self, other: DataSpec) -> None:
         """Take mean and standard deviation from the data that a baseline was trained on.

@@ -20,8 +20,10 @@ from qexp.jobs.run import forced_since
 from qexp.measure.candidate import Candidate
 from qexp.method.artifacts import artifact_name, make_artifact
 from qexp.method.base import Method
-from qexp.model.base import build_network, load_weights, read_weights
+from qexp.model.base import bake, load_weights, read_weights
 from qexp.model.baseline import Baseline, find_baseline
+from qexp.model.checkpoint import load_checkpoint
+from qexp.model.outputs import network_for
 from qexp.types import Artifact, DataSpec, UserError
 
 
@@ -94,21 +96,25 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
         UserError: There is no baseline and none is to be trained, or the weights or the data do not fit.
     """
     torch.manual_seed(config.seed)
-    network = build_network(config.model).eval()
+    network = network_for(config.model, data.open()).eval()
     source = {"model": config.model.id, "network": OmegaConf.to_container(config.model, resolve=True)}
     if config.checkpoint == "random":
-        return network, {**source, "weights": "random", "seed": config.seed}, {}
+        return bake(network), {**source, "weights": "random", "seed": config.seed}, {}
     path = Path(config.checkpoint)
     if config.checkpoint != "auto" and not path.is_dir():
         check_unseen(config, data, None)
-        load_weights(network, read_weights(path), str(path))
-        return network, {**source, "weights": file_digest(path)}, {}
+        place = config.checkpoint_key
+        told = load_checkpoint(network, path, place, config.trust_checkpoint)
+        if told:
+            print(f"  weights of {path}: {told}", flush=True)
+        weights = file_digest(path) + (f" {place}" if place else "")
+        return bake(network), {**source, "weights": weights}, {"weights": told} if told else {}
     baseline = newest_baseline(config, data) if config.checkpoint == "auto" else Baseline.read(path)
     baseline.check()
     check_unseen(config, data, baseline.data)
     load_weights(network, read_weights(baseline.weights), str(baseline.folder))
     data.normalise_like(baseline.data)
-    return network, {**source, "weights": baseline.weights_digest}, seed_note(config, baseline)
+    return bake(network), {**source, "weights": baseline.weights_digest}, seed_note(config, baseline)
 
 
 def seed_note(config: DictConfig, baseline: Baseline) -> dict[str, str]:

@@ -21,8 +21,10 @@ from qexp.data.base import ImageData, open_data
 from qexp.data.loaders import Loaders
 from qexp.files import file_digest
 from qexp.keys import key
-from qexp.model.base import build_network, check_logits, load_weights, read_weights
+from qexp.model.base import load_weights, read_weights
 from qexp.model.baseline import Baseline, check_space, weights_file
+from qexp.model.checkpoint import load_checkpoint
+from qexp.model.outputs import network_for
 from qexp.model.trainer import be_quiet, best_and_last, leave_one_process, make_trainer, trainer_options
 from qexp.model.training_module import TrainingModule
 from qexp.types import UserError, command_line, versions
@@ -51,10 +53,11 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
         )
     if config.recipe.epochs < 1:
         raise UserError(f"recipe.epochs is {config.recipe.epochs}; it must be at least 1.")
-    check_logits(build_network(config.model), config.model.id, spec)
+    network = network_for(config.model, spec)  # raises its errors before anything is written
     parts: dict[str, Any] = {part: OmegaConf.to_container(config[part], resolve=True) for part in ("model", "recipe")}
     start = weights_file(config.init) if config.init else None
-    weights = read_weights(start) if start else None
+    if start and (told := load_checkpoint(network, start)):
+        print(f"weights of {start}: {told}", flush=True)
     plan = {
         **parts,
         "data": spec.digest,
@@ -71,7 +74,7 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
         if (folder / "manifest.json").exists():
             print(f"Already trained; force=true trains again: {folder}")
             return Baseline.read(folder)
-        return train(config, data, folder, plan, weights)
+        return train(config, data, folder, plan, network.state_dict() if start else None)
 
 
 def baseline_key(config: DictConfig, data: ImageData, plan: dict[str, Any]) -> str:
@@ -110,7 +113,7 @@ def train(
     """
     spec = data.open()
     seed_everything(config.seed, verbose=False)
-    network, recipe = build_network(config.model), instantiate(config.recipe)
+    network, recipe = network_for(config.model, spec), instantiate(config.recipe)
     check_space(folder, network)
     if weights:
         load_weights(network, weights, str(config.init))

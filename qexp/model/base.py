@@ -7,7 +7,7 @@ import os
 import pickle
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,20 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from qexp.types import DataSpec, UserError, nearest
+
+OURS = ("id", "output")  # keys of a model's config that are no arguments of the network
 
 
 def build_network(config: DictConfig) -> nn.Module:
     """Build the network of a `model` config by calling its `_target_` with its other keys.
 
-    The `_target_` may be in the current folder. The key `id` only names the network.
+    The `_target_` may be in the current folder. The key `id` only names the network, and `output` is for
+    qexp.model.outputs.
 
     Raises:
         UserError: The `_target_` is missing, cannot be imported, lacks arguments or does not take those that are given,
@@ -37,12 +43,9 @@ def build_network(config: DictConfig) -> nn.Module:
         raise UserError(
             f"The model lacks {', '.join(missing)}. Give {' '.join(f'model.{key}=VALUE' for key in missing)}."
         )
-    arguments = {
-        str(k): v
-        for k, v in OmegaConf.to_container(config, resolve=True).items()  # type: ignore[union-attr]
-        if k != "id"
-    }
-    _check_arguments(config._target_, _locate(config._target_), arguments)
+    factory = _locate(config._target_)
+    arguments = _without_defaults(config, factory)
+    _check_arguments(config._target_, factory, arguments)
     try:
         network = instantiate(arguments, _convert_="all")
     except Exception as error:
@@ -53,6 +56,28 @@ def build_network(config: DictConfig) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise UserError(f"model._target_={config._target_} gave a {type(network).__name__}, not a torch.nn.Module.")
     return network
+
+
+def _without_defaults(config: DictConfig, factory: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments of a model, without those that are the data's own (`${data...}`) and that it does not take.
+
+    Whoever brings a network need not leave out what only the default of the config gave.
+    """
+    written: dict[Any, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+    resolved: dict[Any, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    taken = _parameters(factory)
+    data = {k for k, v in written.items() if isinstance(v, str) and v.startswith("${data.")}
+    return {str(k): v for k, v in resolved.items() if k not in OURS and (taken is None or k not in data or k in taken)}
+
+
+def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters of a callable by name, or None if it takes any or does not tell."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # some built-in callables have no signature, and calling them will tell
+        return None
+    any_name = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return None if any_name else parameters
 
 
 def _locate(target: str) -> Any:
@@ -120,6 +145,29 @@ def _check_arguments(target: str, factory: Callable[..., Any], arguments: dict[s
         raise UserError(
             f"{target} needs the arguments {', '.join(needed)}. Give {' '.join(f'+model.{n}=VALUE' for n in needed)}."
         )
+
+
+def bake(network: nn.Module) -> nn.Module:
+    """Replace weights that are computed at each call by their values, in place.
+
+    These are torch's parametrisations, of which weight norm and spectral norm are the best known, in their present and
+    in their former form.
+
+    Args:
+        network: The network in eval mode, in which all of them are constant.
+
+    Returns:
+        The same network.
+    """
+    former: dict[type, Any] = {WeightNorm: nn.utils.remove_weight_norm, SpectralNorm: nn.utils.remove_spectral_norm}
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        for hook in list(module._forward_pre_hooks.values()):
+            if type(hook) in former:
+                former[type(hook)](module, getattr(hook, "name"))  # noqa: B009
+    return network
 
 
 def check_logits(network: nn.Module, name: str, data: DataSpec) -> None:
@@ -208,7 +256,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], source: str) ->
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(problems.values()):
         listed = "\n".join(
-            f"  {title} ({len(names)}): {_shortened(names)}" for title, names in problems.items() if names
+            f"  {title} ({len(names)}): {shortened(names)}" for title, names in problems.items() if names
         )
         raise UserError(
             f"The weights in {source} do not fit this model:\n{listed}\n"
@@ -229,5 +277,6 @@ def _unwrapped(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, 
     return weights
 
 
-def _shortened(names: list[str], most: int = 10) -> str:
+def shortened(names: list[str], most: int = 10) -> str:
+    """The first of these names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

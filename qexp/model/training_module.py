@@ -72,8 +72,17 @@ class TrainingModule(LightningModule):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x[B,C,H,W] -> logits[B,K] float32."""
-        return self.network(x.contiguous(memory_format=self.memory_format)).float()
+        """x[B,C,H,W] -> logits[B,K] float32, in channels_last memory order unless the network has views against it."""
+        try:
+            returned = self.network(x.contiguous(memory_format=self.memory_format))
+            # In training, some networks return the logits of auxiliary heads behind their own.
+            return (returned[0] if isinstance(returned, (tuple, list)) else returned).float()
+        except RuntimeError as error:
+            if self.memory_format == torch.contiguous_format or "view size is not compatible" not in str(error):
+                raise
+        self.memory_format = torch.contiguous_format
+        self.network.to(memory_format=self.memory_format)
+        return self.forward(x)
 
     def on_train_epoch_start(self) -> None:
         self._epoch_started = time.perf_counter()
