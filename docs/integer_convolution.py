@@ -23,9 +23,10 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 from qexp.data.base import ImageData
 from qexp.data.cache import Decoded, Split
 from qexp.data.pixels import to_arrays
+from qexp.method.layers import is_weighted, layer_path
 from qexp.method.quantize.fake_quantize import FakeQuantize, quantizers
 from qexp.method.quantize.numerics import Grid, quantize, sqnr_db
-from qexp.method.quantize.placement import FUSED_ACTIVATIONS, WEIGHTED, layer_path
+from qexp.method.quantize.placement import FUSED_ACTIVATIONS
 from qexp.model.base import build_network, load_weights, read_weights
 from qexp.model.baseline import PACKAGED, Baseline
 from qexp.types import EngineSpec
@@ -178,7 +179,7 @@ def shifted(product: Array, shift: Array) -> Array:
 
 def layer_and_result(graph: GraphModule) -> tuple[Any, Any]:
     """Find the layer's node and the node that rounds its result, which is after ReLU unless there is one before it."""
-    layer = next(node for node in graph.graph.nodes if node.target in WEIGHTED and layer_path(node) == LAYER)
+    layer = next(node for node in graph.graph.nodes if is_weighted(node) and layer_path(node) == LAYER)
     (reader,) = layer.users
     return layer, next(iter(reader.users)) if reader.target in FUSED_ACTIVATIONS else reader
 

@@ -61,6 +61,8 @@ ALLOWED = {
     | {
         "qexp.model.base",
         "qexp.model.baseline",
+        "qexp.model.checkpoint",
+        "qexp.model.outputs",
         "qexp.model.training_module",
         "qexp.model.trainer",
         "qexp.measure.base",

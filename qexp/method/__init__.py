@@ -4,5 +4,7 @@ Methods: `none`, `half`, `chain`, `onnx_dynamic` and `torch_ao` here; those that
 remove or share weights in `prune/`.
 
 What helps them: `base` (what a method is), `artifacts` (the folder that one makes), `graph` (exporting and writing
-graphs), `bits` (bit widths and their spelling), `layers_csv` (what an artifact says of each layer), `fine_tuning`.
+graphs), `layers` (what the layers of a graph are), `batch_norms` (how they are folded), `verification` (whether a graph
+computes what its network does), `bits` (bit widths and their spelling), `layers_csv` (what an artifact says of each
+layer), `fine_tuning`.
 """

@@ -14,7 +14,9 @@ from qexp.files import RECORDS, building_anew, check_digests, file_digest, made_
 from qexp.keys import key, plain
 from qexp.method.base import ANY_ENGINE, Method, counterpart
 from qexp.method.graph import count_macs
+from qexp.method.layers import weight_named
 from qexp.method.layers_csv import LAYERS_FILE, layers_csv, weight_range
+from qexp.method.verification import check_alone
 from qexp.types import Artifact, EngineSpec, Layer, versions
 
 PACKAGES = ("torch", "torchao", "onnx", "onnxscript")
@@ -103,13 +105,13 @@ def write_artifact(
         target: The folder to make.
         reference: Folder name of the fp32 artifact of the same baseline.
     """
+    check_alone(network, data.calibration())
     with building_anew(target, RECORDS) as folder:
         compressed = method.compress(network, data, engine_spec, folder, source)
         result = network if compressed.network is None else compressed.network
         parameters = sum(p.numel() for p in result.parameters())
-        modules = dict(result.named_modules())
         known = {
-            la.name: {**weight_range(modules[la.name].weight.detach()), **compressed.statistics.get(la.name, {})}
+            la.name: {**weight_range(weight_named(result, la.name).detach()), **compressed.statistics.get(la.name, {})}
             for la in compressed.layers
         }
         (folder / LAYERS_FILE).write_text(layers_csv(compressed.layers, known))
@@ -119,7 +121,7 @@ def write_artifact(
         artifact = Artifact(
             folder=folder, key=target.name, engine_spec=engine_spec, graph=compressed.graph, model=source["model"],
             method=method.name, bits=method.bits, label=compressed.label or method.label(engine_spec), data=data.spec,
-            layers=compressed.layers, parameters=parameters, macs=count_macs(result, data)[""],
+            layers=compressed.layers, parameters=parameters, macs=count_macs(result, data),
             packed_bytes=coded_bytes(graph) if coded else packed, reference=reference,
             files={name: file_digest(folder / name) for name in names}, source=source, versions=versions(*PACKAGES),
             simulated=compressed.simulated, random_weights=source["weights"] == "random", coded=coded,
@@ -134,11 +136,10 @@ def packed_bytes(network: nn.Module, layers: tuple[Layer, ...]) -> int:
     Weights that became integers count as in `packed_bits`, weights in 16-bit floating point at 16 bits, and everything
     else in fp32.
     """
-    modules = dict(network.named_modules())
     bits = 32 * sum(p.numel() for p in network.parameters())
     for layer in layers:
         if layer.quantized:
-            weight = modules[layer.name].weight
+            weight = weight_named(network, layer.name)
             if layer.weight in BITS:
                 bits += weight.numel() * (BITS[layer.weight] - 32)
             else:

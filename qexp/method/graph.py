@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import zipfile
 from dataclasses import replace
@@ -10,18 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Interpreter, Node
 from torch.utils.flop_counter import FlopCounterMode
 
 from qexp.coded_file import graph_pieces, write_coded
 from qexp.data.base import ImageData
+from qexp.method.batch_norms import fold_batch_norms
+from qexp.method.layers import KINDS, compute_constants, layer_nodes, layer_path, name_layers, parameters_of
+from qexp.method.verification import verify
 from qexp.types import Layer, UserError
 
 # torchao registers an enum in a way that torch 2.15 calls deprecated. Without this, torch would say so at each import.
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: "KernelPreference" not in record.getMessage())
-
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def example_input(data: ImageData, batch: int = 2) -> Tensor:
@@ -32,31 +35,62 @@ def example_input(data: ImageData, batch: int = 2) -> Tensor:
     return torch.zeros(batch, *data.spec.input_shape)
 
 
-def count_macs(network: nn.Module, data: ImageData) -> dict[str, int]:
-    """Count the multiply-accumulate operations for one image, by module path. The path "" is the whole network.
+def count_macs(network: nn.Module, data: ImageData) -> int:
+    """Count the multiply-accumulate operations of a network for one image.
 
     torch's FlopCounterMode sees every operation, whichever module calls it, and counts two for a multiply-accumulate.
+    It does not see into the fast path of torch's transformer layers, which is therefore off.
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(example_input(data, 1))
-    root = type(network).__name__
-    macs = {
-        path.removeprefix(f"{root}."): sum(flops.values()) // 2 for path, flops in counter.get_flop_counts().items()
-    }
-    return {**macs, "": counter.get_total_flops() // 2}
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(example_input(data, 1))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+    return counter.get_total_flops() // 2
 
 
-def layer_table(network: nn.Module, data: ImageData) -> tuple[Layer, ...]:
-    """List every convolution and linear layer of the fp32 network, with its parameters and multiply-accumulates."""
-    macs = count_macs(network, data)
-    return tuple(
-        Layer(name, type(module).__name__.lower(), sum(p.numel() for p in module.parameters()), macs.get(name, 0))
-        for name, module in network.named_modules()
-        if isinstance(module, WEIGHTED)
-    )
+class _Macs(Interpreter):
+    """Runs a graph and counts the multiply-accumulates of each node."""
+
+    def __init__(self, graph: GraphModule):
+        super().__init__(graph)
+        self.macs: dict[Node, int] = {}
+
+    def run_node(self, n: Node) -> Any:
+        if n.op != "call_function":
+            return super().run_node(n)
+        with FlopCounterMode(display=False) as counter:
+            result = super().run_node(n)
+        self.macs[n] = counter.get_total_flops() // 2
+        return result
 
 
-def export(network: nn.Module, data: ImageData) -> ExportedProgram:
+def layer_table(graph: GraphModule, network: nn.Module, data: ImageData) -> tuple[Layer, ...]:
+    """List every convolution and linear layer of an fp32 graph, with its parameters and multiply-accumulates.
+
+    A layer is known by its weight, since that may belong to any module, or to the network itself. A layer that is
+    computed several times stands where it is computed first, with the sum of its multiply-accumulates.
+
+    Args:
+        graph: A graph with named layers, as `graph_of` makes it.
+        network: The network that it was made from.
+        data: The images that the network is for.
+    """
+    run = _Macs(graph)
+    # Without real numbers this takes no time even for large networks.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        run.run(example_input(data, 1))
+    found: dict[str, Layer] = {}
+    for node in layer_nodes(graph):
+        name = layer_path(node)
+        known = found.get(name) or Layer(name, KINDS[node.target], parameters_of(network, name), 0)
+        found[name] = replace(known, macs=known.macs + run.macs[node])
+    return tuple(found.values())
+
+
+def trace(network: nn.Module, data: ImageData) -> ExportedProgram:
     """Export the network as an ATen graph with a free batch size.
 
     Raises:
@@ -69,21 +103,44 @@ def export(network: nn.Module, data: ImageData) -> ExportedProgram:
         raise UserError(f"torch.export cannot trace {type(network).__name__}: {str(error)[:600]}") from error
 
 
-def fold_batch_norms(graph: Any) -> GraphModule:
-    """Fold the batch norms of an exported graph into the convolutions before them, in fp32."""
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import Quantizer
+def export(network: nn.Module, data: ImageData) -> ExportedProgram:
+    """Export the network as an ATen graph with a free batch size that computes the same.
 
-    class Nothing(Quantizer):
-        """Quantises nothing, so that folding is all that is left of the flow."""
+    Raises:
+        UserError: torch.export cannot trace the network, or computes something else on calibration images.
+    """
+    program = trace(network, data)
+    verify(program.module(check_guards=False), network, data.calibration(), "The exported graph")
+    return program
 
-        def annotate(self, model: GraphModule) -> GraphModule:
-            return model
 
-        def validate(self, model: GraphModule) -> None:
-            """There is nothing to check, since nothing was annotated."""
+def graph_of(program: ExportedProgram) -> GraphModule:
+    """The graph of an exported program, as a module whose constants are computed and whose layers are named.
 
-    return convert_pt2e(prepare_pt2e(graph, Nothing()))
+    It shares the weights of the program.
+    """
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, GraphModule)
+    compute_constants(graph)
+    name_layers(graph)
+    return graph
+
+
+def folded_graph(network: nn.Module, data: ImageData, fuse: bool = True) -> GraphModule:
+    """Export a copy of the network as a graph without batch norms that computes the same.
+
+    Args:
+        network: The network in eval mode.
+        data: The images that it is for.
+        fuse: Whether batch norms are folded into the layers before them. If not, they become multiply-adds.
+
+    Raises:
+        UserError: torch.export cannot trace the network, or the graph computes something else on calibration images.
+    """
+    # A copy, since an exported graph shares its weights with the network, and later steps change them.
+    folded = fold_batch_norms(graph_of(export(copy.deepcopy(network), data)), fuse)
+    verify(folded, network, data.calibration(), "The graph with folded batch norms")
+    return folded
 
 
 def save_graph(program: ExportedProgram, file: Path, coded: bool = False) -> None:
@@ -110,6 +167,20 @@ def save_graph(program: ExportedProgram, file: Path, coded: bool = False) -> Non
     whole.unlink()
     if coded:
         write_coded(file, graph_pieces(file))
+
+
+def save_fp32(network: nn.Module, data: ImageData, file: Path, coded: bool = False) -> tuple[Layer, ...]:
+    """Write the graph of a network as it is.
+
+    Arguments are those of `export` and `save_graph`, and so are the errors.
+
+    Returns:
+        The layers of the network.
+    """
+    program = export(network, data)
+    layers = layer_table(graph_of(program), network, data)
+    save_graph(program, file, coded)
+    return layers
 
 
 def with_formats(layers: tuple[Layer, ...], formats: dict[str, tuple[str, str]]) -> tuple[Layer, ...]:

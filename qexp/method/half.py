@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
-from qexp.method.graph import export, fold_batch_norms, layer_table, save_graph, with_formats
+from qexp.method.graph import export, folded_graph, layer_table, save_graph, with_formats
+from qexp.method.layers import weight_named
 from qexp.method.layers_csv import rounded_weight
 from qexp.types import EngineSpec, Unsupported, UserError, nearest
 
@@ -48,10 +49,10 @@ class Half(Method):
 
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         (dtype,) = engine_spec.half
-        folded = fold_batch_norms(export(network, data).module())
+        folded = folded_graph(network, data)
+        layers = layer_table(folded, network, data)
         save_graph(export(_InHalf(folded, DTYPES[dtype]), data), folder / "model.pt2")
-        layers = layer_table(network, data)
-        weights = {layer.name: network.get_parameter(f"{layer.name}.weight").detach() for layer in layers}
+        weights = {layer.name: weight_named(network, layer.name).detach() for layer in layers}
         statistics = {
             name: rounded_weight(weight, weight.to(DTYPES[dtype]).float()) for name, weight in weights.items()
         }

@@ -8,7 +8,7 @@ from torch import nn
 
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
-from qexp.method.graph import export, layer_table, save_graph
+from qexp.method.graph import save_fp32
 from qexp.types import EngineSpec
 
 
@@ -26,5 +26,4 @@ class NoCompression(Method):
         return "fp32"
 
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
-        save_graph(export(network, data), folder / "model.pt2")
-        return Compressed("model.pt2", layer_table(network, data))
+        return Compressed("model.pt2", save_fp32(network, data, folder / "model.pt2"))

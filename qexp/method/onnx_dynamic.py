@@ -15,7 +15,8 @@ from torch import nn
 
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
-from qexp.method.graph import export, layer_table, save_graph, with_formats
+from qexp.method.graph import save_fp32, with_formats
+from qexp.method.layers import weight_named
 from qexp.method.layers_csv import rounded_weight
 from qexp.method.quantize.numerics import dequantize
 from qexp.onnx_file import write_onnx
@@ -40,7 +41,7 @@ class OnnxDynamic(Method):
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        save_graph(export(network, data), folder / "whole.pt2")
+        layers = save_fp32(network, data, folder / "whole.pt2")
         write_onnx(folder / "whole.pt2", data.spec.input_shape, folder / "whole.onnx")
         whole = onnx.load(folder / "whole.onnx")
         weights = {constant.name: onnx.numpy_helper.to_array(constant) for constant in whole.graph.initializer}
@@ -55,7 +56,6 @@ class OnnxDynamic(Method):
         for intermediate in ("whole.pt2", "whole.onnx"):
             (folder / intermediate).unlink()
         integer = {name: weights[name] for name in weights.keys() & _quantised_weights(folder / "model.onnx")}
-        layers = layer_table(network, data)
         formats = {layer.name: ("uint8", "uint8") for layer in layers if _holds(integer, network, layer.name)}
         return Compressed(
             "model.onnx", with_formats(layers, formats), statistics=_facts(folder / "model.onnx", weights, formats)
@@ -98,7 +98,7 @@ def _holds(weights: dict[str, np.ndarray], network: nn.Module, layer: str) -> bo
     It is looked for by its name, since a batch norm may have been folded into it, and by its values, since torch.onnx
     renames weights that it transposes or that layers share.
     """
-    own = network.get_parameter(f"{layer}.weight").detach().numpy()
-    return f"{layer}.weight" in weights or any(
+    own = weight_named(network, layer).detach().numpy()
+    return bool({layer, f"{layer}.weight"} & weights.keys()) or any(
         np.array_equal(value, w) for value in weights.values() for w in (own, own.T)
     )

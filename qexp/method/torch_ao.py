@@ -23,8 +23,10 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
-from qexp.method.graph import example_input, layer_table, with_formats
+from qexp.method.graph import example_input, graph_of, layer_table, trace, with_formats
+from qexp.method.layers import weight_named
 from qexp.method.layers_csv import rounded_weight
+from qexp.method.verification import verify
 from qexp.types import EngineSpec, Unsupported, UserError
 
 # Beginnings (regular expressions) of warnings about deprecated parts of torch, and about scales that tracing turns into
@@ -112,6 +114,8 @@ class ClassicStatic(Classic):
                 raise UserError(
                     f"torch.fx cannot trace {type(network).__name__} for torch_ao: {str(error)[:400]}"
                 ) from error
+            # A copy, since the observers see what it is shown.
+            verify(copy.deepcopy(prepared), network, data.calibration(), "The graph of torch.fx")
             for images in data.calibration().split(self.calibration_batch):
                 prepared(images)
             return save_torchscript(convert_fx(prepared), network, data, folder)
@@ -140,14 +144,13 @@ def save_torchscript(converted: nn.Module, network: nn.Module, data: ImageData, 
         data: The images that the network is for.
         folder: The folder to write to.
     """
+    layers = layer_table(graph_of(trace(network, data)), network, data)
     with torch.no_grad():
         traced = torch.jit.freeze(torch.jit.trace(converted, example_input(data), check_trace=False).eval())
     traced.save(str(folder / "whole.ts"))
     _without_source(folder / "whole.ts", folder / "model.ts")
     (folder / "whole.ts").unlink()
-    return Compressed(
-        "model.ts", with_formats(layer_table(network, data), _formats(converted)), statistics=_facts(converted, network)
-    )
+    return Compressed("model.ts", with_formats(layers, _formats(converted)), statistics=_facts(converted, network))
 
 
 def _without_source(whole: Path, target: Path) -> None:
@@ -180,7 +183,7 @@ def _facts(converted: nn.Module, network: nn.Module) -> dict[str, dict[str, floa
     found = {}
     for name, module in converted.named_modules():
         if isinstance(module, (dynamic.Linear, quantized.Linear)):
-            weight, rounded = network.get_parameter(f"{name}.weight").detach(), module.weight()
+            weight, rounded = weight_named(network, name).detach(), module.weight()
             if rounded.is_quantized:
                 each = rounded.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
                 scale = rounded.q_per_channel_scales() if each else torch.tensor(rounded.q_scale())

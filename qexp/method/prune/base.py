@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
 from qexp.method.fine_tuning import FineTuning
-from qexp.method.graph import WEIGHTED, export, layer_table, save_graph
+from qexp.method.graph import save_fp32
 from qexp.model.base import load_weights, read_weights
 from qexp.types import EngineSpec, UserError
 
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 WEIGHTS_FILE = "weights.safetensors"
 
 
@@ -103,8 +104,8 @@ def save_network(
                 f"{type(network).__name__} computes something else with the shapes of these weights: it cannot be "
                 "pruned."
             )
-    save_graph(export(result, data), folder / "model.pt2", coded)
-    return Compressed("model.pt2", layer_table(result, data), files=(WEIGHTS_FILE,), network=result)
+    layers = save_fp32(result, data, folder / "model.pt2", coded)
+    return Compressed("model.pt2", layers, files=(WEIGHTS_FILE,), network=result)
 
 
 def save_weights(network: nn.Module, file: Path) -> None:

@@ -17,9 +17,9 @@ from qexp.data.base import ImageData
 from qexp.method.artifacts import write_artifact
 from qexp.method.base import ANY_ENGINE, Compressed, Method
 from qexp.method.fine_tuning import FineTuning, FineTuningSession
-from qexp.method.graph import count_macs, export, layer_table, save_graph
+from qexp.method.graph import count_macs, save_fp32
 from qexp.method.prune.base import NetworkMethod, restore, save_weights
-from qexp.method.prune.dependency_graph import IMPORTANCES, Group, Removed, groups_of, without
+from qexp.method.prune.dependency_graph import IMPORTANCES, Group, Removed, groups_of, removable, without
 from qexp.types import Artifact, EngineSpec, UserError, nearest
 
 TARGETS = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}
@@ -122,8 +122,13 @@ class PruneChannels(NetworkMethod):
         order = self.order(groups, widths)
         with tempfile.TemporaryDirectory(prefix=".timed-", dir=folder.parent) as scratch:
             reached = partial(self.reached, original=original, data=data, scratch=Path(scratch))
+            try:
+                best = without(network, data, removed(groups, order))
+            except UserError:
+                groups = removable(network, data, groups, removed(groups, order))
+                order = self.order(groups, widths)
+                best = without(network, data, removed(groups, order))
             low, high = 0, len(order)
-            best = without(network, data, removed(groups, order))
             most = reached(best)
             if most < ratio:
                 raise UserError(
@@ -194,7 +199,7 @@ def removed(groups: list[Group], order: list[tuple[int, int]]) -> Removed:
 
 def size_of(network: nn.Module, data: ImageData, target: str) -> int:
     """The number of MACs for one image if the target is `macs`, otherwise the number of parameters."""
-    return count_macs(network, data)[""] if target == "macs" else sum(p.numel() for p in network.parameters())
+    return count_macs(network, data) if target == "macs" else sum(p.numel() for p in network.parameters())
 
 
 def fine_tuned(network: nn.Module, session: FineTuningSession) -> nn.Module:
@@ -230,8 +235,7 @@ class _AsItIs(Method):
         super().__init__(bits=32)
 
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
-        save_graph(export(network, data), folder / "model.pt2")
-        return Compressed("model.pt2", layer_table(network, data))
+        return Compressed("model.pt2", save_fp32(network, data, folder / "model.pt2"))
 
 
 def to_time(network: nn.Module, data: ImageData, folder: Path) -> Artifact:

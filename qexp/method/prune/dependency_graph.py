@@ -86,6 +86,33 @@ def groups_of(network: nn.Module, data: ImageData, importance: str) -> list[Grou
     return found
 
 
+def removable(network: nn.Module, data: ImageData, groups: list[Group], most: Removed) -> list[Group]:
+    """The groups that can lose channels each for itself, without what forward expects of their number.
+
+    Forward may say it (`x.view(-1, 1568)`, the heads of attention), and bare parameters may have it.
+
+    Args:
+        network: The network, which is not changed.
+        data: The images that it is for.
+        groups: The groups to try.
+        most: The channels that each may lose at most.
+
+    Raises:
+        UserError: No group can, the last one for this reason.
+    """
+    found, refusal = [], None
+    for group in groups:
+        if group.layer in most:
+            try:
+                without(network, data, {group.layer: most[group.layer]})
+                found.append(group)
+            except UserError as error:
+                refusal = error
+    if not found and refusal:
+        raise refusal
+    return found
+
+
 def without(network: nn.Module, data: ImageData, removed: Removed) -> nn.Module:
     """Copy the network without these channels, in eval mode.
 
@@ -132,14 +159,13 @@ def _holds_logits(group: tp.Group) -> bool:
 
 
 def _sets(group: tp.Group) -> int:
-    """How many groups of channels the convolutions in `group` have.
+    """How many groups of channels the convolutions and group norms in `group` have.
 
     Depthwise convolutions do not count, since their channels are independent of each other.
     """
     layers = [item.dep.target.module for item in group]
-    return math.lcm(
-        *(m.groups for m in layers if isinstance(m, nn.modules.conv._ConvNd) and m.groups != m.in_channels), 1
-    )
+    convolutions = [m.groups for m in layers if isinstance(m, nn.modules.conv._ConvNd) and m.groups != m.in_channels]
+    return math.lcm(*convolutions, *(m.num_groups for m in layers if isinstance(m, nn.GroupNorm)), 1)
 
 
 def _scores(network: nn.Module, data: ImageData, groups: list[tp.Group], importance: str) -> list[Tensor | None]:
@@ -147,7 +173,13 @@ def _scores(network: nn.Module, data: ImageData, groups: list[tp.Group], importa
 
     `taylor` needs gradients, which are those of the loss on calibration images.
     """
-    estimate = IMPORTANCES[importance]
+
+    def estimate(group: tp.Group) -> Tensor | None:
+        try:
+            return IMPORTANCES[importance](group)
+        except IndexError:  # Torch-Pruning has lost count of the channels, behind a flatten for example
+            return None
+
     if importance != "taylor":
         return [estimate(group) for group in groups]
     sums: list[Tensor | None] = [None] * len(groups)

@@ -24,7 +24,8 @@ from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
 from qexp.method.bits import FLOAT, BitWidths, plan_bits
-from qexp.method.graph import export, fold_batch_norms, layer_table, save_graph, with_formats
+from qexp.method.graph import export, folded_graph, layer_table, save_graph, with_formats
+from qexp.method.layers import is_weighted, layer_path
 from qexp.method.quantize.corrections import correct_bias, equalise
 from qexp.method.quantize.fake_quantize import (
     SCHEMES,
@@ -33,15 +34,14 @@ from qexp.method.quantize.fake_quantize import (
     PackedWeight,
     WeightFakeQuantize,
     fix_all,
+    in_floating_point,
 )
 from qexp.method.quantize.layer_statistics import layer_statistics
 from qexp.method.quantize.numerics import Grid
 from qexp.method.quantize.observers import OBSERVERS
 from qexp.method.quantize.placement import (
-    WEIGHTED,
     FusedPlacement,
     LayerSpec,
-    layer_path,
     weighted_layers,
     x86_inductor_placement,
 )
@@ -146,9 +146,7 @@ class Quantization(Method):
 
     def folded(self, network: nn.Module, data: ImageData) -> GraphModule:
         """The fp32 graph that quantizers are put into."""
-        # A copy, since an exported graph shares its weights with the network, and later steps change them.
-        source = copy.deepcopy(network) if self.fuse else with_separate_norms(network)
-        folded = fold_batch_norms(export(source, data).module())
+        folded = folded_graph(network, data, self.fuse)
         if self.equalisation:
             equalise(folded)
         return folded
@@ -162,7 +160,8 @@ class Quantization(Method):
         """Convert the tuned graph and write it. `exact` is the graph before tuning, to tell what was changed."""
         found = layer_statistics(prepared, exact, data.calibration())
         converted = convert_pt2e(prepared)
-        layers = with_formats(layer_table(network, data), layer_formats(converted))
+        with in_floating_point(exact):
+            layers = with_formats(layer_table(exact, network, data), layer_formats(converted))
         drop_unused(converted)
         save_graph(export(converted, data), folder / "model.pt2")
         files = (found.save(folder),)
@@ -244,7 +243,7 @@ def layer_formats(converted: GraphModule) -> dict[str, tuple[str, str]]:
     """Read the (weight, activation) formats of each convolution and linear layer off the graph, by module path."""
     formats = {}
     for node in converted.graph.nodes:
-        if node.op == "call_function" and node.target in WEIGHTED:
+        if is_weighted(node):
             formats[layer_path(node)] = (_format(node.args[1], converted), _format(node.args[0], converted))
     return formats
 
@@ -268,27 +267,3 @@ def drop_unused(converted: GraphModule) -> None:
         path, _, leaf = name.rpartition(".")
         if name not in used and path not in modules:
             delattr(converted.get_submodule(path), leaf)
-
-
-class Affine(nn.Module):
-    """Batch norm at inference as scale[C,1,1] * x[B,C,H,W] + shift[C,1,1], which is not folded into a convolution."""
-
-    def __init__(self, norm: nn.BatchNorm2d):
-        super().__init__()
-        assert norm.running_var is not None and norm.running_mean is not None
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        self.scale = nn.Parameter(scale.detach()[:, None, None])
-        self.shift = nn.Parameter((norm.bias - norm.running_mean * scale).detach()[:, None, None])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, x, self.scale)
-
-
-def with_separate_norms(network: nn.Module) -> nn.Module:
-    """Copy a network so that its batch norms stay operators of their own."""
-    copied = copy.deepcopy(network)
-    for module in list(copied.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, Affine(child))
-    return copied

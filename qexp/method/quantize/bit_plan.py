@@ -17,6 +17,7 @@ from yaml import YAMLError, safe_load
 from qexp.data.base import ImageData
 from qexp.method.artifacts import packed_bits
 from qexp.method.bits import FLOAT, BitWidths, plan_bits
+from qexp.method.layers import weight_named
 from qexp.method.quantize.base import Quantization
 from qexp.method.quantize.placement import weighted_layers
 from qexp.method.quantize.sensitivity import Sensitivity, sensitivities
@@ -119,9 +120,8 @@ def size_mb(network: nn.Module, weights: Mapping[str, Tensor], plan: BitPlan) ->
 
 
 def weights_of(network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]:
-    """The weight of each layer, by module path."""
-    modules = dict(network.named_modules())
-    return {name: modules[name].weight.detach() for name in layers}
+    """The weight of each layer, by its name."""
+    return {name: weight_named(network, name).detach() for name in layers}
 
 
 def allocate(losses: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], limit: int) -> list[int]:

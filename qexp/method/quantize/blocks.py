@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from qexp.method.quantize.placement import COMBINING, FUSED_ACTIVATIONS, WEIGHTED
+from qexp.method.layers import is_weighted
+from qexp.method.quantize.placement import COMBINING, FUSED_ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def residual_blocks(prepared: GraphModule) -> list[Block]:
     ]
     source, found, has_layer = nodes[0], [], False
     for position, node in enumerate(nodes[1:], start=1):
-        has_layer |= node.target in WEIGHTED
+        has_layer |= is_weighted(node)
         alive = [earlier for earlier in nodes[: position + 1] if last_read[place[earlier]] > position]
         if alive == [node] and has_layer and _ends_here(node):
             found.append(Block(source, node))
@@ -48,7 +49,7 @@ def single_layers(prepared: GraphModule) -> list[Block]:
     """Make a block of each layer, together with the quantizers of its input and the activation that follows it."""
     found = []
     for node in _activations(prepared):
-        if node.target in WEIGHTED:
+        if is_weighted(node):
             source, result = node.all_input_nodes[0], node
             while source.op == "call_module":
                 (source,) = source.all_input_nodes
@@ -70,8 +71,7 @@ def _activations(prepared: GraphModule) -> list[Node]:
 def _ends_here(node: Node) -> bool:
     """Whether no reader of the node is an activation or a pooling, which would belong to the same block."""
     return all(
-        user.op in ("call_module", "output") or user.target in WEIGHTED or user.target in COMBINING
-        for user in node.users
+        user.op in ("call_module", "output") or is_weighted(user) or user.target in COMBINING for user in node.users
     )
 
 

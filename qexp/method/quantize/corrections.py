@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from qexp.method.layers import aten, is_weighted
 from qexp.method.quantize.fake_quantize import in_floating_point
-from qexp.method.quantize.placement import WEIGHTED, aten
 
 # Operators with f(s * x) = s * f(x) for every s > 0, channel by channel.
 HOMOGENEOUS = {
@@ -43,13 +43,13 @@ def equalise(graph: GraphModule) -> None:
 
 def _pairs(graph: GraphModule) -> Iterator[tuple[Node, Node]]:
     for first in graph.graph.nodes:
-        if first.target not in WEIGHTED:
+        if not is_weighted(first):
             continue
         node = first
         while len(node.users) == 1 and (node := next(iter(node.users))).target in HOMOGENEOUS:
             pass
         if (
-            node.target in WEIGHTED
+            is_weighted(node)
             and node is not first
             and node.args[0] is not first.args[0]
             and _channels_match(graph, first, node)
@@ -109,15 +109,16 @@ class _Means(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
-        if n.op != "call_function" or n.target not in WEIGHTED:
+        if not is_weighted(n):
             return result
-        mean = result.transpose(0, 1).flatten(1).mean(1)
+        channels = result.dim() - 1 if n.target == aten.linear.default else 1
+        mean = result.movedim(channels, 0).flatten(1).mean(1)
         self.means[n.name] = mean
         if self.wanted is None:
             return result
         shift = self.wanted[n.name] - mean
         _bias(self.graph_module, n).add_(shift)
-        return result + shift.reshape([1, -1] + [1] * (result.dim() - 2))
+        return result + shift.reshape([-1] + [1] * (result.dim() - 1 - channels))
 
 
 def _bias(graph: GraphModule, layer: Node) -> Tensor:

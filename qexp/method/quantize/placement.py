@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import (
     QuantizationAnnotation,
@@ -19,9 +19,8 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-aten = torch.ops.aten
+from qexp.method.layers import aten, is_weighted, layer_path
 
-WEIGHTED = {aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
 # Elementwise operators whose result has a range of its own.
 COMBINING = {aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor, aten.addcmul.default}
 # Activations that an integer kernel applies to its own result before rounding.
@@ -35,8 +34,6 @@ SCALE_KEEPING = {
     aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int,
     aten.dropout.default, aten.cat.default,
 }  # fmt: skip
-# The batch norm of a training graph. Conversion folds it into the convolution before it.
-BATCH_NORM = {aten.batch_norm.default}
 
 
 @dataclass(frozen=True)
@@ -47,15 +44,9 @@ class LayerSpec:
     activation: QuantizationSpec | None
 
 
-def layer_path(node: Node) -> str:
-    """The module path of the layer that a node of an exported graph comes from."""
-    return list(node.meta["nn_module_stack"].values())[-1][0]
-
-
 def weighted_layers(graph: GraphModule) -> list[str]:
-    """Module paths of all convolutions and linear layers, in the order in which they are computed."""
-    nodes = [n for n in graph.graph.nodes if n.op == "call_function" and n.target in WEIGHTED]
-    return list(dict.fromkeys(layer_path(node) for node in nodes))
+    """The names of all layers that can become integers, in the order in which they are computed."""
+    return list(dict.fromkeys(layer_path(node) for node in graph.graph.nodes if is_weighted(node)))
 
 
 def x86_inductor_placement(layer: LayerSpec) -> Quantizer:
@@ -69,6 +60,16 @@ def x86_inductor_placement(layer: LayerSpec) -> Quantizer:
     return X86InductorQuantizer().set_global(
         QuantizationConfig(layer.activation, layer.activation, layer.weight, bias=None)
     )
+
+
+def _is_float(node: Node) -> bool:
+    """Whether the result of a node is a tensor of floating-point numbers, and no size and no index."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _float_inputs(node: Node) -> list[Node]:
+    return [source for source in node.all_input_nodes if _is_float(source)]
 
 
 class FusedPlacement(Quantizer):
@@ -99,7 +100,7 @@ class FusedPlacement(Quantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
-            if node.op == "call_function":
+            if node.op == "call_function" and _is_float(node):
                 self._annotate(node)
         return model
 
@@ -107,29 +108,26 @@ class FusedPlacement(Quantizer):
         """Accept every graph. Operators without an annotation stay in floating point, which coverage reports."""
 
     def _annotate(self, node: Node) -> None:
-        if node.target in WEIGHTED:
-            data, weight = node.all_input_nodes[:2]
+        if is_weighted(node):
+            data, weight, *_ = node.args
+            assert isinstance(data, Node) and isinstance(weight, Node)
             spec = self.layers[layer_path(node)]
             self._set(node, {data: spec.activation, weight: spec.weight}, self._output(node))
-        elif node.target in BATCH_NORM:
-            self._set(node, {}, self._output(node))
         elif node.target in COMBINING:
-            inputs = [source for source in node.all_input_nodes if source.op != "get_attr"]
+            inputs = [source for source in _float_inputs(node) if source.op != "get_attr"]
             self._set(node, dict.fromkeys(inputs, self.between), self._output(node))
         elif node.target in FUSED_ACTIVATIONS and not self.before_activation:
             self._set(node, {}, self._wanted(node))
         elif node.target in SCALE_KEEPING or node.target in FUSED_ACTIVATIONS:
-            wanted = self._wanted(node)
-            if wanted:
-                first, *others = node.all_input_nodes  # a concatenation has several
+            wanted, inputs = self._wanted(node), _float_inputs(node)
+            if wanted and inputs:
+                first, *others = inputs  # a concatenation has several
                 shared = SharedQuantizationSpec((first, node))
                 self._set(node, {first: wanted, **dict.fromkeys(others, shared)}, shared)
 
     def _output(self, node: Node) -> QuantizationSpec | None:
         """The spec of the node's result, or None if the next operator belongs to it and has its result quantised."""
         followers = list(node.users)
-        if len(followers) == 1 and followers[0].target in BATCH_NORM:
-            return None
         followed = len(followers) == 1 and followers[0].target in FUSED_ACTIVATIONS
         return None if followed and not (self.unfused or self.before_activation) else self._wanted(node)
 
@@ -140,7 +138,7 @@ class FusedPlacement(Quantizer):
 
     def _reads(self, reader: Node) -> QuantizationSpec | None:
         """The spec that `reader` asks for."""
-        if reader.target in WEIGHTED:
+        if is_weighted(reader):
             return self.layers[layer_path(reader)].activation
         if reader.op == "output" or reader.target in COMBINING:
             return self.between

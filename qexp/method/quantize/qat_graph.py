@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qexp.data.base import ImageData
-from qexp.method.graph import export
+from qexp.method.batch_norms import BATCH_NORM, foldable_layer
+from qexp.method.graph import graph_of, trace
+from qexp.method.layers import is_weighted, layer_path, weight_named
 from qexp.method.quantize.fake_quantize import FakeQuantize, WeightFakeQuantize, quantizers
-from qexp.method.quantize.placement import BATCH_NORM, WEIGHTED, layer_path
 
 SMALLEST = 1e-5  # least magnitude of a channel's factor, which the channel's weights are divided by
 
@@ -117,8 +118,9 @@ def trainable(prepared: GraphModule, network: nn.Module, data: ImageData) -> Gra
     copied.output(logits)
     trained = GraphModule(prepared, copied)
     for node in list(trained.graph.nodes):
-        if node.op == "call_function" and node.target in WEIGHTED and (path := layer_path(node)) in norms:
-            _restore(trained, node, modules[path].weight, modules[norms[path]])
+        if is_weighted(node) and (name := layer_path(node)) in norms:
+            bias = getattr(modules.get(name), "bias", None)
+            _restore(trained, node, weight_named(network, name), plain_norm(modules[norms[name]], bias))
     trained.graph.eliminate_dead_code()
     trained.recompile()
     # Without the weights and quantizers that have moved into a ConvNorm.
@@ -128,13 +130,25 @@ def trainable(prepared: GraphModule, network: nn.Module, data: ImageData) -> Gra
     return fresh
 
 
+def plain_norm(norm: Any, bias: Tensor | None) -> nn.Module:
+    """A batch norm by itself that computes what `norm` does after a layer with this bias, for a layer without it.
+
+    It has weights, and no activation, whatever the class of `norm` has.
+    """
+    kind = nn.BatchNorm1d if isinstance(norm, nn.BatchNorm1d) else nn.BatchNorm2d
+    made = kind(norm.num_features, norm.eps, norm.momentum)
+    made.load_state_dict(norm.state_dict(), strict=False)
+    if bias is not None:
+        made.running_mean = norm.running_mean - bias.detach()
+    return made.train(norm.training)
+
+
 def folded_norms(network: nn.Module, data: ImageData) -> dict[str, str]:
-    """The module path of the batch norm that follows each convolution, by the convolution's module path."""
-    found = {}
-    for node in export(network, data).graph.nodes:
-        if node.target in WEIGHTED and len(node.users) == 1 and (reader := next(iter(node.users))).target in BATCH_NORM:
-            found[layer_path(node)] = layer_path(reader)
-    return found
+    """The module path of the batch norm that is folded into each layer, by the layer's name."""
+    graph = graph_of(trace(network, data))
+    norms = [node for node in graph.graph.nodes if node.target == BATCH_NORM]
+    folded = {norm: layer for norm in norms if (layer := foldable_layer(graph, norm))}
+    return {layer_path(layer): [*norm.meta["nn_module_stack"].values()][-1][0] for norm, layer in folded.items()}
 
 
 def _restore(graph: GraphModule, node: Node, weight: Tensor, norm: Any) -> None:
@@ -188,7 +202,7 @@ def hand_over(trained: GraphModule, prepared: GraphModule) -> None:
     """
     with torch.no_grad():
         for node in prepared.graph.nodes:
-            if node.op != "call_function" or node.target not in WEIGHTED:
+            if not is_weighted(node):
                 continue
             name = f"{layer_path(node).replace('.', '_')}_with_norm"
             if hasattr(trained, name):

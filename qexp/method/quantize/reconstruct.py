@@ -16,6 +16,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -229,7 +230,7 @@ class Fit:
         """Put the rounded weights and the learned scales into the prepared graph for good."""
         with torch.no_grad():
             for name, rounding in self.roundings.items():
-                self.prepared.get_parameter(name).copy_(rounding.hard())
+                attrgetter(name)(self.prepared).copy_(rounding.hard())
         for quantizer in quantizers(self.graph).values():
             quantizer.keep_scale()
 
@@ -239,4 +240,4 @@ def _cosine(progress: float) -> float:
 
 
 def _weight(prepared: GraphModule, source: Node) -> Tensor:
-    return prepared.get_parameter(str(source.target)).detach()
+    return attrgetter(str(source.target))(prepared).detach()  # a parameter, or a buffer with fixed filters

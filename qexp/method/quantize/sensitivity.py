@@ -19,11 +19,12 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from qexp.data.base import ImageData
 from qexp.method.bits import FLOAT, BitWidths
+from qexp.method.layers import is_weighted, layer_path
 from qexp.method.quantize.base import Quantization, observe
 from qexp.method.quantize.blocks import Block, extract, residual_blocks
 from qexp.method.quantize.fake_quantize import FakeQuantize, fix_all, quantizers
 from qexp.method.quantize.numerics import Grid, sqnr_db
-from qexp.method.quantize.placement import WEIGHTED, LayerSpec, layer_path
+from qexp.method.quantize.placement import LayerSpec
 from qexp.types import EngineSpec
 
 
@@ -87,8 +88,8 @@ class EachLayer(Quantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
-            if node.op == "call_function" and node.target in WEIGHTED:
-                data, weight = node.all_input_nodes[:2]
+            if is_weighted(node):
+                data, weight = node.args[:2]
                 specs: dict[Any, QuantizationSpecBase | None] = {data: self.spec.activation, weight: self.spec.weight}
                 node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
                     specs, None, allow_implicit_sharing=False, _annotated=True
@@ -108,7 +109,7 @@ def roundings(prepared: GraphModule) -> dict[str, Rounding]:
     modules = quantizers(prepared)
     found: dict[str, Rounding] = {}
     for node in prepared.graph.nodes:
-        if node.op == "call_function" and node.target in WEIGHTED:
+        if is_weighted(node):
             rounding = found.setdefault(layer_path(node), Rounding())
             rounding.activations.append(modules[str(node.args[0].target)])
             rounding.weights.append(modules[str(node.args[1].target)])
@@ -176,9 +177,7 @@ def _from_each_block(prepared: GraphModule, x: Tensor, batch: int) -> Iterator[t
     seen: set[str] = set()
     for block in residual_blocks(prepared):
         part = extract(prepared, block)
-        names = dict.fromkeys(
-            layer_path(n) for n in part.graph.nodes if n.op == "call_function" and n.target in WEIGHTED
-        )
+        names = dict.fromkeys(layer_path(n) for n in part.graph.nodes if is_weighted(n))
         yield [name for name in names if name not in seen], extract(prepared, Block(block.source, logits)), x
         seen |= names.keys()
         x = _answers(part, x, batch)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qexp.data.random import RandomData
-from qexp.method.graph import export, fold_batch_norms
+from qexp.method.graph import export, folded_graph, graph_of
+from qexp.method.layers import is_weighted
 from qexp.method.quantize.corrections import CORRECTION_IMAGES, correct_bias, equalise
 from qexp.method.quantize.fake_quantize import quantizers
-from qexp.method.quantize.placement import WEIGHTED
 from qexp.types import EngineSpec
 from tests import configured
 from tests.method.graphs import values
@@ -42,7 +42,7 @@ def weights(graph: nn.Module, *names: str) -> list[Tensor]:
 
 
 def test_equalisation_evens_out_neighbours_and_keeps_the_function(pretend_data: RandomData) -> None:
-    graph = export(plain(), pretend_data).module()
+    graph = graph_of(export(plain(), pretend_data))
     x = pretend_data.calibration()
     with torch.no_grad():
         before = graph(x)
@@ -64,7 +64,7 @@ def test_a_channel_of_zeros_stays(pretend_data: RandomData) -> None:
     ).eval()
     with torch.no_grad():
         network[0].weight[1], network[2].weight[:, 2] = 0, 0
-        graph = export(network, pretend_data).module()
+        graph = graph_of(export(network, pretend_data))
         before = graph(pretend_data.calibration())
         flattened = graph.get_parameter("4.weight").clone()
         equalise(graph)
@@ -103,13 +103,13 @@ class Twice(nn.Module):
 def test_layers_that_cannot_be_scaled_stay(make: Callable[[], nn.Module], pretend_data: RandomData) -> None:
     network = make().eval()
     before = [value.clone() for value in network.state_dict().values()]
-    graph = export(network, pretend_data).module()
+    graph = graph_of(export(network, pretend_data))
     equalise(graph)
     assert all(torch.equal(old, new) for old, new in zip(before, graph.state_dict().values(), strict=True))
 
 
 def test_residual_branches_stay(pretend_data: RandomData, network: nn.Module) -> None:
-    graph = fold_batch_norms(export(network, pretend_data).module())
+    graph = folded_graph(network, pretend_data)
     old = {name: value.clone() for name, value in graph.named_parameters()}
     x = pretend_data.calibration()
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_residual_branches_stay(pretend_data: RandomData, network: nn.Module) ->
 def means(graph: GraphModule, x: Tensor) -> dict[str, Tensor]:
     """Mean output per channel of each layer by its node's name, in float64."""
     computed = values(graph, x)
-    layers = [node.name for node in graph.graph.nodes if node.target in WEIGHTED]
+    layers = [node.name for node in graph.graph.nodes if is_weighted(node)]
     return {name: computed[name].double().mean([d for d in range(computed[name].dim()) if d != 1]) for name in layers}
 
 
@@ -133,7 +133,7 @@ def test_bias_correction_restores_mean_outputs(residual: bool, pretend_data: Ran
     source = network if residual else plain()
     biases = {name: value.clone() for name, value in source.state_dict().items()}
     x = pretend_data.calibration()
-    wanted = means(fold_batch_norms(export(source, pretend_data).module()), x)
+    wanted = means(folded_graph(source, pretend_data), x)
     rounded, corrected = (
         configured.method("static", bits=3, bias_correction=on).calibrated(source, pretend_data, EngineSpec())
         for on in (False, True)
@@ -149,7 +149,7 @@ def test_bias_correction_restores_mean_outputs(residual: bool, pretend_data: Ran
         "the network itself is not changed"
     )
     without_bias = [
-        node for node in rounded.graph.nodes if node.target in WEIGHTED and (len(node.args) < 3 or node.args[2] is None)
+        node for node in rounded.graph.nodes if is_weighted(node) and (len(node.args) < 3 or node.args[2] is None)
     ]
     assert len(without_bias) == (0 if residual else 1)
     for node in without_bias:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from qexp.data.random import RandomData
-from qexp.method.graph import export, fold_batch_norms
+from qexp.method.graph import folded_graph
 from qexp.method.quantize.fake_quantize import FakeQuantize, PackedWeight, WeightFakeQuantize, fix_all, quantizers
 from qexp.method.quantize.numerics import Grid
 from qexp.method.quantize.observers import MinMax
@@ -176,7 +176,7 @@ class OneUnusedConvolution(nn.Module):
 
 def test_tensors_that_were_never_seen_are_named(pretend_data: RandomData) -> None:
     network = OneUnusedConvolution().eval()
-    folded = fold_batch_norms(export(network, pretend_data).module())
+    folded = folded_graph(network, pretend_data)
     prepared = prepare_pt2e(folded, configured.method("static").placement(folded, EngineSpec()))
     with torch.no_grad():
         prepared(pretend_data.calibration())

@@ -18,7 +18,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
-from qexp.method.graph import export, fold_batch_norms
+from qexp.method.graph import folded_graph
 from qexp.method.quantize.blocks import Block, extract, residual_blocks, single_layers, value_of
 from qexp.method.quantize.fake_quantize import FakeQuantize, PackedWeight, WeightFakeQuantize, quantizers
 from qexp.method.quantize.numerics import Grid, as_rows
@@ -185,7 +185,7 @@ def test_reconstruction_beats_the_nearest_value(
     nearest = configured.method("static", **options).calibrated(small, pretend_data, EngineSpec())
     learned = tuned(small, pretend_data, algorithm=algorithm, **options, iterations=250, scale_lr=1e-3, batch_size=16)
     x = pretend_data.calibration()
-    exact = values(fold_batch_norms(export(small, pretend_data).module()), x)
+    exact = values(folded_graph(small, pretend_data), x)
     rounded, fitted = values(nearest, x), values(learned, x)
     # The pixels of pretend images are independent: there, no rounding is much better than the nearest.
     for name, most in (("relu", 1.001), ("relu_1", 0.95), ("linear", 0.75)):

@@ -16,8 +16,8 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
-from qexp.method.graph import export, fold_batch_norms
-from qexp.method.quantize.base import layer_formats, with_separate_norms
+from qexp.method.graph import export, folded_graph, graph_of
+from qexp.method.quantize.base import layer_formats
 from qexp.method.quantize.fake_quantize import fix_all
 from qexp.method.quantize.static import Static
 from qexp.types import EngineSpec, UserError
@@ -145,7 +145,7 @@ def test_every_layer_is_found_quantised_in_the_graph(
 
 
 def test_an_unannotated_graph_counts_as_float(pretend_data: RandomData, network: nn.Module) -> None:
-    graph = export(network, pretend_data).module()
+    graph = graph_of(export(network, pretend_data))
     assert set(layer_formats(graph).values()) == {("float32", "float32")}
 
 
@@ -154,7 +154,7 @@ def test_unfused_keeps_batch_norm_apart_and_rounds_before_the_activation(
 ) -> None:
     x = pretend_data.calibration()
     with torch.no_grad():
-        torch.testing.assert_close(with_separate_norms(network)(x), network(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(folded_graph(network, pretend_data, fuse=False)(x), network(x), rtol=1e-4, atol=1e-4)
     assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules()), "the network itself is not changed"
 
     def quantize_nodes(method: Static) -> int:
@@ -171,7 +171,7 @@ def test_unfused_keeps_batch_norm_apart_and_rounds_before_the_activation(
 
 
 def test_observers_that_saw_nothing_are_an_error_that_names_them(pretend_data: RandomData, network: nn.Module) -> None:
-    folded = fold_batch_norms(export(network, pretend_data).module())
+    folded = folded_graph(network, pretend_data)
     prepared = prepare_pt2e(folded, configured.method("static").placement(folded, EngineSpec()))
     with pytest.raises(UserError, match=r"Not calibrated.*relu"):
         fix_all(prepared)

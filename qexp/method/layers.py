@@ -1,0 +1,120 @@
+"""The layers of exported graphs: operators with a constant weight, and the names that their weights give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+
+# What tables call each kind of layer.
+KINDS: dict[Any, str] = {
+    aten.conv1d.default: "conv1d", aten.conv1d.padding: "conv1d",
+    aten.conv2d.default: "conv2d", aten.conv2d.padding: "conv2d",
+    aten.conv3d.default: "conv3d", aten.conv3d.padding: "conv3d",
+    aten.conv_transpose1d.default: "convtranspose1d", aten.conv_transpose2d.input: "convtranspose2d",
+    aten.conv_transpose3d.input: "convtranspose3d",
+    aten.linear.default: "linear",
+}  # fmt: skip
+# The operators that can become integers.
+WEIGHTED = {aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
+NAME = "qexp_layer"  # key of a layer's name among the meta data of its node
+
+
+def layer_nodes(graph: GraphModule) -> Iterator[Node]:
+    """The nodes of all layers, in the order in which they are computed."""
+    return (node for node in graph.graph.nodes if node.op == "call_function" and NAME in node.meta)
+
+
+def is_weighted(node: Node) -> bool:
+    """Whether a node is a layer that can become integers."""
+    return node.op == "call_function" and node.target in WEIGHTED and NAME in node.meta
+
+
+def layer_path(node: Node) -> str:
+    """The name of a layer, which is the path of the module that has its weight, or the path of the weight itself."""
+    return node.meta[NAME]
+
+
+def name_layers(graph: GraphModule) -> None:
+    """Name the layers of an exported graph after their weights. Operators whose weight is computed are no layers."""
+    for node in graph.graph.nodes:
+        if node.target in KINDS and isinstance(node.args[1], Node) and node.args[1].op == "get_attr":
+            node.meta[NAME] = str(node.args[1].target).removesuffix(".weight")
+
+
+def weight_named(network: nn.Module, layer: str) -> Tensor:
+    """The weight of a layer, by the name that the layer has in the network's graph."""
+    owner, _, leaf = layer.rpartition(".")
+    known = dict(network.named_modules())
+    if isinstance(getattr(known.get(layer), "weight", None), Tensor):
+        return known[layer].weight
+    return getattr(known[owner], leaf)
+
+
+def parameters_of(network: nn.Module, layer: str) -> int:
+    """The number of parameters of a layer, with its bias where both belong to one module."""
+    module = dict(network.named_modules()).get(layer)
+    return sum(p.numel() for p in module.parameters()) if module else weight_named(network, layer).numel()
+
+
+def constant_value(graph: GraphModule, constant: Node) -> Tensor:
+    """The tensor that a get_attr node stands for."""
+    return attrgetter(str(constant.target))(graph).data
+
+
+def compute_constants(graph: GraphModule) -> None:
+    """Compute once whatever an exported graph computes from its constants alone, such as standardised weights."""
+    known: dict[Node, Any] = {}
+    with torch.no_grad():
+        for node in graph.graph.nodes:
+            if node.op == "get_attr":
+                known[node] = constant_value(graph, node)
+            elif _is_constant(node, known):
+                args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+                known[node] = node.target(*args, **kwargs)
+    computed = {node: value for node, value in known.items() if node.op != "get_attr" and isinstance(value, Tensor)}
+    made = [_replace(graph, n, value) for n, value in computed.items() if any(user not in known for user in n.users)]
+    graph.graph.eliminate_dead_code()
+    for constant in made:
+        _name_like_its_module(graph, constant)
+    graph.recompile()
+
+
+def _is_constant(node: Node, known: dict[Node, Any]) -> bool:
+    return (
+        node.op == "call_function"
+        and isinstance(node.target, torch._ops.OpOverload)
+        and not node.target._schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in node.target.tags
+        and all(source in known for source in node.all_input_nodes)
+    )
+
+
+def _replace(graph: GraphModule, node: Node, value: Tensor) -> Node:
+    graph.register_buffer(f"{node.name}_constant", value.detach().clone())
+    with graph.graph.inserting_before(node):
+        constant = graph.graph.get_attr(f"{node.name}_constant")
+    constant.meta["val"] = node.meta.get("val")
+    node.replace_all_uses_with(constant)
+    return constant
+
+
+def _name_like_its_module(graph: GraphModule, constant: Node) -> None:
+    """Give the computed weight of a layer the name of the weight that it was computed from, if nothing else has it."""
+    layers = [user for user in constant.users if user.target in KINDS and user.args[1] is constant]
+    stack = list((layers[0].meta.get("nn_module_stack") or {}).values()) if layers else []
+    name = f"{stack[-1][0]}.weight" if stack and stack[-1][0] else ""
+    if name and all(node.target != name for node in graph.graph.nodes if node.op == "get_attr"):
+        value = constant_value(graph, constant)
+        delattr(graph, str(constant.target))
+        owner, leaf = graph.get_submodule(stack[-1][0]), "weight"
+        if hasattr(owner, leaf):
+            delattr(owner, leaf)
+        owner.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+        constant.target = name

@@ -1,0 +1,151 @@
+"""Networks as other people write them: graphs compute what these do, or one sentence says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qexp.data.random import RandomData
+from qexp.method.batch_norms import fold_batch_norms
+from qexp.method.graph import count_macs, export, graph_of, layer_table
+from qexp.method.verification import check_alone, verify
+from qexp.model.base import bake
+from qexp.types import EngineSpec, UserError
+from tests import configured
+from tests.patterns import operators, weights
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "two norms share a convolution": weights.SharedConvTwoNorms,
+    "one of two readers is a norm": weights.SharedConvOneNorm,
+    "norms without weights": weights.PlainNorms,
+    "weight norm": weights.WeightNorm,
+    "former weight norm": lambda: weights.WeightNorm(kind="old"),
+    "spectral norm": lambda: weights.WeightNorm(kind="spectral"),
+    "standardised weights": weights.Standardised,
+    "bare weights": weights.Functional,
+    "norms with activations": weights.NormActs,
+    "linear and norm": weights.LinearNorm,
+    "norm over tokens": lambda: weights.LinearNorm(tokens=True),
+    "own normalisation": weights.OwnNormalisation,
+    "fixed filters": operators.AntiAliased,
+    "torch's encoder": operators.TinyViT,
+    "own attention": operators.SdpaViT,
+    "same padding": operators.EvenSame,
+    "pools with ceil_mode": operators.CeilPools,
+    "channel shuffle": operators.Shuffle,
+    "view of a fixed size": operators.FixedView,
+    "group norm and PReLU": operators.Groups,
+    "gates": operators.Gate,
+    "ConvNeXt": operators.Next,
+}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> RandomData:
+    folder = tmp_path_factory.mktemp("digits")
+    made = configured.data("random", images=64, image_size=28, channels=1, calibration_images=32, cache_dir=str(folder))
+    made.open()
+    return made
+
+
+def shaken(network: nn.Module, data: RandomData) -> nn.Module:
+    """The network in eval mode, with batch norms that have seen images."""
+    images = data.calibration()
+    with torch.no_grad():
+        for _ in range(10):
+            network.train()(images)
+    return network.eval()
+
+
+def made(name: str, data: RandomData) -> nn.Module:
+    torch.manual_seed(0)
+    return bake(shaken(NETWORKS[name](), data))
+
+
+def signal_to_noise(network: nn.Module, file: Path, images: Tensor) -> float:
+    """Decibels of the network's logits over the error of the graph in a file, in float64."""
+    with torch.no_grad():
+        exact, found = network(images).double(), torch.export.load(file).module()(images).double()
+    return float(10 * torch.log10(exact.square().sum() / (exact - found).square().sum()))
+
+
+@pytest.mark.parametrize(("method", "spec", "least_db"), [
+    ("none", EngineSpec(), 100), ("half", EngineSpec(half=("bfloat16",)), 35), ("static", EngineSpec(), 18),
+])  # fmt: skip
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_graph_computes_what_the_network_does(
+    name: str, method: str, spec: EngineSpec, least_db: float, digits: RandomData, tmp_path: Path
+) -> None:
+    network, applied = made(name, digits), configured.method(method)
+    found = applied.apply(network, digits, applied.resolve(spec), tmp_path)
+    assert signal_to_noise(network, tmp_path / found.graph, digits.calibration()) > least_db
+    if method != "none":
+        computed = {layer.name for layer in found.layers if layer.kind in ("conv2d", "linear")}
+        assert {layer.name for layer in found.layers if layer.quantized} >= computed, "counted where it happens"
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("name", ["two norms share a convolution", "norms with activations", "norm over tokens"])
+def test_batch_norms_are_gone_and_nothing_has_changed(name: str, fuse: bool, digits: RandomData) -> None:
+    network, images = made(name, digits), digits.calibration()
+    graph = fold_batch_norms(graph_of(export(network, digits)), fuse)
+    assert not any(node.target == torch.ops.aten.batch_norm.default for node in graph.graph.nodes)
+    torch.testing.assert_close(graph(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_wrong_graph_is_refused_at_the_module_where_it_parts(digits: RandomData) -> None:
+    network = made("own normalisation", digits)
+    graph = graph_of(export(network, digits))
+    graph.get_submodule("b.0").weight = nn.Parameter(1.01 * network.b[0].weight)  # type: ignore[index,union-attr]
+    with pytest.raises(UserError, match=r"The graph of OwnNormalisation computes something else .* module 'b.0'"):
+        verify(graph, network, digits.calibration(), "The graph")
+
+
+class Dropping(nn.Module):
+    """Drops values in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(F.dropout(x.flatten(1)))
+
+
+def test_a_network_that_is_random_is_refused(digits: RandomData) -> None:
+    with pytest.raises(UserError, match=r"other logits for the same images .* F.dropout needs training=self.training"):
+        export(Dropping().eval(), digits)
+
+
+def test_statistics_of_the_batch_are_refused_by_name(digits: RandomData) -> None:
+    network = shaken(weights.NoStats(), digits)
+    with pytest.raises(UserError, match=r"if other images are beside it.*: b1, b2 compute statistics of the batch"):
+        check_alone(network, digits.calibration())
+    check_alone(made("group norm and PReLU", digits), digits.calibration())
+
+
+def test_attention_is_counted(digits: RandomData) -> None:
+    """Multiply-accumulates by hand: 16 patches of 7x7 and a class token, 48 wide, in two blocks of four heads."""
+    network, tokens, width = made("torch's encoder", digits), 17, 48
+    linear = tokens * (width * 3 * width + width * width + 2 * width * 2 * width)
+    products = 2 * tokens * tokens * width
+    assert count_macs(network, digits) == 16 * 49 * width + 2 * (linear + products) + width * 10
+    layers = layer_table(graph_of(export(network, digits)), network, digits)
+    by_name = {layer.name: layer.macs for layer in layers}
+    assert by_name["blocks.0.self_attn.in_proj_weight"] == tokens * width * 3 * width
+    assert by_name["blocks.1.self_attn.out_proj"] == tokens * width * width
+    assert sum(by_name.values()) == count_macs(network, digits) - 2 * products
+
+
+def test_layers_of_bare_weights_are_named_after_them(digits: RandomData) -> None:
+    network: Any = made("bare weights", digits)
+    layers = layer_table(graph_of(export(network, digits)), network, digits)
+    assert [(layer.name, layer.kind, layer.parameters, layer.macs) for layer in layers] == [
+        ("w1", "conv2d", 144, 144 * 14 * 14), ("w2", "conv2d", 4608, 4608 * 7 * 7), ("w3", "linear", 320, 320),
+    ]  # fmt: skip
