@@ -19,6 +19,7 @@ from qexp.model.base import bake
 from qexp.types import EngineSpec, UserError
 from tests import configured
 from tests.patterns import operators, weights
+from tests.tiers import more
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "two norms share a convolution": weights.SharedConvTwoNorms,
@@ -75,9 +76,13 @@ def signal_to_noise(network: nn.Module, file: Path, images: Tensor) -> float:
     return float(10 * torch.log10(exact.square().sum() / (exact - found).square().sum()))
 
 
-@pytest.mark.parametrize(("method", "spec", "least_db"), [
-    ("none", EngineSpec(), 100), ("half", EngineSpec(half=("bfloat16",)), 35), ("static", EngineSpec(), 18),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "spec", "least_db"),
+    [
+        ("static", EngineSpec(), 18),
+        *more(("none", EngineSpec(), 100), ("half", EngineSpec(half=("bfloat16",)), 35)),
+    ],
+)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_graph_computes_what_the_network_does(
     name: str, method: str, spec: EngineSpec, least_db: float, digits: RandomData, tmp_path: Path
@@ -88,6 +93,42 @@ def test_a_graph_computes_what_the_network_does(
     if method != "none":
         computed = {layer.name for layer in found.layers if layer.kind in ("conv2d", "linear")}
         assert {layer.name for layer in found.layers if layer.quantized} >= computed, "counted where it happens"
+
+
+QUICK: dict[str, Any] = {"recipe": {"epochs": 0}, "epochs_between": 0}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("name", "method", "options"),
+    [
+        ("norm over tokens", "static", {"bias_correction": True, "equalisation": True}),
+        ("bare weights", "mixed", {}),
+        ("fixed filters", "reconstruct", {"iterations": 2}),
+        ("norms without weights", "qat", {"recipe": {"epochs": 1}}),
+        ("group norm and PReLU", "prune_channels", QUICK),
+        ("view of a fixed size", "prune_channels", QUICK),
+        ("gates", "prune_channels", QUICK),
+    ],
+)
+def test_other_methods_take_it_too(
+    name: str, method: str, options: dict[str, Any], digits: RandomData, tmp_path: Path
+) -> None:
+    network, applied = made(name, digits), configured.method(method, **options)
+    found = applied.apply(network, digits, applied.resolve(EngineSpec()), tmp_path)
+    if method == "prune_channels":
+        assert found.network and 2 * count_macs(found.network, digits) <= count_macs(network, digits)
+        network = found.network
+    if method != "qat":  # training on pretend images leads anywhere
+        assert signal_to_noise(network, tmp_path / found.graph, digits.calibration()) > 8
+    assert torch.export.load(tmp_path / found.graph).module()(digits.calibration()).isfinite().all()
+
+
+def test_what_pruning_cannot_change_is_one_sentence(digits: RandomData, tmp_path: Path) -> None:
+    for method in ("prune", "cluster"):
+        applied = configured.method(method, recipe={"epochs": 0})
+        with pytest.raises(UserError, match="Functional has no convolution or linear layer whose weights could be"):
+            applied.apply(made("bare weights", digits), digits, EngineSpec(), tmp_path)
 
 
 @pytest.mark.parametrize("fuse", [True, False])
