@@ -170,6 +170,17 @@ def test_if_all_refuse_the_first_reason_counts(engines: dict[str, Engine], error
         accepted_by(engines, refuse, {})
 
 
+def test_whatever_else_an_engine_raises_leaves_it_out_too() -> None:
+    def breaking(engine: Engine) -> Any:
+        if engine.name == "fake":
+            raise ZeroDivisionError("there is nothing\nto divide by")
+        return engine.name
+
+    notes: dict[str, str] = {}
+    assert accepted_by({"a": Fake(), "b": Takes(1)}, breaking, notes) == {"b": "takes"}
+    assert notes == {"candidate a": "left out: ZeroDivisionError: there is nothing"}
+
+
 def test_what_is_no_refusal_comes_through() -> None:
     def broken(engine: Engine) -> Any:
         raise ZeroDivisionError
@@ -244,6 +255,20 @@ def test_another_batch_size_thread_count_or_file_is_timed_again(
     for count, candidates in enumerate([*cases, *cases], 1):
         assert fastest_known(candidates, trial, tmp_path, accept) is candidates["fake"]
         assert trial.timed == min(count, len(cases))
+
+
+def test_an_engine_that_computes_something_else_is_no_best_fp32(
+    fp32_engines: Callable[..., dict[str, Candidate]], tmp_path: Path
+) -> None:
+    def judge(candidate: Candidate) -> None:
+        if candidate.engine.name in refused:
+            raise ParityError("it computes something else")
+
+    refused, candidates = ["fake"], fp32_engines()
+    assert fastest_known(candidates, Counts(), tmp_path / "one", judge) is candidates["takes"]
+    refused.append("takes")
+    with pytest.raises(ParityError, match="something else"):
+        fastest_known(candidates, Counts(), tmp_path / "none", judge)
 
 
 def test_one_best_fp32_alone_is_not_timed(make_candidate: MakeCandidate, tmp_path: Path) -> None:
