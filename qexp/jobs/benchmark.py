@@ -17,7 +17,10 @@ from qexp.measure.candidate import Candidate
 from qexp.measure.images import EvaluationSet
 from qexp.types import Artifact, Unsupported
 
-OF_A_NETWORK = ("model", "data", "method", "bits", "recipe", "trainer", "checkpoint", "train_missing", "init")
+OF_A_NETWORK = (
+    "model", "data", "method", "bits", "recipe", "trainer", "checkpoint", "checkpoint_key", "trust_checkpoint",
+    "train_missing", "init",
+)  # fmt: skip
 
 
 def benchmark(config: DictConfig) -> JobPlan:
