@@ -12,7 +12,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from qexp.types import UserError
+from qexp.errors import paths
+from qexp.types import UserError, nearest
 
 
 class ProductSweeper(BasicSweeper):
@@ -47,7 +48,8 @@ class ProductSweeper(BasicSweeper):
         for key, has in without.items():
             group = key.partition(".")[0]
             if not any(has.values()):
-                raise UserError(f"There is no {key} with any of {group}={','.join(has)}.")
+                known = {path for config in self._composed.values() for path in paths(config[group], f"{group}.")}
+                raise UserError(f"There is no {key} with any of {group}={','.join(has)}: {nearest(key, known)}")
             if not all(has.values()):
                 lacking = ", ".join(choice for choice, there in has.items() if not there)
                 print(f"{key} is for {', '.join(c for c, there in has.items() if there)}: {lacking} has no such option")

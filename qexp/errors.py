@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -103,11 +104,20 @@ def for_each_choice(words: list[str]) -> list[str]:
     Hydra applies an option with a single value to the default choices before it sweeps, but not one with several, which
     a choice of one is too.
     """
-    groups = [word.partition("=")[0] for word in words if re.match(r"\w+=[^'\"]*,", word)]
-    swept = re.compile(rf"({'|'.join(groups)})\.[\w.]+=(?!\w+\()[^,]*$")
-    if not {"-m", "--multirun"} & {*words} or any(word.startswith("hydra/sweeper=") for word in words) or not groups:
+    if not {"-m", "--multirun"} & {*words} or any(word.startswith("hydra/sweeper=") for word in words):
         return words
-    return [re.sub(r"=(.*)$", r"=choice(\1)", word) if swept.match(word) else word for word in words]
+    several = {word: _has_several_values(word) for word in words if re.match(r"\w[\w.]*=", word)}
+    groups = {word.partition("=")[0] for word, swept in several.items() if swept}
+    single = {word for word, swept in several.items() if swept is False and {*word.partition(".")[:1]} & groups}
+    return [re.sub(r"=(.*)$", r"=choice(\1)", word) if word in single else word for word in words]
+
+
+def _has_several_values(word: str) -> bool | None:
+    """Whether an override of the command line is swept, or None if Hydra cannot read it."""
+    try:
+        return OverridesParser.create().parse_override(word).is_sweep_override()
+    except OverrideParseException:
+        return None
 
 
 def explain(error: BaseException) -> str | None:
@@ -166,7 +176,7 @@ def unknown_key(asked: str, error: OmegaConfBaseException) -> str:
     assert isinstance(node, DictConfig)
     place = f"{node._get_full_key(None)}."  # the last node on the way to the key that exists
     name = asked.removeprefix(place)
-    below = [f"{place}{path}" for path in _paths(node) if path.endswith(f".{name}")] if name != asked else []
+    below = [f"{place}{path}" for path in paths(node) if path.endswith(f".{name}")] if name != asked else []
     if below:
         return f"There is no {asked} here, but {' and '.join(below)}."
     known = [key for key in map(str, node) if key != "hydra" and not key.startswith("_")]
@@ -181,14 +191,14 @@ def unknown_key(asked: str, error: OmegaConfBaseException) -> str:
     return f"There is no {asked}: {there}\n{added}"
 
 
-def _paths(config: DictConfig, above: str = "") -> list[str]:
+def paths(config: DictConfig, above: str = "") -> list[str]:
     """Dotted paths of all keys of a config, such as `method.stages.prune`, except those below `hydra`."""
     found = []
     for key in map(str, config):
         node = config._get_node(key)
         found.append(f"{above}{key}")
         found += (
-            _paths(node, f"{above}{key}.")
+            paths(node, f"{above}{key}.")
             if isinstance(node, DictConfig) and not node._is_none() and key != "hydra"
             else []
         )

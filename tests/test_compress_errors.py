@@ -166,7 +166,7 @@ def test_a_command_without_a_model_says_how_to_choose_one(run: RunCommand) -> No
     [
         (
             ["-m", "method=none,static", "method.sparsity=0.5"],
-            "There is no method.sparsity with any of method=none,static.",
+            "There is no method.sparsity with any of method=none,static:",
         ),
         (["-m", "method=qat", "--cfg", "job"], "--cfg shows the config of one run. Leave -m out"),
         (["experiment=search", "measure.latency.windows=2"], "measure.latency has no keys with these choices."),

@@ -19,12 +19,13 @@ SWEEP = ["-m", *PRETEND, *fake("Fake"), *FEW_WINDOWS, "tracking=none"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["method=none,static", "method.sparsity=0.5"], "There is no method.sparsity with any of method=none,static."),
+        (["method=none,static", "method.sparsity=0.5"], "There is no method.sparsity with any of method=none,static:"),
         (["batch_size=1,2", "model=resnet8,resnet9"], "There is no model=resnet9"),
         (
             ["method=prune_channels_static", "method.ratio=2,3"],
             "There is no method.ratio here, but method.stages.prune_channels.ratio.",
         ),
+        (["method=none,prune", "method.sparsty=0.5,0.6"], "did you mean 'method.sparsity'"),
         (["batch_sise=1,2"], "There is no batch_sise: did you mean 'batch_size'"),
     ],
 )

@@ -97,8 +97,9 @@ def trace(network: nn.Module, data: ImageData) -> ExportedProgram:
         UserError: torch.export cannot trace the network.
     """
     try:
-        shapes = ({0: torch.export.Dim("batch")},)
-        return torch.export.export(network, (example_input(data),), dynamic_shapes=shapes)
+        x, shapes = example_input(data), torch.export.ShapesCollection()
+        shapes[x] = {0: torch.export.Dim("batch")}
+        return torch.export.export(network, (x,), dynamic_shapes=shapes)
     except Exception as error:
         raise UserError(f"torch.export cannot trace {type(network).__name__}: {str(error)[:600]}") from error
 

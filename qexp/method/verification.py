@@ -68,10 +68,12 @@ def check_alone(network: nn.Module, images: Tensor) -> None:
         images: Normalised images x[N,C,H,W], of which the first IMAGES are used.
 
     Raises:
-        UserError: They do. The message names batch norms that have no statistics of their own.
+        UserError: They do, or change at a second call. The message names batch norms that have no statistics of their
+            own.
     """
     images = images[:IMAGES]
     with torch.no_grad():
+        _check_repeatable(network, images, network(images))
         together, alone = network(images), torch.cat([network(image) for image in images.split(1)])
     if _error(alone, together) <= BATCH_TOLERANCE:
         return
@@ -84,7 +86,7 @@ def check_alone(network: nn.Module, images: Tensor) -> None:
         f"{', '.join(blind)} compute statistics of the batch (track_running_stats=False). Give them running statistics "
         "and train again, or use GroupNorm or InstanceNorm"
         if blind
-        else "Something in forward computes over the batch"
+        else "something in forward computes over the batch"
     )
     raise UserError(
         f"{type(network).__name__} gives an image other logits if other images are beside it, so neither its accuracy "

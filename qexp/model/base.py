@@ -197,7 +197,8 @@ def check_logits(network: nn.Module, name: str, data: DataSpec) -> None:
     if given != expected:
         raise UserError(
             f"The model {name} gives {given} for 2 images of {shape}, but {data.name} has {expected[1]} classes: "
-            f"it must give logits of shape {expected}. Let its class count be ${{data.num_classes}}."
+            f"it must give logits of shape {expected}. Build it for {expected[1]} classes, such as by "
+            "+model.ARGUMENT=${data.num_classes}, or choose the data that it was trained on."
         )
 
 

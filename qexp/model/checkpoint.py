@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,7 +103,9 @@ def read_checkpoint(file: Path, trusted: bool) -> Any:
         if file.suffix == ".safetensors":
             return load_file(file)
         if _is_torchscript(file):
-            return torch.jit.load(str(file), map_location="cpu").state_dict()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated")
+                return torch.jit.load(str(file), map_location="cpu").state_dict()
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(file, map_location="cpu", weights_only=not trusted)
     except pickle.UnpicklingError as error:
@@ -112,7 +115,7 @@ def read_checkpoint(file: Path, trusted: bool) -> Any:
             "trust the file."
         ) from error
     except Exception as error:  # the libraries raise all sorts of errors on damaged bytes
-        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
         raise UserError(f"The checkpoint {file} is truncated or no checkpoint: {why}") from error
 
 

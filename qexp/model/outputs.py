@@ -77,8 +77,8 @@ def select_output(network: nn.Module, key: Any) -> None:
     kind = type(network)
 
     class Selected(kind):  # type: ignore[misc,valid-type]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            returned = super().forward(*args, **kwargs)
+        def forward(self, x: Tensor) -> Any:
+            returned = super().forward(x)
             return returned if isinstance(returned, Tensor) else returned[key]
 
     # Messages, tables and keys name the class that the user wrote.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from qexp.data.random import RandomData
@@ -16,6 +17,7 @@ from qexp.method.batch_norms import fold_batch_norms
 from qexp.method.graph import count_macs, export, graph_of, layer_table
 from qexp.method.verification import check_alone, verify
 from qexp.model.base import bake
+from qexp.model.outputs import network_for
 from qexp.types import EngineSpec, UserError
 from tests import configured
 from tests.patterns import operators, weights
@@ -127,7 +129,7 @@ def test_other_methods_take_it_too(
 def test_what_pruning_cannot_change_is_one_sentence(digits: RandomData, tmp_path: Path) -> None:
     for method in ("prune", "cluster"):
         applied = configured.method(method, recipe={"epochs": 0})
-        with pytest.raises(UserError, match="Functional has no convolution or linear layer whose weights could be"):
+        with pytest.raises(UserError, match="Functional has no module .* whose weight could be"):
             applied.apply(made("bare weights", digits), digits, EngineSpec(), tmp_path)
 
 
@@ -162,6 +164,30 @@ class Dropping(nn.Module):
 def test_a_network_that_is_random_is_refused(digits: RandomData) -> None:
     with pytest.raises(UserError, match=r"other logits for the same images .* F.dropout needs training=self.training"):
         export(Dropping().eval(), digits)
+
+    with pytest.raises(UserError, match=r"other logits for the same images"):
+        check_alone(Dropping().eval(), digits.calibration())
+
+
+class AnyArguments(nn.Module):
+    """Its forward has no name for the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.layer(inputs[0].flatten(1))
+
+
+def test_forward_may_take_anything_and_return_several_things(digits: RandomData, tmp_path: Path) -> None:
+    several = network_for(
+        OmegaConf.create({"_target_": "tests.patterns.weights.Simple", "id": "net", "answer": "tuple"}), digits.spec
+    )
+    for network in (AnyArguments(), several):
+        shaken(network, digits)
+        found = configured.method("static").apply(network, digits, EngineSpec(), tmp_path)
+        assert signal_to_noise(network, tmp_path / found.graph, digits.calibration()) > 18
 
 
 def test_statistics_of_the_batch_are_refused_by_name(digits: RandomData) -> None:

@@ -77,7 +77,9 @@ def weights_of(network: nn.Module, first_last: bool = True) -> dict[str, Tensor]
     found = {name: module.weight for name, module in network.named_modules() if isinstance(module, WEIGHTED)}
     chosen = found if first_last else dict(list(found.items())[1:-1])
     if not chosen:
-        raise UserError(f"{type(network).__name__} has no convolution or linear layer whose weights could be changed.")
+        raise UserError(
+            f"{type(network).__name__} has no module nn.Conv1d, Conv2d, Conv3d or Linear whose weight could be changed."
+        )
     return chosen
 
 
