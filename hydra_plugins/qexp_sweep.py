@@ -10,6 +10,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from qexp.errors import paths
@@ -30,13 +31,13 @@ class ProductSweeper(BasicSweeper):
         super().__init__(max_batch_size, params)
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
-    def get_job_batch(self) -> Sequence[Sequence[str]]:
-        """The next jobs, each with those options that its choices have, and none of them twice.
+    def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:  # type: ignore[override]
+        """All jobs in batches, each job with those options that its choices have, and none of them twice.
 
         Raises:
             UserError: There is an option that none of the choices has.
         """
-        jobs = [list(job) for job in super().get_job_batch()]
+        (jobs,) = super().split_arguments(overrides, None)
         choices: dict[str, set[str]] = {}
         for override in {override for job in jobs for override in job}:
             key, _, choice = override.partition("=")
@@ -53,7 +54,9 @@ class ProductSweeper(BasicSweeper):
             if not all(has.values()):
                 lacking = ", ".join(choice for choice, there in has.items() if not there)
                 print(f"{key} is for {', '.join(c for c, there in has.items() if there)}: {lacking} has no such option")
-        return [list(job) for job in fitting]
+        made = [list(job) for job in fitting]
+        size = max_batch_size or len(made)
+        return [made[start : start + size] for start in range(0, len(made), size)]
 
     def _fitting(self, job: list[str], swept: set[str], without: dict[str, dict[str, bool]]) -> list[str]:
         """The overrides of a job without options of a swept group that the job's choice from it does not have."""

@@ -113,11 +113,16 @@ def for_each_choice(words: list[str]) -> list[str]:
 
 
 def _has_several_values(word: str) -> bool | None:
-    """Whether an override of the command line is swept, or None if Hydra cannot read it."""
+    """Whether an override of the command line is swept, or None if that cannot be told of it or its value is null.
+
+    A choice of null alone is nothing that Hydra reads.
+    """
     try:
-        return OverridesParser.create().parse_override(word).is_sweep_override()
+        override = OverridesParser.create().parse_override(word)
     except OverrideParseException:
         return None
+    swept = override.is_sweep_override()
+    return None if not swept and override.value() is None else swept
 
 
 def explain(error: BaseException) -> str | None:

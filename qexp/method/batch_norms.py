@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from qexp.method.layers import constant_value
-
-aten = torch.ops.aten
+from qexp.method.layers import aten, constant_value, constants
 
 BATCH_NORM = aten.batch_norm.default
 CONVOLUTIONS = {
@@ -35,7 +33,7 @@ def fold_batch_norms(graph: GraphModule, fuse: bool = True) -> GraphModule:
         fuse: Whether to fold. If not, every batch norm becomes a multiply-add.
 
     Returns:
-        The graph without them, which shares the other weights.
+        The graph without those, which shares the other weights.
     """
     for node in [n for n in graph.graph.nodes if n.target == BATCH_NORM and not n.args[5]]:
         layer = foldable_layer(graph, node) if fuse else None
@@ -71,8 +69,7 @@ def _weight_and_bias(layer: Node) -> tuple[Any, Any]:
 def _readers(graph: GraphModule, constant: Node) -> int:
     """How many operators read a constant, under this name or another."""
     memory = constant_value(graph, constant).data_ptr()
-    every = (node for node in graph.graph.nodes if node.op == "get_attr")
-    return sum(len(node.users) for node in every if constant_value(graph, node).data_ptr() == memory)
+    return sum(len(node.users) for node, value in constants(graph).items() if value.data_ptr() == memory)
 
 
 def _statistics(graph: GraphModule, norm: Node) -> tuple[Tensor, Tensor, float, Tensor, Tensor]:

@@ -42,10 +42,14 @@ def layer_path(node: Node) -> str:
 
 
 def name_layers(graph: GraphModule) -> None:
-    """Name the layers of an exported graph after their weights. Operators whose weight is computed are no layers."""
+    """Name the layers of an exported graph after their weights.
+
+    Operators whose weight is computed are no layers, unless it was computed once and has the name of a module's weight.
+    """
     for node in graph.graph.nodes:
-        if node.target in KINDS and isinstance(node.args[1], Node) and node.args[1].op == "get_attr":
-            node.meta[NAME] = str(node.args[1].target).removesuffix(".weight")
+        weight = node.args[1] if node.target in KINDS else None
+        if isinstance(weight, Node) and weight.op == "get_attr" and not weight.meta.get("computed"):
+            node.meta[NAME] = str(weight.target).removesuffix(".weight")
 
 
 def weight_named(network: nn.Module, layer: str) -> Tensor:
@@ -68,14 +72,20 @@ def constant_value(graph: GraphModule, constant: Node) -> Tensor:
     return attrgetter(str(constant.target))(graph).data
 
 
+def constants(graph: GraphModule) -> dict[Node, Tensor]:
+    """The tensors that the graph has, by their nodes. Other attributes are graphs of branches."""
+    found = {node: attrgetter(str(node.target))(graph) for node in graph.graph.nodes if node.op == "get_attr"}
+    return {node: value.data for node, value in found.items() if isinstance(value, Tensor)}
+
+
 def compute_constants(graph: GraphModule) -> None:
     """Compute once whatever an exported graph computes from its constants alone, such as standardised weights."""
-    known: dict[Node, Any] = {}
+    known: dict[Node, Any] = {**constants(graph)}
     with torch.no_grad():
         for node in graph.graph.nodes:
-            if node.op == "get_attr":
-                known[node] = constant_value(graph, node)
-            elif _is_constant(node, known):
+            if _changes(node) and any(source in known for source in node.all_input_nodes):
+                return  # what is changed in place has to be computed anew at each call
+            if _is_constant(node, known):
                 args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
                 known[node] = node.target(*args, **kwargs)
     computed = {node: value for node, value in known.items() if node.op != "get_attr" and isinstance(value, Tensor)}
@@ -86,11 +96,15 @@ def compute_constants(graph: GraphModule) -> None:
     graph.recompile()
 
 
+def _changes(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def _is_constant(node: Node, known: dict[Node, Any]) -> bool:
     return (
         node.op == "call_function"
         and isinstance(node.target, torch._ops.OpOverload)
-        and not node.target._schema.is_mutable
+        and not _changes(node)
         and torch.Tag.nondeterministic_seeded not in node.target.tags
         and all(source in known for source in node.all_input_nodes)
     )
@@ -100,7 +114,7 @@ def _replace(graph: GraphModule, node: Node, value: Tensor) -> Node:
     graph.register_buffer(f"{node.name}_constant", value.detach().clone())
     with graph.graph.inserting_before(node):
         constant = graph.graph.get_attr(f"{node.name}_constant")
-    constant.meta["val"] = node.meta.get("val")
+    constant.meta.update(val=node.meta.get("val"), computed=True)
     node.replace_all_uses_with(constant)
     return constant
 
@@ -109,12 +123,12 @@ def _name_like_its_module(graph: GraphModule, constant: Node) -> None:
     """Give the computed weight of a layer the name of the weight that it was computed from, if nothing else has it."""
     layers = [user for user in constant.users if user.target in KINDS and user.args[1] is constant]
     stack = list((layers[0].meta.get("nn_module_stack") or {}).values()) if layers else []
-    name = f"{stack[-1][0]}.weight" if stack and stack[-1][0] else ""
-    if name and all(node.target != name for node in graph.graph.nodes if node.op == "get_attr"):
+    path = stack[-1][0] if stack else ""
+    owner = graph.get_submodule(path)
+    taken = any(node.target == f"{path}.weight" for node in graph.graph.nodes if node.op == "get_attr")
+    if path and not taken and isinstance(getattr(owner, "weight", None), Tensor):
         value = constant_value(graph, constant)
         delattr(graph, str(constant.target))
-        owner, leaf = graph.get_submodule(stack[-1][0]), "weight"
-        if hasattr(owner, leaf):
-            delattr(owner, leaf)
-        owner.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
-        constant.target = name
+        owner.weight = nn.Parameter(value, requires_grad=False)
+        constant.target = f"{path}.weight"
+        del constant.meta["computed"]

@@ -73,8 +73,8 @@ def check_alone(network: nn.Module, images: Tensor) -> None:
     """
     images = images[:IMAGES]
     with torch.no_grad():
-        _check_repeatable(network, images, network(images))
         together, alone = network(images), torch.cat([network(image) for image in images.split(1)])
+        _check_repeatable(network, images, together)
     if _error(alone, together) <= BATCH_TOLERANCE:
         return
     blind = [
@@ -96,6 +96,8 @@ def check_alone(network: nn.Module, images: Tensor) -> None:
 
 def _check_repeatable(network: nn.Module, images: Tensor, wanted: Tensor) -> None:
     name = type(network).__name__
+    if not wanted.isfinite().all():
+        raise UserError(f"{name} gives logits that are not finite for calibration images. Its weights may be damaged.")
     if _error(network(images), wanted) > TOLERANCE:
         raise UserError(
             f"{name} gives other logits for the same images at each call, although it is in eval mode. "
@@ -111,7 +113,10 @@ def module_outputs(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
     found: dict[str, list[Any]] = {}
 
     def remember(path: str) -> Callable[..., None]:
-        return lambda module, arguments, result: found.setdefault(path, []).append(result)
+        # Copies, since the next module may change its input in place.
+        return lambda module, arguments, result: found.setdefault(path, []).append(
+            result.clone() if isinstance(result, Tensor) else result
+        )
 
     hooks = [module.register_forward_hook(remember(path)) for path, module in network.named_modules()]
     try:
@@ -133,7 +138,7 @@ class _Values(Interpreter):
         result = super().run_node(n)
         # A layer that a batch norm was folded into gives what the batch norm gives.
         for path, _ in (n.meta.get(FOLDED) or n.meta.get("nn_module_stack") or {}).values():
-            self.values[path] = result
+            self.values[path] = result.clone() if isinstance(result, Tensor) else result
         return result
 
 

@@ -7,7 +7,8 @@ import os
 import pickle
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,18 @@ def bake(network: nn.Module) -> nn.Module:
     return network
 
 
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """A context in which a network is in eval mode. Afterwards, each of its modules is in the mode that it was in."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def check_logits(network: nn.Module, name: str, data: DataSpec) -> None:
     """Check that the network maps images x[2,C,S,S] of the data to logits[2,K].
 
@@ -182,16 +195,13 @@ def check_logits(network: nn.Module, name: str, data: DataSpec) -> None:
         UserError: The network cannot take the images, or its output has another shape.
     """
     shape = "x".join(map(str, data.input_shape))
-    training = network.training
     try:
-        with torch.no_grad():
-            logits = network.eval()(torch.zeros(2, *data.input_shape))
+        with torch.no_grad(), evaluating(network):
+            logits = network(torch.zeros(2, *data.input_shape))
     except Exception as error:
         raise UserError(
             f"The model {name} cannot take images of {shape} (C,H,W): {error}. Another data.image_size may do."
         ) from error
-    finally:
-        network.train(training)
     given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     expected = (2, len(data.class_names))
     if given != expected:

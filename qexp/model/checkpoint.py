@@ -21,6 +21,7 @@ from qexp.model.base import load_weights, shortened
 from qexp.types import UserError, nearest
 
 COUNTER = "num_batches_tracked"  # batch norm's counter, which came late to PyTorch and plays no part in inference
+TRIED = 8  # names that prefixes are looked for with; the longest are least likely to stand in others
 DEEPEST = 4  # nested dicts that are looked into
 
 
@@ -153,23 +154,26 @@ def state_dicts(content: Any, place: str = "", depth: int = 0) -> dict[str, dict
 
 
 def matched(network: nn.Module, place: str, weights: dict[str, Tensor]) -> Match:
-    """Find the prefix by which the names of a state dict and those of the network differ, and take it away."""
-    own = [name for name in network.state_dict() if not name.endswith(COUNTER)]
-    needed = max(own, key=len, default="")
-    stored = max(weights, key=len)
-    away = {"", *(name[: -len(needed)] for name in weights if needed and name.endswith(needed))}
-    added = {name[: -len(stored)] for name in own if name.endswith(stored)}
+    """Take away or add the prefix by which the names of a state dict and those of the network differ."""
+    own, theirs = ([name for name in names if not name.endswith(COUNTER)] for names in (network.state_dict(), weights))
+    away, added = {"", *_prefixes(theirs, own)}, _prefixes(own, theirs)
     changes = [
         *({name: name.removeprefix(prefix) for name in weights if name.startswith(prefix)} for prefix in sorted(away)),
         *({name: prefix + name for name in weights} for prefix in sorted(added)),
     ]
     known = network.state_dict().keys()
     best = max(changes, key=lambda names: len(known & {*names.values()}))
-    taken = {ours: weights[theirs] for theirs, ours in best.items() if ours in known}
+    taken = {name: weights[stored] for stored, name in best.items() if name in known}
     left = {
         name: best.get(name, name) for name in weights if best.get(name) not in known and not name.endswith(COUNTER)
     }
     return Match(place, taken, left, len(own))
+
+
+def _prefixes(names: list[str], ends: list[str]) -> set[str]:
+    """What stands in front of the longest of the `ends` in those `names` that end with it."""
+    longest = sorted(ends, key=len)[-TRIED:]
+    return {name.removesuffix(end) for end in longest for name in names if name != end and name.endswith(end)}
 
 
 def _may_be_of_another_network(name: str, network: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from qexp.model.base import build_network, check_logits
+from qexp.model.base import build_network, check_logits, evaluating
 from qexp.types import DataSpec, UserError
 
 
@@ -28,6 +28,8 @@ def network_for(config: DictConfig, data: DataSpec) -> nn.Module:
     key = config.get("output")
     found = outputs_of(network, data)
     if found or key is not None:
+        if not found:
+            check_logits(network, config.id, data)
         select_output(network, _chosen(found, key, config.id, data))
     check_logits(network, config.id, data)
     return network
@@ -35,14 +37,11 @@ def network_for(config: DictConfig, data: DataSpec) -> nn.Module:
 
 def outputs_of(network: nn.Module, data: DataSpec) -> dict[Any, Any]:
     """What the network in eval mode returns for two images, by place or key. Empty if that is a single value."""
-    training = network.training
     try:
-        with torch.no_grad():
-            returned = network.eval()(torch.zeros(2, *data.input_shape))
+        with torch.no_grad(), evaluating(network):
+            returned = network(torch.zeros(2, *data.input_shape))
     except Exception:
         return {}  # check_logits says what is wrong
-    finally:
-        network.train(training)
     if isinstance(returned, Mapping):
         return dict(returned)
     return dict(enumerate(returned)) if isinstance(returned, (tuple, list)) else {}

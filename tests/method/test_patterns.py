@@ -190,6 +190,36 @@ def test_forward_may_take_anything_and_return_several_things(digits: RandomData,
         assert signal_to_noise(network, tmp_path / found.graph, digits.calibration()) > 18
 
 
+class Computing(nn.Module):
+    """Weights that are computed from bare ones, one of them changed in place at each call."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.kernel, self.in_place = nn.Parameter(torch.randn(10, 1, 3, 3)), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.kernel * 2
+        if self.in_place:
+            weight.mul_(0.5)
+        return F.conv2d(x, weight).mean((2, 3))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_weights_that_belong_to_no_module_stay_as_they_are(in_place: bool, digits: RandomData) -> None:
+    network, images = Computing(in_place).eval(), digits.calibration()
+    graph = graph_of(export(network, digits))
+    for _ in range(3):
+        torch.testing.assert_close(graph(images), network(images))
+    assert layer_table(graph, network, digits) == (), "its multiply-accumulates count as those of no layer"
+
+
+def test_logits_that_are_not_finite_are_told(digits: RandomData) -> None:
+    network = made("own normalisation", digits)
+    nn.init.constant_(network.fc.bias, torch.nan)  # type: ignore[union-attr,arg-type]
+    with pytest.raises(UserError, match="logits that are not finite"):
+        check_alone(network, digits.calibration())
+
+
 def test_statistics_of_the_batch_are_refused_by_name(digits: RandomData) -> None:
     network = shaken(weights.NoStats(), digits)
     with pytest.raises(UserError, match=r"if other images are beside it.*: b1, b2 compute statistics of the batch"):

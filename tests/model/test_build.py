@@ -129,6 +129,8 @@ def test_check_logits(result: Any, expected: str) -> None:
 
 def test_check_logits_leaves_the_network_as_it_was() -> None:
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network[1].eval()
     before = {k: v.clone() for k, v in network.state_dict().items()}
     check_logits(network, "net", DATA)
+    assert [module.training for module in network] == [True, False, True, True]
     assert network.training and all(torch.equal(before[k], v) for k, v in network.state_dict().items())

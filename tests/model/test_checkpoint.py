@@ -74,6 +74,21 @@ def test_torchscript_and_safetensors(tmp_path: Path) -> None:
         assert_loaded(network)
 
 
+class Wrapping(nn.Module):
+    """A network around another one, whose checkpoint is of the inner one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Net()
+
+
+def test_a_prefix_that_is_missing_is_added(tmp_path: Path) -> None:
+    torch.save(trained(), tmp_path / "inner.pt")
+    network = Wrapping()
+    assert load_checkpoint(network, tmp_path / "inner.pt") == ""
+    assert_loaded(network.backbone)
+
+
 def test_half_precision_is_loaded_as_it_is(tmp_path: Path) -> None:
     torch.save({name: tensor.half() for name, tensor in trained().items()}, tmp_path / "half.pt")
     network = Net()
