@@ -102,6 +102,7 @@ def everything_is_in_mlflow(tmp_path: Path, static: dict[str, float]) -> None:
     assert len(list(csv.DictReader(table.open()))) == 8
 
 
+@pytest.mark.thorough
 def test_benchmark_measures_an_artifact_again(run: RunCommand, images: Path, tmp_path: Path) -> None:
     assert run(*small(images, "train_missing=true", "method=static", "engine=onnxruntime"))[0] == 0
     artifact = next((tmp_path / "outputs" / "artifacts").glob("resnet8-static*"))

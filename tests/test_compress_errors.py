@@ -25,6 +25,7 @@ REASONS = {
 }
 
 
+@pytest.mark.thorough
 def test_whatever_ends_a_measurement_is_one_failed_row_with_its_reason(run: RunCommand, tmp_path: Path) -> None:
     fails, limits = (
         fake("Fails", f"how={','.join(reversed(REASONS))}"),

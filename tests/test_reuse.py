@@ -40,6 +40,7 @@ def rows(records: list[Record]) -> dict[tuple[Any, ...], dict[str, float]]:
     return {(r.params["method"], r.params["batch_size"], r.key): r.metrics for r in records}
 
 
+@pytest.mark.thorough
 def test_the_same_sweep_again_measures_nothing(run: RunCommand, tmp_path: Path) -> None:
     assert run(*SWEEP, "tracking=mlflow")[0] == 0
     code, printed = run(*SWEEP, "tracking=mlflow")

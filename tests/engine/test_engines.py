@@ -27,13 +27,14 @@ from qexp.types import Artifact, Unsupported, UserError, versions
 from tests import configured
 from tests.engine.support import BATCH, NAMES, engine_named, run
 from tests.measure.fake_engines import Writes
+from tests.tiers import more
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=[*more("inductor"), *(name for name in NAMES if name != "inductor")])
 def engine(request: pytest.FixtureRequest) -> Engine:
     made = engine_named(request.param)
     assert made.name == request.param

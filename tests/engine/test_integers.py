@@ -36,7 +36,7 @@ FOUR_STEPS = (
 )  # of logits in 8 bits: a value on the edge of two steps may be rounded to the other side in any layer
 
 
-@pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino", "executorch", *more("inductor")])
+@pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino", *more("executorch", "inductor")])
 def test_an_engine_computes_what_the_graph_says(
     name: str, lowered: Lowered, images: np.ndarray, own_logits: np.ndarray
 ) -> None:
