@@ -23,7 +23,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 from qexp.data.base import ImageData
 from qexp.data.cache import Decoded, Split
 from qexp.data.pixels import to_arrays
-from qexp.method.layers import is_weighted, layer_path
+from qexp.method.layers import is_weighted, layer_name
 from qexp.method.quantize.fake_quantize import FakeQuantize, quantizers
 from qexp.method.quantize.numerics import Grid, quantize, sqnr_db
 from qexp.method.quantize.placement import FUSED_ACTIVATIONS
@@ -179,7 +179,7 @@ def shifted(product: Array, shift: Array) -> Array:
 
 def layer_and_result(graph: GraphModule) -> tuple[Any, Any]:
     """Find the layer's node and the node that rounds its result, which is after ReLU unless there is one before it."""
-    layer = next(node for node in graph.graph.nodes if is_weighted(node) and layer_path(node) == LAYER)
+    layer = next(node for node in graph.graph.nodes if is_weighted(node) and layer_name(node) == LAYER)
     (reader,) = layer.users
     return layer, next(iter(reader.users)) if reader.target in FUSED_ACTIVATIONS else reader
 

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qexp.coded_file import graph_pieces, write_coded
 from qexp.data.base import ImageData
 from qexp.method.batch_norms import fold_batch_norms
-from qexp.method.layers import KINDS, compute_constants, layer_nodes, layer_path, name_layers, parameters_of
+from qexp.method.layers import KINDS, compute_constants, layer_name, layer_nodes, name_layers, parameters_of
 from qexp.method.verification import verify
 from qexp.types import Layer, UserError
 
@@ -84,7 +84,7 @@ def layer_table(graph: GraphModule, network: nn.Module, data: ImageData) -> tupl
         run.run(example_input(data, 1))
     found: dict[str, Layer] = {}
     for node in layer_nodes(graph):
-        name = layer_path(node)
+        name = layer_name(node)
         known = found.get(name) or Layer(name, KINDS[node.target], parameters_of(network, name), 0)
         found[name] = replace(known, macs=known.macs + run.macs[node])
     return tuple(found.values())

@@ -36,7 +36,7 @@ def is_weighted(node: Node) -> bool:
     return node.op == "call_function" and node.target in WEIGHTED and NAME in node.meta
 
 
-def layer_path(node: Node) -> str:
+def layer_name(node: Node) -> str:
     """The name of a layer, which is the path of the module that has its weight, or the path of the weight itself."""
     return node.meta[NAME]
 

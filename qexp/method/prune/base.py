@@ -18,7 +18,7 @@ from qexp.method.graph import save_fp32
 from qexp.model.base import load_weights, read_weights
 from qexp.types import EngineSpec, UserError
 
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 WEIGHTS_FILE = "weights.safetensors"
 
 
@@ -74,7 +74,7 @@ def weights_of(network: nn.Module, first_last: bool = True) -> dict[str, Tensor]
     Raises:
         UserError: The network has no such layer.
     """
-    found = {name: module.weight for name, module in network.named_modules() if isinstance(module, WEIGHTED)}
+    found = {name: module.weight for name, module in network.named_modules() if isinstance(module, PRUNABLE)}
     chosen = found if first_last else dict(list(found.items())[1:-1])
     if not chosen:
         raise UserError(

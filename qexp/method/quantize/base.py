@@ -25,7 +25,7 @@ from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
 from qexp.method.bits import FLOAT, BitWidths, plan_bits
 from qexp.method.graph import export, folded_graph, layer_table, save_graph, with_formats
-from qexp.method.layers import is_weighted, layer_path
+from qexp.method.layers import is_weighted, layer_name
 from qexp.method.quantize.corrections import correct_bias, equalise
 from qexp.method.quantize.fake_quantize import (
     SCHEMES,
@@ -244,7 +244,7 @@ def layer_formats(converted: GraphModule) -> dict[str, tuple[str, str]]:
     formats = {}
     for node in converted.graph.nodes:
         if is_weighted(node):
-            formats[layer_path(node)] = (_format(node.args[1], converted), _format(node.args[0], converted))
+            formats[layer_name(node)] = (_format(node.args[1], converted), _format(node.args[0], converted))
     return formats
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from qexp.method.layers import is_weighted, layer_path
+from qexp.method.layers import is_weighted, layer_name
 from qexp.method.quantize.fake_quantize import FakeQuantize, in_floating_point, quantizers
 from qexp.method.quantize.numerics import decibels, power
 
@@ -119,7 +119,7 @@ def layer_statistics(prepared: GraphModule, exact: GraphModule, images: Tensor) 
         images: Images x[N,C,H,W], of which the first IMAGES are used.
     """
     images = images[:IMAGES]
-    layers = {layer_path(node): node for node in reversed(prepared.graph.nodes) if is_weighted(node)}
+    layers = {layer_name(node): node for node in reversed(prepared.graph.nodes) if is_weighted(node)}
     found = quantizers(prepared, every_name=True)
     inputs, outputs = _activations(prepared, exact, images, list(layers.values()), found)
     statistics: dict[str, dict[str, float]] = {}

@@ -19,7 +19,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from qexp.method.layers import aten, is_weighted, layer_path
+from qexp.method.layers import aten, is_weighted, layer_name
 
 # Elementwise operators whose result has a range of its own.
 COMBINING = {aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor, aten.addcmul.default}
@@ -46,7 +46,7 @@ class LayerSpec:
 
 def weighted_layers(graph: GraphModule) -> list[str]:
     """The names of all layers that can become integers, in the order in which they are computed."""
-    return list(dict.fromkeys(layer_path(node) for node in graph.graph.nodes if is_weighted(node)))
+    return list(dict.fromkeys(layer_name(node) for node in graph.graph.nodes if is_weighted(node)))
 
 
 def x86_inductor_placement(layer: LayerSpec) -> Quantizer:
@@ -111,7 +111,7 @@ class FusedPlacement(Quantizer):
         if is_weighted(node):
             data, weight, *_ = node.args
             assert isinstance(data, Node) and isinstance(weight, Node)
-            spec = self.layers[layer_path(node)]
+            spec = self.layers[layer_name(node)]
             self._set(node, {data: spec.activation, weight: spec.weight}, self._output(node))
         elif node.target in COMBINING:
             inputs = [source for source in _float_inputs(node) if source.op != "get_attr"]
@@ -139,7 +139,7 @@ class FusedPlacement(Quantizer):
     def _reads(self, reader: Node) -> QuantizationSpec | None:
         """The spec that `reader` asks for."""
         if is_weighted(reader):
-            return self.layers[layer_path(reader)].activation
+            return self.layers[layer_name(reader)].activation
         if reader.op == "output" or reader.target in COMBINING:
             return self.between
         if reader.target in SCALE_KEEPING or reader.target in FUSED_ACTIVATIONS:

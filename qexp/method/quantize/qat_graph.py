@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from qexp.data.base import ImageData
 from qexp.method.batch_norms import BATCH_NORM, foldable_layer
 from qexp.method.graph import graph_of, trace
-from qexp.method.layers import is_weighted, layer_path, weight_named
+from qexp.method.layers import is_weighted, layer_name, weight_named
 from qexp.method.quantize.fake_quantize import FakeQuantize, WeightFakeQuantize, quantizers
 
 SMALLEST = 1e-5  # least magnitude of a channel's factor, which the channel's weights are divided by
@@ -118,7 +118,7 @@ def trainable(prepared: GraphModule, network: nn.Module, data: ImageData) -> Gra
     copied.output(logits)
     trained = GraphModule(prepared, copied)
     for node in list(trained.graph.nodes):
-        if is_weighted(node) and (name := layer_path(node)) in norms:
+        if is_weighted(node) and (name := layer_name(node)) in norms:
             bias = getattr(modules.get(name), "bias", None)
             _restore(trained, node, weight_named(network, name), plain_norm(modules[norms[name]], bias))
     trained.graph.eliminate_dead_code()
@@ -148,7 +148,7 @@ def folded_norms(network: nn.Module, data: ImageData) -> dict[str, str]:
     graph = graph_of(trace(network, data))
     norms = [node for node in graph.graph.nodes if node.target == BATCH_NORM]
     folded = {norm: layer for norm in norms if (layer := foldable_layer(graph, norm))}
-    return {layer_path(layer): [*norm.meta["nn_module_stack"].values()][-1][0] for norm, layer in folded.items()}
+    return {layer_name(layer): [*norm.meta["nn_module_stack"].values()][-1][0] for norm, layer in folded.items()}
 
 
 def _restore(graph: GraphModule, node: Node, weight: Tensor, norm: Any) -> None:
@@ -156,7 +156,7 @@ def _restore(graph: GraphModule, node: Node, weight: Tensor, norm: Any) -> None:
     assert isinstance(source, Node) and isinstance(node.args[0], Node) and callable(node.target)
     quantizer = graph.get_submodule(str(source.target)) if source.op == "call_module" else None
     assert quantizer is None or isinstance(quantizer, FakeQuantize)
-    name = f"{layer_path(node).replace('.', '_')}_with_norm"
+    name = f"{layer_name(node).replace('.', '_')}_with_norm"
     graph.add_submodule(name, ConvNorm(weight, norm, quantizer, node.target, node.args[3:]))
     with graph.graph.inserting_before(node):
         joined = graph.graph.call_module(name, (node.args[0],))
@@ -204,7 +204,7 @@ def hand_over(trained: GraphModule, prepared: GraphModule) -> None:
         for node in prepared.graph.nodes:
             if not is_weighted(node):
                 continue
-            name = f"{layer_path(node).replace('.', '_')}_with_norm"
+            name = f"{layer_name(node).replace('.', '_')}_with_norm"
             if hasattr(trained, name):
                 joined = trained.get_submodule(name)
                 assert isinstance(joined, ConvNorm)

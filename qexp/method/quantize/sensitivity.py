@@ -19,7 +19,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from qexp.data.base import ImageData
 from qexp.method.bits import FLOAT, BitWidths
-from qexp.method.layers import is_weighted, layer_path
+from qexp.method.layers import is_weighted, layer_name
 from qexp.method.quantize.base import Quantization, observe
 from qexp.method.quantize.blocks import Block, extract, residual_blocks
 from qexp.method.quantize.fake_quantize import FakeQuantize, fix_all, quantizers
@@ -110,7 +110,7 @@ def roundings(prepared: GraphModule) -> dict[str, Rounding]:
     found: dict[str, Rounding] = {}
     for node in prepared.graph.nodes:
         if is_weighted(node):
-            rounding = found.setdefault(layer_path(node), Rounding())
+            rounding = found.setdefault(layer_name(node), Rounding())
             rounding.activations.append(modules[str(node.args[0].target)])
             rounding.weights.append(modules[str(node.args[1].target)])
     return found
@@ -177,7 +177,7 @@ def _from_each_block(prepared: GraphModule, x: Tensor, batch: int) -> Iterator[t
     seen: set[str] = set()
     for block in residual_blocks(prepared):
         part = extract(prepared, block)
-        names = dict.fromkeys(layer_path(n) for n in part.graph.nodes if is_weighted(n))
+        names = dict.fromkeys(layer_name(n) for n in part.graph.nodes if is_weighted(n))
         yield [name for name in names if name not in seen], extract(prepared, Block(block.source, logits)), x
         seen |= names.keys()
         x = _answers(part, x, batch)
