@@ -36,11 +36,15 @@ def share(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
+def whole(value: float) -> str:
+    return f"{value:.0f}"
+
+
 def times(value: float) -> str:
     return f"{value:.2f}x"
 
 
-FORMS: dict[str, Callable[[float], str]] = {form.__name__: form for form in (percent, significant, share, times)}
+FORMS: dict[str, Callable[[float], str]] = {form.__name__: form for form in (percent, significant, share, whole, times)}
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ _accuracy = partial(
 )
 _size = partial(Metric, unit="MB", better=LOWER, portable=True)
 _share = partial(Metric, unit="fraction", form="share", portable=True)
+_count = partial(Metric, better=LOWER, portable=True, form="whole")
 _cost = partial(Metric, better=LOWER, per_machine=True)
 _time = partial(_cost, unit="ms")
 _ratio = partial(Metric, unit="x", form="times", better=HIGHER)
@@ -181,6 +186,8 @@ _TABLE = (
     _ratio("macs_ratio", title="fewer", axis="times as few operations as fp32", portable=True),
     _share("quantized_params_share", axis="quantised parameters"),
     _share("quantized_macs_share", title="low-bit", axis="quantised operations"),
+    _count("float_operators", unit="operators", title="float ops", axis="operators in floating point"),
+    _count("conversions", unit="tensors", axis="tensors converted between floating point and integers"),
     _share("sparsity", title="zeros", axis="zeros among the weights"),
     _time("latency_ms", title="ms", axis="latency of one call", low="latency_low_ms", high="latency_high_ms"),
     _time("latency_low_ms"),

@@ -131,7 +131,7 @@ class EngineSpec:
 
     Attributes:
         formats: File formats of the graph that the engine reads: `pt2` (torch.export), `onnx` or `torchscript`.
-        placement: Where quantize/dequantize pairs stand in the graph: `fused` or `x86_inductor`.
+        placement: Where quantize/dequantize pairs stand in the graph: `fused`, `xnnpack` or `x86_inductor`.
         activation: Integers that activations are quantised to: `uint8`, `int8` or `int8_symmetric` (zero point 0).
         half: 16-bit formats that the engine computes in, the preferred one first.
         kernels: Family of integer kernels that a TorchScript is packed for.
@@ -186,6 +186,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class FloatIslands:
+    """What computes in floating point in a graph of integers.
+
+    Attributes:
+        operators: Number of operators.
+        conversions: Number of tensors that are converted between them and integers.
+    """
+
+    operators: int
+    conversions: int
+
+
+@dataclass(frozen=True)
 class Executable:
     """A file of an artifact, and the engine that loads it.
 
@@ -232,6 +245,7 @@ class Artifact:
         coded: Whether the weights in the graph are stored as qexp.coding codes them, and decoded when they are loaded.
         sparsity: Share of zeros among the graph's fp32 weights, or None if there are no such weights.
         notes: What records say of the artifact, by name.
+        islands: What computes in floating point, or None if that is all, or is not known.
     """
 
     folder: Path
@@ -257,6 +271,7 @@ class Artifact:
     coded: bool = False
     sparsity: float | None = None
     notes: dict[str, str] = field(default_factory=dict)
+    islands: FloatIslands | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Artifact:
@@ -273,6 +288,7 @@ class Artifact:
             values["engine_spec"] = EngineSpec.from_json(values["engine_spec"])
             values["layers"] = tuple(Layer(**layer) for layer in values["layers"])
             values["executables"] = tuple(Executable(**executable) for executable in values.get("executables", ()))
+            values["islands"] = FloatIslands(**values["islands"]) if values.get("islands") else None
             return cls(folder=folder, **values)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(

@@ -18,7 +18,7 @@ class ExecuTorch(Engine):
     """
 
     name = "executorch"
-    spec = EngineSpec(activation="int8", half=("float16",))
+    spec = EngineSpec(placement="xnnpack", activation="int8", half=("float16",))
     file = "model-batch{batch}.pte"
     packages = ("executorch",)
     modules = ("executorch.runtime",)

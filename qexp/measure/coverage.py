@@ -28,4 +28,6 @@ class Coverage(Measure):
             found["macs_ratio"] = context.baseline.artifact.macs / artifact.macs
         if artifact.sparsity is not None:
             found["sparsity"] = artifact.sparsity
+        if artifact.islands is not None:
+            found |= {"float_operators": artifact.islands.operators, "conversions": artifact.islands.conversions}
         return [METRICS[name].of(value) for name, value in found.items()]

@@ -14,7 +14,7 @@ from qexp.data.base import ImageData
 from qexp.keys import plain
 from qexp.method.bits import BitWidths
 from qexp.method.layers_csv import Statistics
-from qexp.types import EngineSpec, Layer, Unsupported
+from qexp.types import EngineSpec, FloatIslands, Layer, Unsupported
 
 # The spec of a graph without quantize/dequantize pairs, which is the same for all engines.
 ANY_ENGINE = EngineSpec(placement="", activation="")
@@ -33,6 +33,7 @@ class Compressed:
         statistics: Numbers for layers.csv, by layer and by column.
         notes: What records say about the artifact, by name.
         network: The fp32 network that the graph was made from, or None if it is the one that the method was given.
+        islands: What computes in floating point in a graph of integers, or None for other graphs.
     """
 
     graph: str
@@ -43,6 +44,7 @@ class Compressed:
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     network: nn.Module | None = None
+    islands: FloatIslands | None = None
 
 
 class Method(ABC):

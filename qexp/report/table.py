@@ -17,10 +17,16 @@ from qexp.report.render import NONE, Table, latex, markdown
 NOISY = 0.1  # a latency is flagged if its interquartile range is more than this share of its median
 COLUMNS = (
     "top1", "top1_drop", "top5", "val_top1", "val_top1_drop", "size_mb", "size_ratio", "macs_m", "macs_ratio",
-    "latency_ms", "speedup", "speedup_vs_best_fp32", "memory_mb", "quantized_macs_share", "sparsity",
+    "latency_ms", "speedup", "speedup_vs_best_fp32", "memory_mb", "quantized_macs_share", "float_operators",
+    "sparsity",
 )  # fmt: skip
 # Columns that are shown only if compression changed a metric in some row: the metric, and its unchanged value.
-IF_CHANGED = {"macs_m": ("macs_ratio", 1), "macs_ratio": ("macs_ratio", 1), "sparsity": ("sparsity", 0)}
+IF_CHANGED = {
+    "macs_m": ("macs_ratio", 1),
+    "macs_ratio": ("macs_ratio", 1),
+    "sparsity": ("sparsity", 0),
+    "float_operators": ("float_operators", 0),
+}
 NAMES = {"model": "model", "label": "method", "engine": "engine", "batch_size": "batch"}
 # Columns that are shown only if the rows differ in them.
 IF_SEVERAL = {"data": "data", "image_size": "image", "threads": "threads", "host": "machine"}
@@ -28,8 +34,8 @@ TEXT = ("model", "label", "engine", "data", "host")  # names aligned to the left
 # Columns that a narrow screen leaves out, in this order and before metrics that only their measures' files know. The
 # files of a report have all columns.
 DROPPED_FIRST = (
-    "quantized_macs_share", "sparsity", "top5", "memory_mb", "macs_m", "size_ratio", "macs_ratio", "speedup",
-    "top1_drop", "val_top1_drop", "speedup_vs_best_fp32", "size_mb",
+    "float_operators", "quantized_macs_share", "sparsity", "top5", "memory_mb", "macs_m", "size_ratio", "macs_ratio",
+    "speedup", "top1_drop", "val_top1_drop", "speedup_vs_best_fp32", "size_mb",
 )  # fmt: skip
 CAPTION = "* best among rows that can be compared; several if they tie"
 REUSED = " ↺"

@@ -27,6 +27,7 @@ from qexp.method.bits import FLOAT, BitWidths, plan_bits
 from qexp.method.graph import export, folded_graph, layer_table, save_graph, with_formats
 from qexp.method.layers import is_weighted, layer_name
 from qexp.method.quantize.corrections import correct_bias, equalise
+from qexp.method.quantize.decompositions import KERNELS, absorb_factors, decompose
 from qexp.method.quantize.fake_quantize import (
     SCHEMES,
     FakeQuantize,
@@ -36,6 +37,7 @@ from qexp.method.quantize.fake_quantize import (
     fix_all,
     in_floating_point,
 )
+from qexp.method.quantize.float_islands import float_islands
 from qexp.method.quantize.layer_statistics import layer_statistics
 from qexp.method.quantize.numerics import Grid
 from qexp.method.quantize.observers import OBSERVERS
@@ -45,6 +47,7 @@ from qexp.method.quantize.placement import (
     weighted_layers,
     x86_inductor_placement,
 )
+from qexp.method.verification import verify
 from qexp.types import EngineSpec, Unsupported, UserError, nearest
 
 
@@ -117,9 +120,9 @@ class Quantization(Method):
             ("fuse=false", not self.fuse),
             ("quantize_before_activation=true", self.quantize_before_activation),
         ):
-            if asked and engine_spec.placement != "fused":
+            if asked and engine_spec.placement not in KERNELS:
                 raise Unsupported(
-                    f"method.{option} needs an engine that runs the placement `fused`, such as onnxruntime"
+                    f"method.{option} needs an engine with integer kernels of its own, such as onnxruntime"
                 )
         return replace(
             resolved,
@@ -135,14 +138,21 @@ class Quantization(Method):
 
     def calibrated(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec) -> GraphModule:
         """The network with batch norms folded and a quantizer at every tensor, with scales found by calibration."""
-        folded = self.folded(network, data)
-        prepared = prepare_pt2e(folded, self.placement(folded, engine_spec))
+        prepared = self.prepared(network, data, engine_spec)
         images = data.calibration()
         observe(prepared, images, self.calibration_batch)
         fix_all(prepared)
         if self.bias_correction:
             correct_bias(prepared, images)
         return prepared
+
+    def prepared(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec) -> GraphModule:
+        """The network with batch norms folded and a quantizer at every tensor, not calibrated yet."""
+        folded = self.folded(network, data)
+        kernels = KERNELS.get(engine_spec.placement)
+        if kernels and decompose(folded, kernels):
+            verify(folded, network, data.calibration(), "The graph for integer kernels")
+        return prepare_pt2e(folded, self.placement(folded, engine_spec))
 
     def folded(self, network: nn.Module, data: ImageData) -> GraphModule:
         """The fp32 graph that quantizers are put into."""
@@ -160,22 +170,27 @@ class Quantization(Method):
         """Convert the tuned graph and write it. `exact` is the graph before tuning, to tell what was changed."""
         found = layer_statistics(prepared, exact, data.calibration())
         converted = convert_pt2e(prepared)
+        absorb_factors(converted)
+        islands = float_islands(converted)
         with in_floating_point(exact):
             layers = with_formats(layer_table(exact, network, data), layer_formats(converted))
         drop_unused(converted)
         save_graph(export(converted, data), folder / "model.pt2")
-        files = (found.save(folder),)
-        return Compressed("model.pt2", layers, simulated=not self.for_engines, files=files, statistics=found.statistics)
+        return Compressed(
+            "model.pt2", layers, simulated=not self.for_engines, files=(found.save(folder),),
+            statistics=found.statistics, islands=islands,
+        )  # fmt: skip
 
     def bits_of_layers(self, graph: GraphModule) -> dict[str, BitWidths]:
         return plan_bits(weighted_layers(graph), self.widths, self.first_last_bits, self.layer_bits)
 
     def placement(self, graph: GraphModule, engine_spec: EngineSpec) -> Quantizer:
         layers = {name: self.spec(bits, engine_spec) for name, bits in self.bits_of_layers(graph).items()}
-        if engine_spec.placement != "fused":
+        if engine_spec.placement not in KERNELS:
             return x86_inductor_placement(next(iter(layers.values())))
         between = None if self.widths.activation == FLOAT else self.activation_spec(self.add_bits, engine_spec)
-        return FusedPlacement(layers, between, not self.fuse, self.quantize_before_activation)
+        kernels = KERNELS[engine_spec.placement]
+        return FusedPlacement(layers, between, kernels, not self.fuse, self.quantize_before_activation)
 
     def spec(self, bits: BitWidths, engine_spec: EngineSpec) -> LayerSpec:
         return LayerSpec(self.weight_spec(bits, engine_spec), self.activation_spec(bits.activation, engine_spec))

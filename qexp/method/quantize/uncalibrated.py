@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed
@@ -31,8 +30,7 @@ class Uncalibrated(Quantization):
         Raises:
             UserError: Always. The message says what share of the validation images such a network gets right.
         """
-        folded = self.folded(network, data)
-        prepared = prepare_pt2e(folded, self.placement(folded, engine_spec))
+        prepared = self.prepared(network, data, engine_spec)
         observe(prepared, example_input(data), self.calibration_batch)  # zeros are enough to observe the weights
         blind = [each for each in quantizers(prepared).values() if not isinstance(each, WeightFakeQuantize)]
         for each in quantizers(prepared).values():

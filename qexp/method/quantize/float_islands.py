@@ -1,0 +1,79 @@
+"""Counts what still computes in floating point in a graph with quantize/dequantize pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from operator import getitem
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from qexp.method.layers import is_weighted
+from qexp.method.quantize.placement import FUSED_ACTIVATIONS, PRODUCTS, SPLITTING, keeps_scale
+from qexp.types import FloatIslands
+
+
+def float_islands(converted: GraphModule) -> FloatIslands:
+    """Count the operators that compute in floating point, and the conversions between them and integers.
+
+    An operator computes on integers if its placement says so, it reads nothing but dequantised tensors and constants,
+    and its result is quantised, after a clipping activation or not. Layers and products may leave their result in
+    floating point.
+    Operators that only move values count as neither. Quantising the images and dequantising the logits are no
+    conversions, as no network does without.
+
+    Args:
+        converted: The graph, whose operators have example values.
+    """
+    islands = {node for node in converted.graph.nodes if _computes_in_float(node)}
+    entered = {source for node in islands for source in _origins(node) if _is(source, "dequantize")}
+    left = [n for n in converted.graph.nodes if _is(n, "quantize") and any(s in islands for s in _origins(n))]
+    return FloatIslands(len(islands), len(entered) + len(left))
+
+
+def _is(node: Node, kind: str) -> bool:
+    return str(node.target).startswith(f"quantized_decomposed.{kind}_per")
+
+
+def _moves(node: Node) -> bool:
+    return keeps_scale(node) or node.target in SPLITTING or node.target is getitem
+
+
+def _origins(node: Node) -> Iterable[Node]:
+    """The nodes that compute what a node reads, past those that only move values."""
+    for source in node.all_input_nodes:
+        if _moves(source):
+            yield from _origins(source)
+        else:
+            yield source
+
+
+def _computes_in_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    if node.op != "call_function" or not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    if _moves(node) or _is(node, "dequantize"):
+        return False
+    if node.target in FUSED_ACTIVATIONS and len(node.all_input_nodes) == 1:
+        source = node.all_input_nodes[0]
+        return _computes_in_float(source) if not _is(source, "dequantize") else not _is_quantised(node)
+    if Q_ANNOTATION_KEY not in node.meta:
+        return True
+    layer = is_weighted(node)
+    reads = all(
+        _is(source, "dequantize") or source.op == "call_module" or (layer and source.op == "get_attr")
+        for source in node.all_input_nodes
+        if _float(source)
+    )
+    return not reads or not (layer or node.target in PRODUCTS or _is_quantised(node))
+
+
+def _float(node: Node) -> bool:
+    value = node.meta.get("val")
+    return not isinstance(value, Tensor) or value.is_floating_point()
+
+
+def _is_quantised(node: Node) -> bool:
+    """Whether the result of a node is quantised by all of its readers, after a clipping activation or not."""
+    return all(_is(u, "quantize") or (u.target in FUSED_ACTIVATIONS and _is_quantised(u)) for u in node.users)
