@@ -29,6 +29,7 @@ GROUPS = {"data", "engine", "method", "model", "recipe", "tracking", "trainer"}
 CHOICES = sorted((f.parent.name, f.stem) for f in FILES if f.parent.name in GROUPS and not f.stem.startswith("_"))
 NEEDED = {
     "custom": ["model._target_=torch.nn.Identity"],
+    "timm": ["model.name=test_resnet"],
     "torchvision": ["model.name=resnet18"],
     "folder": ["data.root=somewhere", "data.name=x"],
     "server": ["tracking.uri=http://somewhere:5000"],
@@ -108,7 +109,8 @@ def test_measures_are_all_in_the_default() -> None:
 def parameters(target: object) -> list[inspect.Parameter]:
     """Of a function, or of a class's constructor: `**common` are those of the class above it."""
     if not inspect.isclass(target) or is_dataclass(target):
-        return list(inspect.signature(target).parameters.values())  # type: ignore[arg-type]
+        all_of_them = inspect.signature(target).parameters.values()  # type: ignore[arg-type]
+        return [parameter for parameter in all_of_them if parameter.kind is not parameter.VAR_KEYWORD]
     found = []
     for each in (each for each in target.__mro__ if "__init__" in vars(each) and each is not object):
         _, *own = inspect.signature(each.__init__).parameters.values()  # the first is self

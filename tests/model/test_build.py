@@ -17,6 +17,9 @@ from qexp.types import DataSpec, UserError
 DATA = DataSpec("toy", ("a", "b", "c"), 3, 32, (0.5,) * 3, (0.2,) * 3, "0")
 
 
+TORCHVISION = {"num_classes": 3, "in_channels": 3, "pretrained": False}
+
+
 def build(**model: Any) -> nn.Module:
     return build_network(OmegaConf.create({"id": "net", **model}))
 
@@ -36,14 +39,13 @@ def test_missing_name() -> None:
 
 
 def test_unknown_torchvision_name() -> None:
-    text = message(_target_="qexp.model.torchvision.build", name="squeezenet11", num_classes=3, in_channels=3)
+    text = message(_target_="qexp.model.torchvision.build", name="squeezenet11", **TORCHVISION)
     assert "no classifier 'squeezenet11': did you mean 'squeezenet1_1'" in text
 
 
 def test_torchvision_takes_no_grey_images() -> None:
-    assert "data.channels=3" in message(
-        _target_="qexp.model.torchvision.build", name="resnet18", num_classes=3, in_channels=1
-    )
+    given = {**TORCHVISION, "in_channels": 1}
+    assert "data.channels=3" in message(_target_="qexp.model.torchvision.build", name="resnet18", **given)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from tests import configured
 CONF = Path(__file__).parents[2] / "conf"
 MODELS = sorted(p.stem for p in (CONF / "model").glob("[!_]*.yaml"))
 NEEDED = {
+    "timm": ["model.name=test_vit", "data.image_size=32"],
     "torchvision": ["model.name=squeezenet1_1"],
     "custom": ["model._target_=qexp.model.lenet.LeNet5", "+model.in_channels=3", "+model.image_size=32"],
 }
