@@ -63,6 +63,7 @@ ALLOWED = {
         "qexp.model.baseline",
         "qexp.model.checkpoint",
         "qexp.model.outputs",
+        "qexp.model.pretrained",
         "qexp.model.training_module",
         "qexp.model.trainer",
         "qexp.measure.base",

@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import train
 from qexp.data.base import open_data
+from qexp.jobs.artifact_factory import trained_network
 from qexp.jobs.train import train_baseline
 from qexp.model.base import build_network, load_weights
 from qexp.model.baseline import Baseline
@@ -171,6 +173,30 @@ def test_resume_after_epochs_that_were_not_the_best(here: Path, monkeypatch: pyt
         trained(*options)
     trained(*options)
     assert seen[:18] == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 3 and seen[18:] == [3] * 5
+
+
+def test_fine_tuning_of_pretrained_weights(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / "test_resnet.r160_in1k.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(weights := timm.create_model("test_resnet").state_dict(), file)
+    asked = ["outputs=tuned", "model=timm", "model.name=test_resnet"]
+    still = ["model.pretrained=true", "recipe.optimizer.lr=1e-12"]
+    tuned = trained(*asked, *still)
+    own = load_file(tuned.weights)
+    kept = [name for name in own if name.startswith("layer") and own[name].ndim == 4]
+    assert len(kept) > 5 and all(torch.allclose(own[name], weights[name], atol=1e-6) for name in kept)
+    given = trained(*asked, *still, f"init={tuned.folder}")
+    assert not given.model["pretrained"] and given.folder != tuned.folder, "other weights take their place"
+
+    file.unlink()  # what was trained from it does not need it any more
+    for asks in (["checkpoint=auto"], [f"checkpoint={tuned.folder}", "model.pretrained=true"]):
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose("compress", [*DATA, *asked, *asks])
+        network, source, _ = trained_network(config, open_data(config))
+        newest = tuned if asks[0] != "checkpoint=auto" else given
+        assert source["weights"] == newest.weights_digest
+        assert torch.equal(network.state_dict()["fc.weight"], load_file(newest.weights)["fc.weight"])
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from qexp.model.base import bake, load_weights, read_weights
 from qexp.model.baseline import Baseline, find_baseline
 from qexp.model.checkpoint import load_checkpoint
 from qexp.model.outputs import network_for
+from qexp.model.pretrained import note_of, wanted, weights_digest, without_pretrained
 from qexp.types import Artifact, DataSpec, UserError
 
 
@@ -87,7 +88,9 @@ def prepare(config: DictConfig) -> ArtifactFactory:
 
 
 def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
-    """Make the network with the weights that `checkpoint` names. The data is normalised like that of the baseline.
+    """Make the network with its weights: those that `checkpoint` names, or the pretrained ones of its library.
+
+    The data is normalised like that of the baseline.
 
     Returns:
         The network, where its weights come from, and what records say of them.
@@ -96,8 +99,15 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
         UserError: There is no baseline and none is to be trained, or the weights or the data do not fit.
     """
     torch.manual_seed(config.seed)
-    network = network_for(config.model, data.open()).eval()
-    source = {"model": config.model.id, "network": OmegaConf.to_container(config.model, resolve=True)}
+    pretrained = wanted(config.model) and config.checkpoint == "auto" and config.train_missing is not True
+    model = config.model if pretrained else without_pretrained(config.model)
+    network = network_for(model, data.open()).eval()
+    source = {"model": model.id, "network": OmegaConf.to_container(model, resolve=True)}
+    if pretrained:
+        check_unseen(config, data, None)
+        print(f"  weights of {model.id}: {note_of(network)}", flush=True)
+        weights = f"pretrained {weights_digest(network)}"
+        return bake(network), {**source, "weights": weights}, {"weights": note_of(network)}
     if config.checkpoint == "random":
         return bake(network), {**source, "weights": "random", "seed": config.seed}, {}
     path = Path(config.checkpoint)

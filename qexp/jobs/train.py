@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -25,6 +26,7 @@ from qexp.model.base import load_weights, read_weights
 from qexp.model.baseline import Baseline, check_space, weights_file
 from qexp.model.checkpoint import load_checkpoint
 from qexp.model.outputs import network_for
+from qexp.model.pretrained import note_of, wanted, weights_digest, without_pretrained
 from qexp.model.trainer import be_quiet, best_and_last, leave_one_process, make_trainer, trainer_options
 from qexp.model.training_module import TrainingModule
 from qexp.types import UserError, command_line, versions
@@ -53,19 +55,25 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
         )
     if config.recipe.epochs < 1:
         raise UserError(f"recipe.epochs is {config.recipe.epochs}; it must be at least 1.")
-    network = network_for(config.model, spec)  # raises its errors before anything is written
-    parts: dict[str, Any] = {part: OmegaConf.to_container(config[part], resolve=True) for part in ("model", "recipe")}
+    model = without_pretrained(config.model) if config.init else config.model
+    torch.manual_seed(config.seed)  # of a head for other classes than those of pretrained weights
+    network = network_for(model, spec)  # raises its errors before anything is written
     start = weights_file(config.init) if config.init else None
     if start and (told := load_checkpoint(network, start)):
         print(f"weights of {start}: {told}", flush=True)
-    plan = {
-        **parts,
+    if wanted(model):
+        print(f"weights of {model.id}: {note_of(network)}", flush=True)
+    plan: dict[str, Any] = {
+        "model": OmegaConf.to_container(model, resolve=True),
+        "recipe": OmegaConf.to_container(config.recipe, resolve=True),
         "data": spec.digest,
         "augmentation": OmegaConf.to_container(config.data.augmentation),
         "seed": config.seed,
     }
     if start:
         plan["init"] = file_digest(start)
+    elif wanted(model):
+        plan["init"] = weights_digest(network)
     name = f"{config.model.id}-{spec.name}-seed{config.seed}-{baseline_key(config, data, plan)[:8]}".replace("/", "_")
     folder = Path(config.outputs) / "baselines" / name
     with alone_with(Path(config.outputs) / "cache" / "training" / f"{name}.lock"):
@@ -74,7 +82,7 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
         if (folder / "manifest.json").exists():
             print(f"Already trained; force=true trains again: {folder}")
             return Baseline.read(folder)
-        return train(config, data, folder, plan, network.state_dict() if start else None)
+        return train(config, data, folder, plan, network.state_dict() if "init" in plan else None)
 
 
 def baseline_key(config: DictConfig, data: ImageData, plan: dict[str, Any]) -> str:
@@ -113,10 +121,10 @@ def train(
     """
     spec = data.open()
     seed_everything(config.seed, verbose=False)
-    network, recipe = network_for(config.model, spec), instantiate(config.recipe)
+    network, recipe = network_for(without_pretrained(config.model), spec), instantiate(config.recipe)
     check_space(folder, network)
     if weights:
-        load_weights(network, weights, str(config.init))
+        load_weights(network, weights, str(config.init or config.model.id))
     loaders = Loaders(data, config.recipe.batch_size)
     module = TrainingModule(
         network, spec.num_classes, recipe.optimizer, recipe.scheduler, recipe.scheduler_per_step,
@@ -164,4 +172,5 @@ def main(config: DictConfig) -> None:
     baseline = train_baseline(config, open_data(config), anew=config.force)
     values = [f"{name} {baseline.metrics[name]:.4f}" for name in ("val_top1", "test_top1", "test_top5")]
     print("  ".join([*values, f"{baseline.seconds:.0f} s", str(baseline.folder)]))
-    print(f"Compress it: {same_choices('compress.py', 'model|data|outputs')}")
+    groups = r"model(?!\.pretrained)|data|outputs"  # the baseline has taken the place of the pretrained weights
+    print(f"Compress it: {same_choices('compress.py', groups)}")

@@ -28,7 +28,8 @@ def build(
         **arguments: Further arguments of `timm.create_model`.
 
     Raises:
-        UserError: timm is not installed, the name is unknown, or there are no pretrained weights.
+        UserError: timm is not installed, the name is unknown, or the pretrained weights do not exist, are not to be had
+            or do not fit the arguments.
     """
     try:
         import timm

@@ -23,8 +23,8 @@ def build(name: str, num_classes: int, in_channels: int, pretrained: bool, **arg
         **arguments: Further arguments of the network.
 
     Raises:
-        UserError: The name is unknown, the images are grey, which these networks do not take, or there are no
-            pretrained weights, or none for such arguments.
+        UserError: The name is unknown, the images are grey, which these networks do not take, or the pretrained weights
+            are not to be had or do not fit the arguments.
     """
     known = models.list_models(module=models)
     if name not in known:
