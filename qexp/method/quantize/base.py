@@ -27,7 +27,7 @@ from qexp.method.bits import FLOAT, BitWidths, plan_bits
 from qexp.method.graph import export, folded_graph, layer_table, save_graph, with_formats
 from qexp.method.layers import is_weighted, layer_name
 from qexp.method.quantize.corrections import correct_bias, equalise
-from qexp.method.quantize.decompositions import KERNELS, absorb_factors, decompose
+from qexp.method.quantize.decompositions import KERNELS, Kernels, absorb_factors, decompose
 from qexp.method.quantize.fake_quantize import (
     SCHEMES,
     FakeQuantize,
@@ -64,8 +64,8 @@ class Quantization(Method):
     def __init__(
         self, observer: str, weight_observer: str, percentile: float, symmetric: bool, weight_symmetric: bool,
         per_channel: bool, group_size: int | None, power_of_two: bool, first_last_bits: int | None, add_bits: int,
-        layer_bits: Mapping[str, int | str] | None, fuse: bool, quantize_before_activation: bool, equalisation: bool,
-        bias_correction: bool, reduce_range: bool | str, calibration_batch: int, **common: Any,
+        layer_bits: Mapping[str, int | str] | None, attention: str, fuse: bool, quantize_before_activation: bool,
+        equalisation: bool, bias_correction: bool, reduce_range: bool | str, calibration_batch: int, **common: Any,
     ):  # fmt: skip
         super().__init__(**common)
         for name in (observer, weight_observer):
@@ -80,6 +80,9 @@ class Quantization(Method):
             raise UserError(
                 f"method.group_size={group_size} is out of range; give at least 1, or null for one scale per channel."
             )
+        if attention not in ("integer", "float"):
+            raise UserError(f"method.attention={attention} does not exist; give integer or float.")
+        self.attention = attention
         self.observer, self.weight_observer, self.percentile = observer, weight_observer, percentile
         self.symmetric, self.weight_symmetric = symmetric, weight_symmetric
         self.per_channel, self.group_size = per_channel, group_size
@@ -149,10 +152,15 @@ class Quantization(Method):
     def prepared(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec) -> GraphModule:
         """The network with batch norms folded and a quantizer at every tensor, not calibrated yet."""
         folded = self.folded(network, data)
-        kernels = KERNELS.get(engine_spec.placement)
+        kernels = self.kernels(engine_spec)
         if kernels and decompose(folded, kernels):
             verify(folded, network, data.calibration(), "The graph for integer kernels")
         return prepare_pt2e(folded, self.placement(folded, engine_spec))
+
+    def kernels(self, engine_spec: EngineSpec) -> Kernels | None:
+        """The integer kernels that a placement of ours counts on, or None for a placement that is not ours."""
+        known = KERNELS.get(engine_spec.placement)
+        return replace(known, products=known.products and self.attention == "integer") if known else None
 
     def folded(self, network: nn.Module, data: ImageData) -> GraphModule:
         """The fp32 graph that quantizers are put into."""
@@ -186,10 +194,10 @@ class Quantization(Method):
 
     def placement(self, graph: GraphModule, engine_spec: EngineSpec) -> Quantizer:
         layers = {name: self.spec(bits, engine_spec) for name, bits in self.bits_of_layers(graph).items()}
-        if engine_spec.placement not in KERNELS:
+        kernels = self.kernels(engine_spec)
+        if kernels is None:
             return x86_inductor_placement(next(iter(layers.values())))
         between = None if self.widths.activation == FLOAT else self.activation_spec(self.add_bits, engine_spec)
-        kernels = KERNELS[engine_spec.placement]
         return FusedPlacement(layers, between, kernels, not self.fuse, self.quantize_before_activation)
 
     def spec(self, bits: BitWidths, engine_spec: EngineSpec) -> LayerSpec:

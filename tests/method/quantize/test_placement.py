@@ -22,7 +22,7 @@ from qexp.method.quantize.base import observe
 from qexp.method.quantize.decompositions import KERNELS, absorb_factors, decompose
 from qexp.method.quantize.fake_quantize import fix_all
 from qexp.method.quantize.float_islands import float_islands
-from qexp.types import EngineSpec, FloatIslands
+from qexp.types import EngineSpec, FloatIslands, UserError
 from tests import configured
 from tests.engine.support import BATCH, engine_named, error, graph_logits, run
 from tests.method.graphs import values
@@ -220,6 +220,15 @@ def test_products_of_attention_are_integers_and_sums_past_it_are_not(data: Rando
     assert not any("quantize_per" in str(user.target) for user in sum_.users)
     # Softmax, sum, norm and mean; attention's weights, the images and the mean are converted.
     assert float_islands(graph) == FloatIslands(4, 3)
+
+
+def test_attention_may_stay_in_floating_point(data: RandomData) -> None:
+    prepared = configured.method("static", attention="float").prepared(Tokens().eval(), data, EngineSpec())
+    assert [n.target for n in prepared.graph.nodes if "attention" in str(n.target)] == [
+        aten.scaled_dot_product_attention.default
+    ]
+    with pytest.raises(UserError, match="method.attention=int8 does not exist; give integer or float"):
+        configured.method("static", attention="int8")
 
 
 @pytest.mark.integration
