@@ -26,6 +26,15 @@ from qexp.types import Layer, UserError
 # torchao registers an enum in a way that torch 2.15 calls deprecated. Without this, torch would say so at each import.
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: "KernelPreference" not in record.getMessage())
 
+# What torch.export says in its own words of what cannot be traced, and what that means for a network.
+UNTRACEABLE = {
+    "specialized it to be a constant": "forward fixes the number of images. Take x.shape[0], which may be any number, "
+    "in place of len(x) or of a number.",
+    "data-dependent": "forward decides by the values of a tensor, as `if x.max() > 0` and `.item()` do. Compute with "
+    "tensors alone, for example with torch.where.",
+    ".numpy()": "forward leaves torch by .numpy(). Compute with tensors alone.",
+}
+
 
 def example_input(data: ImageData, batch: int = 2) -> Tensor:
     """Make images x[B,C,H,W] of zeros, in the shape of the data.
@@ -101,7 +110,8 @@ def trace(network: nn.Module, data: ImageData) -> ExportedProgram:
         shapes[x] = {0: torch.export.Dim("batch")}
         return torch.export.export(network, (x,), dynamic_shapes=shapes)
     except Exception as error:
-        raise UserError(f"torch.export cannot trace {type(network).__name__}: {str(error)[:600]}") from error
+        why = next((cause for sign, cause in UNTRACEABLE.items() if sign in str(error)), str(error)[:600])
+        raise UserError(f"torch.export cannot trace {type(network).__name__}: {why}") from error
 
 
 def export(network: nn.Module, data: ImageData) -> ExportedProgram:

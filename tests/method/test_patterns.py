@@ -21,6 +21,7 @@ from qexp.model.outputs import network_for
 from qexp.types import EngineSpec, UserError
 from tests import configured
 from tests.patterns import operators, weights
+from tests.patterns.composed import Applied
 from tests.tiers import more
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -167,6 +168,20 @@ def test_a_network_that_is_random_is_refused(digits: RandomData) -> None:
 
     with pytest.raises(UserError, match=r"other logits for the same images"):
         check_alone(Dropping().eval(), digits.calibration())
+
+
+UNTRACEABLE: dict[str, Callable[[Tensor], Tensor]] = {
+    r"forward fixes the number of images. Take x.shape\[0\]": lambda x: x.reshape(len(x), -1),
+    "forward decides by the values of a tensor": lambda x: 2 * x if x.abs().sum() > 3 else x,
+    "decides by the values of a tensor, as .* and `.item": lambda x: x.flatten(1) * float(x.max().item()),
+    r"forward leaves torch by .numpy\(\)": lambda x: torch.from_numpy(x.numpy()),
+}
+
+
+@pytest.mark.parametrize("sentence", UNTRACEABLE)
+def test_what_cannot_be_traced_is_said_in_words_of_the_network(sentence: str, digits: RandomData) -> None:
+    with pytest.raises(UserError, match=f"torch.export cannot trace Applied: .*{sentence}"):
+        export(Applied(UNTRACEABLE[sentence]), digits)
 
 
 class AnyArguments(nn.Module):

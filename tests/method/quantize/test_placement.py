@@ -26,20 +26,10 @@ from qexp.types import EngineSpec, FloatIslands, UserError
 from tests import configured
 from tests.engine.support import BATCH, engine_named, error, graph_logits, run
 from tests.method.graphs import values
+from tests.patterns.composed import Applied
 from tests.tiers import more
 
 aten = torch.ops.aten
-
-
-class Applied(nn.Module):
-    """A function of x[B,3,16,16] as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 def attention(mask: Tensor | None = None, scale: float | None = None) -> Callable[[Tensor], Tensor]:
