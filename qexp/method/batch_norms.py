@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,8 +37,9 @@ def fold_batch_norms(graph: GraphModule, fuse: bool = True) -> GraphModule:
     Returns:
         The graph without those, which shares the other weights.
     """
+    readers = readers_of_constants(graph)
     for node in [n for n in graph.graph.nodes if n.target == BATCH_NORM and not n.args[5]]:
-        layer = foldable_layer(graph, node) if fuse else None
+        layer = foldable_layer(node, readers) if fuse else None
         if layer:
             _fold(graph, layer, node)
         else:
@@ -46,8 +49,13 @@ def fold_batch_norms(graph: GraphModule, fuse: bool = True) -> GraphModule:
     return GraphModule(graph, graph.graph)  # without the weights that nothing reads any more
 
 
-def foldable_layer(graph: GraphModule, norm: Node) -> Node | None:
-    """The layer that a batch norm of an exported graph can be folded into, or None."""
+def foldable_layer(norm: Node, readers: Mapping[Node, int]) -> Node | None:
+    """The layer that a batch norm of an exported graph can be folded into, or None.
+
+    Args:
+        norm: The batch norm.
+        readers: What `readers_of_constants` found in the graph before anything was folded.
+    """
     layer = norm.args[0]
     assert isinstance(layer, Node)
     if layer.target not in CONVOLUTIONS | TRANSPOSED | {aten.linear.default} or len(layer.users) != 1:
@@ -59,17 +67,21 @@ def foldable_layer(graph: GraphModule, norm: Node) -> Node | None:
         return None  # the norm is over another axis than the layer's features
     if layer.target in TRANSPOSED and len(layer.args) > GROUPS and layer.args[GROUPS] != 1:
         return None
-    return layer if all(_readers(graph, constant) == 1 for constant in constants if constant) else None
+    # A bias that came with another batch norm has no other reader.
+    return layer if all(readers.get(constant, 1) == 1 for constant in constants if constant) else None
 
 
 def _weight_and_bias(layer: Node) -> tuple[Any, Any]:
     return layer.args[1], layer.args[2] if len(layer.args) > 2 else None
 
 
-def _readers(graph: GraphModule, constant: Node) -> int:
-    """How many operators read a constant, under this name or another."""
-    memory = constant_value(graph, constant).data_ptr()
-    return sum(len(node.users) for node, value in constants(graph).items() if value.data_ptr() == memory)
+def readers_of_constants(graph: GraphModule) -> dict[Node, int]:
+    """How many operators read each constant of a graph, under its name or another."""
+    memory = {node: value.data_ptr() for node, value in constants(graph).items()}
+    readers: Counter[int] = Counter()
+    for node, place in memory.items():
+        readers[place] += len(node.users)
+    return {node: readers[place] for node, place in memory.items()}
 
 
 def _statistics(graph: GraphModule, norm: Node) -> tuple[Tensor, Tensor, float, Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qexp.coded_file import graph_pieces, write_coded
 from qexp.data.base import ImageData
 from qexp.method.batch_norms import fold_batch_norms
-from qexp.method.layers import KINDS, compute_constants, layer_name, layer_nodes, name_layers, parameters_of
+from qexp.method.layers import KINDS, NAME, compute_constants, layer_name, layer_nodes, name_layers, parameters_of
 from qexp.method.verification import verify
 from qexp.types import Layer, UserError
 
@@ -61,14 +61,14 @@ def count_macs(network: nn.Module, data: ImageData) -> int:
 
 
 class _Macs(Interpreter):
-    """Runs a graph and counts the multiply-accumulates of each node."""
+    """Runs a graph and counts the multiply-accumulates of each layer."""
 
     def __init__(self, graph: GraphModule):
         super().__init__(graph)
         self.macs: dict[Node, int] = {}
 
     def run_node(self, n: Node) -> Any:
-        if n.op != "call_function":
+        if NAME not in n.meta:
             return super().run_node(n)
         with FlopCounterMode(display=False) as counter:
             result = super().run_node(n)

@@ -54,16 +54,24 @@ def name_layers(graph: GraphModule) -> None:
 
 def weight_named(network: nn.Module, layer: str) -> Tensor:
     """The weight of a layer, by the name that the layer has in the network's graph."""
+    weight = getattr(_module_named(network, layer), "weight", None)
+    if isinstance(weight, Tensor):
+        return weight
     owner, _, leaf = layer.rpartition(".")
-    known = dict(network.named_modules())
-    if isinstance(getattr(known.get(layer), "weight", None), Tensor):
-        return known[layer].weight
-    return getattr(known[owner], leaf)
+    return getattr(network.get_submodule(owner), leaf)
+
+
+def _module_named(network: nn.Module, path: str) -> nn.Module | None:
+    """The module with this path, if there is one. A list of all modules would take as long as a pass over them."""
+    try:
+        return network.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def parameters_of(network: nn.Module, layer: str) -> int:
     """The number of parameters of a layer, with its bias where both belong to one module."""
-    module = dict(network.named_modules()).get(layer)
+    module = _module_named(network, layer)
     return sum(p.numel() for p in module.parameters()) if module else weight_named(network, layer).numel()
 
 
@@ -91,8 +99,9 @@ def compute_constants(graph: GraphModule) -> None:
     computed = {node: value for node, value in known.items() if node.op != "get_attr" and isinstance(value, Tensor)}
     made = [_replace(graph, n, value) for n, value in computed.items() if any(user not in known for user in n.users)]
     graph.graph.eliminate_dead_code()
+    taken = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     for constant in made:
-        _name_like_its_module(graph, constant)
+        _name_like_its_module(graph, constant, taken)
     graph.recompile()
 
 
@@ -119,16 +128,23 @@ def _replace(graph: GraphModule, node: Node, value: Tensor) -> Node:
     return constant
 
 
-def _name_like_its_module(graph: GraphModule, constant: Node) -> None:
-    """Give the computed weight of a layer the name of the weight that it was computed from, if nothing else has it."""
+def _name_like_its_module(graph: GraphModule, constant: Node, taken: set[str]) -> None:
+    """Give the computed weight of a layer the name of the weight that it was computed from, if nothing else has it.
+
+    Args:
+        graph: The graph that has the constant.
+        constant: The node of the computed weight.
+        taken: The names that the graph reads, to which the new one is added.
+    """
     layers = [user for user in constant.users if user.target in KINDS and user.args[1] is constant]
     stack = list((layers[0].meta.get("nn_module_stack") or {}).values()) if layers else []
     path = stack[-1][0] if stack else ""
     owner = graph.get_submodule(path)
-    taken = any(node.target == f"{path}.weight" for node in graph.graph.nodes if node.op == "get_attr")
-    if path and not taken and isinstance(getattr(owner, "weight", None), Tensor):
+    name = f"{path}.weight"
+    if path and name not in taken and isinstance(getattr(owner, "weight", None), Tensor):
         value = constant_value(graph, constant)
         delattr(graph, str(constant.target))
         owner.weight = nn.Parameter(value, requires_grad=False)
-        constant.target = f"{path}.weight"
+        constant.target = name
+        taken.add(name)
         del constant.meta["computed"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qexp.data.base import ImageData
-from qexp.method.batch_norms import BATCH_NORM, foldable_layer
+from qexp.method.batch_norms import BATCH_NORM, foldable_layer, readers_of_constants
 from qexp.method.graph import graph_of, trace
 from qexp.method.layers import is_weighted, layer_name, weight_named
 from qexp.method.quantize.fake_quantize import FakeQuantize, WeightFakeQuantize, quantizers
@@ -147,7 +147,8 @@ def folded_norms(network: nn.Module, data: ImageData) -> dict[str, str]:
     """The module path of the batch norm that is folded into each layer, by the layer's name."""
     graph = graph_of(trace(network, data))
     norms = [node for node in graph.graph.nodes if node.target == BATCH_NORM]
-    folded = {norm: layer for norm in norms if (layer := foldable_layer(graph, norm))}
+    readers = readers_of_constants(graph)
+    folded = {norm: layer for norm in norms if (layer := foldable_layer(norm, readers))}
     return {layer_name(layer): [*norm.meta["nn_module_stack"].values()][-1][0] for norm, layer in folded.items()}
 
 
