@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
@@ -15,11 +16,11 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from qexp.method.layers import is_weighted, layer_name
 from qexp.method.quantize.fake_quantize import FakeQuantize, in_floating_point, quantizers
-from qexp.method.quantize.numerics import decibels, power
+from qexp.method.quantize.numerics import decibels, pieces, power
 
 HISTOGRAMS = "histograms.npz"
-IMAGES = 128  # calibration images that are looked at
-CHUNK = 16  # images at a time, few because the results of all layers are held in memory
+IMAGES = 128  # calibration images that are looked at, at most
+PIXELS = 16 * 224 * 224  # of them together, at most, because the results of all layers are held in memory
 BINS = 200  # of a histogram
 
 See = Callable[[Node, Any, Any], None]  # takes a node, its first argument and its result
@@ -51,8 +52,9 @@ class SqnrSums:
         self.signal = self.noise = 0.0
 
     def add(self, exact: Tensor, rounded: Tensor) -> None:
-        self.signal += power(exact)
-        self.noise += power(exact - rounded)
+        for x, q in zip(pieces(exact.reshape(1, -1)), pieces(rounded.reshape(1, -1)), strict=True):
+            self.signal += power(x)
+            self.noise += power(x - q)
 
     @property
     def sqnr_db(self) -> float:
@@ -60,21 +62,28 @@ class SqnrSums:
 
 
 class TensorStatistics:
-    """Statistics of the values that a quantizer was given, and of what it rounded them to."""
+    """Statistics of the values that a quantizer was given, and of what it rounded them to.
 
-    def __init__(self, quantizer: FakeQuantize):
-        self.quantizer, self.noise = quantizer, SqnrSums()
-        self.low, self.high, self.values, self.clipped = float("inf"), float("-inf"), 0, 0
-        self.before, self.after = np.zeros(BINS), np.zeros(BINS)
+    Args:
+        quantizer: The quantizer.
+        x: What it was given.
+        rounded: What it gave, in the same shape.
+    """
 
-    @torch.no_grad()
-    def add(self, x: Tensor, rounded: Tensor) -> None:
+    def __init__(self, quantizer: FakeQuantize, x: Tensor, rounded: Tensor):
+        self.quantizer, self.noise, self.values = quantizer, SqnrSums(), x.numel()
         self.noise.add(x, rounded)
-        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
-        quantizer = self.quantizer
-        integers = torch.round(quantizer.rows(x) / quantizer.positive_scale[:, None]) + quantizer.zero_point[:, None]
-        self.clipped += int(((integers < quantizer.grid.quant_min) | (integers > quantizer.grid.quant_max)).sum())
-        self.values += x.numel()
+        self.low, self.high = (float(end) for end in x.aminmax())
+        self.clipped = sum(self._clipped(piece) for piece in pieces(quantizer.rows(x)))
+        low, high = min(self.low, self.clip[0]), max(self.high, self.clip[1])
+        self.edges = np.linspace(low, high + 1e-6 * (high - low), BINS + 1)
+        self.before, self.after = (np.histogram(values.numpy(), self.edges)[0] for values in (x, rounded))
+
+    def _clipped(self, rows: Tensor) -> int:
+        """How many values of rows[R,N] lie outside the grid."""
+        grid, scale, zero_point = self.quantizer.grid, self.quantizer.positive_scale, self.quantizer.zero_point
+        integers = (rows / scale[:, None]).round_().add_(zero_point[:, None])
+        return int((integers < grid.quant_min).logical_or_(integers > grid.quant_max).count_nonzero())
 
     @property
     def clip(self) -> tuple[float, float]:
@@ -83,16 +92,6 @@ class TensorStatistics:
         return float(((grid.quant_min - zero_point) * scale).min()), float(
             ((grid.quant_max - zero_point) * scale).max()
         )
-
-    @property
-    def edges(self) -> np.ndarray:
-        low, high = min(self.low, self.clip[0]), max(self.high, self.clip[1])
-        return np.linspace(low, high + 1e-6 * (high - low), BINS + 1)
-
-    def count(self, x: Tensor, rounded: Tensor) -> None:
-        """Count values in the histograms. Everything has to be added first, since the edges depend on it."""
-        self.before += np.histogram(x.detach().numpy(), self.edges)[0]
-        self.after += np.histogram(rounded.detach().numpy(), self.edges)[0]
 
     def statistics(self) -> dict[str, float]:
         scale, zero_point = self.quantizer.positive_scale, self.quantizer.zero_point
@@ -116,12 +115,15 @@ def layer_statistics(prepared: GraphModule, exact: GraphModule, images: Tensor) 
     Args:
         prepared: The graph after tuning, whose quantizers round.
         exact: The graph as it was calibrated, before anything was tuned. It has the same nodes.
-        images: Images x[N,C,H,W], of which the first IMAGES are used.
+        images: Images x[N,C,H,W], of which the first IMAGES are used. If these have more than PIXELS pixels, some of
+            them are, at equal distances.
     """
     images = images[:IMAGES]
+    images = images[:: math.ceil(images[:, 0].numel() / PIXELS)]
     layers = {layer_name(node): node for node in reversed(prepared.graph.nodes) if is_weighted(node)}
     found = quantizers(prepared, every_name=True)
-    inputs, outputs = _activations(prepared, exact, images, list(layers.values()), found)
+    with torch.no_grad():
+        inputs, outputs = _activations(prepared, exact, images, list(layers.values()), found)
     statistics: dict[str, dict[str, float]] = {}
     histograms: dict[str, np.ndarray] = {}
     for path, node in reversed(layers.items()):
@@ -145,12 +147,8 @@ def _weight(
     if source.target not in found:
         return None
     quantizer, name = found[source.target], str(_first(source).target)
-    seen = TensorStatistics(quantizer)
     with torch.no_grad():
-        before, rounded = attrgetter(name)(exact), quantizer(attrgetter(name)(prepared))
-        seen.add(before, rounded)
-        seen.count(before, rounded)
-    return seen
+        return TensorStatistics(quantizer, attrgetter(name)(exact).detach(), quantizer(attrgetter(name)(prepared)))
 
 
 def _activations(
@@ -162,30 +160,24 @@ def _activations(
         The statistics of the quantizers at the layers' inputs, by module name, and the sums for the error of the
         layers' results, by node name.
     """
-    seen = {name: TensorStatistics(found[name]) for node in layers if (name := str(_first(node).target)) in found}
+    names = {str(_first(node).target) for node in layers} & found.keys()
+    seen: dict[str, TensorStatistics] = {}
     results = {node.name: SqnrSums() for node in layers}
     wanted: dict[str, Tensor] = {}
 
     def remember(node: Node, given: Any, result: Any) -> None:
         if node.name in results:
-            wanted[node.name] = result
+            wanted[node.name] = result.clone()  # since an activation may change it in place
 
     def compare(node: Node, given: Any, result: Any) -> None:
         if node.name in wanted:
             results[node.name].add(wanted.pop(node.name), result)
-        elif node.op == "call_module" and node.target in seen:
-            seen[str(node.target)].add(given, result)
+        elif node.op == "call_module" and node.target in names:
+            seen[str(node.target)] = TensorStatistics(found[str(node.target)], given, result)
 
-    def count(node: Node, given: Any, result: Any) -> None:
-        if node.op == "call_module" and node.target in seen:
-            seen[str(node.target)].count(given, result)
-
-    for chunk in images.split(CHUNK):
-        with in_floating_point(exact):
-            _Watcher(exact, remember).run(chunk)
-        _Watcher(prepared, compare).run(chunk)
-    for chunk in images.split(CHUNK):
-        _Watcher(prepared, count).run(chunk)
+    with in_floating_point(exact):
+        _Watcher(exact, remember).run(images)
+    _Watcher(prepared, compare).run(images)
     return seen, results
 
 
@@ -196,9 +188,8 @@ class _Watcher(Interpreter):
         super().__init__(graph)
         self.see = see
 
-    @torch.no_grad()
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
-        given, _ = self.fetch_args_kwargs_from_env(n)
-        self.see(n, given[0] if given else None, result)
+        first = n.args[0] if n.args else None
+        self.see(n, self.env[first] if isinstance(first, Node) else first, result)
         return result

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+PIECE = 2**15  # elements that fit a core's own cache with a few temporary tensors, and that torch leaves to one thread
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,12 @@ class _LearnedStep(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, low: Tensor | int, high: Tensor | int, gradient_factor: float
     ) -> Tensor:
         steps = x * scale.reciprocal()
+        # Without a gradient, the steps need not be kept, and a large tensor less is made.
+        clamp = torch.clamp if any(ctx.needs_input_grad) else torch.clamp_
         ctx.save_for_backward(steps, scale)
         ctx.low, ctx.high, ctx.gradient_factor = low, high, gradient_factor
         # The limits are either two tensors or two numbers, which their types do not say.
-        return torch.clamp(steps, low, high).round_().mul_(scale)  # type: ignore[arg-type]
+        return clamp(steps, low, high).round_().mul_(scale)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -179,6 +184,16 @@ def from_rows(rows: Tensor, shape: torch.Size, axis: int | None) -> Tensor:
     moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
     count = shape.numel() // shape[axis]
     return rows.reshape(shape[axis], -1)[:, :count].reshape(moved).movedim(0, axis)
+
+
+def pieces(rows: Tensor) -> Iterator[Tensor]:
+    """Cut rows[R,N] into pieces[R,n] of at most PIECE elements, or of one column.
+
+    What several operators compute of a piece, one after the other, stays in the cache. With whole activations every one
+    of them would read and write memory, most would first have to be given fresh memory, and on a busy machine each
+    would wait for its slowest thread.
+    """
+    return iter(rows.split(max(1, PIECE // len(rows)), 1))
 
 
 def sqnr_db(reference: Tensor, approximation: Tensor) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qexp.method.quantize.numerics import Grid, fake_quantize, scale_and_zero_point
+from qexp.method.quantize.numerics import Grid, fake_quantize, pieces, scale_and_zero_point
 
 Range = tuple[Tensor, Tensor]
 BINS = 2048
@@ -110,11 +110,12 @@ class Histogram(Observer):
             self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
             self.counts = torch.zeros_like(counts).scatter_add_(1, self._bins(centres), counts)
         one = torch.ones((), dtype=torch.float64, device=rows.device)
-        self.counts.scatter_add_(1, self._bins(rows), one.expand_as(rows))
+        for piece in pieces(rows):
+            self.counts.scatter_add_(1, self._bins(piece), one.expand_as(piece))
 
     def _bins(self, values: Tensor) -> Tensor:
         width = (self.high - self.low).clamp(min=1e-30)[:, None]
-        return ((values - self.low[:, None]) / width * BINS).long().clamp_(0, BINS - 1)
+        return (values - self.low[:, None]).div_(width).mul_(BINS).long().clamp_(0, BINS - 1)
 
     def centres(self) -> Tensor:
         """The centres of the bins, [R,BINS]."""

@@ -102,6 +102,33 @@ def test_facts_of_a_layer_are_those_of_the_formulas(
     assert edges[0] <= min(x.min(), found["clip_low"]) and edges[-1] >= max(x.max(), found["clip_high"])
 
 
+@pytest.mark.integration
+def test_an_activation_in_place_does_not_touch_what_is_compared(pretend_data: RandomData, tmp_path: Path) -> None:
+    found = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(in_place), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+        )
+        rows, _ = rows_of(configured.method("static"), EngineSpec(), network, pretend_data, tmp_path / str(in_place))
+        found.append([float(row["output_sqnr_db"]) for row in rows.values()])
+    assert found[0] == found[1] and min(found[0]) > 20
+
+
+@pytest.mark.integration
+def test_of_large_images_some_are_looked_at(
+    pretend_data: RandomData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_statistics, "PIXELS", 8 * 16 * 16)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+    _, folder = rows_of(configured.method("static"), EngineSpec(), network, pretend_data, tmp_path)
+    x = pretend_data.calibration().numpy()
+    with np.load(folder / "histograms.npz") as histograms:
+        edges, before = histograms["1/input/edges"], histograms["1/input/before"]
+    assert len(x) == 32
+    np.testing.assert_array_equal(before, np.histogram(x[::4], edges)[0])
+
+
 @pytest.mark.thorough
 @pytest.mark.integration
 def test_reconstructed_weights_are_compared_with_those_before(

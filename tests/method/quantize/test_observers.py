@@ -169,6 +169,16 @@ def test_entropy_clips_a_heavy_tail_and_nothing_of_a_uniform_distribution() -> N
     assert -20 < low < -3 and 3 < high < 20
 
 
+def test_a_histogram_counts_every_value_of_a_large_activation() -> None:
+    x = torch.randn(3, 50_001, generator=torch.Generator().manual_seed(0))
+    observer = Histogram(least_squares)
+    observer.observe(x)
+    assert observer.counts is not None
+    for row, counts, low, high in zip(x, observer.counts, observer.low, observer.high, strict=True):
+        expected = np.histogram(row.numpy(), BINS, (float(low), float(high)))[0]
+        assert counts.sum() == 50_001 and np.abs(expected - counts.numpy()).sum() <= 100, "but for values on an edge"
+
+
 def test_a_histogram_grows_with_what_it_sees() -> None:
     random = torch.Generator().manual_seed(0)
     batches = [size * torch.randn(1, 5000, generator=random) for size in (0.5, 1, 3, 2)]
