@@ -31,6 +31,14 @@ class Observer(ABC):
         """Return low[R] and high[R], the ends of the ranges to use with this grid."""
 
 
+def ends(rows: Tensor) -> Range:
+    """The smallest and the largest value of each of rows[R,N]. Along an axis, torch takes three times as long."""
+    if len(rows) > 1:
+        return rows.aminmax(dim=1)
+    low, high = rows.aminmax()
+    return low[None], high[None]
+
+
 class MinMax(Observer):
     """The range from the smallest to the largest value seen."""
 
@@ -38,7 +46,7 @@ class MinMax(Observer):
     high: Tensor | None = None
 
     def observe(self, rows: Tensor) -> None:
-        low, high = rows.aminmax(dim=1)
+        low, high = ends(rows)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
 
@@ -58,7 +66,7 @@ class MovingAverage(MinMax):
         self.share = share
 
     def observe(self, rows: Tensor) -> None:
-        low, high = rows.aminmax(dim=1)
+        low, high = ends(rows)
         self.low = low if self.low is None else self.low + self.share * (low - self.low)
         self.high = high if self.high is None else self.high + self.share * (high - self.high)
 
@@ -99,7 +107,7 @@ class Histogram(Observer):
         self.counts: Tensor | None = None
 
     def observe(self, rows: Tensor) -> None:
-        low, high = rows.aminmax(dim=1)
+        low, high = ends(rows)
         low, high = low.clamp(max=0), high.clamp(min=0)  # every grid contains 0
         if self.counts is None:
             self.low, self.high = low, high

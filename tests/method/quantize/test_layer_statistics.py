@@ -120,11 +120,11 @@ def test_of_large_images_some_are_looked_at(
     pretend_data: RandomData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layer_statistics, "PIXELS", 8 * 16 * 16)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+    network = nn.Sequential(nn.Conv2d(3, 10, 16), nn.Flatten())
     _, folder = rows_of(configured.method("static"), EngineSpec(), network, pretend_data, tmp_path)
     x = pretend_data.calibration().numpy()
     with np.load(folder / "histograms.npz") as histograms:
-        edges, before = histograms["1/input/edges"], histograms["1/input/before"]
+        edges, before = histograms["0/input/edges"], histograms["0/input/before"]
     assert len(x) == 32
     np.testing.assert_array_equal(before, np.histogram(x[::4], edges)[0])
 
