@@ -141,21 +141,31 @@ class Quantization(Method):
 
     def calibrated(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec) -> GraphModule:
         """The network with batch norms folded and a quantizer at every tensor, with scales found by calibration."""
-        prepared = self.prepared(network, data, engine_spec)
-        images = data.calibration()
-        observe(prepared, images, self.calibration_batch)
-        fix_all(prepared)
+        prepared, images = self.prepared(network, data, engine_spec), data.calibration()
+        self.calibrate(prepared, images)
         if self.bias_correction:
             correct_bias(prepared, images)
         return prepared
 
+    def calibrate(self, prepared: GraphModule, images: Tensor) -> None:
+        """Find the scales of all quantizers on images x[N,C,H,W]."""
+        observe(prepared, images, self.calibration_batch)
+        fix_all(prepared)
+
     def prepared(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec) -> GraphModule:
         """The network with batch norms folded and a quantizer at every tensor, not calibrated yet."""
-        folded = self.folded(network, data)
-        kernels = self.kernels(engine_spec)
-        if kernels and decompose(folded, kernels):
-            verify(folded, network, data.calibration(), "The graph for integer kernels")
-        return prepare_pt2e(folded, self.placement(folded, engine_spec))
+        return self.with_quantizers(self.for_kernels(network, data, engine_spec), engine_spec)
+
+    def with_quantizers(self, graph: GraphModule, engine_spec: EngineSpec) -> GraphModule:
+        """Put a quantizer at every tensor of an fp32 graph, which is used up."""
+        return prepare_pt2e(graph, self.placement(graph, engine_spec))
+
+    def for_kernels(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec) -> GraphModule:
+        """The fp32 graph that quantizers are put into, in terms of operators that engines have integer kernels for."""
+        graph, kernels = self.folded(network, data), self.kernels(engine_spec)
+        if kernels and decompose(graph, kernels):
+            verify(graph, network, data.calibration(), "The graph for integer kernels")
+        return graph
 
     def kernels(self, engine_spec: EngineSpec) -> Kernels | None:
         """The integer kernels that a placement of ours counts on, or None for a placement that is not ours."""
@@ -163,7 +173,7 @@ class Quantization(Method):
         return replace(known, products=known.products and self.attention == "integer") if known else None
 
     def folded(self, network: nn.Module, data: ImageData) -> GraphModule:
-        """The fp32 graph that quantizers are put into."""
+        """The fp32 graph without batch norms, equalised if that is asked for."""
         folded = folded_graph(network, data, self.fuse)
         if self.equalisation:
             equalise(folded)
