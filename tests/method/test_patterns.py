@@ -27,6 +27,7 @@ from tests.tiers import more
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "two norms share a convolution": weights.SharedConvTwoNorms,
     "one of two readers is a norm": weights.SharedConvOneNorm,
+    "one convolution with several names": weights.SeveralNames,
     "norms without weights": weights.PlainNorms,
     "weight norm": weights.WeightNorm,
     "former weight norm": lambda: weights.WeightNorm(kind="old"),

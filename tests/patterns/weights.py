@@ -30,6 +30,31 @@ class SharedConvTwoNorms(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Positions(nn.Module):
+    """Adds a convolution, which other modules may have too, to its input."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"conv": conv})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner["conv"](x)
+
+
+class SeveralNames(nn.Module):
+    """One convolution that several modules have as their own (the position encoding of CoaT)."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem = cb(1, 16, 3, 2)
+        self.conv = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.blocks = nn.Sequential(Positions(self.conv), nn.ReLU(), Positions(self.conv))
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(self.stem(x)).mean((2, 3)))
+
+
 class SharedConvOneNorm(nn.Module):
     """One convolution applied at two scales, a batch norm after one of them only."""
 
