@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qexp.data.random import RandomData
 from qexp.method.batch_norms import fold_batch_norms
 from qexp.method.graph import count_macs, export, graph_of, layer_table
-from qexp.method.verification import check_alone, verify
+from qexp.method.verification import TOLERANCE, check_alone, verify
 from qexp.model.base import bake
 from qexp.model.outputs import network_for
 from qexp.types import EngineSpec, UserError
@@ -150,6 +150,33 @@ def test_a_wrong_graph_is_refused_at_the_module_where_it_parts(digits: RandomDat
     graph.get_submodule("b.0").weight = nn.Parameter(1.01 * network.b[0].weight)  # type: ignore[index,union-attr]
     with pytest.raises(UserError, match=r"The graph of OwnNormalisation computes something else .* module 'b.0'"):
         verify(graph, network, digits.calibration(), "The graph")
+
+
+class Sensitive(nn.Module):
+    """Makes much of the last digits of its input, as deep networks with random weights do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(1, 8, 7, 7), nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        for _ in range(10):
+            x = torch.sin(3 * x)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_rounding_alone_is_no_other_computation(digits: RandomData) -> None:
+    torch.manual_seed(0)
+    network, images = shaken(Sensitive(), digits), digits.calibration()
+    graph = fold_batch_norms(graph_of(export(network, digits)))
+    with torch.no_grad():
+        error = (graph(images[:8]) - network(images[:8])).abs().max() / network(images[:8]).abs().max()
+    assert error > TOLERANCE, "otherwise nothing is tested"
+    verify(graph, network, images, "The graph")
+    graph.get_submodule("conv").bias.data += 1e-3  # type: ignore[union-attr,operator]
+    with pytest.raises(UserError, match=r"The graph of Sensitive computes something else"):
+        verify(graph, network, images, "The graph")
 
 
 class Dropping(nn.Module):
