@@ -41,6 +41,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "fixed filters": operators.AntiAliased,
     "torch's encoder": operators.TinyViT,
     "own attention": operators.SdpaViT,
+    "a class token that modules change": operators.ClassToken,
     "same padding": operators.EvenSame,
     "pools with ceil_mode": operators.CeilPools,
     "channel shuffle": operators.Shuffle,
@@ -94,6 +95,7 @@ def test_a_graph_computes_what_the_network_does(
     network, applied = made(name, digits), configured.method(method)
     found = applied.apply(network, digits, applied.resolve(spec), tmp_path)
     assert signal_to_noise(network, tmp_path / found.graph, digits.calibration()) > least_db
+    assert count_macs(network, digits) >= sum(layer.macs for layer in found.layers) > 0
     if method != "none":
         computed = {layer.name for layer in found.layers if layer.kind in ("conv2d", "linear")}
         assert {layer.name for layer in found.layers if layer.quantized} >= computed, "counted where it happens"

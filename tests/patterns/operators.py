@@ -96,6 +96,23 @@ class SdpaViT(nn.Module):
         return self.head(self.norm(x).mean(1))
 
 
+class ClassToken(nn.Module):
+    """A class token that modules change before it meets the images (PiT)."""
+
+    def __init__(self, num_classes: int = 10, dim: int = 48) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(1, dim, 7, 7)
+        self.cls = nn.Parameter(torch.randn(1, 1, dim))
+        self.norm, self.fc = nn.LayerNorm(dim), nn.Linear(dim, dim)
+        self.attn = Attn(dim, 4)
+        self.head = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        cls = self.fc(self.norm(self.cls.expand(x.shape[0], -1, -1)))
+        return self.head(self.attn(torch.cat([cls, x], 1))[:, 0])
+
+
 class EvenSame(nn.Module):
     """padding='same' with even kernels, a dilated one, and a norm."""
 
