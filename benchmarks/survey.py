@@ -57,14 +57,12 @@ def options_of(words: list[str]) -> DictConfig:
     return merged
 
 
-def chosen(options: DictConfig) -> dict[str, Any]:
-    """The entries of the networks that were asked for, by name."""
-    listed = OmegaConf.to_container(options.listed)
-    assert isinstance(listed, dict)
-    found: dict[str, Any] = {}
+def chosen(options: DictConfig) -> dict[str, int]:
+    """The networks that were asked for, and the side of their images in pixels."""
+    found: dict[str, int] = {}
     for pattern in options.networks:
-        matching = {str(name): entry for name, entry in listed.items() if fnmatchcase(str(name), pattern)}
-        found |= matching or {pattern: {"size": options.image_size}}
+        matching = {str(name): size for name, size in options.listed.items() if fnmatchcase(str(name), pattern)}
+        found |= matching or {pattern: options.image_size}
     return found
 
 
@@ -130,7 +128,7 @@ class Network:
     """A network that a maker holds, with the folder of its images and artifacts."""
 
     name: str
-    entry: dict[str, Any]
+    size: int
     folder: Path
     maker: Maker
     options: DictConfig
@@ -139,8 +137,10 @@ class Network:
         """Let the maker hold the network, unless it does."""
         process = self.maker.process()
         if process.holds != self.name:
-            counts = {name: self.options[name] for name in ("images", "calibration_images")}
-            self.maker.ask("network", name=self.name, entry=self.entry, folder=str(self.folder), **counts)
+            asked = {name: self.options[name] for name in ("images", "calibration_images")}
+            arguments = OmegaConf.to_container(self.options.arguments).get(self.name, {})  # type: ignore[union-attr]
+            asked |= {"name": self.name, "size": self.size, "arguments": arguments, "folder": str(self.folder)}
+            self.maker.ask("network", **asked)
             process.holds = self.name
 
     def candidate(self, method: str, engine: str) -> Candidate:
@@ -219,7 +219,7 @@ def survey(options: DictConfig) -> None:
         raise UserError(f"again={options.again} is unknown. {nearest(options.again, keeps)}")
     maker = Maker(options)
     try:
-        for number, (name, entry) in enumerate(networks.items(), start=1):
+        for number, (name, size) in enumerate(networks.items(), start=1):
             missing = [
                 (method, engine)
                 for method in options.methods
@@ -227,8 +227,8 @@ def survey(options: DictConfig) -> None:
                 if (old := known.get((name, method, engine))) is None or not keeps[options.again](old)
             ]
             if missing:
-                print(f"{number} of {len(networks)}: {name}, {entry['size']} px ...", flush=True)
-                for result in of_network(name, entry, missing, maker):
+                print(f"{number} of {len(networks)}: {name}, {size} px ...", flush=True)
+                for result in of_network(name, size, missing, maker):
                     with results.open("a") as file:
                         file.write(json.dumps(result) + "\n")
     finally:
@@ -236,13 +236,11 @@ def survey(options: DictConfig) -> None:
     write_table(options, read_results(results))
 
 
-def of_network(
-    name: str, entry: dict[str, Any], wanted: list[tuple[str, str]], maker: Maker
-) -> Iterator[dict[str, Any]]:
+def of_network(name: str, size: int, wanted: list[tuple[str, str]], maker: Maker) -> Iterator[dict[str, Any]]:
     """The results of a network, by method and engine, one after the other."""
     options = maker.options
     with TemporaryDirectory(dir=options.folder) as folder:
-        network, unusable = Network(name, entry, Path(folder), maker, options), None
+        network, unusable = Network(name, size, Path(folder), maker, options), None
         for method, engine in wanted:
             try:
                 with telling("making the network"):
@@ -255,7 +253,7 @@ def of_network(
             seconds = time.perf_counter() - began
             print(f"  {method} on {engine}: {told(result)} in {seconds:.1f} s", flush=True)
             yield {
-                "network": name, "method": method, "engine": engine, "size": entry["size"], **result,
+                "network": name, "method": method, "engine": engine, "size": size, **result,
                 "seconds": seconds,
             }  # fmt: skip
 

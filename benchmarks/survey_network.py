@@ -58,14 +58,12 @@ def pictures(size: int, images: int, calibration: int) -> Clouds:
     return data
 
 
-def config_of(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def config_of(name: str, size: int, arguments: dict[str, Any]) -> dict[str, Any]:
     """The config of a network, by a name such as `timm/resnet18d`, as conf/model has it."""
     library, _, kind = name.partition("/")
-    target = "timm.create_model" if library == "timm" else "torchvision.models.get_model"
-    first: dict[str, Any] = {"model_name": kind} if library == "timm" else {"name": kind}
-    if kind in ("googlenet", "inception_v3"):
-        first |= {"aux_logits": False, "init_weights": True}
-    return {"id": name, "_target_": target, **first, "num_classes": CLASSES, **arguments}
+    sizes = {"image_size": size} if library == "timm" else {}
+    common = {"name": kind, "num_classes": CLASSES, "in_channels": 3, "pretrained": False}
+    return {"id": name, "_target_": f"qexp.model.{library}.build", **common, **sizes, **arguments}
 
 
 def strengthen(network: nn.Module) -> None:
@@ -103,20 +101,21 @@ class Session:
     """Holds one network, and answers questions about it."""
 
     def network(
-        self, name: str, entry: dict[str, Any], images: int, calibration_images: int, folder: str
+        self, name: str, size: int, arguments: dict[str, Any], images: int, calibration_images: int, folder: str
     ) -> dict[str, Any]:
         """Make a network, which takes the place of the one before, and its logits of the images.
 
         Args:
             name: Its name, such as `timm/resnet18d`.
-            entry: The side of an image as `size`, and `arguments` of the network.
+            size: The side of an image in pixels.
+            arguments: Further arguments of the network.
             images: How many images.
             calibration_images: How many others are there to find ranges on.
             folder: The folder of everything that is written: `images.npy`, `logits.npy` and the artifacts.
         """
         torch.manual_seed(0)
-        self.folder, node = Path(folder), config_of(name, entry.get("arguments", {}))
-        self.data = pictures(entry["size"], images, calibration_images)
+        self.folder, node = Path(folder), config_of(name, size, arguments)
+        self.data = pictures(size, images, calibration_images)
         network = network_for(OmegaConf.create(node), self.data.spec).eval()
         strengthen(network)
         pixels = torch.from_numpy(self.data.splits["test"].images[:images])
