@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from qexp.data.random import RandomData
@@ -46,7 +46,13 @@ def torchscript(name: str, /, **options: Any) -> Any:
 
 
 def engine(name: str, /, **options: Any) -> Any:
-    return made(composed(f"engine={name}").engine, options)
+    return made(engine_node(name), options)
+
+
+@functools.cache
+def engine_node(name: str) -> Any:
+    """What the file says is all that there is of one engine, so nothing has to be composed for it."""
+    return OmegaConf.load(CONF / "engine" / f"{name}.yaml")
 
 
 def measure(name: str, /, **options: Any) -> Any:

@@ -39,7 +39,7 @@ class AntiAliased(nn.Module):
 class TinyViT(nn.Module):
     """torch's own encoder layers, class token, learned positions."""
 
-    def __init__(self, num_classes: int = 10, dim: int = 48, depth: int = 2, heads: int = 4) -> None:
+    def __init__(self, num_classes: int = 10, dim: int = 48, depth: int = 1, heads: int = 4) -> None:
         super().__init__()
         self.patch = nn.Conv2d(1, dim, 7, 7)
         self.cls = nn.Parameter(torch.zeros(1, 1, dim))
@@ -75,7 +75,7 @@ class Attn(nn.Module):
 
 
 class SdpaViT(nn.Module):
-    def __init__(self, num_classes: int = 10, dim: int = 48, depth: int = 2, heads: int = 4) -> None:
+    def __init__(self, num_classes: int = 10, dim: int = 48, depth: int = 1, heads: int = 4) -> None:
         super().__init__()
         self.patch = nn.Conv2d(1, dim, 7, 7)
         self.pos = nn.Parameter(torch.randn(1, 16, dim) * 0.02)

@@ -23,6 +23,13 @@ from qexp.method.quantize.static import Static
 from qexp.types import EngineSpec, UserError
 from tests import configured
 from tests.method.training import SOURCE
+from tests.tiers import more
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of several tests, each of which finds what one before it has made alike."""
+    return tmp_path_factory.mktemp("artifacts")
 
 
 class OneConvolution(nn.Module):
@@ -125,8 +132,8 @@ def test_onnxruntime_finds_no_float_operator_between_integer_ones(
     assert error < 0.03
 
 
-def test_quantisation_keeps_the_function(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    artifact = make_artifact(configured.method("static"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
+def test_quantisation_keeps_the_function(pretend_data: RandomData, network: nn.Module, artifacts: Path) -> None:
+    artifact = make_artifact(configured.method("static"), network, pretend_data, EngineSpec(), SOURCE, artifacts)
     x = pretend_data.calibration()
     with torch.no_grad():
         expected, answer = network(x), torch.export.load(artifact.folder / artifact.graph).module()(x)
@@ -135,10 +142,10 @@ def test_quantisation_keeps_the_function(pretend_data: RandomData, network: nn.M
 
 
 def test_every_layer_is_found_quantised_in_the_graph(
-    pretend_data: RandomData, network: nn.Module, tmp_path: Path
+    pretend_data: RandomData, network: nn.Module, artifacts: Path
 ) -> None:
     artifact = make_artifact(
-        configured.method("static", reduce_range=False), network, pretend_data, EngineSpec(), SOURCE, tmp_path
+        configured.method("static", reduce_range=False), network, pretend_data, EngineSpec(), SOURCE, artifacts
     )
     names = [n for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert [(la.name, la.weight, la.activation) for la in artifact.layers] == [(n, "int8", "uint8") for n in names]
@@ -184,13 +191,13 @@ def test_unknown_observer_names_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     ("activation", "low", "high", "symmetric"),
-    [("uint8", 0, 255, False), ("int8", -128, 127, False), ("int8_symmetric", -128, 127, True)],
+    [("uint8", 0, 255, False), *more(("int8", -128, 127, False)), ("int8_symmetric", -128, 127, True)],
 )
 def test_activations_are_the_integers_that_the_engine_wants(
-    activation: str, low: int, high: int, symmetric: bool, pretend_data: RandomData, network: nn.Module, tmp_path: Path
+    activation: str, low: int, high: int, symmetric: bool, pretend_data: RandomData, network: nn.Module, artifacts: Path
 ) -> None:
     artifact = make_artifact(
-        configured.method("static"), network, pretend_data, EngineSpec(activation=activation), SOURCE, tmp_path
+        configured.method("static"), network, pretend_data, EngineSpec(activation=activation), SOURCE, artifacts
     )
     graph = torch.export.load(artifact.folder / artifact.graph).graph
     pairs = [node for node in graph.nodes if "quantize_per_tensor" in str(node.target)]
@@ -210,12 +217,12 @@ def integer_weights(file: Path) -> list[np.ndarray]:
     ("placement", "activation"), [("fused", "uint8"), ("x86_inductor", "uint8"), ("fused", "int8")]
 )
 def test_a_reduced_range_keeps_weights_in_seven_bits(
-    placement: str, activation: str, pretend_data: RandomData, network: nn.Module, tmp_path: Path
+    placement: str, activation: str, pretend_data: RandomData, network: nn.Module, artifacts: Path
 ) -> None:
     engine_spec = EngineSpec(placement=placement, activation=activation)
     whole, reduced = (
         make_artifact(
-            configured.method("static", reduce_range=reduce), network, pretend_data, engine_spec, SOURCE, tmp_path
+            configured.method("static", reduce_range=reduce), network, pretend_data, engine_spec, SOURCE, artifacts
         )
         for reduce in (False, True)
     )
@@ -246,6 +253,6 @@ def test_the_range_is_reduced_where_products_saturate(
 
 
 @pytest.mark.integration
-def test_unfused_is_in_the_label(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+def test_unfused_is_in_the_label(pretend_data: RandomData, network: nn.Module, artifacts: Path) -> None:
     method = configured.method("static", fuse=False, reduce_range=False)
-    assert make_artifact(method, network, pretend_data, EngineSpec(), SOURCE, tmp_path).label == "static int8 unfused"
+    assert make_artifact(method, network, pretend_data, EngineSpec(), SOURCE, artifacts).label == "static int8 unfused"
