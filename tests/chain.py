@@ -31,18 +31,21 @@ IMAGES = [
     if word.startswith(("data.image", "data.channels", "data.calib", "recipe.", "trainer="))
 ]
 ONE_ENGINE = without("engine", "inductor", "executorch", "openvino", "torch_ao", "eager")
+SHALLOW = ["model.blocks=[1,1,1]"]  # resnet20 with a third of its layers
 BRIEF = ["report.formats=[md]", "tracking=none"]  # where another command of the chain shows and logs
 FEW = [f"measure.{name}=null" for name in ("memory", "operators", "energy", "parity")]
 ROW = "{name: fp32, run: 'method=none', top1: 0.5}"
 TABLE = [*PRETEND, "hydra/sweeper=rows", "hydra.sweeper.title=A table", f"hydra.sweeper.rows=[{ROW}]"]
 ADDED = "compress.py -m model=lenet5 data=digits method=none,rounded"
 CHAIN = {
-    r"^train.py model=resnet20 data=folder data.root=pictures$": IMAGES,
+    r"^train.py model=resnet20 data=folder data.root=pictures$": [*IMAGES, *SHALLOW],
     r"^compress.py -m model=resnet20 method=none,dynamic,static data=folder data.root=pictures$": [
-        *IMAGES, *QUICK, *ONE_ENGINE, *FEW,
+        *IMAGES, *SHALLOW, *QUICK, *ONE_ENGINE, *FEW,
     ],
     r"^-m qexp.report sweep=(latest|all) ": [],
-    r"^compress.py experiment=search model=resnet20 ": [*IMAGES, *BRIEF, "threads=1", "hydra.sweeper.trials=1"],
+    r"^compress.py experiment=search model=resnet20 ": [
+        *IMAGES, *SHALLOW, *BRIEF, "threads=1", "hydra.sweeper.trials=1",
+    ],
     r"^benchmark.py (-m )?artifact=": [*QUICK, *BRIEF, *FEW, "measure.accuracy=null"],
     r"^-m qexp.tracking sync": [],
     r"^-m qexp.deploy ": [],

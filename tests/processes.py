@@ -7,6 +7,10 @@ import os
 import sys
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 import compress
 from qexp.measure import base
@@ -17,6 +21,22 @@ IMPORTED = [
     "compress", "qexp.jobs.compress", "qexp.method.quantize.static", "qexp.method.none", "mlflow.tracking",
     "pytorch_lightning", "optuna",
 ]  # fmt: skip
+
+
+class OwnLock(Callback):
+    """Gives jobs a lock of their own, also in processes that a launcher starts: no time is checked there."""
+
+    def __init__(self, file: str):
+        self.file = Path(file)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        base.HOST_LOCK = self.file
+
+
+def own_lock(folder: Path) -> list[str]:
+    """Overrides for jobs that another process runs, and for which nobody waits who measures on this machine."""
+    node = "+hydra.callbacks.own_lock"
+    return [f"{node}._target_={__name__}.OwnLock", f"{node}.file={folder / 'measure.lock'}"]
 
 
 def command(folder: Path, words: list[str]) -> None:

@@ -66,6 +66,7 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compose:
     As in a sweep, jobs that differ in the values of keys alone are composed once.
     """
     jobs: list[object] = []
+    checked: list[Sequence[str]] = []
     launcher_of = Plugins.instantiate_launcher
 
     def check(config: DictConfig) -> None:
@@ -79,12 +80,14 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compose:
         assert sweeper.hydra_context
         for job in batch:
             check(sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(job)))
+            checked.append(job)
 
     def launcher(plugins: Plugins, *, config: DictConfig, hydra_context: Any, task_function: Any) -> Any:
         launcher_of(plugins, config=config, hydra_context=hydra_context, task_function=task_function)
 
         def launch(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> None:
-            check(hydra_context.config_loader.load_sweep_config(config, list(job_overrides[0])))
+            if job_overrides[0] not in checked:
+                check(hydra_context.config_loader.load_sweep_config(config, list(job_overrides[0])))
             jobs.extend(job_overrides)
             raise Composed
 

@@ -20,7 +20,7 @@ SWEEP = [
     "-m", *TRAINED, *fake("Says", "answer=0"), *FEW_WINDOWS,
     "method=none,static", "batch_size=1,2", "outputs=outputs", "measure.parity=null",
 ]  # fmt: skip
-KILLS = 3
+KILLS = 2
 
 
 def last_rows(folder: Path) -> dict[str, tuple[Any, ...]]:

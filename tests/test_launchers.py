@@ -18,6 +18,7 @@ import compress
 from qexp.measure import base
 from qexp.tracking.store import read_records
 from tests.commands import CHEAP, PRETEND, TRAINED, RunCommand, fake, write_images
+from tests.processes import own_lock
 
 pytestmark = pytest.mark.integration
 
@@ -26,9 +27,10 @@ JOBS = ["+engine.answer=0,2", "method=none,static", "batch_size=2"]
 Rows = dict[str, tuple[Any, ...]]
 
 
-def words(launcher: str, *more: str) -> list[str]:
+def words(folder: Path, launcher: str, *more: str) -> list[str]:
     """The command line of a sweep whose jobs all need a baseline, which one of them has to train."""
-    return ["-m", *TRAINED, *fake("Says"), *CHEAP, "threads=1", "outputs=outputs", f"hydra/launcher={launcher}", *more]
+    places = ["outputs=outputs", f"hydra/launcher={launcher}", *own_lock(folder)]
+    return ["-m", *TRAINED, *fake("Says"), *CHEAP, "threads=1", *places, *more]
 
 
 def sweep(folder: Path, launcher: str, *more: str) -> None:
@@ -37,7 +39,7 @@ def sweep(folder: Path, launcher: str, *more: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "HOST_LOCK", folder / "measure.lock")
         patch.setenv("OMP_NUM_THREADS", "1")  # a training ends with the same weights in every process
-        patch.setattr(sys, "argv", ["compress.py", *words(launcher, *more)])
+        patch.setattr(sys, "argv", ["compress.py", *words(folder, launcher, *more)])
         patch.chdir(folder)
         torch.set_num_threads(1)
         compress.main()
@@ -47,7 +49,7 @@ def sweep(folder: Path, launcher: str, *more: str) -> None:
 def command(folder: Path, launcher: str, *more: str) -> str:
     """The sweep as a command started in `folder`, which is not that of the program; what it printed."""
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, str(ROOT / "compress.py"), *words(launcher, *more)]
+    line = [sys.executable, str(ROOT / "compress.py"), *words(folder, launcher, *more)]
     ended = subprocess.run(line, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
@@ -103,8 +105,8 @@ def test_joblib_gives_the_same_rows(expected: Rows, tmp_path: Path, capfd: pytes
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 def test_ray_gives_the_same_rows(expected: Rows, tmp_path: Path) -> None:
     write_images(tmp_path / "pictures")
-    half = ["+engine.answer=0", *JOBS[1:]]  # each of its workers takes half a minute to start
-    printed = command(tmp_path, "ray", "hydra.launcher.ray.init.num_cpus=2", "tracking=none", *half)
+    half = ["+engine.answer=0", *JOBS[1:]]  # its worker takes half a minute to start, and another one as long again
+    printed = command(tmp_path, "ray", "hydra.launcher.ray.init.num_cpus=1", "tracking=none", *half)
     made = rows(tmp_path)
     assert len(made) == 2 and made.items() <= expected.items()
     assert all(f"#{number}   finished in" in printed for number in range(2))

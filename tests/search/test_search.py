@@ -21,7 +21,7 @@ from qexp.metrics import METRICS
 from qexp.records import Record
 from qexp.tracking.store import read_records
 from tests.commands import CHEAP, FEW_WINDOWS, PRETEND, TRAINED, RunCommand, fake, write_images
-from tests.processes import started
+from tests.processes import own_lock, started
 from tests.search.fronts import OBJECTIVES, pareto
 
 pytest.importorskip("optuna")
@@ -185,6 +185,7 @@ def test_a_search_killed_again_and_again_ends_as_one_that_was_not(whole: Path, t
 def test_trials_run_side_by_side(whole: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "pictures")
     words = [*SEARCH, "hydra.sweeper.trials=4", "hydra/launcher=joblib", "hydra/sweeper/sampler=random"]
+    words += own_lock(tmp_path)
     surroundings = {**os.environ, "PYTHONPATH": str(Path(compress.__file__).parent), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, str(compress.__file__), *words]
     process = subprocess.run(line, cwd=tmp_path, env=surroundings, capture_output=True, text=True, timeout=600)
