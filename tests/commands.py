@@ -46,10 +46,11 @@ FAKE_FP32 = [
     *(f"{e}._target_={FAKE}.Fake" for e in ("fp32_engines", "baseline.engine")),
     *(f"~{e}.device" for e in ("fp32_engines", "baseline.engine")),
 ]
+FEW_FORMATS = "report.formats=[md,csv]"  # without pictures
 TRAINED = [
     "data=folder", "data.root=pictures", "data.image_size=16", "data.channels=1", "data.calibration_images=16",
     "model=resnet8",
-    "recipe.epochs=1", "recipe.batch_size=8", "trainer=cpu", "train_missing=true",
+    "recipe.epochs=1", "recipe.batch_size=8", "trainer=cpu", "train_missing=true", FEW_FORMATS,
 ]  # fmt: skip
 CHEAP = [f"measure.{name}=null" for name in ("latency", "energy", "operators", "memory", "parity")]
 NOWHERE = [

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import benchmark
 import compress
 from qexp.measure import base
 from qexp.types import Artifact
 from tests import configured
-from tests.commands import RunCommand, write_images
+from tests.commands import FEW_FORMATS, RunCommand, write_images
 
 if TYPE_CHECKING:  # fixtures import torch, which takes seconds, only where they are used
     from torch import nn
@@ -32,6 +33,7 @@ LONGEST = (
 )  # fmt: skip
 # Fixtures that run commands, start children or lower for engines, which makes what asks for them integration tests.
 STARTING = {"run", "compose", "make_candidate", "make_context", "lowered", "animal_artifact"}
+TIERS = {"thorough": "takes long for what it adds", "slow": "takes minutes"}  # markers, and why they are skipped
 FORMS = (("RGB", "jpg"), ("RGBA", "png"), ("L", "png"), ("P", "png"), ("I;16", "png"), ("RGB", "webp"))
 
 
@@ -51,8 +53,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if STARTING & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.integration)
-        if item.get_closest_marker("thorough") and os.environ.get("QEXP_THOROUGH") != "1":
-            item.add_marker(pytest.mark.skip(reason="takes long for what it adds: set QEXP_THOROUGH=1"))
+        for tier, why in TIERS.items():
+            if item.get_closest_marker(tier) and os.environ.get(variable := f"QEXP_{tier.upper()}") != "1":
+                item.add_marker(pytest.mark.skip(reason=f"{why}: set {variable}=1"))
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
@@ -153,13 +156,16 @@ def images(tmp_path: Path) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> RunCommand:
     """Calls an entry script's main with the given overrides, and returns its exit code and everything that it printed.
 
-    Outputs are below tmp_path, and MLflow, whose database takes seconds to be made, is left out unless it is asked for.
+    Outputs are below tmp_path. What takes seconds is left out unless an override is about it: MLflow, whose database has
+    to be made, and the pictures of a sweep's report.
     No time is checked here, so nobody has to wait until this machine measures nothing else.
     """
     monkeypatch.setattr(base, "HOST_LOCK", tmp_path / "measure.lock")
 
     def call(*overrides: str, script: Any = compress) -> tuple[int, str]:
         defaults = {"outputs=": f"outputs={tmp_path / 'outputs'}", "tracking": "tracking=none"}
+        if script in (compress, benchmark):
+            defaults["report."] = FEW_FORMATS
         added = [word for start, word in defaults.items() if not any(o.startswith(start) for o in overrides)]
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *overrides, *added])
         code: Any = 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 import shlex
 import tomllib
@@ -179,7 +178,6 @@ def quick(words: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("QEXP_SLOW" not in os.environ, reason="takes minutes: set QEXP_SLOW=1")
 @pytest.mark.parametrize("command", LONG, ids=LONG)
 def test_a_long_command_runs_on_small_images(command: str, tmp_path: Path) -> None:
     with working_folder(tmp_path):

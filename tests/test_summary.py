@@ -21,7 +21,7 @@ def left(tmp_path: Path) -> set[str]:
 
 
 def test_a_sweep_ends_with_its_report(run: RunCommand, tmp_path: Path) -> None:
-    code, printed = run("-m", "method=static,half", "tracking=none", *NOWHERE)
+    code, printed = run("-m", "method=static,half", "tracking=none", "report.points=1", *NOWHERE)
     assert code == 1, "all rows failed, and are reported"
     assert left(tmp_path) == {"results.md", "results.csv", "results.tex", "report.html"}
     assert "All of it in a browser: " in printed and "report.html" in printed

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
+from qexp.data.random import RandomData
 from qexp.engine.base import Engine
-from qexp.files import write_json
+from qexp.engine.inductor import Inductor
+from qexp.method.artifacts import make_artifact
 from qexp.method.base import Method
 from qexp.types import Artifact
 from tests import configured
@@ -34,6 +35,31 @@ CONVOLUTIONS, ADDITIONS = 6, 2  # of the network, beside one linear layer
 FOUR_STEPS = (
     4 / 127
 )  # of logits in 8 bits: a value on the edge of two steps may be rounded to the other side in any layer
+
+
+@pytest.fixture(scope="module")
+def lowered(lowered: Lowered, small: nn.Module, data: RandomData, tmp_path_factory: pytest.TempPathFactory) -> Lowered:
+    """As that of all tests of engines, but a process that does nothing else packages int8 for Inductor.
+
+    It has imported what lowering imports and nothing more, and is to find the integer kernels nevertheless.
+    """
+    root = tmp_path_factory.mktemp("alone")
+
+    def make(method: Method, engine: Engine) -> Artifact:
+        if not (isinstance(engine, Inductor) and engine.packaged and method.name == "static"):
+            return lowered(method, engine)
+        made = make_artifact(method, small, data, engine.spec, {"model": "small", "weights": "random"}, root)
+        if engine.file_name(BATCH, 1) not in made.files:
+            script = f"""
+from pathlib import Path
+from qexp.engine.inductor import Inductor
+from qexp.types import Artifact
+Inductor(device="cpu", packaged=True).lower(Artifact.read(Path({str(made.folder)!r})), {BATCH}, 1)
+"""
+            subprocess.run([sys.executable, "-c", script], check=True)
+        return Artifact.read(made.folder)
+
+    return make
 
 
 @pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino", *more("executorch", "inductor")])
@@ -80,23 +106,6 @@ def test_inductor_calls_integer_kernels_only(lowered: Lowered) -> None:
     assert integer and all(re.match("_(qconv|qlinear)", kernel) for kernel in integer), integer
     assert {kernel[:5] for kernel in integer} == {"_qcon", "_qlin"}
     assert plain and not any("_q" in kernel for kernel in plain), plain
-
-
-@pytest.mark.thorough
-def test_a_process_that_only_lowers_finds_the_integer_kernels(lowered: Lowered, tmp_path: Path) -> None:
-    made = lowered(configured.method("static"), engine_named("inductor"))
-    copied = replace(made, folder=tmp_path / "copied", files={made.graph: made.files[made.graph]})
-    copied.folder.mkdir()
-    shutil.copy(made.folder / made.graph, copied.folder)
-    write_json(copied.folder / "artifact.json", copied.to_json())
-    script = f"""
-from pathlib import Path
-from qexp.engine.inductor import Inductor
-from qexp.types import Artifact
-Inductor(device="cpu", packaged=True).lower(Artifact.read(Path({str(copied.folder)!r})), {BATCH}, 1)
-"""
-    subprocess.run([sys.executable, "-c", script], check=True)
-    assert kernels(copied, engine_named("inductor")) == kernels(made, engine_named("inductor"))
 
 
 def kernels(artifact: Artifact, engine: Engine) -> set[str]:

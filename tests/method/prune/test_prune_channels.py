@@ -258,7 +258,7 @@ FAMILIES = [
     "lenet5",
     "resnet8",
     "torchvision",
-    *more("vgg11", "resnet20", "resnet50", "mobilenet_v2"),
+    *more("vgg11", "resnet50", "mobilenet_v2"),
 ]
 
 
@@ -273,10 +273,12 @@ def test_every_family_is_pruned_exported_and_run(name: str, tmp_path: Path) -> N
             "compress", [f"model={name}", *more, "data=random", f"data.channels={channels}", "data.image_size=32"]
         )
     config.data.num_classes = 10
+    if name == "resnet50":
+        config.model.blocks = [1, 1, 1, 1]  # a bottleneck of each width is enough
     torch.manual_seed(0)
     network = build_network(config.model).eval()
     method = pruning_channels(
-        round_to=128 if name in ("resnet34", "resnet50", "vgg11", "mobilenet_v2") else 8
+        round_to=128 if name in ("resnet50", "vgg11", "mobilenet_v2") else 8
     )  # fewer candidates of large ones
     artifact = make_artifact(method, network, data, EngineSpec(), SOURCE, tmp_path)
     assert artifact.macs <= count_macs(network, data) / 2
