@@ -156,8 +156,8 @@ def images(tmp_path: Path) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> RunCommand:
     """Calls an entry script's main with the given overrides, and returns its exit code and everything that it printed.
 
-    Outputs are below tmp_path. What takes seconds is left out unless an override is about it: MLflow, whose database has
-    to be made, and the pictures of a sweep's report.
+    Outputs are below tmp_path. What takes seconds is left out unless an override is about it: MLflow, whose database
+    has to be made, and the pictures of a sweep's report.
     No time is checked here, so nobody has to wait until this machine measures nothing else.
     """
     monkeypatch.setattr(base, "HOST_LOCK", tmp_path / "measure.lock")
