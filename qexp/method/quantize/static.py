@@ -36,6 +36,15 @@ class Static(Quantization):
         """Whether nobody has chosen a remedy, and the bits are such that no loss is expected."""
         return self.remedy == "auto" and self.for_engines and not (self.equalisation or self.bias_correction)
 
+    def compress(
+        self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path, source: dict[str, Any]
+    ) -> Compressed:
+        """Call `apply`, without a remedy for random weights, whose logits mean nothing."""
+        chosen = copy.copy(self)
+        if source["weights"] == "random":
+            chosen.remedy = "none"
+        return chosen.apply(network, data, engine_spec, folder)
+
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         prepared, notes = self.calibrated(network, data, engine_spec), dict[str, str]()
         if self.looks_for_remedy:

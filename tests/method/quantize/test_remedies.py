@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qexp.data.random import RandomData
 from qexp.method.base import Compressed
-from qexp.method.quantize import remedies
+from qexp.method.quantize import remedies, static
 from qexp.method.quantize.remedies import GAIN_DB, Remedy, spread
 from qexp.types import EngineSpec, UserError
 from tests import configured
@@ -125,3 +125,17 @@ def test_images_are_taken_from_everywhere() -> None:
     images = torch.arange(10.0)[:, None]
     assert spread(images, 4)[:, 0].tolist() == [0, 3, 6, 9]
     assert torch.equal(spread(images, 20), images)
+
+
+def test_nothing_is_tried_for_random_weights(
+    monkeypatch: pytest.MonkeyPatch, pretend_data: RandomData, tmp_path: Path
+) -> None:
+    asked = []
+    monkeypatch.setattr(static, "remedied", lambda method, plain, *others: (asked.append(method), (plain, {}))[1])
+    method, network = configured.method("static"), mobile()
+    for number, weights in enumerate(("random", "a digest")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        method.compress(network, pretend_data, method.resolve(EngineSpec()), folder, {"weights": weights})
+        assert len(asked) == number
+    assert method.remedy == "auto", "the method itself has not changed"
