@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from qexp.engine.base import Engine, Forward, in_batches_of
-from qexp.types import Artifact, EngineSpec, UserError
+from qexp.types import Artifact, EngineSpec, UserError, first_line
 
 
 class ExecuTorch(Engine):
@@ -36,7 +36,7 @@ class ExecuTorch(Engine):
                 program = torch.export.export(network, (torch.zeros(batch, *artifact.data.input_shape),))
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
         except Exception as error:
-            raise UserError(f"executorch cannot lower {artifact.model}: {str(error)[:600]}") from error
+            raise UserError(f"executorch cannot lower {artifact.model}: {first_line(error)[:300]}") from error
         file.write_bytes(lowered.buffer)
 
     def load(self, file: Path, threads: int) -> Forward:
