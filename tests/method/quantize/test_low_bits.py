@@ -254,7 +254,7 @@ def test_every_observer_finds_scales(name: str, pretend_data: RandomData) -> Non
 
 def test_what_a_placement_of_its_own_cannot_show_is_unsupported() -> None:
     for options in ({"fuse": False}, {"quantize_before_activation": True}):
-        with pytest.raises(Unsupported, match="needs an engine that runs the placement `fused`"):
+        with pytest.raises(Unsupported, match="needs an engine with integer kernels of its own"):
             configured.method("static", **options).resolve(EngineSpec(placement="x86_inductor"))
 
 
