@@ -182,6 +182,9 @@ class FusedPlacement(Quantizer):
         """Whether a node is an elementwise operator that has an integer kernel."""
         if node.target in MULTIPLICATIONS:
             return all(isinstance(n, Node) and n.op != "get_attr" for n in node.args)
+        if node.target == aten.addcmul.default:
+            # Nothing has a kernel for it, and OpenVINO crashes on some that read integers, such as DenseNet's.
+            return self.unfused
         return node.target in COMBINING and not is_factor(node) or self.kernels.curves and node.target in CURVES
 
     def _read(self, inputs: list[Node]) -> dict[Node, QuantizationSpec | None]:

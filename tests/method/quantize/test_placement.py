@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+from torchvision.models import DenseNet
 
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
@@ -266,3 +269,17 @@ def test_engines_take_graphs_with_operators_in_floating_point(name: str, data: R
     x = np.asarray(data.calibration()[:8])
     assert error(run(engine, made, x), graph_logits(made, x)) < 4 / 127
     assert made.islands is not None and made.islands.operators > 0
+
+
+@pytest.mark.integration
+@pytest.mark.thorough
+def test_openvino_does_not_crash_on_batch_norms_after_concatenations(data: RandomData, tmp_path: Path) -> None:
+    engine, source = engine_named("openvino"), {"model": "dense", "weights": "random"}
+    network = DenseNet(16, (2, 2), 32, num_classes=10).train()
+    network(data.calibration())
+    made = make_artifact(configured.method("static"), network.eval(), data, engine.spec, source, tmp_path)
+    file = engine.lower(made, BATCH, 1).folder / engine.file
+    script = (
+        f"import openvino; openvino.Core().compile_model({str(file)!r}, 'CPU', {{'INFERENCE_PRECISION_HINT': 'f32'}})"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0  # a crash would take this process along
