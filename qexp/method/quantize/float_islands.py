@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from operator import getitem
 
 from torch import Tensor
@@ -40,13 +39,15 @@ def _moves(node: Node) -> bool:
     return keeps_scale(node) or node.target in SPLITTING or node.target is getitem
 
 
-def _origins(node: Node) -> Iterable[Node]:
+def _origins(node: Node) -> set[Node]:
     """The nodes that compute what a node reads, past those that only move values."""
-    for source in node.all_input_nodes:
-        if _moves(source):
-            yield from _origins(source)
-        else:
-            yield source
+    found, waiting = set[Node](), [node]
+    while waiting:
+        for source in set(waiting.pop().all_input_nodes) - found:
+            found.add(source)
+            if _moves(source):
+                waiting.append(source)
+    return {source for source in found if not _moves(source)}
 
 
 def _computes_in_float(node: Node) -> bool:

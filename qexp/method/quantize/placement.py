@@ -46,6 +46,7 @@ SCALE_KEEPING = {
     aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.channel_shuffle.default,
     aten.upsample_nearest2d.vec, aten.unflatten.int, aten.movedim.int, aten.swapaxes.default,
 }  # fmt: skip
+JOINING = {aten.cat.default, aten.stack.default}
 # Means, whose range is smaller than that of their input.
 POOLING = {aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default}
 # Operators like those that keep the scale, which give a list of tensors.
@@ -96,6 +97,21 @@ def keeps_scale(node: Node) -> bool:
     if node.target == aten.pad.default:
         return len(node.args) < 4 or node.args[3] in (None, 0)
     return node.target in SCALE_KEEPING
+
+
+def _meets_constant(node: Node) -> bool:
+    """Whether the result of a node is concatenated with a constant, such as a class token, at once or after moves."""
+    return any(
+        (user.target in JOINING and any(map(_is_constant, user.all_input_nodes)))
+        or (keeps_scale(user) and _meets_constant(user))
+        for user in node.users
+    )
+
+
+def _is_constant(node: Node) -> bool:
+    """Whether a node is a constant, or only moves or repeats one."""
+    sources = _float_inputs(node)
+    return node.op == "get_attr" or (keeps_scale(node) and bool(sources) and all(map(_is_constant, sources)))
 
 
 class FusedPlacement(Quantizer):
@@ -201,7 +217,10 @@ class FusedPlacement(Quantizer):
 
     def _left_by(self, node: Node) -> QuantizationSpec | None:
         """The spec of a result that nothing reads as integers, where the kernel of its layer gives only integers."""
-        if not is_weighted(node) or (node.target == aten.linear.default and self.kernels.float_results):
+        if not is_weighted(node):
+            return None
+        # OpenVINO 2026.4 gives all channels the bias of the first where integers of a convolution meet a constant.
+        if self.kernels.float_results and (node.target == aten.linear.default or _meets_constant(node)):
             return None
         spec = self.layers[layer_name(node)]
         return self.between if spec.weight and spec.activation else None

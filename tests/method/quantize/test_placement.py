@@ -271,6 +271,29 @@ def test_engines_take_graphs_with_operators_in_floating_point(name: str, data: R
     assert made.islands is not None and made.islands.operators > 0
 
 
+class ClassToken(nn.Module):
+    """A token that is concatenated with what a convolution gives, on the way to a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 32, 4, 4), nn.Parameter(torch.randn(1, 1, 32))
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 10)
+        nn.init.normal_(self.patches.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head(self.norm(torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)).mean(1))
+
+
+@pytest.mark.integration
+def test_openvino_keeps_every_bias_beside_a_class_token(data: RandomData, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    engine, source = engine_named("openvino"), {"model": "token", "weights": "random"}
+    made = make_artifact(configured.method("static"), ClassToken().eval(), data, engine.spec, source, tmp_path)
+    x = data.calibration()[:8].numpy()
+    assert error(run(engine, engine.lower(made, BATCH, 1), x), graph_logits(made, x)) < 4 / 127
+
+
 @pytest.mark.integration
 @pytest.mark.thorough
 def test_openvino_does_not_crash_on_batch_norms_after_concatenations(data: RandomData, tmp_path: Path) -> None:
