@@ -96,7 +96,7 @@ def test_inductor_has_integer_kernels_for_x86_processors_only(
         (
             configured.method("static", fuse=False),
             "inductor",
-            "fuse=false needs an engine that runs the placement `fused`, such as onnxruntime",
+            "fuse=false needs an engine with integer kernels of its own, such as onnxruntime",
         ),
     ],
 )

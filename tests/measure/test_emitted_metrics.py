@@ -16,6 +16,7 @@ from qexp.measure.base import Context, Measure
 from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.timing import LEAST_WINDOWS, Rules
 from qexp.metrics import METRICS
+from qexp.types import FloatIslands
 from tests import configured
 from tests.measure.conftest import IMAGES, SPEC
 from tests.measure.fake_engines import CLASSES, Profiled
@@ -40,7 +41,10 @@ def test_every_metric_of_the_table_is_measured_and_no_other(
     np.save(folder / "train_labels.npy", np.arange(IMAGES) % CLASSES)
     (folder / SPEC.validation_file).write_text(json.dumps([*range(20)]))
     monkeypatch.setattr(energy, "counters", lambda: lambda: float(next(clock)))
-    artifacts = [make_artifact(str(i), each, sparsity=0.5) for i, each in enumerate([*weights, 2 * weights[0]])]
+    artifacts = [
+        make_artifact(str(i), each, sparsity=0.5, islands=FloatIslands(1, 2))
+        for i, each in enumerate([*weights, 2 * weights[0]])
+    ]
     candidates = [Candidate(artifact, Profiled(), 2, 2, Limits(120, None)) for artifact in artifacts]
     context = Context(candidates[0], candidates[1], tests_of(artifacts[0]), tmp_path / "cache", candidates[2])
     try:

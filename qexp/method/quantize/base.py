@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 
@@ -25,19 +25,17 @@ from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
 from qexp.method.bits import FLOAT, BitWidths, plan_bits
 from qexp.method.graph import export, folded_graph, layer_table, save_graph, with_formats
-from qexp.method.layers import is_weighted, layer_name
+from qexp.method.quantize.converted import drop_unused, float_islands, layer_formats
 from qexp.method.quantize.corrections import correct_bias, equalise
 from qexp.method.quantize.decompositions import KERNELS, Kernels, absorb_factors, decompose
 from qexp.method.quantize.fake_quantize import (
     SCHEMES,
     FakeQuantize,
     PackedFakeQuantize,
-    PackedWeight,
     WeightFakeQuantize,
     fix_all,
     in_floating_point,
 )
-from qexp.method.quantize.float_islands import float_islands
 from qexp.method.quantize.layer_statistics import layer_statistics
 from qexp.method.quantize.numerics import Grid
 from qexp.method.quantize.observers import OBSERVERS
@@ -270,33 +268,3 @@ def observe(prepared: GraphModule, images: Tensor, batch: int) -> None:
     with torch.no_grad():
         for chunk in images.split(batch):
             prepared(chunk)
-
-
-def layer_formats(converted: GraphModule) -> dict[str, tuple[str, str]]:
-    """Read the (weight, activation) formats of each convolution and linear layer off the graph, by module path."""
-    formats = {}
-    for node in converted.graph.nodes:
-        if is_weighted(node):
-            formats[layer_name(node)] = (_format(node.args[1], converted), _format(node.args[0], converted))
-    return formats
-
-
-def _format(source: Node, converted: GraphModule) -> str:
-    """The format of a tensor: `int8`, `uint4`, ... after a dequantize node or packed integers, otherwise `float32`."""
-    if source.op == "call_module" and isinstance(module := converted.get_submodule(str(source.target)), PackedWeight):
-        return f"int{module.grid.bits}"
-    if "dequantize_per" not in str(source.target):
-        return "float32"
-    arguments: Any = source.args
-    *_, quant_min, quant_max, dtype = arguments  # the last ones of both dequantize operators
-    return f"{'' if dtype == torch.int8 else 'u'}int{(quant_max - quant_min).bit_length()}"
-
-
-def drop_unused(converted: GraphModule) -> None:
-    """Delete fp32 weights that conversion leaves beside the quantised ones, or they would be written to the file."""
-    used = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
-    modules = {str(node.target) for node in converted.graph.nodes if node.op == "call_module"}
-    for name, _ in [*converted.named_parameters(), *converted.named_buffers()]:
-        path, _, leaf = name.rpartition(".")
-        if name not in used and path not in modules:
-            delattr(converted.get_submodule(path), leaf)

@@ -22,9 +22,9 @@ from torchvision.models import DenseNet
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.quantize.base import observe
+from qexp.method.quantize.converted import float_islands
 from qexp.method.quantize.decompositions import KERNELS, absorb_factors, decompose
 from qexp.method.quantize.fake_quantize import fix_all
-from qexp.method.quantize.float_islands import float_islands
 from qexp.types import EngineSpec, FloatIslands, UserError
 from tests import configured
 from tests.engine.support import BATCH, engine_named, error, graph_logits, run

@@ -17,7 +17,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.graph import export, folded_graph, graph_of
-from qexp.method.quantize.base import layer_formats
+from qexp.method.quantize.converted import layer_formats
 from qexp.method.quantize.fake_quantize import fix_all
 from qexp.method.quantize.static import Static
 from qexp.types import EngineSpec, UserError

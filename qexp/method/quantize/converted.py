@@ -1,16 +1,49 @@
-"""Counts what still computes in floating point in a graph with quantize/dequantize pairs."""
+"""Converted graphs, which have quantize/dequantize pairs: what computes in integers, and what is left over."""
 
 from __future__ import annotations
 
 from operator import getitem
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from qexp.method.layers import is_weighted
+from qexp.method.layers import is_weighted, layer_name
+from qexp.method.quantize.fake_quantize import PackedWeight
 from qexp.method.quantize.placement import FUSED_ACTIVATIONS, PRODUCTS, SPLITTING, keeps_scale
 from qexp.types import FloatIslands
+
+
+def layer_formats(converted: GraphModule) -> dict[str, tuple[str, str]]:
+    """Read the (weight, activation) formats of each convolution and linear layer off the graph, by module path."""
+    formats = {}
+    for node in converted.graph.nodes:
+        if is_weighted(node):
+            formats[layer_name(node)] = (_format(node.args[1], converted), _format(node.args[0], converted))
+    return formats
+
+
+def _format(source: Node, converted: GraphModule) -> str:
+    """The format of a tensor: `int8`, `uint4`, ... after a dequantize node or packed integers, otherwise `float32`."""
+    if source.op == "call_module" and isinstance(module := converted.get_submodule(str(source.target)), PackedWeight):
+        return f"int{module.grid.bits}"
+    if "dequantize_per" not in str(source.target):
+        return "float32"
+    arguments: Any = source.args
+    *_, quant_min, quant_max, dtype = arguments  # the last ones of both dequantize operators
+    return f"{'' if dtype == torch.int8 else 'u'}int{(quant_max - quant_min).bit_length()}"
+
+
+def drop_unused(converted: GraphModule) -> None:
+    """Delete fp32 weights that conversion leaves beside the quantised ones, or they would be written to the file."""
+    used = {node.target for node in converted.graph.nodes if node.op == "get_attr"}
+    modules = {str(node.target) for node in converted.graph.nodes if node.op == "call_module"}
+    for name, _ in [*converted.named_parameters(), *converted.named_buffers()]:
+        path, _, leaf = name.rpartition(".")
+        if name not in used and path not in modules:
+            delattr(converted.get_submodule(path), leaf)
 
 
 def float_islands(converted: GraphModule) -> FloatIslands:
