@@ -31,9 +31,9 @@ from survey_table import survey_table
 from qexp.jobs.run import reason_of
 from qexp.launch import Child, ChildFailed
 from qexp.measure import candidate as candidates
-from qexp.measure.base import Context
 from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.images import EvaluationSet
+from qexp.measure.parity import compare
 from qexp.types import Artifact, UserError, nearest
 
 OPTIONS = ROOT / "benchmarks" / "survey.yaml"
@@ -173,24 +173,23 @@ def tried(network: Network, method: str, engine: str) -> dict[str, Any]:
 
 
 def figures(candidate: Candidate, network: Network) -> dict[str, Any]:
-    """The figures of `tried`, after the engine was compared with the reference as in every run."""
+    """The figures of `tried`, after the engine was compared with the reference as in every run with random weights."""
     artifact, cache = candidate.artifact, network.folder / "cache"
     file = network.folder / "images.npy"
     tests = EvaluationSet(network.name, file, file, meaningful=False)
-    reference = Candidate(
-        artifact, engine_named("eager"), candidate.batch, candidate.threads, candidate.limits, persistent=True
-    )
     logits, _ = candidate.logits(tests, candidate.batch, cache)
-    if candidate.engine.name != "eager" and "pt2" in artifact.engine_spec.formats:
-        parity = instantiate(OmegaConf.load(ROOT / "conf" / "measure" / "parity.yaml").parity)
-        parity.batch_size, parity.images = candidate.batch, None
-        parity.measure(Context(candidate, reference, tests, cache))
     exact = np.load(network.folder / "logits.npy").astype(np.float64)
-    integer = sum(layer.macs for layer in artifact.layers if "int" in layer.weight and "int" in layer.activation)
+    if candidate.engine.name != "eager" and "pt2" in artifact.engine_spec.formats:
+        limits, threads = candidate.limits, candidate.threads
+        reference = Candidate(artifact, engine_named("eager"), candidate.batch, threads, limits, persistent=True)
+        expected, _ = reference.logits(tests, candidate.batch, cache)
+        parity = instantiate(OmegaConf.load(ROOT / "conf" / "measure" / "parity.yaml").parity)
+        parity.check_error(candidate, compare(logits, expected)[1])
+        parity.check_rounding(candidate, logits, expected, lambda: exact)
     return {
         "status": "finished",
         "reason": "",
-        "int8_share": integer / max(1, artifact.macs),
+        "int8_share": artifact.quantized_macs / max(1, artifact.macs),
         "signal_to_noise_db": 10 * float(np.log10((exact**2).sum() / max(1e-300, ((logits - exact) ** 2).sum()))),
         "agreement": float((logits.argmax(1) == exact.argmax(1)).mean()),
     }

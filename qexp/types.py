@@ -246,6 +246,8 @@ class Artifact:
         sparsity: Share of zeros among the graph's fp32 weights, or None if there are no such weights.
         notes: What records say of the artifact, by name.
         islands: What computes in floating point, or None if that is all, or is not known.
+        product_macs: Multiply-accumulate operations, among `macs`, of products of activations, as in attention, that
+            compute in the number formats of the method.
     """
 
     folder: Path
@@ -272,6 +274,7 @@ class Artifact:
     sparsity: float | None = None
     notes: dict[str, str] = field(default_factory=dict)
     islands: FloatIslands | None = None
+    product_macs: int = 0
 
     @classmethod
     def read(cls, folder: Path) -> Artifact:
@@ -310,6 +313,11 @@ class Artifact:
     def has_qdq(self) -> bool:
         """Whether the graph spells out the integer arithmetic, so that all engines have to give the same answers."""
         return self.engine_spec.formats == ("pt2",) and any(layer.weight.startswith("int") for layer in self.layers)
+
+    @property
+    def quantized_macs(self) -> int:
+        """Multiply-accumulate operations for one image that compute in the number formats of the method."""
+        return self.product_macs + sum(layer.macs for layer in self.layers if layer.quantized)
 
     @property
     def has_accuracy(self) -> bool:

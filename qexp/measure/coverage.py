@@ -22,7 +22,7 @@ class Coverage(Measure):
             "params_m": artifact.parameters / 1e6,
             "macs_m": artifact.macs / 1e6,
             "quantized_params_share": sum(layer.parameters for layer in quantized) / max(1, artifact.parameters),
-            "quantized_macs_share": sum(layer.macs for layer in quantized) / max(1, artifact.macs),
+            "quantized_macs_share": artifact.quantized_macs / max(1, artifact.macs),
         }
         if context.baseline and artifact.macs:
             found["macs_ratio"] = context.baseline.artifact.macs / artifact.macs

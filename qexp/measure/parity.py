@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,22 @@ class Parity(Measure):
 
     The reference of a graph is the same graph on eager PyTorch. The run fails if a quantize/dequantize graph agrees
     with it too rarely, which is only recorded for pretend images and random weights, whose predictions mean nothing,
-    and if the error of a graph in floating point is larger than rounding can make it. Artifacts in a form that eager
-    PyTorch does not run are compared with fp32, and the result is only recorded.
+    or is further from it than rounding has put the graph from fp32. It fails too if the error of a graph in floating
+    point is larger than rounding can make it. Artifacts in a form that eager PyTorch does not run are compared with
+    fp32, and the result is only recorded.
     """
 
-    def __init__(self, images: int, least_agreement: float, most_error: float, most_error_half: float, batch_size: int):
+    def __init__(
+        self,
+        images: int,
+        least_agreement: float,
+        most_error: float,
+        most_error_half: float,
+        most_rounding: float,
+        batch_size: int,
+    ):
         self.images, self.least_agreement, self.batch_size = images, least_agreement, batch_size
-        self.most_error, self.most_error_half = most_error, most_error_half
+        self.most_error, self.most_error_half, self.most_rounding = most_error, most_error_half, most_rounding
 
     def measure(self, context: Context) -> list[Measurement]:
         """Compare the candidate with its reference.
@@ -45,6 +55,9 @@ class Parity(Measure):
         logits, _ = context.candidate.logits(context.test_set, self.batch_size, context.cache, self.images)
         agreement, error = compare(logits, expected)
         self.check_error(context.candidate, error)
+        if baseline := context.baseline:
+            asked = context.test_set, self.batch_size, context.cache, self.images
+            self.check_rounding(context.candidate, logits, expected, lambda: baseline.logits(*asked)[0])
         if context.test_set.meaningful and context.candidate.artifact.has_qdq and agreement < self.least_agreement:
             raise ParityError(
                 f"{context.candidate.engine.name} does not compute what the graph says: "
@@ -60,15 +73,17 @@ class Parity(Measure):
         return [*found, METRICS["parity_max_error"].of(error)]
 
     def check_error(self, candidate: Candidate, error: float) -> None:
-        """Check the error of a network in floating point.
+        """Check that the logits are numbers, and the error of a network in floating point.
 
         Args:
             candidate: The network on an engine.
             error: Its largest error as a share of the largest logit, or infinite if no error can be relative.
 
         Raises:
-            ParityError: The error is larger than rounding can make it.
+            ParityError: The error is larger than rounding can make it, or is no number.
         """
+        if np.isnan(error):
+            raise ParityError(f"{candidate.engine.name}, or what it is compared with, gives logits that are not finite")
         limit = self._error_limit(candidate.artifact)
         if limit is not None and limit < error < np.inf:
             option = "most_error" if limit == self.most_error else "most_error_half"
@@ -76,6 +91,34 @@ class Parity(Measure):
                 f"{candidate.engine.name} does not compute what the graph says: the largest error is {error:.1%} of "
                 f"the largest logit, and rounding makes at most {limit:.1%} of it. Take another engine, or "
                 f"measure.parity.{option}=SHARE if this network's rounding makes more"
+            )
+
+    def check_rounding(
+        self, candidate: Candidate, logits: np.ndarray, expected: np.ndarray, exact: Callable[[], np.ndarray]
+    ) -> None:
+        """Check the logits[N,K] of a network in integers, which an engine may round otherwise than its graph does.
+
+        Args:
+            candidate: The network on an engine. Nothing is checked if it is not in integers.
+            logits: What it gives.
+            expected: What its graph gives.
+            exact: Gives those of the network in fp32, which are asked for if the error is not negligible.
+
+        Raises:
+            ParityError: They are much further from the graph's than these are from those of fp32.
+        """
+        if not candidate.artifact.has_qdq or compare(logits, expected)[1] <= self.most_error:
+            return
+        error, rounding = (
+            float(np.sqrt(np.square(a.astype(np.float64) - b).mean()))
+            for a, b in ((logits, expected), (expected, exact()))
+        )
+        if error > self.most_rounding * rounding:
+            times = error / rounding if rounding else np.inf
+            raise ParityError(
+                f"{candidate.engine.name} does not compute what the graph says: its error is {times:.3g} times what "
+                f"integers change in the network, and rounding makes at most {self.most_rounding:g} times of it. "
+                "Take another engine, or measure.parity.most_rounding=FACTOR if this network's rounding makes more"
             )
 
     def _error_limit(self, artifact: Artifact) -> float | None:

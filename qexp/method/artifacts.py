@@ -126,7 +126,7 @@ def write_artifact(
             files={name: file_digest(folder / name) for name in names}, source=source, versions=versions(*PACKAGES),
             simulated=compressed.simulated, random_weights=source["weights"] == "random", coded=coded,
             sparsity=zeros_share(graph) if compressed.graph.endswith(".pt2") else None, notes=dict(compressed.notes),
-            islands=compressed.islands,
+            islands=compressed.islands, product_macs=compressed.product_macs,
         )  # fmt: skip
         write_json(folder / "artifact.json", artifact.to_json())
 

@@ -34,6 +34,8 @@ class Compressed:
         notes: What records say about the artifact, by name.
         network: The fp32 network that the graph was made from, or None if it is the one that the method was given.
         islands: What computes in floating point in a graph of integers, or None for other graphs.
+        product_macs: Multiply-accumulates of products of activations, as in attention, that compute in the number
+            formats of the method, for one image.
     """
 
     graph: str
@@ -45,6 +47,7 @@ class Compressed:
     notes: Mapping[str, str] = field(default_factory=dict)
     network: nn.Module | None = None
     islands: FloatIslands | None = None
+    product_macs: int = 0
 
 
 class Method(ABC):

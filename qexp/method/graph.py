@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import zipfile
+from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qexp.coded_file import graph_pieces, write_coded
 from qexp.data.base import ImageData
 from qexp.method.batch_norms import fold_batch_norms
-from qexp.method.layers import KINDS, NAME, compute_constants, layer_name, layer_nodes, name_layers, parameters_of
+from qexp.method.layers import KINDS, compute_constants, layer_name, layer_nodes, name_layers, parameters_of
 from qexp.method.verification import verify
 from qexp.types import Layer, UserError
 
@@ -64,19 +65,28 @@ def count_macs(network: nn.Module, data: ImageData) -> int:
 
 
 class _Macs(Interpreter):
-    """Runs a graph and counts the multiply-accumulates of each layer."""
+    """Runs a graph and counts the multiply-accumulates of some nodes."""
 
-    def __init__(self, graph: GraphModule):
+    def __init__(self, graph: GraphModule, nodes: Set[Node]):
         super().__init__(graph)
-        self.macs: dict[Node, int] = {}
+        self.macs = dict.fromkeys(nodes, 0)
 
     def run_node(self, n: Node) -> Any:
-        if NAME not in n.meta:
+        if n not in self.macs:
             return super().run_node(n)
         with FlopCounterMode(display=False) as counter:
             result = super().run_node(n)
         self.macs[n] = counter.get_total_flops() // 2
         return result
+
+
+def node_macs(graph: GraphModule, data: ImageData, nodes: Set[Node]) -> dict[Node, int]:
+    """Count the multiply-accumulates of some nodes of a graph for one image."""
+    run = _Macs(graph, nodes)
+    # Without real numbers this takes no time even for large networks.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        run.run(example_input(data, 1))
+    return run.macs
 
 
 def layer_table(graph: GraphModule, network: nn.Module, data: ImageData) -> tuple[Layer, ...]:
@@ -90,15 +100,11 @@ def layer_table(graph: GraphModule, network: nn.Module, data: ImageData) -> tupl
         network: The network that it was made from.
         data: The images that the network is for.
     """
-    run = _Macs(graph)
-    # Without real numbers this takes no time even for large networks.
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        run.run(example_input(data, 1))
     found: dict[str, Layer] = {}
-    for node in layer_nodes(graph):
+    for node, macs in node_macs(graph, data, dict.fromkeys(layer_nodes(graph)).keys()).items():
         name = layer_name(node)
         known = found.get(name) or Layer(name, KINDS[node.target], parameters_of(network, name), 0)
-        found[name] = replace(known, macs=known.macs + run.macs[node])
+        found[name] = replace(known, macs=known.macs + macs)
     return tuple(found.values())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
-from qexp.method.graph import export, folded_graph, layer_table, save_graph, with_formats
+from qexp.method.graph import export, folded_graph, layer_table, node_macs, save_graph, with_formats
 from qexp.method.layers import weight_named
 from qexp.method.layers_csv import rounded_weight
 from qexp.types import EngineSpec, Unsupported, UserError, nearest
@@ -51,13 +51,18 @@ class Half(Method):
         (dtype,) = engine_spec.half
         folded = folded_graph(network, data)
         layers = layer_table(folded, network, data)
+        macs = sum(node_macs(folded, data, set(folded.graph.nodes)).values())
         save_graph(export(_InHalf(folded, DTYPES[dtype]), data), folder / "model.pt2")
         weights = {layer.name: weight_named(network, layer.name).detach() for layer in layers}
         statistics = {
             name: rounded_weight(weight, weight.to(DTYPES[dtype]).float()) for name, weight in weights.items()
         }
+        formats = {layer.name: (dtype, dtype) for layer in layers}
         return Compressed(
-            "model.pt2", with_formats(layers, {layer.name: (dtype, dtype) for layer in layers}), statistics=statistics
+            "model.pt2",
+            with_formats(layers, formats),
+            statistics=statistics,
+            product_macs=macs - sum(layer.macs for layer in layers),
         )
 
 

@@ -298,6 +298,7 @@ def config(tmp_path: Path) -> DictConfig:
         "least_agreement": 0.99,
         "most_error": 0.01,
         "most_error_half": 0.1,
+        "most_rounding": 2,
         "batch_size": 16,
     }
     measures = {"parity": parity, "accuracy": None, "timeout_s": 60, "memory_mb": None}

@@ -20,7 +20,7 @@ from qexp.types import Artifact, EngineSpec, Layer
 from tests.measure.conftest import IMAGES, QUANTIZED, SPEC, measuring_children
 from tests.measure.fake_engines import Fails, Says, Scores
 
-LIMITS = {"least_agreement": 0.99, "most_error": 0.01, "most_error_half": 0.1}
+LIMITS = {"least_agreement": 0.99, "most_error": 0.01, "most_error_half": 0.1, "most_rounding": 2}
 ALL = Parity(images=IMAGES, batch_size=16, **LIMITS)
 HALF = (Layer("fc", "linear", 300, 1000, "float16", "float16"),)
 Make = Callable[..., Context]
@@ -104,8 +104,8 @@ def test_a_graph_that_an_engine_does_not_run_is_an_error_with_the_figures(
 
 @pytest.mark.parametrize("wrong", [0, 1, 2])
 def test_one_image_in_a_hundred_may_differ_and_no_more(wrong: int, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference and the engine are asked in this order, and their logits of 100 images are given."""
-    given = iter(np.eye(6)[np.where(np.arange(100) < differing, 2, 1)] for differing in (0, wrong))
+    """The reference, the engine and fp32 are asked in this order, and their logits of 100 images are given."""
+    given = iter(np.eye(6)[np.where(np.arange(100) < differing, 2, 1)] for differing in (0, wrong, 2))
     monkeypatch.setattr(Candidate, "logits", lambda *_: (next(given), 1.0))
     context = make(Scores(), layers=QUANTIZED)
     if wrong > 1:
@@ -151,8 +151,27 @@ def test_packed_integers_are_compared_with_fp32_and_fail_nobody(spec: EngineSpec
     "changes", [{"data": replace(SPEC, pretend=True)}, {"random_weights": True}], ids=["pretend", "random"]
 )
 def test_where_predictions_mean_nothing_only_the_error_counts(changes: dict[str, Any], make: Make) -> None:
-    context = make(Says(2), baseline=Says(1), layers=QUANTIZED, **changes)
-    assert by_name(ALL.measure(context)) == {"parity_max_error": 1}
+    context = make(Scores(bias=0.8), layers=QUANTIZED, **changes)
+    assert by_name(ALL.measure(context)).keys() == {"parity_max_error"}
+
+
+@pytest.mark.parametrize("share", [1.9, 2.1])
+def test_an_engine_is_no_further_from_its_graph_than_rounding_can_put_it(
+    share: float, make: Make, colours: np.ndarray, weights: list[np.ndarray]
+) -> None:
+    """Even where predictions mean nothing. One of the six logits is off, so its error counts for a sixth."""
+    rounding = np.sqrt(np.square(colours @ (weights[1] - weights[0])).mean())
+    context = make(Scores(bias=share * rounding * 6**0.5), layers=QUANTIZED, random_weights=True)
+    if share < 2:
+        assert by_name(ALL.measure(context)).keys() == {"parity_max_error"}
+    else:
+        with pytest.raises(ParityError, match="its error is 2.1 times what integers change in the network"):
+            ALL.measure(context)
+
+
+def test_what_is_no_number_is_refused(make: Make) -> None:
+    with pytest.raises(ParityError, match="scores, or what it is compared with, gives logits that are not finite"):
+        ALL.measure(make(Scores(bias=np.nan), random_weights=True))
 
 
 def test_the_images_are_spread_evenly_over_the_test_set(

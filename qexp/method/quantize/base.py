@@ -24,8 +24,8 @@ from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
 from qexp.method.bits import FLOAT, BitWidths, plan_bits
-from qexp.method.graph import export, folded_graph, layer_table, save_graph, with_formats
-from qexp.method.quantize.converted import drop_unused, float_islands, layer_formats
+from qexp.method.graph import export, folded_graph, layer_table, node_macs, save_graph, with_formats
+from qexp.method.quantize.converted import drop_unused, float_islands, integer_products, layer_formats
 from qexp.method.quantize.corrections import correct_bias, equalise
 from qexp.method.quantize.decompositions import KERNELS, Kernels, absorb_factors, decompose
 from qexp.method.quantize.fake_quantize import (
@@ -190,11 +190,12 @@ class Quantization(Method):
         islands = float_islands(converted)
         with in_floating_point(exact):
             layers = with_formats(layer_table(exact, network, data), layer_formats(converted))
+            products = node_macs(exact, data, integer_products(converted, exact))
         drop_unused(converted)
         save_graph(export(converted, data), folder / "model.pt2")
         return Compressed(
             "model.pt2", layers, simulated=not self.for_engines, files=(found.save(folder),),
-            statistics=found.statistics, islands=islands,
+            statistics=found.statistics, islands=islands, product_macs=sum(products.values()),
         )  # fmt: skip
 
     def bits_of_layers(self, graph: GraphModule) -> dict[str, BitWidths]:

@@ -46,6 +46,12 @@ def drop_unused(converted: GraphModule) -> None:
             delattr(converted.get_submodule(path), leaf)
 
 
+def integer_products(converted: GraphModule, exact: GraphModule) -> set[Node]:
+    """The products of two activations that compute on integers, as nodes of the fp32 graph that was converted."""
+    names = {node.name for node in converted.graph.nodes if node.target in PRODUCTS and not _computes_in_float(node)}
+    return {node for node in exact.graph.nodes if node.name in names}
+
+
 def float_islands(converted: GraphModule) -> FloatIslands:
     """Count the operators that compute in floating point, and the conversions between them and integers.
 

@@ -224,6 +224,22 @@ def test_attention_may_stay_in_floating_point(data: RandomData) -> None:
         configured.method("static", attention="int8")
 
 
+@pytest.mark.parametrize(
+    ("method", "products"), [("static", 1), ("static attention=float", 0), ("half", 1), ("none", 0)]
+)
+def test_products_of_attention_count_where_they_compute_in_few_bits(
+    method: str, products: int, data: RandomData, tmp_path: Path
+) -> None:
+    name, *options = method.split()
+    made = configured.method(name, **dict(option.split("=") for option in options))
+    source = {"model": "tokens", "weights": "random"}
+    artifact = make_artifact(made, Tokens().eval(), data, EngineSpec(half=("bfloat16",)), source, tmp_path)
+    layers = 16 * 48 * 96 + 16 * 32 * 48 + 48 * 10
+    attention = 2 * (2 * 16 * 16 * 16)  # two products in two heads, of 16 rows of 16 values
+    assert artifact.macs == layers + attention
+    assert artifact.quantized_macs == (0 if name == "none" else layers) + products * attention
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("name", KINDS)
 def test_onnx_runtime_has_kernels_for_what_counts_as_integer(name: str, data: RandomData, tmp_path: Path) -> None:
