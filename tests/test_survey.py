@@ -100,7 +100,7 @@ def test_a_part_of_the_survey(tmp_path: Path) -> None:
     assert len(results) == 6 and all(r["status"] == "finished" for r in results), first.stdout
     for r in results:
         assert r["int8_share"] > 0.9 and math.isfinite(r["signal_to_noise_db"])
-        assert r["signal_to_noise_db"] > (18 if "vit" not in r["network"] else 6), r
+        assert r["signal_to_noise_db"] > (12 if "vit" not in r["network"] else 6), r
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert " dB, " in first.stdout and " dB, " not in again.stdout
     assert "| timm/test_vit | 64 |" in (tmp_path / "survey.md").read_text()

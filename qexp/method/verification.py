@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter, Node
 
 from qexp.method.batch_norms import FOLDED
@@ -14,7 +15,7 @@ from qexp.types import UserError
 
 TOLERANCE = 1e-4  # largest error, as a share of the largest value
 BATCH_TOLERANCE = 1e-3  # the same between one image alone and several, for which other kernels may run
-ROUNDINGS = 4  # how much more than a change of the images' last digits a right graph may change the logits
+ROUNDINGS = 4  # how much more than a change of last digits a right graph may change the logits
 IMAGES = 8  # how many are compared
 
 
@@ -56,12 +57,20 @@ def verify(graph: nn.Module, network: nn.Module, images: Tensor, what: str) -> N
 def _allowed(network: nn.Module, images: Tensor, wanted: Tensor) -> float:
     """The error that a right graph may have: TOLERANCE, or more where the network makes more of rounding.
 
-    Deep networks with random weights amplify a change of the last digit some thousand times. BATCH_TOLERANCE is the
-    limit for all.
+    Deep networks with random weights amplify a change of the last digit, in images and in weights, some thousand times.
+    BATCH_TOLERANCE is the limit for all.
     """
-    signs = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).sign()
-    changed = images * (1 + torch.finfo(images.dtype).eps / 2 * signs)
-    return min(max(TOLERANCE, ROUNDINGS * _error(network(changed), wanted)), BATCH_TOLERANCE)
+    generator = torch.Generator().manual_seed(0)
+
+    def changed(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        signs = torch.randn(x.shape, generator=generator).sign().to(x)
+        return x * (1 + torch.finfo(x.dtype).eps / 2 * signs)
+
+    weights = {name: changed(weight.detach()) for name, weight in network.named_parameters()}
+    logits = functional_call(network, weights, changed(images))
+    return min(max(TOLERANCE, ROUNDINGS * _error(logits, wanted)), BATCH_TOLERANCE)
 
 
 def _error(found: Any, wanted: Any) -> float:
