@@ -100,7 +100,7 @@ def test_joblib_gives_the_same_rows(expected: Rows, tmp_path: Path, capfd: pytes
     assert "Warning" not in errors and "4 runs" in printed
 
 
-@pytest.mark.thorough
+@pytest.mark.slow  # beside other tests, Ray took nine minutes to start a worker
 @pytest.mark.cluster
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 def test_ray_gives_the_same_rows(expected: Rows, tmp_path: Path) -> None:

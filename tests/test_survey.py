@@ -88,16 +88,16 @@ def test_the_page_has_a_row_for_each_network_and_every_reason_once() -> None:
 
 @pytest.mark.integration
 def test_a_part_of_the_survey(tmp_path: Path) -> None:
-    """Attention, gates and plain convolutions, in integers on two engines, and again without computing anything."""
+    """Attention and plain convolutions, in integers on two engines, and again without computing anything."""
     options = [
-        "networks=[timm/test_vit,timm/test_efficientnet,torchvision/squeezenet1_1]", "methods=[static]",
+        "networks=[timm/test_vit,torchvision/squeezenet1_1]", "methods=[static]",
         "engines=[eager,onnxruntime]", "images=16", "calibration_images=16",
         f"folder={tmp_path}", f"table={tmp_path / 'survey.md'}",
     ]  # fmt: skip
     command = [sys.executable, str(ROOT / "benchmarks" / "survey.py"), *options]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert len(results) == 6 and all(r["status"] == "finished" for r in results), first.stdout
+    assert len(results) == 4 and all(r["status"] == "finished" for r in results), first.stdout
     for r in results:
         assert r["int8_share"] > 0.9 and math.isfinite(r["signal_to_noise_db"])
         assert r["signal_to_noise_db"] > (12 if "vit" not in r["network"] else 6), r

@@ -123,7 +123,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> RandomData:
 
 
 def test_random_networks(data: RandomData, tmp_path_factory: pytest.TempPathFactory) -> None:
-    number, faults, refusals = int(os.environ.get("QEXP_FUZZ", "6")), [], Counter[str]()
+    number, faults, refusals = int(os.environ.get("QEXP_FUZZ", "4")), [], Counter[str]()
 
     @settings(
         max_examples=number, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
