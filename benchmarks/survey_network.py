@@ -22,6 +22,7 @@ from qexp.jobs.run import reason_of
 from qexp.method.artifacts import make_artifact
 from qexp.model.base import bake
 from qexp.model.outputs import network_for
+from qexp.questions import questions
 from qexp.types import Unsupported
 
 CLASSES = 10
@@ -147,8 +148,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     session = Session()
-    for line in sys.stdin:
-        question = json.loads(line)
+    for question in questions():
         try:
             answer = getattr(session, question.pop("command"))(**question)
         except Unsupported as error:

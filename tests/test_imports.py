@@ -22,6 +22,7 @@ ALLOWED = {
     "files": {"qexp.types"},
     "keys": set(),
     "launch": set(),
+    "questions": set(),
     "coding": {"qexp.types"},
     "coded_file": {"qexp.coding", "qexp.types"},
     "errors": {"qexp.types"},
@@ -36,7 +37,7 @@ ALLOWED = {
     "method": KEYED
     | {"qexp.data.base", "qexp.data.loaders", "qexp.model.base", "qexp.model.training_module", "qexp.model.trainer"}
     | {"qexp.coded_file", "qexp.coding", "qexp.onnx_file"},
-    "measure": KEYED | {"qexp.metrics", "qexp.launch", "qexp.engine.base", "qexp.data.pixels"},
+    "measure": KEYED | {"qexp.metrics", "qexp.launch", "qexp.questions", "qexp.engine.base", "qexp.data.pixels"},
     "report": BASIC | {"qexp.metrics", "qexp.tracking.store"},
     "search": KEYED | {"qexp.metrics", "qexp.tracking.store", "qexp.report.best", "qexp.jobs.reuse"},
     "": {"qexp.loading"},  # qexp/__init__.py, for type checkers

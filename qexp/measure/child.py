@@ -18,6 +18,7 @@ import numpy as np
 
 from qexp.data.pixels import normalise
 from qexp.measure import timing
+from qexp.questions import questions
 
 
 class Session:
@@ -111,10 +112,10 @@ def main() -> None:
     # Libraries may print to standard output, so the answers go to a private copy of it.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    asked = questions()  # before the engine is imported, which takes seconds
     answer, session = _told(Session, **json.loads(sys.argv[1]))
-    for line in sys.stdin:
+    for question in asked:
         if session is not None:
-            question = json.loads(line)
             answer, _ = _told(getattr(session, question.pop("command")), **question)
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
 
 from qexp.engine.base import Engine
-from qexp.launch import ChildFailed
+from qexp.launch import ROOT, ChildFailed
 from qexp.measure.base import Context
 from qexp.measure.candidate import Candidate
 from qexp.measure.memory import Memory
@@ -58,6 +61,29 @@ def test_a_closed_candidate_answers_from_a_new_child(make_candidate: MakeCandida
     candidate.close()
     assert len(candidate.window(3, 0)) >= 3
     assert measuring_children() == {candidate.ready_child().process.pid} != {first}
+
+
+def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
+    """Even if the parent was killed while the child was busy, in which it would have stayed."""
+    ids = tmp_path / "ids"
+    code = f"""
+from pathlib import Path
+from qexp.measure.candidate import Limits, new_child
+from tests.measure.fake_engines import Fails
+child = new_child(Fails("hang", importing=True), 1, Limits(600, None))
+Path({str(ids)!r}).write_text(str(child.process.pid))
+child.ask("ready")
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
+        while not ids.exists() or not ids.read_text():
+            assert parent.poll() is None
+            time.sleep(0.05)
+        child = psutil.Process(int(ids.read_text()))
+        while child.num_threads() < 2:  # until it listens
+            time.sleep(0.05)
+        parent.kill()
+    _, alive = psutil.wait_procs([child], timeout=60)
+    assert not alive
 
 
 def test_memory_below_the_limit_is_no_reason(make_candidate: MakeCandidate) -> None:
