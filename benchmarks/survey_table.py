@@ -26,8 +26,8 @@ another matter: its activations have other ranges.
 
 The reference is the artifact's own graph, run by torch. The other engines' results were compared with it as in every
 run, so that an engine that computes something else counts as failed. {px} is the side of an image in pixels, {share}
-the share of multiply-accumulates whose weights and activations are integers, and {seconds} what all cells of a row
-took on one thread, making the network excepted.
+the share of multiply-accumulates that compute in integers, and {seconds} the seconds that all cells of a row took on
+one thread, making the network excepted, while the machine may have done other things.
 
 ## How many finish
 

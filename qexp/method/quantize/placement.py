@@ -184,7 +184,9 @@ class FusedPlacement(Quantizer):
         elif wanted and inputs and (keeps_scale(node) or node.target in FUSED_ACTIVATIONS):
             first, *others = inputs  # a concatenation has several
             shared = SharedQuantizationSpec((first, node))
-            self._set(node, {first: wanted, **dict.fromkeys(others, shared)}, shared)
+            # OpenVINO 2026.4 crashes on some activations between two roundings behind a concatenation.
+            output = None if node.target in JOINING and self._is_followed(node) else shared
+            self._set(node, {first: wanted, **dict.fromkeys(others, shared)}, output)
 
     def _is_product(self, node: Node) -> bool:
         """Whether a node is a product of two activations that has an integer kernel."""
@@ -209,11 +211,15 @@ class FusedPlacement(Quantizer):
 
     def _output(self, node: Node) -> QuantizationSpec | None:
         """The spec of the node's result, or None if the next operator belongs to it and has its result quantised."""
-        followers = list(node.users)
-        followed = len(followers) == 1 and followers[0].target in FUSED_ACTIVATIONS
-        if followed and not (self.unfused or self.before_activation):
+        if self._is_followed(node):
             return None
         return self.wanted[node] or self._left_by(node)
+
+    def _is_followed(self, node: Node) -> bool:
+        """Whether an activation alone reads the result of a node, which is rounded after it and not before."""
+        followers = list(node.users)
+        followed = len(followers) == 1 and followers[0].target in FUSED_ACTIVATIONS
+        return followed and not (self.unfused or self.before_activation)
 
     def _left_by(self, node: Node) -> QuantizationSpec | None:
         """The spec of a result that nothing reads as integers, where the kernel of its layer gives only integers."""

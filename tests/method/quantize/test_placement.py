@@ -301,11 +301,45 @@ class ClassToken(nn.Module):
         return self.head(self.norm(torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)).mean(1))
 
 
+class Ghost(nn.Module):
+    """A convolution and one of its result, concatenated. torch.onnx leaves the slice of everything out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.primary, self.cheap = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, 1, 1, groups=8)
+        self.shortcut, self.head = nn.Conv2d(8, 16, 1), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        primary = self.primary(x)
+        both = torch.cat([primary, self.cheap(primary)], 1)[:, :16]
+        return self.head((both + self.shortcut(x)).relu().mean((2, 3)))
+
+
+def test_a_concatenation_is_rounded_after_its_activation_and_not_before(data: RandomData) -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.cat([self.a(x), self.b(x)], 1).relu().mean((2, 3)))
+
+    _, graph = converted(Joined(), data, EngineSpec())
+    (joined,) = (node for node in graph.graph.nodes if node.target == aten.cat.default)
+    assert all("dequantize" in str(source.target) for source in joined.all_input_nodes)
+    assert [str(user.target) for user in joined.users] == ["aten.relu.default"]
+
+
 @pytest.mark.integration
-def test_openvino_keeps_every_bias_beside_a_class_token(data: RandomData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", [ClassToken, Ghost])
+def test_openvino_computes_concatenations_as_the_graph_does(
+    network: type[nn.Module], data: RandomData, tmp_path: Path
+) -> None:
+    """It gave all channels the bias of the first beside a class token, and crashed on the other network."""
     torch.manual_seed(0)
-    engine, source = engine_named("openvino"), {"model": "token", "weights": "random"}
-    made = make_artifact(configured.method("static"), ClassToken().eval(), data, engine.spec, source, tmp_path)
+    engine, source = engine_named("openvino"), {"model": "joined", "weights": "random"}
+    made = make_artifact(configured.method("static"), network().eval(), data, engine.spec, source, tmp_path)
     x = data.calibration()[:8].numpy()
     assert error(run(engine, engine.lower(made, BATCH, 1), x), graph_logits(made, x)) < 4 / 127
 
