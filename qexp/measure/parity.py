@@ -55,9 +55,6 @@ class Parity(Measure):
         logits, _ = context.candidate.logits(context.test_set, self.batch_size, context.cache, self.images)
         agreement, error = compare(logits, expected)
         self.check_error(context.candidate, error)
-        if baseline := context.baseline:
-            asked = context.test_set, self.batch_size, context.cache, self.images
-            self.check_rounding(context.candidate, logits, expected, lambda: baseline.logits(*asked)[0])
         if context.test_set.meaningful and context.candidate.artifact.has_qdq and agreement < self.least_agreement:
             raise ParityError(
                 f"{context.candidate.engine.name} does not compute what the graph says: "
@@ -66,6 +63,9 @@ class Parity(Measure):
                 "Take another engine, or measure.parity.least_agreement=SHARE if rounding may decide "
                 "so many images of this network"
             )
+        if baseline := context.baseline:
+            asked = context.test_set, self.batch_size, context.cache, self.images
+            self.check_rounding(context.candidate, logits, expected, lambda: baseline.logits(*asked)[0])
         found = [METRICS["parity_agreement"].of(agreement)] if context.test_set.meaningful else []
         if not np.isfinite(error):
             context.notes["parity_max_error"] = "all logits of the reference are zero: no error is relative to them"
