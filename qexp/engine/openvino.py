@@ -50,7 +50,11 @@ def load_model(file: Path, threads: int) -> Forward:
         "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
     }  # fmt: skip
-    request = openvino.Core().compile_model(str(file), "CPU", options).create_infer_request()
+    try:
+        request = openvino.Core().compile_model(str(file), "CPU", options).create_infer_request()
+    except RuntimeError as error:  # which names lines of OpenVINO's sources first
+        what = next((line for line in str(error).splitlines() if line.startswith("[")), str(error))
+        raise RuntimeError(f"OpenVINO cannot compile this network: {what[:160]}") from error
 
     def forward(x: np.ndarray) -> np.ndarray:
         return np.array(next(iter(request.infer([x], share_inputs=True).values())))
