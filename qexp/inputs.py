@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union
 import numpy as np
 
 from qexp.data.pixels import to_array
-from qexp.types import UserError
+from qexp.types import Preprocessing, UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,17 +22,20 @@ def is_many(images: Any) -> bool:
     return isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
 
 
-def pixels_of(image: OneImage, size: int, channels: int) -> np.ndarray:
-    """Turn an image in any form that `Classifier.predict` takes into an array [size,size,channels] of uint8."""
+def pixels_of(image: OneImage, how: Preprocessing) -> np.ndarray:
+    """Turn an image in any form that `Classifier.predict` takes into an array [H,W,C] of uint8, prepared as `how` says.
+
+    It is float32 where a function of the user prepares it.
+    """
     from PIL import Image
 
     if isinstance(image, np.ndarray):
         array = _eight_bits(image)
-        if array.shape == (size, size, channels):
+        if array.shape == (*how.size, how.channels) and not how.resize_to and not how.transform:
             return array
-        return to_array(Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array), size, channels)
+        return _prepared(Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array), how)
     if isinstance(image, Image.Image):
-        return to_array(image, size, channels)
+        return _prepared(image, how)
     if not isinstance(image, str | bytes | os.PathLike):
         raise UserError(
             "An image is a path, bytes, a PIL image or a NumPy array, "
@@ -40,10 +43,18 @@ def pixels_of(image: OneImage, size: int, channels: int) -> np.ndarray:
         )
     try:
         with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            return to_array(opened, size, channels)
+            return _prepared(opened, how)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         what = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
         raise UserError(f"Cannot read the image {what}: {error}. Replace or remove it.") from error
+
+
+def _prepared(image: Image.Image, how: Preprocessing) -> np.ndarray:
+    if not how.transform:
+        return to_array(image, how)
+    from qexp.data.transforming import transformed  # imports torch
+
+    return transformed(image, how)
 
 
 def _eight_bits(array: np.ndarray) -> np.ndarray:

@@ -149,9 +149,9 @@ class Classifier:
         answers = [np.empty((0, data.num_classes), np.float32)]
         for start in range(0, len(several), CALL):
             pixels = np.stack(
-                [pixels_of(image, data.image_size, data.channels) for image in several[start : start + CALL]]
+                [pixels_of(image, data.preprocessing) for image in several[start : start + CALL]]
             )
-            x = normalise(pixels, data.mean, data.std)
+            x = normalise(pixels, data.preprocessing)
             with self._turn:
                 answers.append(np.asarray(self._forward(x)))
         return np.concatenate(answers)

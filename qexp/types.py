@@ -46,32 +46,91 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes what a network takes. It belongs to the network and goes wherever that goes.
+
+    The steps are those of qexp.data.pixels: turn upright, convert to 8-bit grey or colour, resize, crop or pad, and
+    compute (value / 255 * pixel_range - mean) / std of each channel.
+
+    Attributes:
+        channels: 1 for grey images, 3 for colour.
+        size: (H, W) in pixels.
+        mean: Mean of each channel, for values in 0..pixel_range.
+        std: Standard deviation of each channel, for the same values.
+        resize: `stretch` to the size regardless of the aspect ratio, `crop` the centre, or `pad` with black.
+        resize_to: Shorter side, in pixels, of the resized image from which the centre is cropped. None if the image is
+            to cover the size as closely as possible.
+        interpolation: `bilinear`, `bicubic`, `lanczos` or `nearest`.
+        orient: Whether images are turned as their EXIF data say.
+        pixel_range: Value of a white pixel before mean and deviation are applied.
+        transform: Dotted name of a function of the user, which takes a PIL image and returns x[C,H,W] float32, and
+            which takes the place of all steps. Empty if there is none.
+
+    Raises:
+        ValueError: There is not one mean and one deviation for each channel.
+    """
+
+    channels: int
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: str = "stretch"
+    resize_to: int | None = None
+    interpolation: str = "bilinear"
+    orient: bool = False
+    pixel_range: float = 1.0
+    transform: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"{self.channels} channels, but {len(self.mean)} means and {len(self.std)} deviations")
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """What decides the pixels, before mean and deviation are applied to them."""
+        values = asdict(self)
+        del values["mean"], values["std"], values["pixel_range"]
+        return values
+
+    @property
+    def steps(self) -> str:
+        """What is done, in words."""
+        if self.transform:
+            return f"by {self.transform}"
+        height, width = self.size
+        first = "turned as EXIF says, " * self.orient + ("grey" if self.channels == 1 else "RGB")
+        short = f" with a short side of {self.resize_to}" if self.resize_to else ""
+        shaped = {"stretch": "stretched", "crop": f"resized{short} and cropped", "pad": "resized and padded"}
+        values = "value / 255" + f" * {self.pixel_range:g}" * (self.pixel_range != 1)
+        mean, std = ("/".join(f"{value:.4g}" for value in each) for each in (self.mean, self.std))
+        return f"{first}, {shaped[self.resize]} to {height}x{width} ({self.interpolation}), ({values} - {mean}) / {std}"
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Preprocessing:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """What a network and an artifact have to know of a dataset.
 
     Attributes:
         class_names: Names of the classes, in the order of the logits.
-        channels: 1 for grey images, 3 for colour.
-        image_size: Height and width of an image in pixels.
-        mean: Mean of each channel over the training part, for pixel values in 0..1.
-        std: Standard deviation of each channel over the same pixels.
-        digest: Digest of what the images were decoded from, and of their size and channels.
+        preprocessing: How its images are prepared.
+        digest: Digest of what the images were decoded from, and of how. It is the same for a copy of the files.
         split_seed: Together with `validation_share`, decides which training images form the validation part.
         pretend: Whether the images have no meaning, so that accuracy on them is never reported.
         validation_share: Share of each class of the training images that is in the validation part.
-        decoder: Key of the code that decoded the images. Empty in files of earlier versions.
+        decoder: Key of the code that decodes the images, and of the version of their files. Empty in files of earlier
+            versions.
 
     Raises:
         UserError: There are fewer than two classes.
-        ValueError: There is not one mean and one deviation for each channel.
     """
 
     name: str
     class_names: tuple[str, ...]
-    channels: int
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocessing: Preprocessing
     digest: str
     split_seed: int = 0
     pretend: bool = False
@@ -81,8 +140,6 @@ class DataSpec:
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
             raise UserError(f"data {self.name!r} has {len(self.class_names)} class(es); a classifier needs at least 2.")
-        if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise ValueError(f"{self.channels} channels, but {len(self.mean)} means and {len(self.std)} deviations")
 
     @property
     def num_classes(self) -> int:
@@ -91,23 +148,39 @@ class DataSpec:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        return (self.channels, self.image_size, self.image_size)
+        return (self.preprocessing.channels, *self.preprocessing.size)
+
+    @property
+    def image_size(self) -> int | str:
+        """Side of the images in pixels, or `HxW` if they are not square."""
+        height, width = self.preprocessing.size
+        return height if height == width else f"{height}x{width}"
 
     @property
     def cache_name(self) -> str:
         """Name of the folder that holds the decoded images."""
         return cache_name(self.name, self.digest, self.decoder)
 
-    @property
-    def validation_file(self) -> str:
-        """Name of the file, in the folder of decoded images, that lists which training images are for validation."""
-        return f"validation-{self.split_seed}-{self.validation_share:g}.json"
+    def evaluation_file(self, part: str, images: int | None) -> str:
+        """Name of the file, in the folder of decoded images, that lists which images of a part are evaluated.
+
+        Args:
+            part: `test` or `validation`.
+            images: How many, or None for all.
+        """
+        whole = "test" if part == "test" else f"validation-{self.split_seed}-{self.validation_share:g}"
+        return f"{whole}{f'-{images}' if images else ''}.json"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> DataSpec:
+        if "preprocessing" not in values:  # as version 0.1 had it at first
+            old = {name: values.pop(name) for name in ("channels", "image_size", "mean", "std")}
+            side = old.pop("image_size")
+            values["preprocessing"] = {**old, "size": [side, side]}
+        values["preprocessing"] = Preprocessing.from_json(values["preprocessing"])
         tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**tuples)
 

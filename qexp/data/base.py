@@ -1,12 +1,14 @@
-"""The base class of all datasets: uint8 images on disk, a fixed split, and augmentation on the device."""
+"""The base class of all datasets: images that are decoded when they are used, a fixed split, and augmentation."""
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as memoised
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,13 +17,18 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
 from torch import Tensor
 
-from qexp.data import augment, cache
+from qexp.data import augment
+from qexp.data.options import check_whole, geometry, per_channel
+from qexp.data.pixels import factors
+from qexp.data.splitting import channel_statistics, split_train, spread
+from qexp.data.store import Listing, Split, open_or_make
 from qexp.files import write_json
 from qexp.keys import key
-from qexp.types import DataSpec, UserError, cache_name, digest
+from qexp.types import DataSpec, Preprocessing, UserError, cache_name, digest
 
 # Sources import these too, but they do not decode: a change of them keeps the decoded images.
 DECODES_NOTHING = ("qexp.data.base", "qexp.files", "qexp.types")
+STATISTICS = 1024  # images of which mean and deviation are taken, where no network is trained on all
 
 
 @dataclass(frozen=True)
@@ -37,13 +44,7 @@ class Augmentation:
     cutout: int
 
     def __post_init__(self) -> None:
-        _check_whole(0, **{"augmentation.padding": self.padding, "augmentation.cutout": self.cutout})
-
-
-def _check_whole(least: int, **options: int) -> None:
-    for name, value in options.items():
-        if not isinstance(value, int) or value < least:
-            raise UserError(f"data.{name} is {value!r}; it must be a whole number of at least {least}.")
+        check_whole(0, **{"augmentation.padding": self.padding, "augmentation.cutout": self.cutout})
 
 
 def open_data(config: DictConfig) -> ImageData:
@@ -61,6 +62,9 @@ def open_data(config: DictConfig) -> ImageData:
 
 
 def _build(config: DictConfig) -> ImageData:
+    if isinstance(config.transform, DictConfig):  # data.transform._target_, to be called later
+        config = copy.deepcopy(config)
+        config.transform = config.transform._target_
     try:
         data = instantiate(config)
     except MissingMandatoryValue as error:
@@ -82,21 +86,32 @@ def _build(config: DictConfig) -> ImageData:
 class ImageData:
     """A dataset of images with class labels, in a training, a validation and a test part.
 
-    A source of images defines `source_digest` and `decode`, and everything else is shared. A class that sets `pretend`
-    has images without meaning, which are not stored and are split regardless of their classes.
+    A source of images defines `source_digest`, `listing` and `decode`, and everything else is shared. Images are
+    decoded when they are used for the first time. A class that sets `whole` decodes all of them at once, since its
+    source is one archive. One that sets `pretend` has images without meaning, which are not stored and are split
+    regardless of their classes.
 
     Raises:
         UserError: An option is out of range.
     """
 
     pretend = False
+    whole = False
     trains_in_seconds = False
 
     def __init__(
         self,
         name: str,
-        image_size: int,
+        image_size: int | Sequence[int] | str,
         channels: int,
+        resize: str,
+        resize_to: int | None,
+        interpolation: str,
+        orient: bool,
+        mean: float | str | Sequence[float],
+        std: float | str | Sequence[float],
+        pixel_range: float,
+        transform: str | None,
         cache_dir: str,
         num_classes: int | None,
         eval_batch_size: int,
@@ -106,37 +121,45 @@ class ImageData:
         calibration_images: int,
         augmentation: Augmentation,
     ):
-        _check_whole(1, image_size=image_size, calibration_images=calibration_images, eval_batch_size=eval_batch_size)
+        check_whole(1, calibration_images=calibration_images, eval_batch_size=eval_batch_size)
+        self.how = geometry(channels, image_size, resize, resize_to, interpolation, orient, pixel_range, transform or "")
+        self.given = per_channel("mean", mean, channels), per_channel("std", std, channels)
         padding = augmentation.padding
-        if padding >= image_size:  # there are not as many pixels to reflect
+        if padding >= min(self.how.size):  # there are not as many pixels to reflect
             raise UserError(
                 f"data.augmentation.padding is {padding}; it must be less than data.image_size, {image_size}."
             )
         if not name or "/" in name or name.startswith("."):
             raise UserError(f"data.name is {name!r}; give the dataset a name that can be a folder's: data.name=NAME.")
-        if channels not in (1, 3):
-            raise UserError(f"data.channels is {channels}; images have 1 (grey) or 3 (colour) channels.")
         if not 0 < validation_share < 1:
             raise UserError(f"data.validation_share is {validation_share}; it must lie between 0 and 1.")
-        self.name, self.image_size, self.channels, self.cache_dir = name, image_size, channels, Path(cache_dir)
+        self.name, self.channels, self.cache_dir = name, channels, Path(cache_dir)
         self.num_classes, self.eval_batch_size, self.augmentation = num_classes, eval_batch_size, augmentation
         self.seed, self.split_seed = seed, split_seed
         self.validation_share, self.calibration_images = validation_share, calibration_images
 
-    # Every source defines the next two methods.
+    # Every source defines the next three methods.
 
     def source_digest(self) -> str:
-        """Digest of what the images are decoded from. It differs if they do, and is known without decoding them."""
+        """Digest of what the images are decoded from, known without decoding them. A copy of it has the same."""
         raise NotImplementedError
 
-    def decode(self) -> cache.Decoded:
-        """Decode the images of both parts to `image_size` and `channels`, with labels and the names of the classes."""
+    def listing(self) -> Listing:
+        """Tell which images there are."""
+        raise NotImplementedError
+
+    def decode(self, part: str, indices: np.ndarray) -> Iterable[np.ndarray | None]:
+        """Decode images of a part to images[H,W,C], as `how` says, in the order of `indices`. None: it is broken."""
         raise NotImplementedError
 
     # All sources share the rest.
 
+    def source_version(self) -> str:
+        """Says which version of its files the source has now, if they may change while their digest stays."""
+        return ""
+
     def open(self) -> DataSpec:
-        """Map the images into memory, and decode them first if that was not done before. Cheap when called again.
+        """Find out which images there are. Cheap when called again, and also if all was decoded before.
 
         Returns:
             The spec of what was found.
@@ -145,62 +168,153 @@ class ImageData:
             UserError: Images are missing, corrupt or contradictory.
         """
         if not hasattr(self, "spec"):
-            content = digest([self.source_digest(), self.image_size, self.channels])
-            decoder = key("decoder", code=[self, "qexp.data.cache"], without=DECODES_NOTHING)[:8]
-            folder = self.cache_dir / "data" / cache_name(self.name, content, decoder)
-            found = self.decode() if self.pretend else cache.open_or_build(folder, self.decode)
-            names, self.splits = found.class_names, found.splits
-            if self.num_classes not in (None, len(names)):
-                raise UserError(
-                    f"data.num_classes is {self.num_classes}, but {self.name} has {len(names)} classes. Leave it null."
-                )
-            images, labels = self.splits["train"].images, self.splits["train"].labels
-            strata = np.zeros_like(labels) if self.pretend else labels
-            self.train_indices, self.validation_indices = cache.split_train(
-                strata, self.validation_share, self.split_seed
-            )
-            mean, std = cache.channel_statistics(images, self.train_indices)
-            self.spec = DataSpec(
-                name=self.name, class_names=names, channels=self.channels, image_size=self.image_size,
-                mean=mean, std=std, digest=content, split_seed=self.split_seed, pretend=self.pretend,
-                validation_share=self.validation_share, decoder=decoder,
-            )  # fmt: skip
-            indices = folder / self.spec.validation_file
-            if not self.pretend and not indices.exists():
-                write_json(indices, self.validation_indices.tolist())
+            self.spec = self._open()
+            if not (self.given[0] and self.given[1]):
+                self._take_statistics(self._source, self._sample(STATISTICS))
         return self.spec
+
+    def _open(self) -> DataSpec:
+        content = digest([self.source_digest(), self.how.geometry])
+        without = DECODES_NOTHING
+        code = [self, "qexp.data.pixels", *([self.how.transform.rpartition(".")[0]] if self.how.transform else [])]
+        decoder = key("decoder", code=code, without=without, version=self.source_version())[:8]
+        self.folder = self.cache_dir / "data" / cache_name(self.name, content, decoder)
+        names, self.splits = self._opened()
+        if self.num_classes not in (None, len(names)):
+            raise UserError(
+                f"data.num_classes is {self.num_classes}, but {self.name} has {len(names)} classes. Leave it null."
+            )
+        labels = self.splits["train"].labels
+        strata = np.zeros_like(labels) if self.pretend else labels
+        self.train_indices, self.validation_indices = split_train(strata, self.validation_share, self.split_seed)
+        mean, std = (chosen or (default,) * self.channels for chosen, default in zip(self.given, (0.0, 1.0), strict=True))
+        return DataSpec(
+            name=self.name, class_names=names, preprocessing=replace(self.how, mean=mean, std=std), digest=content,
+            split_seed=self.split_seed, pretend=self.pretend, validation_share=self.validation_share, decoder=decoder,
+        )  # fmt: skip
+
+    def _opened(self) -> tuple[tuple[str, ...], dict[str, Split]]:
+        """Open the folder of decoded images, and decode all where that cannot be done one by one."""
+        if self.pretend:
+            listing = self.listing()
+            parts = {part: np.stack([*self.decode(part, np.arange(len(known)))]) for part, known in listing.labels.items()}
+            return listing.class_names, {part: Split(images, listing.labels[part]) for part, images in parts.items()}
+        shape = (*self.how.size, self.channels)
+        names, splits = open_or_make(self.folder, self.listing, shape, "float32" if self.how.transform else "uint8")
+        if self.whole:
+            for part, split in splits.items():
+                split.prepare(np.arange(len(split.labels)), lambda indices, part=part: self.decode(part, indices))
+        return names, splits
+
+    def notes(self) -> dict[str, str]:
+        """What records and the screen say of the images, by name."""
+        return {}
+
+    def prepare(self, part: str, indices: np.ndarray) -> np.ndarray:
+        """Decode the images of a part that have these indices, unless that was done before.
+
+        Returns:
+            The indices, without those of broken images.
+
+        Raises:
+            UserError: An image is broken.
+        """
+        self.open()
+        return self.splits[part].prepare(indices, lambda missing: self.decode(part, missing))
+
+    def pixels(self, part: str, indices: np.ndarray) -> np.ndarray:
+        """The images[N,H,W,C] of a part that have these indices, which are decoded if need be."""
+        return self.splits[part].read(self.prepare(part, indices))
+
+    def prepare_training(self) -> None:
+        """Decode all training and validation images, and take mean and deviation of the former if they are not given.
+
+        Raises:
+            UserError: An image is broken.
+        """
+        self.open()
+        if not len(self.train_indices):
+            raise UserError(f"{self.name} has no training images, which this needs.")
+        self.train_indices = self.prepare("train", self.train_indices)
+        self.validation_indices = self.prepare("train", self.validation_indices)
+        if not (self.given[0] and self.given[1]):
+            self._take_statistics("train", self.train_indices)
+
+    def prepare_evaluation(self, part: str, images: int | None) -> None:
+        """Decode images to measure accuracy on, and write down which they are.
+
+        Args:
+            part: `test` or `validation`.
+            images: How many, spread over the classes, or None for all.
+
+        Raises:
+            UserError: An image is broken.
+        """
+        self.open()
+        file = self.folder / self.spec.evaluation_file(part, images)
+        if self.pretend or file.exists():
+            return
+        source = "test" if part == "test" else "train"
+        labels = self.splits[source].labels
+        every = np.arange(len(labels)) if part == "test" else self.validation_indices
+        chosen = every if images is None else spread(every, labels[every], images)
+        write_json(file, self.prepare(source, chosen).tolist())
+
+    def _take_statistics(self, part: str, indices: np.ndarray) -> None:
+        """Take mean and deviation of the images with these indices, where they are not given."""
+        if self.how.transform:
+            return
+        found = channel_statistics(self._chunks(part, self.prepare(part, indices)), self.channels)
+        mean, std = (
+            given or tuple(self.how.pixel_range * value for value in taken)
+            for given, taken in zip(self.given, found, strict=True)
+        )
+        self.spec = replace(self.spec, preprocessing=replace(self.spec.preprocessing, mean=mean, std=std))
+
+    def _chunks(self, part: str, indices: np.ndarray) -> Iterator[np.ndarray]:
+        for start in range(0, len(indices), 256):
+            yield self.splits[part].read(indices[start : start + 256])
 
     @property
     def training_options(self) -> dict[str, Any]:
         """What decides the batches of a training, in addition to the images and the recipe."""
         return {"augmentation": self.augmentation, "seed": self.seed}
 
-    def calibration(self) -> Tensor:
-        """Normalised calibration images x[N,C,H,W] float32: a fixed subset of the training part, not augmented.
-
-        They are contiguous, as engines get them, since a network may have views that take no other memory order.
-        """
-        chosen = self._calibration_indices()
-        images = self.normalise(torch.from_numpy(self.splits["train"].images[chosen]))
-        return images.clone(memory_format=torch.contiguous_format)
+    def calibration(self) -> CalibrationImages:
+        """Calibration images, not augmented: those of a part of their own, or a fixed subset of the training part."""
+        self.open()
+        return CalibrationImages(self, self._source, self.prepare(self._source, self._sample(self.calibration_images)))
 
     def calibration_labels(self) -> Tensor:
-        """Labels[N] int64 of the calibration images."""
-        chosen = self._calibration_indices()
-        return torch.from_numpy(self.splits["train"].labels[chosen])
+        """Labels[N] int64 of the calibration images.
 
-    def _calibration_indices(self) -> np.ndarray:
-        self.open()
-        count = min(self.calibration_images, len(self.train_indices))
-        return np.sort(np.random.default_rng(self.split_seed).choice(self.train_indices, count, replace=False))
+        Raises:
+            UserError: They have none.
+        """
+        if self._source == "calibration":
+            raise UserError("The images of data.calibration have no classes, which this method needs. Leave it null.")
+        return torch.from_numpy(self.splits["train"].labels[self.calibration().indices])
+
+    @property
+    def _source(self) -> str:
+        """The part that calibration images are taken from."""
+        return "calibration" if "calibration" in self.splits else "train"
+
+    def _sample(self, most: int) -> np.ndarray:
+        """Indices of at most so many of the images that may be calibrated with."""
+        among = np.arange(len(self.splits["calibration"].labels)) if self._source == "calibration" else self.train_indices
+        return np.sort(np.random.default_rng(self.split_seed).choice(among, min(most, len(among)), replace=False))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn images[B,H,W,C] uint8 into x[B,C,H,W] float32, in the channels_last memory format.
 
-        Each value becomes (value / 255 - mean) / std of its channel.
+        Each value becomes (value / 255 * pixel_range - mean) / std of its channel. Images in float32, which a function
+        of the user made, keep their values.
         """
-        scale, shift, _ = _constants(self.spec.mean, self.spec.std, images.device)
-        x = torch.addcmul(shift, images.float(), scale)
+        x = images
+        if images.dtype == torch.uint8:
+            scale, shift, _ = _constants(self.spec.preprocessing, images.device)
+            x = torch.addcmul(shift, images.float(), scale)
         # With one channel both memory orders are the same, but the strides would say channels_last to a convolution.
         return x.permute(0, 3, 1, 2) if self.channels > 1 else x.reshape(len(x), 1, *x.shape[1:3])
 
@@ -210,14 +324,20 @@ class ImageData:
         If that was another set of images under the same name, a warning says so.
 
         Raises:
-            UserError: The classes, the shape of the images or the validation part are not the same.
+            UserError: The classes, the preparation of the images or the validation part are not the same.
         """
         spec = self.open()
-        if (other.class_names, other.channels, other.image_size) != (spec.class_names, spec.channels, spec.image_size):
+        if other.class_names != spec.class_names or other.input_shape != spec.input_shape:
             raise UserError(
                 f"The baseline was trained on {other.num_classes} classes of {other.input_shape} images "
                 f"({', '.join(other.class_names[:5])}, ...), {self.name} has {spec.num_classes} of {spec.input_shape} "
                 f"({', '.join(spec.class_names[:5])}, ...). Choose the data it was trained on."
+            )
+        theirs, own = other.preprocessing.geometry, spec.preprocessing.geometry
+        if different := [name for name in own if own[name] != theirs[name]]:
+            raise UserError(
+                "The baseline was trained on images that were prepared otherwise. Give what it was trained with: "
+                + " ".join(f"data.{name}={_as_override(theirs[name])}" for name in different)
             )
         if (other.split_seed, other.validation_share) != (spec.split_seed, spec.validation_share):
             raise UserError(
@@ -230,7 +350,7 @@ class ImageData:
                 f"The baseline was trained on other files of {self.name!r} than these; its validation part may differ.",
                 stacklevel=2,
             )
-        self.spec = replace(spec, mean=other.mean, std=other.std)
+        self.spec = replace(spec, preprocessing=other.preprocessing)
 
     def augment(self, images: Tensor, step: int, rank: int = 0) -> Tensor:
         """Crop, mirror and cut out at random, in the same way for the same seed, step and rank.
@@ -247,17 +367,60 @@ class ImageData:
         generator = torch.Generator(images.device).manual_seed(int(digest([self.seed, step, rank])[:15], 16))
         images = augment.crop_and_flip(images, options.padding, options.flip, generator)
         if options.cutout:
-            fill = _constants(self.spec.mean, self.spec.std, images.device)[2]
+            fill = _constants(self.spec.preprocessing, images.device)[2]
             images = augment.cutout(images, options.cutout, fill, generator)
         return images
 
 
+class Images(Protocol):
+    """Normalised images x[N,C,H,W] float32, such as a tensor, or those that are read when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen: Any, /) -> Tensor: ...
+
+    def split(self, batch: int, /) -> Iterable[Tensor]: ...
+
+
+class CalibrationImages:
+    """Calibration images as networks take them, read from the disk when they are asked for.
+
+    They are contiguous, as engines get them, since a network may have views that take no other memory order.
+
+    Args:
+        data: The data that they belong to.
+        part: The part of it that they belong to.
+        indices: Their indices in this part.
+    """
+
+    def __init__(self, data: ImageData, part: str, indices: np.ndarray):
+        self._data, self._part, self.indices = data, part, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, chosen: slice | Tensor) -> Tensor:
+        """x[N,C,H,W] float32 of a slice of the images, or of those with these indices."""
+        indices = self.indices[chosen if isinstance(chosen, slice) else chosen.numpy()]
+        images = self._data.normalise(torch.from_numpy(self._data.pixels(self._part, indices)))
+        return images.clone(memory_format=torch.contiguous_format)
+
+    def split(self, batch: int) -> Iterator[Tensor]:
+        """x[B,C,H,W] float32 of all images, at most `batch` at a time."""
+        return (self[start : start + batch] for start in range(0, len(self), batch))
+
+
+def _as_override(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 @memoised
-def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _constants(how: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Scale[C] and shift[C] of the normalisation, and the mean pixel[C].
 
     They are kept on the device, because copying them to a GPU would wait for it each time.
     """
-    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
-    return scale, shift, torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8, device=device)
+    scale, shift = (torch.from_numpy(values).to(device) for values in factors(how))
+    middle = [round(255 * mean / how.pixel_range) for mean in how.mean]
+    return scale, shift, torch.tensor(middle, device=device).clamp(0, 255).to(torch.uint8)

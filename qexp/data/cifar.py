@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qexp.data.base import ImageData
-from qexp.data.cache import PARTS, Decoded, Split
 from qexp.data.download import Published, extract, fetch
 from qexp.data.pixels import to_arrays
+from qexp.data.store import PARTS, Listing
 from qexp.types import UserError, digest
 
 
@@ -23,6 +25,8 @@ class CifarData(ImageData):
     Raises:
         UserError: The number of classes is neither 10 nor 100.
     """
+
+    whole = True
 
     def __init__(self, classes: int, root: str, **common: Any):
         if classes not in (10, 100):
@@ -43,20 +47,25 @@ class CifarData(ImageData):
     def source_digest(self) -> str:
         return digest(self._unpacked())  # files with other checksums are never decoded
 
-    def decode(self) -> Decoded:
+    def listing(self) -> Listing:
+        names = tuple(self._archive["train"].classes)
+        return Listing(names, {part: np.array(images.targets) for part, images in self._archive.items()})
+
+    def decode(self, part: str, indices: np.ndarray) -> Iterable[np.ndarray]:
+        return to_arrays(self._archive[part].data[indices], self.how)
+
+    @cached_property
+    def _archive(self) -> dict[str, Any]:
+        """Both parts, as torchvision reads them."""
         from torchvision.datasets.utils import check_integrity
 
         kind = self._published()
         if all(check_integrity(self.root / kind.base_folder / name, md5) for name, md5 in self._unpacked().items()):
-            return self._decode(self.root)
+            return self._parts(self.root)
         (archive,) = fetch(self.root, [Published(kind.filename, kind.tgz_md5, (kind.url,))])
         with tempfile.TemporaryDirectory() as folder:  # because data.root may be shared and read-only
             extract(archive, Path(folder))
-            return self._decode(Path(folder))
+            return self._parts(Path(folder))
 
-    def _decode(self, root: Path) -> Decoded:
-        splits = {}
-        for part in PARTS:
-            images = self._published()(root, train=part == "train")
-            splits[part] = Split(to_arrays(images.data, self.image_size, self.channels), np.array(images.targets))
-        return Decoded(tuple(images.classes), splits)
+    def _parts(self, root: Path) -> dict[str, Any]:
+        return {part: self._published()(root, train=part == "train") for part in PARTS}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
 from qexp.data.base import ImageData
-from qexp.data.cache import Decoded, Split, split_train
 from qexp.data.pixels import to_arrays
+from qexp.data.splitting import split_train
+from qexp.data.store import Listing
 
 TEST_SHARE, TEST_SEED = 0.2, 0  # fixed, so that no option moves an image between training and test
 
@@ -27,16 +29,18 @@ class DigitsData(ImageData):
     """1797 digits of 8x8 pixels. There is no published test part, so a fifth of each class is set aside for it."""
 
     trains_in_seconds = True
+    whole = True
 
     def source_digest(self) -> str:
         images, labels = _load()
         return hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
 
-    def decode(self) -> Decoded:
-        images, labels = _load()
-        images = to_arrays(images, self.image_size, self.channels)
-        train, test = split_train(labels, TEST_SHARE, TEST_SEED)
-        parts = {"train": train, "test": test}
-        return Decoded(
-            tuple(str(digit) for digit in range(10)), {k: Split(images[i], labels[i]) for k, i in parts.items()}
-        )
+    def listing(self) -> Listing:
+        names = tuple(str(digit) for digit in range(10))
+        return Listing(names, {part: _load()[1][chosen] for part, chosen in self._parts().items()})
+
+    def decode(self, part: str, indices: np.ndarray) -> Iterable[np.ndarray]:
+        return to_arrays(_load()[0][self._parts()[part][indices]], self.how)
+
+    def _parts(self) -> dict[str, np.ndarray]:
+        return dict(zip(("train", "test"), split_train(_load()[1], TEST_SHARE, TEST_SEED), strict=True))

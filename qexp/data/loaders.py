@@ -11,15 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, SequentialSampler
 
 from qexp.data.base import ImageData
-from qexp.data.cache import Split
 from qexp.types import UserError
 
 
 class Batches(Dataset):
-    """Chosen images of a split, fetched a batch at a time as images[B,H,W,C] uint8 and labels[B]."""
+    """Chosen images of a part, fetched a batch at a time as images[B,H,W,C] uint8 and labels[B]."""
 
-    def __init__(self, split: Split, indices: np.ndarray):
-        self.split, self.indices = split, indices
+    def __init__(self, data: ImageData, part: str, indices: np.ndarray):
+        self.data, self.part, self.indices = data, part, indices
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -30,7 +29,8 @@ class Batches(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         chosen = self.indices[indices]
-        return torch.from_numpy(self.split.images[chosen]), torch.from_numpy(self.split.labels[chosen])
+        labels = self.data.splits[self.part].labels[chosen]
+        return torch.from_numpy(self.data.pixels(self.part, chosen)), torch.from_numpy(labels)
 
 
 class Loaders(LightningDataModule):
@@ -51,10 +51,10 @@ class Loaders(LightningDataModule):
         self.data, self.batch_size = data, batch_size
 
     def setup(self, stage: str | None = None) -> None:
-        self.data.open()
+        self.data.prepare_training()
 
     def train_dataloader(self) -> DataLoader:
-        dataset = Batches(self.data.splits["train"], self.data.train_indices)
+        dataset = Batches(self.data, "train", self.data.train_indices)
         workers, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         # DistributedSampler shuffles by seed and epoch alone, so a resumed epoch sees the images in the same order.
         sampler: DistributedSampler = DistributedSampler(dataset, num_replicas=workers, rank=rank, seed=self.data.seed)
@@ -62,10 +62,10 @@ class Loaders(LightningDataModule):
         return self._loader(dataset, self.batch_size, sampler, drop_last)
 
     def val_dataloader(self) -> DataLoader:
-        return self._eval_loader(Batches(self.data.splits["train"], self.data.validation_indices))
+        return self._eval_loader(Batches(self.data, "train", self.data.validation_indices))
 
     def test_dataloader(self) -> DataLoader:
-        return self._eval_loader(Batches(self.data.splits["test"], np.arange(len(self.data.splits["test"].labels))))
+        return self._eval_loader(Batches(self.data, "test", self.data.prepare("test", np.arange(len(self.data.splits["test"].labels)))))
 
     def _eval_loader(self, dataset: Batches) -> DataLoader:
         return self._loader(dataset, self.data.eval_batch_size, SequentialSampler(dataset))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from qexp.data.base import ImageData
-from qexp.data.cache import PARTS, Decoded, Split
+from qexp.data.store import PARTS, Listing
 from qexp.types import UserError, digest
 
 
@@ -31,12 +32,11 @@ class RandomData(ImageData):
     def source_digest(self) -> str:
         return digest(["random", self.images, self.num_classes])
 
-    def decode(self) -> Decoded:
+    def listing(self) -> Listing:
         assert self.num_classes is not None
-        shape = (self.images, self.image_size, self.image_size, self.channels)
         labels = np.arange(self.images) % self.num_classes
-        splits = {
-            part: Split(np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8), labels)
-            for seed, part in enumerate(PARTS)
-        }
-        return Decoded(tuple(str(label) for label in range(self.num_classes)), splits)
+        return Listing(tuple(str(label) for label in range(self.num_classes)), dict.fromkeys(PARTS, labels))
+
+    def decode(self, part: str, indices: np.ndarray) -> Iterable[np.ndarray]:
+        shape = (self.images, *self.how.size, self.channels)
+        return np.random.default_rng(PARTS.index(part)).integers(256, size=shape, dtype=np.uint8)[indices]

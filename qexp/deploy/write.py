@@ -53,6 +53,12 @@ def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: ti
             engine needs more than its library and NumPy.
     """
     check_digests(artifact.folder, artifact.files)
+    how = artifact.data.preprocessing
+    if how.transform:
+        raise UserError(
+            f"Images of this network are prepared by {how.transform}, which a device does not have. Deploy a network "
+            "whose images qexp prepares (data.resize, data.mean, ...), or load this one with qexp.load."
+        )
     load = engine.standalone()
     if load is None:
         raise UserError(
@@ -71,11 +77,7 @@ def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: ti
         "threads": executable.threads, "rules": asdict(rules), "params": artifact.params,
         "commit": machine.environment(Path(__file__).parents[2])["commit"],
     }  # fmt: skip
-    preprocessing = {
-        "image_size": data.image_size, "channels": data.channels, "mean": data.mean, "std": data.std,
-        "steps": "grey or RGB, resized to image_size x image_size (bilinear), "
-        "(value / 255 - mean) / std per channel, NCHW float32",
-    }  # fmt: skip
+    preprocessing = {**asdict(how), "steps": f"{how.steps}; NCHW float32"}
     texts = {
         "labels.json": _json(data.class_names), "preprocessing.json": _json(preprocessing),
         "engine.py": engine_source(load.func), "requirements.txt": requirements(engine, packages),

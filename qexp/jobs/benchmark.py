@@ -10,7 +10,7 @@ from omegaconf import DictConfig, open_dict
 
 from qexp.engine.base import Engine
 from qexp.files import check_digests
-from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, limits_of, measure
+from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, limits_of, measure, test_images
 from qexp.jobs.compress import compress, planned_params
 from qexp.jobs.run import JobPlan, forced_since, run_job
 from qexp.measure.candidate import Candidate
@@ -57,7 +57,7 @@ def benchmark(config: DictConfig) -> JobPlan:
     def run() -> Outcome:
         notes: dict[str, str] = {}
         candidates = accepted_by(engines, lambda engine: candidate(artifact, engine), notes)
-        tests = EvaluationSet.of(artifact, Path(config.outputs) / "cache")
+        tests = EvaluationSet.test(artifact, Path(config.outputs) / "cache", test_images(config))
         if fp32 is None:
             return measure(config, candidates, None, {}, tests, notes)
         compared = accepted_by(fp32_engines, lambda engine: candidate(fp32, engine), {})

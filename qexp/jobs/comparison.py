@@ -223,6 +223,14 @@ def fastest_key(candidates: dict[str, Candidate], trial: Turns) -> str:
     )
 
 
+def test_images(config: DictConfig) -> int | None:
+    """How many test images the measures of a config need, or None for all."""
+    accuracy, parity = config.measure.get("accuracy"), config.measure.get("parity")
+    if accuracy and accuracy.part != "validation":
+        return accuracy.images
+    return parity.images if parity else 1
+
+
 def limits_of(config: DictConfig) -> Limits:
     return Limits(config.measure.timeout_s, config.measure.memory_mb)
 

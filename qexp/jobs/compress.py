@@ -9,8 +9,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from qexp.data.base import ImageData
 from qexp.jobs.artifact_factory import prepare
-from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, measure
+from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, measure, test_images
 from qexp.jobs.run import JobPlan, run_job
 from qexp.measure.images import EvaluationSet
 from qexp.types import Artifact
@@ -42,7 +43,7 @@ def compress(config: DictConfig) -> JobPlan:
             candidates,
             baseline,
             compared,
-            EvaluationSet.of(baseline.artifact, Path(config.outputs) / "cache"),
+            EvaluationSet.test(baseline.artifact, Path(config.outputs) / "cache", prepare_images(config, factory.data)),
             notes,
         )
 
@@ -52,6 +53,19 @@ def compress(config: DictConfig) -> JobPlan:
         run,
         make,
     )
+
+
+def prepare_images(config: DictConfig, data: ImageData) -> int | None:
+    """Decode the images that are evaluated, unless that was done before.
+
+    Returns:
+        How many test images are, or None for all.
+    """
+    accuracy, test = config.measure.get("accuracy"), test_images(config)
+    data.prepare_evaluation("test", test)
+    if accuracy and accuracy.part != "test":
+        data.prepare_evaluation("validation", accuracy.images)
+    return test
 
 
 def planned_params(config: DictConfig) -> dict[str, Any]:

@@ -119,7 +119,8 @@ def train(
         plan: What the baseline is made from.
         weights: Initial weights by name, or None for random ones.
     """
-    spec = data.open()
+    data.prepare_training()
+    spec = data.spec
     seed_everything(config.seed, verbose=False)
     network, recipe = network_for(without_pretrained(config.model), spec), instantiate(config.recipe)
     check_space(folder, network)

@@ -13,24 +13,31 @@ PARTS = {"test": ("",), "validation": (VALIDATION,), "both": ("", VALIDATION)}  
 
 
 class Accuracy(Measure):
-    """Accuracy on all test images, on all validation images, or on both.
+    """Accuracy on test images, on validation images, or on both.
 
     Variants are chosen by the validation images, never by the test images.
 
+    Args:
+        part: One of PARTS.
+        images: How many images of the part, spread over the classes, or None for all.
+        batch_size: Images per call.
+
     Raises:
-        UserError: For a part that is unknown.
+        UserError: The part is unknown, or the number of images is no positive whole number.
     """
 
-    def __init__(self, part: str, batch_size: int):
+    def __init__(self, part: str, images: int | None, batch_size: int):
         if part not in PARTS:
             raise UserError(f"measure.accuracy.part={part} is unknown. {nearest(part, PARTS)}")
-        self.part, self.batch_size = part, batch_size
+        if images is not None and (not isinstance(images, int) or images < 1):
+            raise UserError(f"measure.accuracy.images is {images!r}; give a whole number of at least 1, or null for all.")
+        self.part, self.images, self.batch_size = part, images, batch_size
 
     def measure(self, context: Context) -> list[Measurement]:
         return [measurement for prefix in PARTS[self.part] for measurement in self.measure_part(context, prefix)]
 
     def measure_part(self, context: Context, prefix: str) -> list[Measurement]:
-        images = context.validation_set if prefix else context.test_set
+        images = context.validation_set(self.images) if prefix else context.test_set
         if images is None or not images.meaningful:
             context.notes[f"{prefix}top1"] = "there are no real images, or no trained weights"
             return []

@@ -47,10 +47,9 @@ class Context:
     texts: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def validation_set(self) -> EvaluationSet | None:
-        """The images by which something may be chosen. Those of `test_set` only judge the result."""
-        return EvaluationSet.validation(self.candidate.artifact, self.cache)
+    def validation_set(self, images: int | None) -> EvaluationSet | None:
+        """So many images by which something may be chosen. Those of `test_set` only judge the result."""
+        return EvaluationSet.validation(self.candidate.artifact, self.cache, images)
 
     @property
     def candidates(self) -> list[Candidate]:

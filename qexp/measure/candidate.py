@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +126,15 @@ class Candidate:
         Returns:
             logits[N,K] float32, and the seconds that computing them took.
         """
-        data = self.artifact.data
         file = cache / "logits" / f"{self.logits_key(tests, batch, count)[:24]}.npz"
         if not made_since(file, self.since):
             self.start()
             file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=file.parent) as folder:
                 out = Path(folder) / "logits.npy"
-                chosen = str(tests.chosen) if tests.chosen else None
-                asked = {"images": str(tests.images), "chosen": chosen, "count": count, "batch": batch, "out": str(out)}
-                answer = self.ready_child().ask("predict", mean=data.mean, std=data.std, **asked)
+                images = {"folder": str(tests.folder), "part": tests.part, "chosen": str(tests.chosen), "count": count}
+                how = asdict(self.artifact.data.preprocessing)
+                answer = self.ready_child().ask("predict", **images, how=how, batch=batch, out=str(out))
                 np.savez(Path(folder) / "whole.npz", logits=np.load(out), seconds=answer["seconds"])
                 (Path(folder) / "whole.npz").rename(file)
         with np.load(file) as stored:
@@ -143,10 +142,10 @@ class Candidate:
 
     def logits_key(self, tests: EvaluationSet, batch: int, count: int | None) -> str:
         """Key of everything that decides what `logits` gives for the same arguments."""
-        data, file = self.artifact.data, self.identity["file"]
+        how, file = self.artifact.data.preprocessing, self.identity["file"]
         return key(
             "logits", code=["qexp.measure.candidate"], engine=self.engine, file=file, images=tests.content,
-            mean=data.mean, std=data.std, batch=batch, threads=self.threads, count=count, place=place(),
+            preprocessing=how, batch=batch, threads=self.threads, count=count, place=place(),
         )  # fmt: skip
 
     def close(self) -> None:

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from qexp.data.decoded import DecodedPart
 from qexp.data.pixels import normalise
 from qexp.measure import timing
 from qexp.questions import questions
+from qexp.types import Preprocessing
 
 
 class Session:
@@ -72,37 +74,30 @@ class Session:
         return {"profile": self.engine.operators(self.forward, self.x)}
 
     def predict(
-        self,
-        images: str,
-        chosen: str | None,
-        count: int | None,
-        mean: list[float],
-        std: list[float],
-        batch: int,
-        out: str,
+        self, folder: str, part: str, chosen: str, count: int | None, how: dict[str, Any], batch: int, out: str
     ) -> dict[str, Any]:
         """Compute logits[N,K] and write them to a file.
 
         Args:
-            images: File of images[N,H,W,C] uint8 (.npy).
-            chosen: File of the indices of the images to take (.json), or None for all.
+            folder: Folder of decoded images, as qexp.data.decoded describes it.
+            part: Part of the data in that folder.
+            chosen: File of the indices of the images to take (.json).
             count: Number of these images to take, spread evenly, or None for all.
-            mean: Mean of each channel.
-            std: Standard deviation of each channel.
+            how: The `Preprocessing` of the network.
             batch: Images per call.
             out: File to write the logits to (.npy).
 
         Returns:
             `seconds`, the time that normalising and computing took.
         """
-        pixels = np.load(images, mmap_mode="r")
-        indices = np.array(json.loads(Path(chosen).read_text())) if chosen else np.arange(len(pixels))
+        images, indices = DecodedPart(Path(folder), part), np.array(json.loads(Path(chosen).read_text()))
         if count is not None:
             indices = indices[np.unique(np.linspace(0, len(indices) - 1, count).round().astype(int))]
-        logits = []
+        logits, preprocessing = [], Preprocessing.from_json(how)
         began = time.perf_counter()
         for start in range(0, len(indices), batch):
-            logits.append(np.asarray(self.forward(normalise(pixels[indices[start : start + batch]], mean, std))))
+            x = normalise(images.read(indices[start : start + batch]), preprocessing)
+            logits.append(np.asarray(self.forward(x)))
         seconds = time.perf_counter() - began
         np.save(out, np.concatenate(logits))
         return {"seconds": seconds}

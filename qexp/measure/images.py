@@ -18,53 +18,70 @@ class EvaluationSet:
 
     Attributes:
         content: Says which images these are, wherever their folder is.
-        images: File of images[N,H,W,C] uint8 (.npy).
-        labels: File of labels[N] int64 (.npy).
+        folder: Folder of decoded images, as qexp.data.store describes it.
+        part: Part of the data in that folder: `train` or `test`.
+        chosen: File of the indices of the images that belong to the set (.json).
         meaningful: Whether accuracy means something, which it does not for pretend images or random weights.
-        chosen: File of the indices of the images that belong to the set (.json), or None if all do.
     """
 
     content: str
-    images: Path
-    labels: Path
+    folder: Path
+    part: str
+    chosen: Path
     meaningful: bool
-    chosen: Path | None = None
 
     @classmethod
-    def validation(cls, artifact: Artifact, cache: Path) -> EvaluationSet | None:
+    def validation(cls, artifact: Artifact, cache: Path, images: int | None = None) -> EvaluationSet | None:
         """The validation images of an artifact's data, on which no weight was trained.
 
+        Args:
+            artifact: The artifact.
+            cache: Folder below which decoded images are kept.
+            images: How many of them, or None for all.
+
         Returns:
-            The images, or None if they are no longer in the folder `cache`.
+            The images, or None if they are no longer there.
         """
+        return cls._stored(artifact, cache, "train", artifact.data.evaluation_file("validation", images))
+
+    @classmethod
+    def test(cls, artifact: Artifact, cache: Path, images: int | None = None) -> EvaluationSet | None:
+        """The test images of an artifact's data, or 64 images of its shape for pretend data, which is not stored.
+
+        Arguments and the result are those of `validation`.
+        """
+        if artifact.data.pretend:
+            return cls._pretend(artifact, cache)
+        return cls._stored(artifact, cache, "test", artifact.data.evaluation_file("test", images))
+
+    @classmethod
+    def _stored(cls, artifact: Artifact, cache: Path, part: str, name: str) -> EvaluationSet | None:
         folder = cache / "data" / artifact.data.cache_name
-        indices = folder / artifact.data.validation_file
-        if not indices.exists():
+        if not (folder / name).exists():
             return None
-        content = f"{folder.name}/{indices.name}"
-        return cls(content, folder / "train_images.npy", folder / "train_labels.npy", artifact.has_accuracy, indices)
+        return cls(f"{folder.name}/{name}", folder, part, folder / name, artifact.has_accuracy)
+
+    @classmethod
+    def _pretend(cls, artifact: Artifact, cache: Path) -> EvaluationSet:
+        channels, height, width = artifact.data.input_shape
+        folder = cache / "pretend" / artifact.data.cache_name
+        if not folder.exists():
+            with building(folder) as partial:
+                write_test_part(partial, (height, width, channels))
+        return cls(f"{folder.name}/test", folder, "test", folder / "test.json", False)
 
     @property
     def classes(self) -> np.ndarray:
         """labels[N] of the images that belong to the set."""
-        labels = np.load(self.labels)
-        return labels[json.loads(self.chosen.read_text())] if self.chosen else labels
+        return np.load(self.folder / f"{self.part}_labels.npy")[json.loads(self.chosen.read_text())]
 
-    @classmethod
-    def of(cls, artifact: Artifact, cache: Path) -> EvaluationSet | None:
-        """The test images of an artifact's data, or 64 images of its shape for pretend data, which is not stored.
 
-        Returns:
-            The images, or None if they are no longer in the folder `cache`.
-        """
-        folder = cache / ("pretend" if artifact.data.pretend else "data") / artifact.data.cache_name
-        if artifact.data.pretend and not folder.exists():
-            channels, height, width = artifact.data.input_shape
-            with building(folder) as partial:
-                images = np.random.default_rng(0).integers(256, size=(64, height, width, channels), dtype=np.uint8)
-                np.save(partial / "test_images.npy", images)
-                np.save(partial / "test_labels.npy", np.zeros(64, np.int64))
-        if not folder.exists():
-            return None
-        content = f"{folder.name}/test"
-        return cls(content, folder / "test_images.npy", folder / "test_labels.npy", artifact.has_accuracy)
+def write_test_part(folder: Path, shape: tuple[int, int, int]) -> None:
+    """Write 64 random images of a shape (H, W, C) as qexp.data.decoded reads them."""
+    images = np.random.default_rng(0).integers(256, size=(64, *shape), dtype=np.uint8)
+    about = {"class_names": ["0"], "parts": ["test"], "shape": shape, "dtype": "uint8"}
+    (folder / "about.json").write_text(json.dumps(about))
+    (folder / "test_pixels.bin").write_bytes(images.tobytes())
+    np.save(folder / "test_labels.npy", np.zeros(64, np.int64))
+    np.save(folder / "test_rows.npy", np.arange(64))
+    (folder / "test.json").write_text(json.dumps([*range(64)]))

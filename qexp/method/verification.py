@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter, Node
 
+from qexp.data.base import Images
 from qexp.method.batch_norms import FOLDED
 from qexp.types import UserError
 
@@ -19,7 +20,7 @@ ROUNDINGS = 4  # how much more than a change of last digits a right graph may ch
 IMAGES = 8  # how many are compared
 
 
-def verify(graph: nn.Module, network: nn.Module, images: Tensor, what: str) -> None:
+def verify(graph: nn.Module, network: nn.Module, images: Images, what: str) -> None:
     """Check that a graph gives the logits of its network.
 
     Args:
@@ -33,19 +34,19 @@ def verify(graph: nn.Module, network: nn.Module, images: Tensor, what: str) -> N
             TOLERANCE of the largest logit, and above what rounding does to them if that is more. The message names the
             first module at which the two part, where that can be told.
     """
-    images = images[:IMAGES]
+    x = images[:IMAGES]
     name = type(network).__name__
     with torch.no_grad():
-        wanted = network(images)
-        found = graph(images)
+        wanted = network(x)
+        found = graph(x)
         if _error(found, wanted) <= TOLERANCE:
             return
-        _check_repeatable(network, images, wanted)
-        allowed = _allowed(network, images, wanted)
+        _check_repeatable(network, x, wanted)
+        allowed = _allowed(network, x, wanted)
         if _error(found, wanted) <= allowed:
             return
-        values = module_outputs(network, images)
-        place = _parting(graph, values, images) if isinstance(graph, GraphModule) else ""
+        values = module_outputs(network, x)
+        place = _parting(graph, values, x) if isinstance(graph, GraphModule) else ""
     where = f" They part at the module {place!r}." if place else ""
     raise UserError(
         f"{what} of {name} computes something else than the network: its logits differ by "
@@ -84,7 +85,7 @@ def _error(found: Any, wanted: Any) -> float:
     return error if error == error else float("inf")
 
 
-def check_alone(network: nn.Module, images: Tensor) -> None:
+def check_alone(network: nn.Module, images: Images) -> None:
     """Check that the logits of an image do not depend on the images beside it.
 
     Args:
@@ -95,10 +96,10 @@ def check_alone(network: nn.Module, images: Tensor) -> None:
         UserError: They do, or change at a second call. The message names batch norms that have no statistics of their
             own.
     """
-    images = images[:IMAGES]
+    x = images[:IMAGES]
     with torch.no_grad():
-        together, alone = network(images), torch.cat([network(image) for image in images.split(1)])
-        _check_repeatable(network, images, together)
+        together, alone = network(x), torch.cat([network(image) for image in x.split(1)])
+        _check_repeatable(network, x, together)
     if _error(alone, together) <= BATCH_TOLERANCE:
         return
     blind = [

@@ -182,7 +182,7 @@ class MlflowView:
         """Log what the UI shows as the dataset of a run, whose `context` is `train` or `test`."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        profile = {"classes": data.num_classes, "channels": data.channels, "image_size": data.image_size}
+        profile = {"classes": data.num_classes, "channels": data.preprocessing.channels, "image_size": data.image_size}
         shown = Dataset(
             data.name, data.digest[:SHOWN_DIGEST], "local", json.dumps({"uri": source}), profile=json.dumps(profile)
         )

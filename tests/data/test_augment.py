@@ -113,7 +113,7 @@ def test_augment_applies_the_options(make_folder: Callable[..., FolderData]) -> 
     without.open()
     assert torch.equal(without.augment(images, 0), images)
     hiding = make_folder(augmentation={"cutout": 4})
-    spec = hiding.open()
+    how = hiding.open().preprocessing
     values = hiding.augment(images, 0).reshape(-1, 3).unique(dim=0).tolist()
-    assert values == sorted([[round(255 * m) for m in spec.mean], [200, 200, 200]])
+    assert values == sorted([[round(255 * m) for m in how.mean], [200, 200, 200]])
     assert images.unique().tolist() == [200]  # the batch itself stays as it was

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from qexp.data.digits import DigitsData
 from qexp.data.random import RandomData
 from qexp.types import UserError
+from tests.data.support import every
 from tests import configured
 
 
@@ -34,7 +35,7 @@ def digits(cache_dir: str) -> Callable[..., DigitsData]:
 def rows(data: DigitsData | RandomData, part: str) -> list[bytes]:
     return [
         image.tobytes() + bytes([label])
-        for image, label in zip(data.splits[part].images, data.splits[part].labels, strict=True)
+        for image, label in zip(every(data, part), data.splits[part].labels, strict=True)
     ]
 
 
@@ -63,8 +64,8 @@ def test_digits_resized_in_three_channels(digits: Callable[..., DigitsData]) -> 
     small.open()
     large.open()
     for index in (0, 700):
-        image = Image.fromarray(small.splits["train"].images[index, ..., 0]).resize((32, 32), Image.Resampling.BILINEAR)
-        assert np.array_equal(large.splits["train"].images[index], np.asarray(image)[..., None].repeat(3, 2))
+        image = Image.fromarray(every(small, "train")[index, ..., 0]).resize((32, 32), Image.Resampling.BILINEAR)
+        assert np.array_equal(every(large, "train")[index], np.asarray(image)[..., None].repeat(3, 2))
 
 
 def random(cache_dir: str, **options: Any) -> RandomData:
@@ -83,8 +84,8 @@ def test_random_images_are_always_the_same_and_never_kept(cache_dir: str) -> Non
 
 def test_random_pixels_are_uniform(cache_dir: str) -> None:
     data = random(cache_dir, images=500, image_size=16)
-    spec = data.open()
-    counts = np.bincount(data.splits["train"].images.ravel(), minlength=256)  # 1,500 each, deviation 39
+    spec = data.open().preprocessing
+    counts = np.bincount(every(data, "train").ravel(), minlength=256)  # 1,500 each, deviation 39
     assert counts.min() > 1500 - 5 * 39 and counts.max() < 1500 + 5 * 39
     assert spec.mean == pytest.approx([0.5] * 3, abs=0.01) and spec.std == pytest.approx([12**-0.5] * 3, abs=0.01)
 
@@ -94,7 +95,7 @@ def test_random_classes(cache_dir: str, images: int, classes: int) -> None:
     data = random(cache_dir, images=images, num_classes=classes)
     assert data.open().num_classes == classes
     for part in ("train", "test"):
-        assert data.splits[part].images.shape == (images, 8, 8, 3)
+        assert every(data, part).shape == (images, 8, 8, 3)
         assert len(set(data.splits[part].labels)) == min(images, classes)
     assert len(data.train_indices) + len(data.validation_indices) == images
     assert len(data.validation_indices) == max(1, round(images / 10))
@@ -102,7 +103,7 @@ def test_random_classes(cache_dir: str, images: int, classes: int) -> None:
 
 def test_random_of_any_shape(cache_dir: str) -> None:
     data = random(cache_dir, images=4, image_size=224, channels=1, num_classes=2)
-    assert data.open().input_shape == (1, 224, 224) and tuple(data.calibration().shape) == (3, 1, 224, 224)
+    assert data.open().input_shape == (1, 224, 224) and tuple(data.calibration()[:].shape) == (3, 1, 224, 224)
     assert data.spec.digest != random(cache_dir, images=4, image_size=224, channels=3, num_classes=2).open().digest
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from qexp.data import download
 from qexp.data.cifar import CifarData
 from qexp.types import UserError
+from tests.data.support import every
 from tests import configured
 from tests.data.publisher import PublishedCifar, Server, md5, nobody
 
@@ -35,7 +36,7 @@ def check(data: CifarData, published: PublishedCifar) -> None:
     assert data.open().class_names == tuple(published.names)
     for part in ("train", "test"):
         images, labels = published.expected(part)
-        assert np.array_equal(data.splits[part].images, images) and np.array_equal(data.splits[part].labels, labels)
+        assert np.array_equal(every(data, part), images) and np.array_equal(data.splits[part].labels, labels)
 
 
 def test_cifar_is_downloaded_once_and_then_read_from_the_cache(
@@ -55,7 +56,7 @@ def test_cifar_resized_and_grey(published: PublishedCifar, data_root: Path, cach
     data = cifar(published, data_root, cache_dir, image_size=20, channels=1)
     data.open()
     image = Image.fromarray(published.expected("test")[0][3]).convert("L").resize((20, 20), Image.Resampling.BILINEAR)
-    assert np.array_equal(data.splits["test"].images[3, ..., 0], np.asarray(image))
+    assert np.array_equal(every(data, "test")[3, ..., 0], np.asarray(image))
 
 
 def test_cifar_already_unpacked_needs_no_archive(

@@ -64,7 +64,7 @@ def test_no_root(compose: Compose, images_root: Path, monkeypatch: pytest.Monkey
     ("overrides", "message"),
     [
         (["data=digits", "data.image_size=0"], r"^data\.image_size is 0"),
-        (["data=digits", "data.image_size=big"], r"^data\.image_size is 'big'; it must be a whole number"),
+        (["data=digits", "data.image_size=big"], r"^data\.image_size is 'big'; give a side in pixels"),
         (["data=digits", "data.augmentation.padding=-1"], r"^data\.augmentation\.padding is -1"),
         (["data=digits", "data.augmentation.cutout=1.5"], r"^data\.augmentation\.cutout is 1\.5"),
         (["data=digits", "data.name=???"], r"^data\.name is not set\. Give data\.name=VALUE\.$"),

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from qexp.data.folder import FolderData
 from qexp.data.loaders import Loaders
 from qexp.types import UserError
+from tests.data.support import every
 
 Make = Callable[..., FolderData]
 
 
 def normalised(data: FolderData, images: np.ndarray) -> np.ndarray:
     """x[B,C,H,W] float64 of images[B,H,W,C]."""
-    return ((images.astype(np.float64) / 255 - np.array(data.spec.mean)) / np.array(data.spec.std)).transpose(
+    return ((images.astype(np.float64) / 255 - np.array(data.spec.preprocessing.mean)) / np.array(data.spec.preprocessing.std)).transpose(
         0, 3, 1, 2
     )
 
@@ -36,7 +37,7 @@ def opened(make_folder: Make, **options: Any) -> FolderData:
 def test_normalise_against_float64(make_folder: Make, channels: int) -> None:
     data = make_folder(channels=channels)
     data.open()
-    images = data.splits["train"].images
+    images = every(data, "train")
     x = data.normalise(torch.from_numpy(np.array(images)))
     assert (
         x.dtype == torch.float32
@@ -49,35 +50,35 @@ def test_normalise_against_float64(make_folder: Make, channels: int) -> None:
 def test_training_part_is_zero_on_average_with_deviation_one(make_folder: Make) -> None:
     data = make_folder()
     data.open()
-    x = data.normalise(torch.from_numpy(data.splits["train"].images[data.train_indices])).double()
+    x = data.normalise(torch.from_numpy(data.pixels("train", data.train_indices))).double()
     assert x.mean((0, 2, 3)).numpy() == pytest.approx(np.zeros(3), abs=1e-6)
     assert x.std((0, 2, 3), correction=0).numpy() == pytest.approx(np.ones(3), abs=1e-6)
 
 
 def indices_of(data: FolderData, x: Tensor) -> list[int]:
     """Which training images x[N,C,H,W] are, by their pixels."""
-    known = {image.tobytes(): index for index, image in enumerate(data.splits["train"].images)}
-    mean, std = np.array(data.spec.mean), np.array(data.spec.std)
+    known = {image.tobytes(): index for index, image in enumerate(every(data, "train"))}
+    mean, std = np.array(data.spec.preprocessing.mean), np.array(data.spec.preprocessing.std)
     pixels = np.rint((x.double().numpy().transpose(0, 2, 3, 1) * std + mean) * 255).astype(np.uint8)
     return [known[image.tobytes()] for image in pixels]
 
 
 def test_calibration_images_are_plain_training_images(make_folder: Make) -> None:
     data = make_folder(calibration_images=7, validation_share=0.4)
-    x = data.calibration()
+    x = data.calibration()[:]
     found = indices_of(data, x)  # fails for an augmented image
     assert len(set(found)) == 7 and set(found) <= set(data.train_indices.tolist())
-    np.testing.assert_allclose(x.numpy(), normalised(data, data.splits["train"].images[found]), atol=2e-6)
+    np.testing.assert_allclose(x.numpy(), normalised(data, data.pixels("train", np.array(found))), atol=2e-6)
     again, reseeded, resplit = (
         make_folder(calibration_images=7, validation_share=0.4, **o) for o in ({}, {"seed": 9}, {"split_seed": 9})
     )
-    assert torch.equal(again.calibration(), x) and torch.equal(reseeded.calibration(), x)
-    assert not torch.equal(resplit.calibration(), x)
+    assert torch.equal(again.calibration()[:], x) and torch.equal(reseeded.calibration()[:], x)
+    assert not torch.equal(resplit.calibration()[:], x)
 
 
 def test_calibration_takes_the_whole_training_part_where_it_is_small(make_folder: Make) -> None:
     data = make_folder(calibration_images=1000, validation_share=0.4)
-    assert indices_of(data, data.calibration()) == data.train_indices.tolist()
+    assert indices_of(data, data.calibration()[:]) == data.train_indices.tolist()
 
 
 def test_training_batches_cover_the_training_part_in_a_new_order_each_epoch(make_folder: Make) -> None:
@@ -107,8 +108,8 @@ def test_images_and_labels_belong_together(make_folder: Make) -> None:
     )
     for loader, part, indices in parts:
         images, labels = (torch.cat(column).numpy() for column in zip(*loader, strict=True))
-        split, chosen = data.splits[part], list(indices)
-        assert np.array_equal(images, split.images[chosen]) and np.array_equal(labels, split.labels[chosen])
+        chosen, known = list(indices), data.splits[part].labels
+        assert np.array_equal(images, every(data, part)[chosen]) and np.array_equal(labels, known[chosen])
     for batch, batch_labels in loaders.train_dataloader():
         assert batch.dtype == torch.uint8
         assert batch_labels.tolist() == data.splits["train"].labels[indices_of(data, data.normalise(batch))].tolist()
@@ -128,7 +129,7 @@ def test_last_batch_is_dropped_in_training_only(make_folder: Make) -> None:
 def test_only_training_batches_are_augmented(make_folder: Make) -> None:
     data = opened(make_folder)
     loaders = Loaders(data, 4)
-    images, labels = torch.from_numpy(np.array(data.splits["train"].images)), torch.arange(20)
+    images, labels = torch.from_numpy(np.array(every(data, "train"))), torch.arange(20)
     for training, step in ((True, 3), (True, 4), (False, 3)):
         progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=step)))
         loaders.trainer = SimpleNamespace(
@@ -185,7 +186,7 @@ def test_fed_by_lightning(make_folder: Make) -> None:
     assert len(network.fed["train"]) == 4
     assert indices_of(data, torch.cat(network.fed["val"][-2:])) == data.validation_indices.tolist()
     np.testing.assert_allclose(
-        torch.cat(network.fed["test"]).numpy(), normalised(data, data.splits["test"].images), atol=2e-6
+        torch.cat(network.fed["test"]).numpy(), normalised(data, every(data, "test")), atol=2e-6
     )
     loader = Loaders(opened(make_folder, validation_share=0.4), 6).train_dataloader()
     expected = list[Tensor]()

@@ -14,6 +14,7 @@ from PIL import Image
 
 from qexp.data.mnist import MnistData
 from qexp.types import UserError
+from tests.data.support import every
 from tests import configured
 from tests.data.publisher import PublishedMnist, Server, md5, nobody, packed
 
@@ -41,7 +42,7 @@ def test_mnist_is_downloaded_from_the_second_mirror_and_kept(
     data = mnist(data_root, cache_dir)
     assert data.open().class_names == tuple("0123456789")
     for part, (images, labels) in published.content.items():
-        assert np.array_equal(data.splits[part].images, images[..., None]) and np.array_equal(
+        assert np.array_equal(every(data, part), images[..., None]) and np.array_equal(
             data.splits[part].labels, labels
         )
     assert {p.name: p.read_bytes() for p in (data_root / "MNIST/raw").iterdir()} == published.files
@@ -55,7 +56,7 @@ def test_mnist_resized_in_three_channels(published: PublishedMnist, data_root: P
     data = mnist(data_root, cache_dir, image_size=32, channels=3)
     data.open()
     image = Image.fromarray(published.content["train"][0][5]).resize((32, 32), Image.Resampling.BILINEAR)
-    assert np.array_equal(data.splits["train"].images[5], np.asarray(image)[..., None].repeat(3, 2))
+    assert np.array_equal(data.pixels("train", np.array([5]))[0], np.asarray(image)[..., None].repeat(3, 2))
 
 
 def test_mnist_damaged_file_is_named(published: PublishedMnist, data_root: Path, cache_dir: str) -> None:
@@ -75,7 +76,7 @@ def test_mnist_unpacked_files_without_checksum_are_not_trusted(
     (data_root / "MNIST/raw/t10k-images-idx3-ubyte").write_bytes(gzip.decompress(other))
     data = mnist(data_root, cache_dir + "2")
     data.open()
-    assert np.array_equal(data.splits["test"].images[..., 0], published.content["test"][0])
+    assert np.array_equal(every(data, "test")[..., 0], published.content["test"][0])
 
 
 def test_mnist_offline_lists_every_missing_file(

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from qexp.data.folder import FolderData
+from tests.data.support import every
 from tests import configured
 
 pytestmark = pytest.mark.real_images
@@ -37,7 +38,7 @@ def test_pixels_and_labels_are_those_of_the_files(photographs: FolderData) -> No
     data, spec, root = photographs, photographs.spec, photographs.root
     assert spec.num_classes == 10
     for part, count in (("train", 5_000), ("test", 1_000)):
-        images, labels = data.splits[part].images, data.splits[part].labels
+        images, labels = every(data, part), data.splits[part].labels
         assert images.shape == (count, 32, 32, 3) and np.bincount(labels).tolist() == [count // 10] * 10
         files = [file for name in spec.class_names for file in sorted((root / part / name).iterdir())]
         for index in (0, count // 3, count - 1):
@@ -53,6 +54,6 @@ def test_the_validation_part_has_its_share_of_every_class(photographs: FolderDat
         for part in (data.train_indices, data.validation_indices)
     ]
     assert counts == [[450] * 10, [50] * 10]
-    values = data.splits["train"].images[data.train_indices].reshape(-1, 3)
+    values = data.pixels("train", data.train_indices).reshape(-1, 3)
     assert spec.mean == pytest.approx(values.mean(0, np.float64) / 255, abs=1e-9)
     assert spec.std == pytest.approx(values.std(0, np.float64) / 255, abs=1e-9)

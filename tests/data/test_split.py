@@ -8,9 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from qexp.data.cache import channel_statistics, split_train
+from qexp.data.splitting import channel_statistics, split_train, spread
 from qexp.data.folder import FolderData
 from qexp.types import UserError
+from tests.data.support import every
 
 labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 7], [100, 53, 2, 1]))
 
@@ -57,7 +58,9 @@ def test_dataset_splits_by_split_seed_and_not_by_seed(make_folder: Callable[...,
 def test_the_validation_part_is_kept_beside_the_images(make_folder: Callable[..., FolderData]) -> None:
     for options in ({"validation_share": 0.3}, {"validation_share": 0.3, "split_seed": 1}, {"validation_share": 0.25}):
         data = make_folder(**options)
-        file = data.cache_dir / "data" / data.open().cache_name / data.spec.validation_file
+        data.open()
+        data.prepare_evaluation("validation", None)
+        file = data.cache_dir / "data" / data.spec.cache_name / data.spec.evaluation_file("validation", None)
         assert json.loads(file.read_text()) == data.validation_indices.tolist()
     assert len(list(file.parent.glob("validation-*.json"))) == 3
 
@@ -75,25 +78,38 @@ def test_a_baseline_of_another_split_knows_images_of_this_validation_part(
 
 def test_mean_and_deviation_are_those_of_the_training_part(make_folder: Callable[..., FolderData]) -> None:
     data = make_folder(validation_share=0.5)
-    spec = data.open()
-    values = data.splits["train"].images[data.train_indices].astype(np.float64) / 255
-    everything = data.splits["train"].images.astype(np.float64) / 255
+    data.open()
+    data.prepare_training()
+    spec = data.spec.preprocessing
+    values = data.pixels("train", data.train_indices).astype(np.float64) / 255
+    everything = every(data, "train").astype(np.float64) / 255
     assert spec.mean == pytest.approx(values.mean((0, 1, 2)), abs=1e-12)
     assert spec.std == pytest.approx(values.std((0, 1, 2)), abs=1e-12)
     assert spec.mean != pytest.approx(everything.mean((0, 1, 2)), abs=1e-6)
 
 
 def test_statistics_of_more_images_than_one_chunk() -> None:
-    images = np.random.default_rng(2).integers(0, 200, size=(9000, 3, 2, 2), dtype=np.uint8)
+    images = np.random.default_rng(2).integers(0, 200, size=(9000, 2, 2, 3), dtype=np.uint8)
     images[..., 1] //= 3
-    indices = np.arange(0, 9000, 2)
-    mean, std = channel_statistics(images, indices)
-    values = images[indices].astype(np.float64) / 255
+    chunks = (images[start : start + 4000] for start in range(0, 9000, 4000))
+    mean, std = channel_statistics(chunks, 3)
+    values = images.astype(np.float64) / 255
     assert mean == pytest.approx(values.mean((0, 1, 2)), abs=1e-12) and std == pytest.approx(
         values.std((0, 1, 2)), abs=1e-12
     )
 
 
 def test_constant_channel_can_be_divided_by() -> None:
-    mean, std = channel_statistics(np.full((5, 2, 2, 1), 51, np.uint8), np.arange(5))
+    mean, std = channel_statistics([np.full((5, 2, 2, 1), 51, np.uint8)], 1)
     assert mean == pytest.approx((0.2,)) and std == pytest.approx((1 / 255,))
+
+
+def test_few_images_are_spread_over_the_classes() -> None:
+    indices = np.arange(100, 100 + len(labels))
+    for most in (1, 3, 4, 9, 60, 156, 500):
+        chosen = spread(indices, labels, most)
+        assert len(set(chosen.tolist())) == len(chosen) == min(most, len(labels))
+        assert np.array_equal(chosen, spread(indices, labels, most)) and (np.diff(chosen) > 0).all()
+        counts = [int((labels[chosen - 100] == label).sum()) for label in (0, 1, 2, 7)]
+        for count, known in zip(counts, (100, 53, 2, 1), strict=True):
+            assert count == known or count >= max(counts) - 1

@@ -27,8 +27,7 @@ def measure(threads: int, batch: int) -> dict[str, Any]:
     about, file = infer.ABOUT, infer.HERE / infer.ABOUT["file"]
     for module in about["modules"]:  # importing is not a cost of the network
         importlib.import_module(module)
-    side = infer.INPUT["image_size"]
-    x = np.random.default_rng(0).standard_normal((batch, infer.INPUT["channels"], side, side), dtype=np.float32)
+    x = np.random.default_rng(0).standard_normal((batch, infer.HOW.channels, *infer.HOW.size), dtype=np.float32)
     forward, started = timing.start(lambda: infer.network(threads), x)
     rules = timing.Rules(**about["rules"])
     (windows,) = rules.take_turns([lambda calls, seconds: timing.window(forward, x, calls, seconds)])

@@ -6,6 +6,7 @@ An image is an image file, which needs Pillow, or an array [H,W,C] of uint8 in a
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,17 @@ from pixels import normalise, softmax, to_array
 HERE = Path(__file__).parent
 FILES = ("deployment.json", "preprocessing.json", "labels.json")
 ABOUT, INPUT, LABELS = (json.loads((HERE / name).read_text()) for name in FILES)
+HOW: Any = SimpleNamespace(**INPUT)
 
 
 def read(file: str) -> np.ndarray:
-    """Read an image as an array [size,size,channels] of uint8, in the same way as the training images."""
+    """Read an image as an array [H,W,C] of uint8, in the same way as the images that the network knows."""
     if file.endswith(".npy"):
         return np.load(file, allow_pickle=False)
     from PIL import Image
 
     with Image.open(file) as image:
-        return to_array(image, INPUT["image_size"], INPUT["channels"])
+        return to_array(image, HOW)
 
 
 def network(threads: int = ABOUT["threads"]) -> Any:
@@ -35,7 +37,7 @@ def network(threads: int = ABOUT["threads"]) -> Any:
 def main() -> None:
     forward = network()
     for file in sys.argv[1:]:
-        (shares,) = softmax(np.asarray(forward(normalise(read(file)[None], INPUT["mean"], INPUT["std"]))))
+        (shares,) = softmax(np.asarray(forward(normalise(read(file)[None], HOW))))
         print(file, *(f"{LABELS[i]} {shares[i]:.4f}" for i in np.argsort(-shares)[:5]), sep="\t")
 
 

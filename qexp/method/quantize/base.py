@@ -21,7 +21,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 
-from qexp.data.base import ImageData
+from qexp.data.base import ImageData, Images
 from qexp.method.base import Compressed, Method
 from qexp.method.bits import FLOAT, BitWidths, plan_bits
 from qexp.method.graph import export, folded_graph, layer_table, node_macs, save_graph, with_formats
@@ -145,7 +145,7 @@ class Quantization(Method):
             correct_bias(prepared, images)
         return prepared
 
-    def calibrate(self, prepared: GraphModule, images: Tensor) -> None:
+    def calibrate(self, prepared: GraphModule, images: Images) -> None:
         """Find the scales of all quantizers on images x[N,C,H,W]."""
         observe(prepared, images, self.calibration_batch)
         fix_all(prepared)
@@ -264,7 +264,7 @@ def products_saturate() -> bool:
     return platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_vnni_supported()
 
 
-def observe(prepared: GraphModule, images: Tensor, batch: int) -> None:
+def observe(prepared: GraphModule, images: Images, batch: int) -> None:
     """Show images x[N,C,H,W] to all quantizers, `batch` of them at a time."""
     with torch.no_grad():
         for chunk in images.split(batch):

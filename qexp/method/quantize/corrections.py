@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from qexp.data.base import Images
 from qexp.method.layers import aten, is_weighted
 from qexp.method.quantize.fake_quantize import in_floating_point
 
@@ -77,7 +78,7 @@ def _equalise_pair(graph: GraphModule, first: Node, second: Node) -> float:
     return float(scale.log().abs().max())
 
 
-def correct_bias(prepared: GraphModule, images: Tensor) -> None:
+def correct_bias(prepared: GraphModule, images: Images) -> None:
     """Shift biases so that rounding no longer changes the mean output of any channel, layer after layer.
 
     This is the variant of section 4.2 that measures the means on data.
@@ -86,12 +87,12 @@ def correct_bias(prepared: GraphModule, images: Tensor) -> None:
         prepared: The graph to correct, with all quantizers fixed.
         images: Calibration images x[N,C,H,W], of which the first CORRECTION_IMAGES are used.
     """
-    images = images[:CORRECTION_IMAGES]
+    shown = images[:CORRECTION_IMAGES]
     with torch.no_grad():
         plain = _Means(prepared, None)
         with in_floating_point(prepared):
-            plain.run(images)
-        _Means(prepared, plain.means).run(images)
+            plain.run(shown)
+        _Means(prepared, plain.means).run(shown)
 
 
 class _Means(Interpreter):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from qexp.data.base import Images
 from qexp.method.layers import is_weighted, layer_name
 from qexp.method.quantize.fake_quantize import FakeQuantize, in_floating_point, quantizers
 from qexp.method.quantize.numerics import decibels, pieces, power
@@ -106,7 +107,7 @@ class TensorStatistics:
         return {"edges": self.edges, "before": self.before, "after": self.after}
 
 
-def layer_statistics(prepared: GraphModule, exact: GraphModule, images: Tensor) -> LayerStatistics:
+def layer_statistics(prepared: GraphModule, exact: GraphModule, images: Images) -> LayerStatistics:
     """Find out what rounding did to each layer.
 
     A layer's weight before rounding is taken from `exact`, which has batch norms folded. Its input before rounding is
@@ -118,12 +119,12 @@ def layer_statistics(prepared: GraphModule, exact: GraphModule, images: Tensor) 
         images: Images x[N,C,H,W], of which the first IMAGES are used. If these have more than PIXELS pixels, some of
             them are, at equal distances.
     """
-    images = images[:IMAGES]
-    images = images[:: math.ceil(images[:, 0].numel() / PIXELS)]
+    shown = images[:IMAGES]
+    shown = shown[:: math.ceil(shown[:, 0].numel() / PIXELS)]
     layers = {layer_name(node): node for node in reversed(prepared.graph.nodes) if is_weighted(node)}
     found = quantizers(prepared, every_name=True)
     with torch.no_grad():
-        inputs, outputs = _activations(prepared, exact, images, list(layers.values()), found)
+        inputs, outputs = _activations(prepared, exact, shown, list(layers.values()), found)
     statistics: dict[str, dict[str, float]] = {}
     histograms: dict[str, np.ndarray] = {}
     for path, node in reversed(layers.items()):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qexp.data.base import ImageData
+from qexp.data.base import ImageData, Images
 from qexp.method.base import Compressed
 from qexp.method.fine_tuning import FineTuning, FineTuningModule
 from qexp.method.graph import example_input
@@ -73,7 +73,7 @@ class QATModule(FineTuningModule):
         batch: How many of the images are shown at once.
     """
 
-    def __init__(self, *arguments: Any, freeze_norms: float, images: Tensor, batch: int):
+    def __init__(self, *arguments: Any, freeze_norms: float, images: Images, batch: int):
         super().__init__(*arguments)
         self.freeze_norms, self.images, self.batch = freeze_norms, images, batch
 
@@ -103,4 +103,4 @@ class QATModule(FineTuningModule):
 
     def on_validation_start(self) -> None:
         if not any(norm.frozen for norm in self.norms):
-            estimate_norms(self.network, self.images.to(self.device), self.batch)
+            estimate_norms(self.network, self.images, self.batch)

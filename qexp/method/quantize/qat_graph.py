@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from qexp.data.base import ImageData
+from qexp.data.base import ImageData, Images
 from qexp.method.batch_norms import BATCH_NORM, foldable_layer, readers_of_constants
 from qexp.method.graph import graph_of, trace
 from qexp.method.layers import is_weighted, layer_name, weight_named
@@ -167,7 +167,7 @@ def _restore(graph: GraphModule, node: Node, weight: Tensor, norm: Any) -> None:
 
 
 @torch.no_grad()
-def estimate_norms(trained: nn.Module, images: Tensor, batch: int) -> None:
+def estimate_norms(trained: nn.Module, images: Images, batch: int) -> None:
     """Estimate the statistics of the batch norms anew, in the network as it is now.
 
     Running statistics come from a network that was still changing (Wu and Johnson, "Rethinking 'Batch' in BatchNorm",
@@ -188,8 +188,9 @@ def estimate_norms(trained: nn.Module, images: Tensor, batch: int) -> None:
         module.training = module.norm.training = True
         module.norm.reset_running_stats()
         module.norm.momentum = None  # makes the statistics the mean over all batches
+    device = next(trained.parameters()).device
     for chunk in images.split(batch):
-        trained(chunk)
+        trained(chunk.to(device))
     for module, momentum in zip(joined, momenta, strict=True):
         module.norm.momentum = momentum
     trained.eval()

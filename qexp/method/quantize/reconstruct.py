@@ -84,7 +84,7 @@ class Reconstruct(Quantization):
         self.rounding_weight, self.drop, self.seed = rounding_weight, drop if algorithm == "qdrop" else 0.0, seed
 
     def tune(self, prepared: GraphModule, data: ImageData) -> None:
-        images = data.calibration()
+        images = data.calibration()[:]
         blocks = single_layers(prepared) if self.algorithm == "adaround" else residual_blocks(prepared)
         generator = torch.Generator().manual_seed(self.seed)
         with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:

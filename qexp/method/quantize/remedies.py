@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qexp.data.base import ImageData
+from qexp.data.base import ImageData, Images
 from qexp.method.quantize.corrections import correct_bias
 from qexp.method.quantize.fake_quantize import in_floating_point
 from qexp.method.quantize.numerics import sqnr_db
@@ -114,7 +114,7 @@ def tried(method: Quantization, exact: GraphModule, images: Tensor, engine_spec:
     return found
 
 
-def spread(images: Tensor, count: int) -> Tensor:
+def spread(images: Images, count: int) -> Tensor:
     """At most `count` of images[N,...], from everywhere among them, since they may be in the order of their classes."""
     return images[torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()]
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from qexp.data.base import Images
 from qexp.method.batch_norms import readers_of_constants
 from qexp.method.layers import aten, constant_value, is_weighted
 from qexp.method.quantize.channel_axis import axis_after
@@ -55,7 +56,7 @@ class Channels:
         return [node for node in self.axes if node.target in CLIPS]
 
 
-def smooth(graph: GraphModule, images: Tensor, batch: int, per_channel: bool) -> int:
+def smooth(graph: GraphModule, images: Images, batch: int, per_channel: bool) -> int:
     """Even out the channels of all activations that allow it, in place, without changing what the graph computes.
 
     Args:
@@ -206,7 +207,7 @@ def _divide(graph: GraphModule, channels: Channels, scale: Tensor) -> None:
         weight.mul_(rows.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2)))
 
 
-def largest_magnitudes(graph: GraphModule, images: Tensor, batch: int, axes: Mapping[Node, int]) -> dict[Node, Tensor]:
+def largest_magnitudes(graph: GraphModule, images: Images, batch: int, axes: Mapping[Node, int]) -> dict[Node, Tensor]:
     """The largest magnitude[C] of each channel of some nodes on images x[N,C,H,W], `batch` of which are shown at once.
 
     Args:

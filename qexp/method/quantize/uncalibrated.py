@@ -47,9 +47,9 @@ class Uncalibrated(Quantization):
 
 def right(model: Callable[[Tensor], Tensor], data: ImageData, batch: int) -> float:
     """The share of the validation images that the model classifies correctly."""
-    split, found = data.splits["train"], 0
+    labels, found = data.splits["train"].labels, 0
     with torch.no_grad():
         for chosen in torch.from_numpy(data.validation_indices).split(batch):
-            logits = model(data.normalise(torch.from_numpy(split.images[chosen.numpy()])))
-            found += int((logits.argmax(1) == torch.from_numpy(split.labels[chosen.numpy()])).sum())
+            logits = model(data.normalise(torch.from_numpy(data.pixels("train", chosen.numpy()))))
+            found += int((logits.argmax(1) == torch.from_numpy(labels[chosen.numpy()])).sum())
     return found / len(data.validation_indices)

@@ -1,0 +1,51 @@
+"""Calls a function of the user that prepares images, in place of qexp's own steps."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import get_method
+from PIL import Image
+
+from qexp.types import Preprocessing, UserError
+
+
+def transformed(image: Image.Image, how: Preprocessing) -> np.ndarray:
+    """The array[H,W,C] float32 that the function `how.transform` makes of an image.
+
+    Raises:
+        UserError: The function fails, or returns something else than x[C,H,W] of the right shape.
+    """
+    name, wanted = how.transform, (how.channels, *how.size)
+    try:
+        made: Any = function(name)(image)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"data.transform: {name} fails on a {image.mode} image of {image.size}: {error}") from error
+    if not isinstance(made, torch.Tensor) or tuple(made.shape) != wanted:
+        given = f"a tensor of {tuple(made.shape)}" if isinstance(made, torch.Tensor) else f"a {type(made).__name__}"
+        raise UserError(
+            f"data.transform: {name} must return a tensor (C,H,W) of {wanted}, as data.channels and data.image_size "
+            f"say, and returned {given}."
+        )
+    return made.detach().to(torch.float32).permute(1, 2, 0).numpy()
+
+
+@cache
+def function(name: str) -> Any:
+    """The function with a dotted name.
+
+    Raises:
+        UserError: It cannot be imported.
+    """
+    try:
+        return get_method(name)
+    except Exception as error:
+        raise UserError(
+            f"data.transform._target_={name} cannot be imported: {error}. Give MODULE.FUNCTION of a module that Python "
+            "finds from here."
+        ) from error
