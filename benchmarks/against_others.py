@@ -117,7 +117,7 @@ def main(options: list[str]) -> None:
     eager, plain = factory.candidate(fp32, instantiate(config.baseline.engine)), factory.candidate(fp32, onnxruntime)
     fp32_engines = accepted_by(engines_of(config.fp32_engines), lambda engine: factory.candidate(fp32, engine), {})
     best = fastest_known(fp32_engines, instantiate(config.fp32_engines.trial), cache, lambda candidate: None)
-    images, root = factory.data.calibration().numpy(), Path(config.outputs) / "benchmarks" / "others"
+    images, root = factory.data.calibration()[:].numpy(), Path(config.outputs) / "benchmarks" / "others"
     chosen = ours(config, factory)
     compared = {
         f"qexp {chosen.artifact.label} on {chosen.engine.name}": chosen,
@@ -127,7 +127,8 @@ def main(options: list[str]) -> None:
         "fp32 on eager": eager,
     }
     latency: Latency = instantiate(config.measure.latency)
-    tests = EvaluationSet.of(eager.artifact, cache)
+    factory.data.prepare_evaluation("test", None)
+    tests = EvaluationSet.test(eager.artifact, cache)
     try:
         with alone_on_host():
             ready(list(compared.values()))
@@ -143,7 +144,7 @@ def accuracy(candidate: Candidate, tests: EvaluationSet | None, cache: Path) -> 
     """Top-1 on the test images, or None if it would mean nothing."""
     if tests is None or not tests.meaningful:
         return None
-    return top_k(candidate.logits(tests, 250, cache)[0], np.load(tests.labels), 1)
+    return top_k(candidate.logits(tests, 250, cache)[0], tests.classes, 1)
 
 
 def report(

@@ -175,8 +175,7 @@ def tried(network: Network, method: str, engine: str) -> dict[str, Any]:
 def figures(candidate: Candidate, network: Network) -> dict[str, Any]:
     """The figures of `tried`, after the engine was compared with the reference as in every run with random weights."""
     artifact, cache = candidate.artifact, network.folder / "cache"
-    file = network.folder / "images.npy"
-    tests = EvaluationSet(network.name, file, file, meaningful=False)
+    tests = EvaluationSet(network.name, network.folder, "test", network.folder / "chosen.json", meaningful=False)
     logits, _ = candidate.logits(tests, candidate.batch, cache)
     exact = np.load(network.folder / "logits.npy").astype(np.float64)
     if candidate.engine.name != "eager" and "pt2" in artifact.engine_spec.formats:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from qexp.data.base import Augmentation
-from qexp.data.cache import Decoded, Split
+from qexp.data.decoded import write_part
 from qexp.data.random import RandomData
+from qexp.data.store import PARTS
 from qexp.jobs.run import reason_of
 from qexp.method.artifacts import make_artifact
 from qexp.model.base import bake
@@ -32,20 +33,15 @@ NEGLIGIBLE = 1e-3  # a scale or a matrix with no larger value leaves nothing of 
 class Clouds(RandomData):
     """Pretend images with coarse and fine structure, since noise has the same mean everywhere in every image."""
 
-    def decode(self) -> Decoded:
-        def clouds(seed: int) -> np.ndarray:
-            generator = torch.Generator().manual_seed(seed)
-            side, summed = 1, torch.zeros(())
-            while side <= self.image_size:  # each octave has half the amplitude of the coarser one
-                octave = torch.randn(self.images, self.channels, side, side, generator=generator)
-                summed = summed + interpolate(octave, self.image_size, mode="nearest") / side**0.5
-                side *= 2
-            pixels = (127.5 + 50 * summed).clamp(0, 255).to(torch.uint8)
-            return pixels.permute(0, 2, 3, 1).contiguous().numpy()
-
-        labels = np.arange(self.images) % CLASSES
-        splits = {part: Split(clouds(seed), labels) for seed, part in enumerate(("train", "test"))}
-        return Decoded(tuple(map(str, range(CLASSES))), splits)
+    def decode(self, part: str, indices: np.ndarray) -> np.ndarray:
+        generator = torch.Generator().manual_seed(PARTS.index(part))
+        side, summed, (size, _) = 1, torch.zeros(()), self.how.size
+        while side <= size:  # each octave has half the amplitude of the coarser one
+            octave = torch.randn(self.images, self.channels, side, side, generator=generator)
+            summed = summed + interpolate(octave, size, mode="nearest") / side**0.5
+            side *= 2
+        pixels = (127.5 + 50 * summed).clamp(0, 255).to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).contiguous().numpy()[indices]
 
 
 def pictures(size: int, images: int, calibration: int) -> Clouds:
@@ -53,7 +49,8 @@ def pictures(size: int, images: int, calibration: int) -> Clouds:
     data = Clouds(
         images=max(images, 2 * calibration), num_classes=CLASSES, name="clouds", image_size=size, channels=3,
         cache_dir="", eval_batch_size=64, seed=0, split_seed=0, validation_share=0.1, calibration_images=calibration,
-        augmentation=Augmentation(0, False, 0),
+        augmentation=Augmentation(0, False, 0), resize="stretch", resize_to=None, interpolation="bilinear",
+        orient=False, mean="auto", std="auto", pixel_range=1, transform=None,
     )  # fmt: skip
     data.open()
     return data
@@ -112,22 +109,23 @@ class Session:
             arguments: Further arguments of the network.
             images: How many images.
             calibration_images: How many others are there to find ranges on.
-            folder: The folder of everything that is written: `images.npy`, `logits.npy` and the artifacts.
+            folder: The folder of everything that is written: the images, `logits.npy` and the artifacts.
         """
         torch.manual_seed(0)
         self.folder, node = Path(folder), config_of(name, size, arguments)
         self.data = pictures(size, images, calibration_images)
         network = network_for(OmegaConf.create(node), self.data.spec).eval()
         strengthen(network)
-        pixels = torch.from_numpy(self.data.splits["test"].images[:images])
+        pixels = torch.from_numpy(self.data.pixels("test", np.arange(images)))
         x = self.data.normalise(pixels).contiguous()
-        show(network, torch.cat([self.data.calibration(), x]))
+        show(network, torch.cat([self.data.calibration()[:], x]))
         self.made = bake(network)
         self.source = {"model": name, "weights": "random", "network": node}
         with torch.no_grad():
             logits = torch.cat([network(batch) for batch in x.split(16)])
         np.save(self.folder / "logits.npy", logits.numpy())
-        np.save(self.folder / "images.npy", pixels.numpy())
+        write_part(self.folder, "test", pixels.numpy(), np.zeros(images, np.int64))
+        (self.folder / "chosen.json").write_text(json.dumps([*range(images)]))
         return {}
 
     def make(self, method: dict[str, Any], engine: dict[str, Any], batch: int, threads: int) -> dict[str, Any]:

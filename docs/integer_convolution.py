@@ -21,8 +21,8 @@ from torch.fx import GraphModule, Interpreter
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from qexp.data.base import ImageData
-from qexp.data.cache import Decoded, Split
 from qexp.data.pixels import to_arrays
+from qexp.data.store import Listing
 from qexp.method.layers import is_weighted, layer_name
 from qexp.method.quantize.fake_quantize import FakeQuantize, quantizers
 from qexp.method.quantize.numerics import Grid, quantize, sqnr_db
@@ -45,12 +45,15 @@ class Photographs(ImageData):
     def source_digest(self) -> str:
         return "scikit-learn"
 
-    def decode(self) -> Decoded:
+    def listing(self) -> Listing:
+        labels = {"train": np.arange(8 * 14) % 10, "test": np.zeros(1, int)}
+        return Listing(BASELINE.data.class_names, labels)
+
+    def decode(self, part: str, indices: Array) -> Array:
         china, flower = (load_sample_image(f"{name}.jpg") for name in ("china", "flower"))  # [427,640,3]
         squares = [china[top : top + 107, left : left + 107] for top in range(0, 320, 40) for left in range(0, 533, 40)]
         parts = {"train": np.stack(squares), "test": flower[None, :, 106:533]}
-        small = {part: to_arrays(images, self.image_size, self.channels) for part, images in parts.items()}
-        return Decoded(BASELINE.data.class_names, {part: Split(x, np.arange(len(x)) % 10) for part, x in small.items()})
+        return to_arrays(parts[part][indices], self.how)
 
 
 @dataclass(frozen=True)
@@ -200,14 +203,14 @@ def convolution(bits: int = 8, before_activation: bool = False) -> Convolution:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("compress", ["model=resnet8", *images, "method=static", *everywhere, *rounded])
     data, method = instantiate(config.data), instantiate(config.method)
-    data.spec = replace(data.open(), mean=BASELINE.data.mean, std=BASELINE.data.std)
+    data.spec = replace(data.open(), preprocessing=BASELINE.data.preprocessing)
     prepared = method.calibrated(network, data, method.resolve(EngineSpec()))
     layer, rounding = layer_and_result(prepared)
     of_x, of_weight, of_y = (quantizers(prepared)[node.target] for node in (*layer.args[:2], rounding))
     weight, bias = (prepared.get_parameter(node.target).detach() for node in (layer.args[1].args[0], layer.args[2]))
     qweight = quantize(of_weight.rows(weight), of_weight.scale[:, None], of_weight.zero_point[:, None], of_weight.grid)
 
-    pixels = torch.from_numpy(data.splits["test"].images)
+    pixels = torch.from_numpy(data.pixels("test", np.arange(1)))
     x = data.normalise(pixels)
     converted = convert_pt2e(prepared)
     recorder = Interpreter(converted, garbage_collect_values=False)

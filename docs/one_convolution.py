@@ -48,7 +48,8 @@ def side_by_name(columns: Iterable[dict[str, object]]) -> list[tuple[object, ...
 
 
 def picture(c: Convolution) -> str:
-    mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (BASELINE.data.mean, BASELINE.data.std))
+    how = BASELINE.data.preprocessing
+    mean, std = (" ".join(f"{v:.4f}" for v in values) for values in (how.mean, how.std))
     return "\n".join([
         "pixels (red | green | blue)", side_by_side(c.pixels[WINDOW], "4d"),
         f"x = (pixel / 255 - mean) / std with mean {mean} and std {std}", side_by_side(c.x[WINDOW], "7.4f"),

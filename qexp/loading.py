@@ -148,9 +148,7 @@ class Classifier:
         several: Sequence[OneImage] = images if is_many(images) else [images]  # type: ignore[assignment, list-item]
         answers = [np.empty((0, data.num_classes), np.float32)]
         for start in range(0, len(several), CALL):
-            pixels = np.stack(
-                [pixels_of(image, data.preprocessing) for image in several[start : start + CALL]]
-            )
+            pixels = np.stack([pixels_of(image, data.preprocessing) for image in several[start : start + CALL]])
             x = normalise(pixels, data.preprocessing)
             with self._turn:
                 answers.append(np.asarray(self._forward(x)))

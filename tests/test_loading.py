@@ -64,7 +64,7 @@ def test_predictions_are_those_of_the_evaluation(
 ) -> None:
     """The evaluation: a measuring child on the decoded images."""
     engine, cache = engine_named(name), animals.cache_dir
-    tests = EvaluationSet.of(animal_artifact, cache)
+    tests = EvaluationSet.test(animal_artifact, cache)
     assert tests
     candidate = Candidate(animal_artifact, engine, 4 if name == "executorch" else 1, 1, Limits(120, None))
     logits, _ = candidate.logits(tests, 6, tmp_path)

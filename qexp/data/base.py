@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as memoised
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,7 +123,9 @@ class ImageData:
         augmentation: Augmentation,
     ):
         check_whole(1, calibration_images=calibration_images, eval_batch_size=eval_batch_size)
-        self.how = geometry(channels, image_size, resize, resize_to, interpolation, orient, pixel_range, transform or "")
+        self.how = geometry(
+            channels, image_size, resize, resize_to, interpolation, orient, pixel_range, transform or ""
+        )
         self.given = per_channel("mean", mean, channels), per_channel("std", std, channels)
         padding = augmentation.padding
         if padding >= min(self.how.size):  # there are not as many pixels to reflect
@@ -187,7 +190,9 @@ class ImageData:
         labels = self.splits["train"].labels
         strata = np.zeros_like(labels) if self.pretend else labels
         self.train_indices, self.validation_indices = split_train(strata, self.validation_share, self.split_seed)
-        mean, std = (chosen or (default,) * self.channels for chosen, default in zip(self.given, (0.0, 1.0), strict=True))
+        mean, std = (
+            chosen or (default,) * self.channels for chosen, default in zip(self.given, (0.0, 1.0), strict=True)
+        )
         return DataSpec(
             name=self.name, class_names=names, preprocessing=replace(self.how, mean=mean, std=std), digest=content,
             split_seed=self.split_seed, pretend=self.pretend, validation_share=self.validation_share, decoder=decoder,
@@ -197,13 +202,15 @@ class ImageData:
         """Open the folder of decoded images, and decode all where that cannot be done one by one."""
         if self.pretend:
             listing = self.listing()
-            parts = {part: np.stack([*self.decode(part, np.arange(len(known)))]) for part, known in listing.labels.items()}
-            return listing.class_names, {part: Split(images, listing.labels[part]) for part, images in parts.items()}
+            return listing.class_names, {
+                part: Split(np.array([*self.decode(part, np.arange(len(labels)))], np.uint8), labels)
+                for part, labels in listing.labels.items()
+            }
         shape = (*self.how.size, self.channels)
         names, splits = open_or_make(self.folder, self.listing, shape, "float32" if self.how.transform else "uint8")
         if self.whole:
             for part, split in splits.items():
-                split.prepare(np.arange(len(split.labels)), lambda indices, part=part: self.decode(part, indices))
+                split.prepare(np.arange(len(split.labels)), partial(self.decode, part))
         return names, splits
 
     def notes(self) -> dict[str, str]:
@@ -220,7 +227,7 @@ class ImageData:
             UserError: An image is broken.
         """
         self.open()
-        return self.splits[part].prepare(indices, lambda missing: self.decode(part, missing))
+        return self.splits[part].prepare(indices, partial(self.decode, part))
 
     def pixels(self, part: str, indices: np.ndarray) -> np.ndarray:
         """The images[N,H,W,C] of a part that have these indices, which are decoded if need be."""
@@ -302,7 +309,9 @@ class ImageData:
 
     def _sample(self, most: int) -> np.ndarray:
         """Indices of at most so many of the images that may be calibrated with."""
-        among = np.arange(len(self.splits["calibration"].labels)) if self._source == "calibration" else self.train_indices
+        among = (
+            np.arange(len(self.splits["calibration"].labels)) if self._source == "calibration" else self.train_indices
+        )
         return np.sort(np.random.default_rng(self.split_seed).choice(among, min(most, len(among)), replace=False))
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Reads the folders of decoded images that qexp.data.store makes. Measuring children use it, so it needs only NumPy.
 
-A folder holds `about.json` with the names of the classes and parts and with the shape and type of an image, and for each
-part `PART_labels.npy`, `PART_pixels.bin` with the pixels of one image after the other, and `PART_rows.npy`, which says
-where among them each image is. So a folder of a million images of which a thousand are decoded takes space for these
-alone.
+A folder holds `about.json` with the names of the classes and parts and with the shape and type of an image. For each
+part it holds `PART_labels.npy`, `PART_pixels.bin` with the pixels of one image after the other, and `PART_rows.npy`,
+which says where among them each image is. So a folder of a million images of which a thousand are decoded takes space
+for these alone.
 """
 
 from __future__ import annotations
@@ -56,3 +56,12 @@ class DecodedPart:
         if not len(rows):
             return np.empty((0, *self.shape), self.dtype)
         return np.memmap(self.pixels, self.dtype, "r", shape=(int(rows.max()) + 1, *self.shape))[rows]
+
+
+def write_part(folder: Path, part: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write the only part of a folder, in which all images[N,H,W,C] with their labels[N] are decoded."""
+    about = {"class_names": [], "parts": [part], "shape": images.shape[1:], "dtype": str(images.dtype)}
+    (folder / "about.json").write_text(json.dumps(about))
+    (folder / f"{part}_pixels.bin").write_bytes(images.tobytes())
+    np.save(folder / f"{part}_labels.npy", labels)
+    np.save(folder / f"{part}_rows.npy", np.arange(len(labels)))

@@ -103,10 +103,10 @@ class FolderData(ImageData):
                         f"{folder} holds no images (looked for {', '.join(sorted(SUFFIXES))}). Fill it or remove it."
                     )
                 found[part] += images
-        if folder := self.calibration_folder:
-            found["calibration"] = [(file, state, 0) for file, state in self._images(folder)]
+        if self.calibration_folder:
+            found["calibration"] = [(file, state, 0) for file, state in self._images(self.calibration_folder)]
             if not found["calibration"]:
-                raise UserError(f"data.calibration={folder} holds no images.")
+                raise UserError(f"data.calibration={self.calibration_folder} holds no images.")
         return found
 
     def _images(self, folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, os.stat_result]]:
@@ -123,12 +123,15 @@ class FolderData(ImageData):
                 self.skipped[os.path.splitext(entry.name)[1] or entry.name] += 1
 
     def _named(self) -> list[tuple[str, str, os.stat_result]]:
-        roots = {part: self.calibration_folder if part == "calibration" else self._folder(part) for part in self.files if self.files[part]}
-        return [
-            (part, file.relative_to(root).as_posix(), state)
-            for part, root in roots.items() if root
-            for file, state, _ in self.files[part]
-        ]  # fmt: skip
+        """Part, name and state of all files."""
+        found = []
+        for part, files in self.files.items():
+            root = self._root(part) if files else self.root
+            found += [(part, file.relative_to(root).as_posix(), state) for file, state, _ in files]
+        return found
+
+    def _root(self, part: str) -> Path:
+        return self.calibration_folder if part == "calibration" and self.calibration_folder else self._folder(part)
 
     def source_digest(self) -> str:
         return digest([(part, name, state.st_size) for part, name, state in self._named()])

@@ -65,7 +65,9 @@ class Loaders(LightningDataModule):
         return self._eval_loader(Batches(self.data, "train", self.data.validation_indices))
 
     def test_dataloader(self) -> DataLoader:
-        return self._eval_loader(Batches(self.data, "test", self.data.prepare("test", np.arange(len(self.data.splits["test"].labels)))))
+        return self._eval_loader(
+            Batches(self.data, "test", self.data.prepare("test", np.arange(len(self.data.splits["test"].labels))))
+        )
 
     def _eval_loader(self, dataset: Batches) -> DataLoader:
         return self._loader(dataset, self.data.eval_batch_size, SequentialSampler(dataset))

@@ -30,7 +30,9 @@ class Accuracy(Measure):
         if part not in PARTS:
             raise UserError(f"measure.accuracy.part={part} is unknown. {nearest(part, PARTS)}")
         if images is not None and (not isinstance(images, int) or images < 1):
-            raise UserError(f"measure.accuracy.images is {images!r}; give a whole number of at least 1, or null for all.")
+            raise UserError(
+                f"measure.accuracy.images is {images!r}; give a whole number of at least 1, or null for all."
+            )
         self.part, self.images, self.batch_size = part, images, batch_size
 
     def measure(self, context: Context) -> list[Measurement]:

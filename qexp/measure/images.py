@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qexp.data.decoded import write_part
 from qexp.files import building
 from qexp.types import Artifact
 
@@ -67,21 +68,12 @@ class EvaluationSet:
         folder = cache / "pretend" / artifact.data.cache_name
         if not folder.exists():
             with building(folder) as partial:
-                write_test_part(partial, (height, width, channels))
+                images = np.random.default_rng(0).integers(256, size=(64, height, width, channels), dtype=np.uint8)
+                write_part(partial, "test", images, np.zeros(64, np.int64))
+                (partial / "test.json").write_text(json.dumps([*range(64)]))
         return cls(f"{folder.name}/test", folder, "test", folder / "test.json", False)
 
     @property
     def classes(self) -> np.ndarray:
         """labels[N] of the images that belong to the set."""
         return np.load(self.folder / f"{self.part}_labels.npy")[json.loads(self.chosen.read_text())]
-
-
-def write_test_part(folder: Path, shape: tuple[int, int, int]) -> None:
-    """Write 64 random images of a shape (H, W, C) as qexp.data.decoded reads them."""
-    images = np.random.default_rng(0).integers(256, size=(64, *shape), dtype=np.uint8)
-    about = {"class_names": ["0"], "parts": ["test"], "shape": shape, "dtype": "uint8"}
-    (folder / "about.json").write_text(json.dumps(about))
-    (folder / "test_pixels.bin").write_bytes(images.tobytes())
-    np.save(folder / "test_labels.npy", np.zeros(64, np.int64))
-    np.save(folder / "test_rows.npy", np.arange(64))
-    (folder / "test.json").write_text(json.dumps([*range(64)]))

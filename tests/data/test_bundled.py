@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 from qexp.data.digits import DigitsData
 from qexp.data.random import RandomData
 from qexp.types import UserError
-from tests.data.support import every
 from tests import configured
+from tests.data.support import every
 
 
 @pytest.fixture

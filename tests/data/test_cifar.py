@@ -14,9 +14,9 @@ from PIL import Image
 from qexp.data import download
 from qexp.data.cifar import CifarData
 from qexp.types import UserError
-from tests.data.support import every
 from tests import configured
 from tests.data.publisher import PublishedCifar, Server, md5, nobody
+from tests.data.support import every
 
 
 @pytest.fixture(params=[10, 100])

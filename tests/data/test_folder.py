@@ -170,7 +170,10 @@ def empty(folder: Path) -> None:
         (lambda root: remove(root / "test/dog"), r"only in train: dog; only in test: none"),
         (lambda root: (root / "test/cat").rename(root / "test/Cat"), r"only in train: cat; only in test: Cat"),
         (lambda root: (root / "train/cat").rename(root / "train/dog/cat"), r"classes below"),
-        (lambda root: (root / "train/cat/more").symlink_to(root / "train/cat"), r"cat/more is a link to a folder above"),
+        (
+            lambda root: (root / "train/cat/more").symlink_to(root / "train/cat"),
+            r"cat/more is a link to a folder above",
+        ),
         (
             lambda root: shutil.copy(root / "train/cat/000.png", root / "train"),
             r"pets/train holds images that belong to no class: 000\.png",

@@ -22,9 +22,10 @@ Make = Callable[..., FolderData]
 
 def normalised(data: FolderData, images: np.ndarray) -> np.ndarray:
     """x[B,C,H,W] float64 of images[B,H,W,C]."""
-    return ((images.astype(np.float64) / 255 - np.array(data.spec.preprocessing.mean)) / np.array(data.spec.preprocessing.std)).transpose(
-        0, 3, 1, 2
-    )
+    return (
+        (images.astype(np.float64) / 255 - np.array(data.spec.preprocessing.mean))
+        / np.array(data.spec.preprocessing.std)
+    ).transpose(0, 3, 1, 2)
 
 
 def opened(make_folder: Make, **options: Any) -> FolderData:
@@ -185,9 +186,7 @@ def test_fed_by_lightning(make_folder: Make) -> None:
     trainer.test(network, Loaders(data, 6), verbose=False)
     assert len(network.fed["train"]) == 4
     assert indices_of(data, torch.cat(network.fed["val"][-2:])) == data.validation_indices.tolist()
-    np.testing.assert_allclose(
-        torch.cat(network.fed["test"]).numpy(), normalised(data, every(data, "test")), atol=2e-6
-    )
+    np.testing.assert_allclose(torch.cat(network.fed["test"]).numpy(), normalised(data, every(data, "test")), atol=2e-6)
     loader = Loaders(opened(make_folder, validation_share=0.4), 6).train_dataloader()
     expected = list[Tensor]()
     for epoch in range(2):

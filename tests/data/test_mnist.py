@@ -14,9 +14,9 @@ from PIL import Image
 
 from qexp.data.mnist import MnistData
 from qexp.types import UserError
-from tests.data.support import every
 from tests import configured
 from tests.data.publisher import PublishedMnist, Server, md5, nobody, packed
+from tests.data.support import every
 
 
 def mnist(data_root: Path, cache_dir: str, **options: Any) -> MnistData:
@@ -42,9 +42,7 @@ def test_mnist_is_downloaded_from_the_second_mirror_and_kept(
     data = mnist(data_root, cache_dir)
     assert data.open().class_names == tuple("0123456789")
     for part, (images, labels) in published.content.items():
-        assert np.array_equal(every(data, part), images[..., None]) and np.array_equal(
-            data.splits[part].labels, labels
-        )
+        assert np.array_equal(every(data, part), images[..., None]) and np.array_equal(data.splits[part].labels, labels)
     assert {p.name: p.read_bytes() for p in (data_root / "MNIST/raw").iterdir()} == published.files
     asked = len(server.asked)
     assert mnist(data_root, cache_dir + "2").open() == data.spec

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from qexp.data.folder import FolderData
-from tests.data.support import every
 from tests import configured
+from tests.data.support import every
 
 pytestmark = pytest.mark.real_images
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from qexp.data.splitting import channel_statistics, split_train, spread
 from qexp.data.folder import FolderData
+from qexp.data.splitting import channel_statistics, split_train, spread
 from qexp.types import UserError
 from tests.data.support import every
 

@@ -17,11 +17,13 @@ from qexp.files import file_digest, write_json
 from qexp.measure import base
 from qexp.measure.base import Context
 from qexp.measure.candidate import PERSISTENT, Candidate, Limits
+from qexp.data.decoded import write_part
 from qexp.measure.images import EvaluationSet
-from qexp.types import Artifact, DataSpec, EngineSpec, Layer
+from qexp.types import Artifact, DataSpec, EngineSpec, Layer, Preprocessing
 from tests.measure.fake_engines import CLASSES
 
-SPEC = DataSpec("fake", tuple("abcdef"), 3, 8, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), digest="0" * 64)
+HOW = Preprocessing(3, (8, 8), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+SPEC = DataSpec("fake", tuple("abcdef"), HOW, digest="0" * 64)
 LAYERS = (Layer("conv", "conv2d", 100, 9000), Layer("fc", "linear", 300, 1000))
 QUANTIZED = (Layer("conv", "conv2d", 100, 9000, "int8", "uint8"), Layer("fc", "linear", 300, 1000, "int8", "uint8"))
 IMAGES = 50
@@ -141,6 +143,6 @@ def tests_of(images: np.ndarray, tmp_path: Path) -> Callable[[Artifact], Evaluat
     """The test set of an artifact: the images above, with labels that take turns."""
     folder = tmp_path / "cache" / "data" / SPEC.cache_name
     folder.mkdir(parents=True)
-    np.save(folder / "test_images.npy", images)
-    np.save(folder / "test_labels.npy", np.arange(IMAGES) % CLASSES)
-    return lambda artifact: EvaluationSet.of(artifact, tmp_path / "cache")
+    write_part(folder, "test", images, np.arange(IMAGES) % CLASSES)
+    (folder / SPEC.evaluation_file("test", None)).write_text(json.dumps([*range(IMAGES)]))
+    return lambda artifact: EvaluationSet.test(artifact, tmp_path / "cache")

@@ -128,15 +128,15 @@ def test_what_has_no_meaning_has_no_accuracy(
 
 def test_pretend_data_has_images_to_compare_engines_on(make_artifact: Any, tmp_path: Path) -> None:
     artifact = make_artifact(data=replace(SPEC, pretend=True))
-    tests = EvaluationSet.of(artifact, tmp_path / "cache")
-    assert tests and tests == EvaluationSet.of(artifact, tmp_path / "cache") and not tests.meaningful
+    tests = EvaluationSet.test(artifact, tmp_path / "cache")
+    assert tests and tests == EvaluationSet.test(artifact, tmp_path / "cache") and not tests.meaningful
     images = np.load(tests.images)
     assert images.shape == (64, 8, 8, 3) and images.dtype == np.uint8 and len(np.load(tests.labels)) == 64
     assert images.min() < 5 and images.max() > 250 and len(np.unique(images, axis=0)) == 64
 
 
 def test_without_the_decoded_images_there_is_no_test_set(make_artifact: Any, tmp_path: Path) -> None:
-    assert EvaluationSet.of(make_artifact(), tmp_path / "cache") is None
+    assert EvaluationSet.test(make_artifact(), tmp_path / "cache") is None
 
 
 def test_logits_are_computed_again_only_for_what_could_change_them(
@@ -200,9 +200,8 @@ def test_accuracy_on_the_validation_part_is_that_of_its_images_alone(
 ) -> None:  # fmt: skip
     """The training images are those of the other tests backwards, and every third of them is validated on."""
     folder, chosen = tmp_path / "cache" / "data" / SPEC.cache_name, range(1, IMAGES, 3)
-    np.save(folder / "train_images.npy", images[::-1])
-    np.save(folder / "train_labels.npy", np.arange(IMAGES) % CLASSES)
-    (folder / SPEC.validation_file).write_text(json.dumps([*chosen]))
+    write_part(folder, "train", images[::-1], np.arange(IMAGES) % CLASSES)
+    (folder / SPEC.evaluation_file("validation", None)).write_text(json.dumps([*chosen]))
     artifacts = [make_artifact(key, w) for key, w in zip(("baseline", "compressed"), weights, strict=True)]
     baseline, candidate = (make_candidate(Scores(), artifact) for artifact in artifacts)
     context = Context(candidate, baseline, tests_of(artifacts[0]), tmp_path / "cache")

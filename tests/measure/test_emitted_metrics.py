@@ -35,12 +35,11 @@ MEASURES: list[Measure] = [configured.measure(name, **options) for name, options
 @pytest.mark.integration
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or (os.cpu_count() or 1) < 2, reason="needs Linux, two cores")
 def test_every_metric_of_the_table_is_measured_and_no_other(
-    weights: list[np.ndarray], tests_of: Any, make_artifact: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    weights: list[np.ndarray], images: np.ndarray, tests_of: Any, make_artifact: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder, clock = tmp_path / "cache" / "data" / SPEC.cache_name, count()
-    np.save(folder / "train_images.npy", np.load(folder / "test_images.npy"))
-    np.save(folder / "train_labels.npy", np.arange(IMAGES) % CLASSES)
-    (folder / SPEC.validation_file).write_text(json.dumps([*range(20)]))
+    write_part(folder, "train", images, np.arange(IMAGES) % CLASSES)
+    (folder / SPEC.evaluation_file("validation", None)).write_text(json.dumps([*range(20)]))
     monkeypatch.setattr(energy, "counters", lambda: lambda: float(next(clock)))
     artifacts = [
         make_artifact(str(i), each, sparsity=0.5, islands=FloatIslands(1, 2))

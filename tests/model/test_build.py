@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from qexp.model.base import build_network, check_logits
-from qexp.types import DataSpec, UserError
+from qexp.types import DataSpec, Preprocessing, UserError
 
-DATA = DataSpec("toy", ("a", "b", "c"), 3, 32, (0.5,) * 3, (0.2,) * 3, "0")
+DATA = DataSpec("toy", ("a", "b", "c"), Preprocessing(3, (32, 32), (0.5,) * 3, (0.2,) * 3), "0")
 
 
 TORCHVISION = {"num_classes": 3, "in_channels": 3, "pretrained": False}

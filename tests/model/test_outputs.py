@@ -10,9 +10,9 @@ import torch
 from omegaconf import OmegaConf
 
 from qexp.model.outputs import network_for
-from qexp.types import DataSpec, UserError
+from qexp.types import DataSpec, Preprocessing, UserError
 
-DATA = DataSpec("digits", tuple("0123456789"), 1, 28, (0.1,), (0.3,), "", 0, False, 0.1, "")
+DATA = DataSpec("digits", tuple("0123456789"), Preprocessing(1, (28, 28), (0.1,), (0.3,)), "")
 
 
 def network(data: DataSpec = DATA, **model: Any) -> Any:

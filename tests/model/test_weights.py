@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from qexp.model.base import load_weights, read_weights
 from qexp.model.baseline import Baseline, check_space, find_baseline
-from qexp.types import DataSpec, UserError
+from qexp.types import DataSpec, Preprocessing, UserError
 
-DATA = DataSpec("toy", ("a", "b"), 1, 32, (0.5,), (0.2,), "0")
+DATA = DataSpec("toy", ("a", "b"), Preprocessing(1, (32, 32), (0.5,), (0.2,)), "0")
 
 
 def small(seed: int = 0) -> nn.Module:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from qexp.data.base import ImageData, Images
 from qexp.method.base import Compressed
