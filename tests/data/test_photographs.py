@@ -12,7 +12,7 @@ from PIL import Image
 from qexp.data.folder import FolderData
 from tests import configured
 
-pytestmark = pytest.mark.real_images
+pytestmark = [pytest.mark.real_images, pytest.mark.integration]  # decodes a whole dataset
 
 
 @pytest.fixture(scope="module")
