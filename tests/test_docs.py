@@ -17,6 +17,7 @@ from one_convolution import sections
 from qexp.method.quantize.base import products_saturate
 from qexp.method.quantize.numerics import quantize
 
+pytestmark = pytest.mark.integration  # compresses whole networks
 DOCUMENT = Path(__file__).parents[1] / "docs" / "one_convolution.md"
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 FLOAT_ERROR = 1e-3  # steps of the result that fp32 arithmetic may be off by

@@ -87,6 +87,7 @@ def test_the_page_has_a_row_for_each_network_and_every_reason_once() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 def test_a_part_of_the_survey(tmp_path: Path) -> None:
     """Attention and plain convolutions, in integers on two engines, and again without computing anything."""
     options = [

@@ -1,4 +1,4 @@
-"""What a test is given more of where QEXP_THOROUGH=1 asks for it, as .ci/run does."""
+"""What a test is given more of where QEXP_THOROUGH asks for it; .ci/run asks for a part."""
 
 from __future__ import annotations
 

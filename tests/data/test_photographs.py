@@ -13,7 +13,7 @@ from qexp.data.folder import FolderData
 from tests import configured
 from tests.data.support import every
 
-pytestmark = pytest.mark.real_images
+pytestmark = [pytest.mark.real_images, pytest.mark.integration]  # decodes a whole dataset
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from qexp.types import Artifact, EngineSpec, Unsupported, UserError
 from tests import configured
 from tests.method.training import SOURCE, TORCHSCRIPT
 
+pytestmark = pytest.mark.integration  # compresses whole networks
+
 
 def test_macs_match_the_count_by_hand(pretend_data: RandomData, network: nn.Module) -> None:
     # height x width of the result x output channels x input channels x kernel area
@@ -195,7 +197,6 @@ def test_an_engine_reads_what_was_made_for_its_kernels(method: Method, maker: En
     assert EngineSpec.from_json(json.loads(json.dumps(asdict(form)))) == form
 
 
-@pytest.mark.integration
 def test_engines_with_the_same_needs_find_the_same_folder(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
@@ -262,7 +263,6 @@ def test_an_artifact_that_was_changed_is_refused(pretend_data: RandomData, netwo
         make_artifact(configured.method("none"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
 
 
-@pytest.mark.integration
 def test_every_artifact_names_its_fp32_reference(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     plain = make_artifact(configured.method("none"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     static = make_artifact(configured.method("static"), network, pretend_data, EngineSpec(), SOURCE, tmp_path)

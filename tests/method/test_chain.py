@@ -22,6 +22,7 @@ from qexp.types import EngineSpec, Unsupported, UserError
 from tests import configured
 from tests.method.training import SOURCE, TORCHSCRIPT, pruning, pruning_channels, qat
 
+pytestmark = pytest.mark.integration  # compresses whole networks
 CONF = Path(__file__).parents[2] / "conf"
 
 
@@ -52,7 +53,6 @@ def logits(artifact: Any, x: torch.Tensor) -> torch.Tensor:
         return torch.export.load(artifact.folder / artifact.graph).module()(x)
 
 
-@pytest.mark.integration
 def test_stages_go_on_from_each_other_and_are_made_once(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
@@ -114,7 +114,6 @@ def test_an_engine_that_reads_torchscript_gets_the_last_stages_counterpart(
         )
 
 
-@pytest.mark.integration
 def test_training_with_rounding_asks_the_uncompressed_network(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +176,6 @@ def test_bits_that_the_last_stage_does_not_have_are_unsupported(
     assert not list(tmp_path.glob("small*")), "nothing is pruned for it"
 
 
-@pytest.mark.integration
 def test_a_recipe_of_no_epochs_trains_nothing(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     make_artifact(qat({"epochs": 0}), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
     assert not list(tmp_path.glob(".training-*"))

@@ -24,6 +24,7 @@ from tests.patterns import operators, weights
 from tests.patterns.composed import Applied
 from tests.tiers import more
 
+pytestmark = pytest.mark.integration  # compresses whole networks
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "two norms share a convolution": weights.SharedConvTwoNorms,
     "one of two readers is a norm": weights.SharedConvOneNorm,
@@ -106,7 +107,6 @@ def test_a_graph_computes_what_the_network_does(
 QUICK: dict[str, Any] = {"recipe": {"epochs": 0}, "epochs_between": 0}
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "method", "options"),
     [

@@ -19,6 +19,8 @@ from qexp.types import EngineSpec
 from tests import configured
 from tests.method.graphs import values
 
+pytestmark = pytest.mark.integration  # compresses whole networks
+
 
 def convolution(inputs: int, outputs: int, **options: Any) -> nn.Conv2d:
     """With channels of very different ranges."""

@@ -20,6 +20,7 @@ from qexp.types import Artifact, EngineSpec, UserError
 from tests import configured
 from tests.method.training import SOURCE
 
+pytestmark = pytest.mark.integration  # compresses whole networks
 ENDS = ("stem.0", "classifier")
 
 
@@ -36,7 +37,6 @@ def answers(artifact: Artifact, data: RandomData) -> torch.Tensor:
 
 
 @pytest.mark.thorough
-@pytest.mark.integration
 def test_the_artifact_has_the_bits_of_its_plan_and_a_plan_given_back_makes_the_same(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
@@ -117,7 +117,6 @@ def test_the_packed_size_is_within_its_budget(share: float, pretend_data: Random
     assert len(table) == 35 and [bits.weight for name, bits in plan.items() if name in ENDS] == [8, 8]
 
 
-@pytest.mark.integration
 def test_layers_keep_bits_that_are_given_and_the_others_share_what_is_left(
     pretend_data: RandomData, network: nn.Module
 ) -> None:
@@ -131,7 +130,6 @@ def test_layers_keep_bits_that_are_given_and_the_others_share_what_is_left(
     assert ("stem.0", BitWidths(8, 5)) in {(each.layer, each.bits) for each in table}
 
 
-@pytest.mark.integration
 def test_eight_bits_throughout_are_for_engines(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     assert (
         not configured.method("mixed").for_engines
@@ -221,7 +219,6 @@ def test_a_plan_and_bits_by_layer_contradict_each_other(tmp_path: Path) -> None:
         configured.method("mixed", plan=str(file), layer_bits={"stem.0": 8})
 
 
-@pytest.mark.integration
 def test_a_budget_that_no_plan_meets_says_the_least(pretend_data: RandomData, network: nn.Module) -> None:
     def search(budget: Budget) -> float:
         plan, _ = find_plan(configured.method("static", bits=4), network, pretend_data, EngineSpec(), [3, 6], budget, 1)

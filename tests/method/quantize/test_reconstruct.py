@@ -28,6 +28,7 @@ from qexp.types import EngineSpec, UserError
 from tests import configured
 from tests.method.graphs import values
 
+pytestmark = pytest.mark.integration  # compresses whole networks
 SHORT: dict[str, Any] = {
     "iterations": 20,
     "batch_size": 8,
@@ -176,7 +177,6 @@ def test_weights_end_on_their_grid(
     )
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(("algorithm", "bits"), [("adaround", "w3a8"), ("brecq", 3), ("qdrop", 3)])
 def test_reconstruction_beats_the_nearest_value(
     algorithm: str, bits: int | str, pretend_data: RandomData, small: nn.Module
@@ -220,7 +220,6 @@ def test_scales_of_activations_learn_in_blocks(
         assert torch.equal(quantizer.scale, sources(fixed, WeightFakeQuantize)[name].scale)
 
 
-@pytest.mark.integration
 def test_a_reconstructed_artifact_is_kept_under_its_options(
     pretend_data: RandomData, small: nn.Module, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ from qexp.method.quantize.remedies import GAIN_DB, Remedy, spread
 from qexp.types import EngineSpec, UserError
 from tests import configured
 
+pytestmark = pytest.mark.integration  # compresses whole networks
+
 
 def mobile(channels: int = 16) -> nn.Sequential:
     """Depthwise layers between others."""

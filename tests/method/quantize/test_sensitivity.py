@@ -16,6 +16,7 @@ from qexp.method.quantize.sensitivity import EachLayer, divergence, roundings, s
 from qexp.types import EngineSpec
 from tests import configured
 
+pytestmark = pytest.mark.integration  # compresses whole networks
 ENDS = ("stem.0", "classifier")
 
 

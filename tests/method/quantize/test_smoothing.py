@@ -16,6 +16,8 @@ from qexp.method.graph import folded_graph
 from qexp.method.quantize.smoothing import scales, smooth, smoothable, within
 from tests.method.graphs import values
 
+pytestmark = pytest.mark.integration  # compresses whole networks
+
 
 def test_scales_are_those_of_the_paper() -> None:
     """Equation 4 in float64, up to the factor that leaves the largest value as it is."""
