@@ -107,7 +107,7 @@ def animal_network(animals: FolderData) -> nn.Module:
     made = configured.network("resnet8", blocks=[1, 1], widths=[8, 16], num_classes=3).train()
     with torch.no_grad():
         for _ in range(3):
-            made(animals.calibration() * 2)
+            made(animals.calibration()[:] * 2)
     return made.eval()
 
 

@@ -37,11 +37,12 @@ ALLOWED = {
     "method": KEYED
     | {"qexp.data.base", "qexp.data.loaders", "qexp.model.base", "qexp.model.training_module", "qexp.model.trainer"}
     | {"qexp.coded_file", "qexp.coding", "qexp.onnx_file"},
-    "measure": KEYED | {"qexp.metrics", "qexp.launch", "qexp.questions", "qexp.engine.base", "qexp.data.pixels"},
+    "measure": KEYED
+    | {"qexp.metrics", "qexp.launch", "qexp.questions", "qexp.engine.base", "qexp.data.decoded", "qexp.data.pixels"},
     "report": BASIC | {"qexp.metrics", "qexp.tracking.store"},
     "search": KEYED | {"qexp.metrics", "qexp.tracking.store", "qexp.report.best", "qexp.jobs.reuse"},
     "": {"qexp.loading"},  # qexp/__init__.py, for type checkers
-    "inputs": {"qexp.types", "qexp.data.pixels"},
+    "inputs": {"qexp.types", "qexp.data.pixels", "qexp.data.transforming"},
     "loading": BASIC | {"qexp.coded_file", "qexp.engine.base", "qexp.data.pixels", "qexp.inputs"},
     "serving": {"qexp.types", "qexp.inputs", "qexp.loading"},
     "deploy": BASIC

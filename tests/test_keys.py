@@ -228,7 +228,9 @@ CHANGES: dict[str, set[str]] = {
     "model/training_module.py": {"qat", *TRAINED},
     "data/augment.py": {*ARTIFACTS, *TRAINED},
     "data/folder.py": {*ARTIFACTS, *TRAINED, "decoder"},
-    "data/cache.py": {*ARTIFACTS, *TRAINED, "decoder"},
+    "data/store.py": {*ARTIFACTS, *TRAINED, "decoder"},
+    "data/decoded.py": {*ARTIFACTS, *TRAINED, *MEASURED, "decoder"},
+    "data/splitting.py": {*ARTIFACTS, *TRAINED},
     "data/pixels.py": {*ARTIFACTS, *TRAINED, *MEASURED, "decoder"},
     "data/mnist.py": set(),
     "measure/child.py": MEASURED,
@@ -275,7 +277,7 @@ def all_keys(network: nn.Module, images: Path) -> Callable[[], dict[str, str]]:
             1, 1, 1, "", {"model.pt2": "1", "model.onnx": "2"}, source, {},
         )  # fmt: skip
         candidates = {each.name: Candidate(artifact, each, 1, 1, limits) for each in (engine, eager)}
-        tests = EvaluationSet("images", Path("x"), Path("y"), True)
+        tests = EvaluationSet("images", Path("x"), "test", Path("y"), True)
         measured = identities({"onnxruntime": engine, "eager": eager}, lambda engine: artifact.key)
         job = JobPlan(measured, lambda: pytest.fail("it is not run"), None)
         with qat.recipe.session(Path("artifacts/artifact"), network, data, qat, EngineSpec()) as session:

@@ -45,7 +45,7 @@ def classifier(animal_artifact: Artifact) -> Classifier:
 @pytest.fixture(scope="module")
 def files(animals: FolderData) -> list[Path]:
     """The test images in the order of the decoded ones."""
-    return [file for file, _ in animals._files("test")]
+    return [file for file, *_ in animals.files["test"]]
 
 
 @pytest.fixture
@@ -64,6 +64,7 @@ def test_predictions_are_those_of_the_evaluation(
 ) -> None:
     """The evaluation: a measuring child on the decoded images."""
     engine, cache = engine_named(name), animals.cache_dir
+    animals.prepare_evaluation("test", None)
     tests = EvaluationSet.test(animal_artifact, cache)
     assert tests
     candidate = Candidate(animal_artifact, engine, 4 if name == "executorch" else 1, 1, Limits(120, None))
@@ -103,7 +104,7 @@ def test_every_mode_is_read_as_pillow_shows_it(classifier: Classifier, files: li
 
 def test_the_arithmetic_against_numpy_and_onnxruntime_alone(classifier: Classifier, animal_artifact: Artifact) -> None:
     pixels = np.random.default_rng(1).integers(256, size=(70, 16, 16, 3), dtype=np.uint8)  # more than one call
-    spec = animal_artifact.data
+    spec = animal_artifact.data.preprocessing
     x = ((pixels / 255 - np.array(spec.mean)) / np.array(spec.std)).transpose(0, 3, 1, 2).astype(np.float32)
     session = onnxruntime.InferenceSession(animal_artifact.folder / "model.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"x": x})

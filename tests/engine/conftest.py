@@ -37,7 +37,7 @@ def small() -> nn.Module:
 @pytest.fixture(scope="session")
 def images(data: RandomData) -> np.ndarray:
     """x[B,C,H,W], not a whole number of batches."""
-    return data.calibration().numpy()[: 8 * BATCH - 1]
+    return data.calibration()[:].numpy()[: 8 * BATCH - 1]
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from qexp.coded_file import decoded, is_coded
+from qexp.data.decoded import write_part
 from qexp.data.random import RandomData
 from qexp.engine.base import Engine
 from qexp.files import file_digest, write_json
@@ -80,7 +81,8 @@ def test_it_gives_the_networks_own_logits_in_a_child_too(
     engine: Engine, artifact: Artifact, pruned: nn.Module, tmp_path: Path
 ) -> None:
     pixels = np.random.default_rng(5).integers(256, size=(2 * BATCH, 16, 16, 3), dtype=np.uint8)
-    mean, std = np.array(artifact.data.mean), np.array(artifact.data.std)
+    how = artifact.data.preprocessing
+    mean, std = np.array(how.mean), np.array(how.std)
     x = ((pixels / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
     with torch.no_grad():
         expected = pruned(torch.from_numpy(x)).numpy()
@@ -90,9 +92,9 @@ def test_it_gives_the_networks_own_logits_in_a_child_too(
     file = made.folder / engine.file_name(BATCH, 1)
     assert error(engine.open(file, 1)(x), expected) < 1e-5
 
-    np.save(tmp_path / "images.npy", pixels)
-    np.save(tmp_path / "labels.npy", np.zeros(len(pixels), np.int64))
-    tests = EvaluationSet("drawn here", tmp_path / "images.npy", tmp_path / "labels.npy", meaningful=False)
+    write_part(tmp_path, "test", pixels, np.zeros(len(pixels), np.int64))
+    (tmp_path / "chosen.json").write_text(json.dumps([*range(len(pixels))]))
+    tests = EvaluationSet("drawn here", tmp_path, "test", tmp_path / "chosen.json", meaningful=False)
     candidate = Candidate(made, engine, BATCH, 1, Limits(120, None))
     try:
         logits, _ = candidate.logits(tests, BATCH, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,12 @@ import psutil
 import pytest
 from filelock import FileLock, Timeout
 
+from qexp.data.decoded import write_part
 from qexp.engine.base import Engine
 from qexp.files import file_digest, write_json
 from qexp.measure import base
 from qexp.measure.base import Context
 from qexp.measure.candidate import PERSISTENT, Candidate, Limits
-from qexp.data.decoded import write_part
 from qexp.measure.images import EvaluationSet
 from qexp.types import Artifact, DataSpec, EngineSpec, Layer, Preprocessing
 from tests.measure.fake_engines import CLASSES
@@ -127,7 +128,7 @@ def images() -> np.ndarray:
 @pytest.fixture
 def colours(images: np.ndarray) -> np.ndarray:
     """The images' normalised mean colours[N,C] in float64, which `Scores` multiplies with its weights."""
-    return (images[:, 0, 0, :] / 255.0 - SPEC.mean) / SPEC.std
+    return (images[:, 0, 0, :] / 255.0 - HOW.mean) / HOW.std
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from scipy.special import softmax
 from scipy.stats import binom
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
+from qexp.data.decoded import DecodedPart, write_part
 from qexp.engine.base import Engine
 from qexp.launch import ChildFailed
 from qexp.measure.accuracy import mcnemar, score
@@ -130,8 +131,8 @@ def test_pretend_data_has_images_to_compare_engines_on(make_artifact: Any, tmp_p
     artifact = make_artifact(data=replace(SPEC, pretend=True))
     tests = EvaluationSet.test(artifact, tmp_path / "cache")
     assert tests and tests == EvaluationSet.test(artifact, tmp_path / "cache") and not tests.meaningful
-    images = np.load(tests.images)
-    assert images.shape == (64, 8, 8, 3) and images.dtype == np.uint8 and len(np.load(tests.labels)) == 64
+    images = DecodedPart(tests.folder, tests.part).read(np.arange(64))
+    assert images.shape == (64, 8, 8, 3) and images.dtype == np.uint8 and len(tests.classes) == 64
     assert images.min() < 5 and images.max() > 250 and len(np.unique(images, axis=0)) == 64
 
 

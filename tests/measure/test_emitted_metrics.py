@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qexp.data.decoded import write_part
 from qexp.measure import energy
 from qexp.measure.base import Context, Measure
 from qexp.measure.candidate import Candidate, Limits
@@ -35,7 +36,12 @@ MEASURES: list[Measure] = [configured.measure(name, **options) for name, options
 @pytest.mark.integration
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or (os.cpu_count() or 1) < 2, reason="needs Linux, two cores")
 def test_every_metric_of_the_table_is_measured_and_no_other(
-    weights: list[np.ndarray], images: np.ndarray, tests_of: Any, make_artifact: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    weights: list[np.ndarray],
+    images: np.ndarray,
+    tests_of: Any,
+    make_artifact: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     folder, clock = tmp_path / "cache" / "data" / SPEC.cache_name, count()
     write_part(folder, "train", images, np.arange(IMAGES) % CLASSES)

@@ -57,7 +57,7 @@ def test_stages_go_on_from_each_other_and_are_made_once(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
     asked: list[Any] = []
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
 
     def chain(*factors: float) -> Chain:
         return Chain({f"s{i}": Scaled(factor, asked) for i, factor in enumerate(factors)})
@@ -89,7 +89,7 @@ def test_a_pruned_network_is_quantised(pretend_data: RandomData, network: nn.Mod
     alone = make_artifact(
         configured.method("static"), pruned, pretend_data, engine_spec, {**SOURCE, "weights": "pruned"}, tmp_path
     )
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     assert torch.equal(logits(artifact, x), logits(alone, x)), "as if static had been given the pruned network"
     assert artifact.macs == stage.macs and artifact.packed_bytes == alone.packed_bytes
     assert artifact.method == "prune_channels+static" and artifact.bits == 8

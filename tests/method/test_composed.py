@@ -68,7 +68,7 @@ class Case:
         made = Composed(self.images, self.tokens, self.ending, 3, 16, data.spec.num_classes).train()
         with torch.no_grad():
             for _ in range(5):
-                made(data.calibration())
+                made(data.calibration()[:])
         return bake(made.eval())
 
 

@@ -65,7 +65,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> RandomData:
 
 def shaken(network: nn.Module, data: RandomData) -> nn.Module:
     """The network in eval mode, with batch norms that have seen images."""
-    images = data.calibration()
+    images = data.calibration()[:]
     with torch.no_grad():
         for _ in range(10):
             network.train()(images)
@@ -97,7 +97,7 @@ def test_a_graph_computes_what_the_network_does(
 ) -> None:
     network, applied = made(name, digits), configured.method(method)
     found = applied.apply(network, digits, applied.resolve(spec), tmp_path)
-    assert signal_to_noise(network, tmp_path / found.graph, digits.calibration()) > least_db
+    assert signal_to_noise(network, tmp_path / found.graph, digits.calibration()[:]) > least_db
     assert count_macs(network, digits) >= sum(layer.macs for layer in found.layers) > 0
     if method != "none":
         computed = {layer.name for layer in found.layers if layer.kind in ("conv2d", "linear")}
@@ -128,8 +128,8 @@ def test_other_methods_take_it_too(
         assert found.network and 2 * count_macs(found.network, digits) <= count_macs(network, digits)
         network = found.network
     if method != "qat":  # training on pretend images leads anywhere
-        assert signal_to_noise(network, tmp_path / found.graph, digits.calibration()) > 8
-    assert torch.export.load(tmp_path / found.graph).module()(digits.calibration()).isfinite().all()
+        assert signal_to_noise(network, tmp_path / found.graph, digits.calibration()[:]) > 8
+    assert torch.export.load(tmp_path / found.graph).module()(digits.calibration()[:]).isfinite().all()
 
 
 def test_what_pruning_cannot_change_is_one_sentence(digits: RandomData, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_what_pruning_cannot_change_is_one_sentence(digits: RandomData, tmp_path
 @pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize("name", ["two norms share a convolution", "norms with activations", "norm over tokens"])
 def test_batch_norms_are_gone_and_nothing_has_changed(name: str, fuse: bool, digits: RandomData) -> None:
-    network, images = made(name, digits), digits.calibration()
+    network, images = made(name, digits), digits.calibration()[:]
     graph = fold_batch_norms(graph_of(export(network, digits)), fuse)
     assert not any(node.target == torch.ops.aten.batch_norm.default for node in graph.graph.nodes)
     torch.testing.assert_close(graph(images), network(images), rtol=1e-4, atol=1e-5)
@@ -153,7 +153,7 @@ def test_a_wrong_graph_is_refused_at_the_module_where_it_parts(digits: RandomDat
     graph = graph_of(export(network, digits))
     graph.get_submodule("b.0").weight = nn.Parameter(1.01 * network.b[0].weight)  # type: ignore[index,union-attr]
     with pytest.raises(UserError, match=r"The graph of OwnNormalisation computes something else .* module 'b.0'"):
-        verify(graph, network, digits.calibration(), "The graph")
+        verify(graph, network, digits.calibration()[:], "The graph")
 
 
 class Sensitive(nn.Module):
@@ -172,7 +172,7 @@ class Sensitive(nn.Module):
 
 def test_rounding_alone_is_no_other_computation(digits: RandomData) -> None:
     torch.manual_seed(0)
-    network, images = shaken(Sensitive(), digits), digits.calibration()
+    network, images = shaken(Sensitive(), digits), digits.calibration()[:]
     graph = fold_batch_norms(graph_of(export(network, digits)))
     with torch.no_grad():
         error = (graph(images[:8]) - network(images[:8])).abs().max() / network(images[:8]).abs().max()
@@ -199,7 +199,7 @@ def test_a_network_that_is_random_is_refused(digits: RandomData) -> None:
         export(Dropping().eval(), digits)
 
     with pytest.raises(UserError, match=r"other logits for the same images"):
-        check_alone(Dropping().eval(), digits.calibration())
+        check_alone(Dropping().eval(), digits.calibration()[:])
 
 
 UNTRACEABLE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -234,7 +234,7 @@ def test_forward_may_take_anything_and_return_several_things(digits: RandomData,
     for network in (AnyArguments(), several):
         shaken(network, digits)
         found = configured.method("static").apply(network, digits, EngineSpec(), tmp_path)
-        assert signal_to_noise(network, tmp_path / found.graph, digits.calibration()) > 18
+        assert signal_to_noise(network, tmp_path / found.graph, digits.calibration()[:]) > 18
 
 
 class Computing(nn.Module):
@@ -253,7 +253,7 @@ class Computing(nn.Module):
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_weights_that_belong_to_no_module_stay_as_they_are(in_place: bool, digits: RandomData) -> None:
-    network, images = Computing(in_place).eval(), digits.calibration()
+    network, images = Computing(in_place).eval(), digits.calibration()[:]
     graph = graph_of(export(network, digits))
     for _ in range(3):
         torch.testing.assert_close(graph(images), network(images))
@@ -264,14 +264,14 @@ def test_logits_that_are_not_finite_are_told(digits: RandomData) -> None:
     network = made("own normalisation", digits)
     nn.init.constant_(network.fc.bias, torch.nan)  # type: ignore[union-attr,arg-type]
     with pytest.raises(UserError, match="logits that are not finite"):
-        check_alone(network, digits.calibration())
+        check_alone(network, digits.calibration()[:])
 
 
 def test_statistics_of_the_batch_are_refused_by_name(digits: RandomData) -> None:
     network = shaken(weights.NoStats(), digits)
     with pytest.raises(UserError, match=r"if other images are beside it.*: b1, b2 compute statistics of the batch"):
-        check_alone(network, digits.calibration())
-    check_alone(made("group norm and PReLU", digits), digits.calibration())
+        check_alone(network, digits.calibration()[:])
+    check_alone(made("group norm and PReLU", digits), digits.calibration()[:])
 
 
 def test_attention_is_counted(digits: RandomData) -> None:

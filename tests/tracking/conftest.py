@@ -9,7 +9,7 @@ import pytest
 
 from qexp.files import file_digest
 from qexp.records import Measurement, Record
-from qexp.types import Artifact, DataSpec, Preprocessing, EngineSpec
+from qexp.types import Artifact, DataSpec, EngineSpec, Preprocessing
 from tests import configured
 
 
@@ -50,7 +50,9 @@ def record() -> Callable[..., Record]:
 
 @pytest.fixture
 def pets() -> DataSpec:
-    return DataSpec("pets", ("cat", "dog"), Preprocessing(3, (32, 32), (0.5,) * 3, (0.25,) * 3), digest="0123456789abcdef" * 4)
+    return DataSpec(
+        "pets", ("cat", "dog"), Preprocessing(3, (32, 32), (0.5,) * 3, (0.25,) * 3), digest="0123456789abcdef" * 4
+    )
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_the_file_holds_the_clusters_and_computes_with_them(
             assert len(different) <= 4
             assert (np.abs(row - own) <= np.abs(row[:, None] - different).min(1) + 1e-7).all()
         weight.data = torch.from_numpy(made.reshape(weight.shape).copy())
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     with torch.no_grad():
         answer = torch.export.export(expected, (x,)).module()(x).numpy()
     assert (configured.engine("eager").open(artifact.folder / artifact.graph, 1)(x.numpy()) == answer).all()

@@ -57,7 +57,7 @@ def test_a_network_of_other_shapes_comes_back_bit_for_bit(pretend_data: RandomDa
     torch.manual_seed(0)
     network, narrow = Narrow(8).eval(), Narrow(6).eval()
     save_weights(narrow, tmp_path / "x.safetensors")
-    restored, x = restore(network, tmp_path / "x.safetensors"), pretend_data.calibration()
+    restored, x = restore(network, tmp_path / "x.safetensors"), pretend_data.calibration()[:]
     with torch.no_grad():
         assert torch.equal(restored(x), narrow(x)) and not restored.training
     assert repr(restored) == repr(narrow), "modules say the shapes that they have"
@@ -81,7 +81,7 @@ def test_an_artifact_says_what_is_left_and_is_compared_with_the_whole(pretend_da
     )  # norms and PReLU
     assert artifact.reference == plain.folder.name
     assert {"model.pt2", "layers.csv", WEIGHTS_FILE, "notes.csv"} == set(artifact.files)
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     with torch.no_grad():
         torch.testing.assert_close(torch.export.load(artifact.folder / artifact.graph).module()(x), narrow(x))
     assert torch.equal(load_file(artifact.folder / WEIGHTS_FILE)["layers.0.weight"], narrow.layers[0].weight)
@@ -90,7 +90,7 @@ def test_an_artifact_says_what_is_left_and_is_compared_with_the_whole(pretend_da
 def test_tied_weights_are_written_twice_and_come_back(pretend_data: RandomData, tmp_path: Path) -> None:
     network, narrow = Narrow(8, tied=True).eval(), Narrow(6, tied=True).eval()
     save_weights(narrow, tmp_path / "x.safetensors")
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     with torch.no_grad():
         assert torch.equal(restore(network, tmp_path / "x.safetensors")(x), narrow(x))
 

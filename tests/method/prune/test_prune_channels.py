@@ -152,7 +152,7 @@ def test_taylor_is_gradient_times_weight_over_batches(pretend_data: RandomData) 
         nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 10)
     ).eval()
     (group,) = groups_of(network, pretend_data, "taylor")
-    x, labels = pretend_data.calibration(), pretend_data.calibration_labels()  # one batch of 32
+    x, labels = pretend_data.calibration()[:], pretend_data.calibration_labels()  # one batch of 32
     scale = torch.ones(5, requires_grad=True)
     loss = nn.functional.cross_entropy(network[4]((network[0](x).relu().mean((2, 3))) * scale), labels)
     (by_scale,) = torch.autograd.grad(
@@ -248,7 +248,7 @@ def test_a_killed_fine_tuning_goes_on(
         pruning_channels(**options), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "killed"
     )
     assert epochs == [0, 0, 1, 1], "neither the first step nor an epoch of the last is trained again"
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     answers = [torch.export.load(a.folder / a.graph).module()(x) for a in (undisturbed, resumed)]
     torch.testing.assert_close(*answers)
     assert not list((tmp_path / "killed").glob(".training-*"))

@@ -45,7 +45,7 @@ def weights(graph: nn.Module, *names: str) -> list[Tensor]:
 
 def test_equalisation_evens_out_neighbours_and_keeps_the_function(pretend_data: RandomData) -> None:
     graph = graph_of(export(plain(), pretend_data))
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     with torch.no_grad():
         before = graph(x)
         equalise(graph)
@@ -67,10 +67,10 @@ def test_a_channel_of_zeros_stays(pretend_data: RandomData) -> None:
     with torch.no_grad():
         network[0].weight[1], network[2].weight[:, 2] = 0, 0
         graph = graph_of(export(network, pretend_data))
-        before = graph(pretend_data.calibration())
+        before = graph(pretend_data.calibration()[:])
         flattened = graph.get_parameter("4.weight").clone()
         equalise(graph)
-        torch.testing.assert_close(graph(pretend_data.calibration()), before, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(graph(pretend_data.calibration()[:]), before, rtol=1e-4, atol=1e-4)
     assert torch.equal(graph.get_parameter("4.weight"), flattened), (
         "one channel there is 256 inputs of the linear layer"
     )
@@ -113,7 +113,7 @@ def test_layers_that_cannot_be_scaled_stay(make: Callable[[], nn.Module], preten
 def test_residual_branches_stay(pretend_data: RandomData, network: nn.Module) -> None:
     graph = folded_graph(network, pretend_data)
     old = {name: value.clone() for name, value in graph.named_parameters()}
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     with torch.no_grad():
         before = graph(x)
         equalise(graph)
@@ -134,7 +134,7 @@ def means(graph: GraphModule, x: Tensor) -> dict[str, Tensor]:
 def test_bias_correction_restores_mean_outputs(residual: bool, pretend_data: RandomData, network: nn.Module) -> None:
     source = network if residual else plain()
     biases = {name: value.clone() for name, value in source.state_dict().items()}
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     wanted = means(folded_graph(source, pretend_data), x)
     rounded, corrected = (
         configured.method("static", bits=3, bias_correction=on).calibrated(source, pretend_data, EngineSpec())
@@ -171,7 +171,7 @@ def bias_needed(corrected: GraphModule, name: str, wanted: Tensor, x: Tensor) ->
 
 
 def test_only_the_first_images_count(pretend_data: RandomData) -> None:
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     some = torch.cat([x] * (CORRECTION_IMAGES // len(x)))
     first, second = (
         configured.method("static", bits=3).calibrated(plain(), pretend_data, EngineSpec()) for _ in range(2)

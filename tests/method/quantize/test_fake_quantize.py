@@ -179,7 +179,7 @@ def test_tensors_that_were_never_seen_are_named(pretend_data: RandomData) -> Non
     folded = folded_graph(network, pretend_data)
     prepared = prepare_pt2e(folded, configured.method("static").placement(folded, EngineSpec()))
     with torch.no_grad():
-        prepared(pretend_data.calibration())
+        prepared(pretend_data.calibration()[:])
     made = quantizers(prepared)
     blind = next(node for node in prepared.graph.nodes if node.op == "call_module" and str(node.args[0]) == "conv2d")
     made[str(blind.target)].seen = False

@@ -73,7 +73,7 @@ def test_facts_of_a_layer_are_those_of_the_formulas(
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert found["sqnr_db"] == pytest.approx(sqnr(weight, rounded), abs=0.01)
 
-    x = pretend_data.calibration().double().numpy()
+    x = pretend_data.calibration()[:].double().numpy()
     assert len(x) < layer_statistics.IMAGES, "all of them are looked at"
     found = numbers(rows["stem.0"], "input")
     step, zero_point = found["scale_min"], found["zero_point_min"]
@@ -122,7 +122,7 @@ def test_of_large_images_some_are_looked_at(
     monkeypatch.setattr(layer_statistics, "PIXELS", 8 * 16 * 16)
     network = nn.Sequential(nn.Conv2d(3, 10, 16), nn.Flatten())
     _, folder = rows_of(configured.method("static"), EngineSpec(), network, pretend_data, tmp_path)
-    x = pretend_data.calibration().numpy()
+    x = pretend_data.calibration()[:].numpy()
     with np.load(folder / "histograms.npz") as histograms:
         edges, before = histograms["0/input/edges"], histograms["0/input/before"]
     assert len(x) == 32

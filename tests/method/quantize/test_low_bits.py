@@ -114,7 +114,7 @@ def test_an_artifact_holds_packed_weights(
         "no weight in fp32"
     )
 
-    x = pretend_data.calibration().numpy()
+    x = pretend_data.calibration()[:].numpy()
     with torch.no_grad():
         answer, own = (run(torch.from_numpy(x)).numpy() for run in (program.module(), network))
     noise = ((answer - own) ** 2).sum() / (own**2).sum()
@@ -182,7 +182,7 @@ def test_activations_are_rounded_to_their_bits(pretend_data: RandomData, tmp_pat
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16 * 16, 10)).eval()
     method = configured.method("static", bits="w32a3", first_last_bits=None, observer="minmax")
     artifact = make_artifact(method, network, pretend_data, EngineSpec(), SOURCE, tmp_path)
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     answer = torch.from_numpy(graph_logits(artifact, x.numpy())).double()
     network, x = network.double(), x.double()
     with torch.no_grad():
@@ -242,7 +242,7 @@ def test_every_observer_finds_scales(name: str, pretend_data: RandomData) -> Non
     prepared = configured.method("static", bits=4, observer=name, weight_observer=name, percentile=99).calibrated(
         network, pretend_data, EngineSpec()
     )
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     for quantizer in quantizers(prepared).values():
         per_channel = isinstance(quantizer, WeightFakeQuantize)
         assert len(quantizer.scale) > 1 if per_channel else len(quantizer.scale) == 1

@@ -110,11 +110,11 @@ def converted(network: nn.Module, data: RandomData, spec: EngineSpec) -> tuple[G
     """The calibrated graph, and the same with quantize/dequantize pairs."""
     torch.manual_seed(0)
     prepared = configured.method("static").prepared(network.eval(), data, spec)
-    observe(prepared, data.calibration(), 64)
+    observe(prepared, data.calibration()[:], 64)
     fix_all(prepared)
-    expected = values(prepared, data.calibration())
+    expected = values(prepared, data.calibration()[:])
     graph = convert_pt2e(prepared)
-    for name, value in values(graph, data.calibration()).items():
+    for name, value in values(graph, data.calibration()[:]).items():
         if name in expected and isinstance(value, Tensor):
             torch.testing.assert_close(value, expected[name], msg=name)
     return prepared, graph
@@ -122,7 +122,7 @@ def converted(network: nn.Module, data: RandomData, spec: EngineSpec) -> tuple[G
 
 def test_numbers_become_part_of_scales(data: RandomData) -> None:
     _, graph = converted(Scaled(), data, EngineSpec())
-    x = data.calibration()
+    x = data.calibration()[:]
     before, scales = graph(x), dequantized(graph)
     absorb_factors(graph)
     torch.testing.assert_close(graph(x), before)
@@ -349,7 +349,7 @@ def test_openvino_computes_concatenations_as_the_graph_does(
 def test_openvino_does_not_crash_on_batch_norms_after_concatenations(data: RandomData, tmp_path: Path) -> None:
     engine, source = engine_named("openvino"), {"model": "dense", "weights": "random"}
     network = DenseNet(16, (2, 2), 32, num_classes=10).train()
-    network(data.calibration())
+    network(data.calibration()[:])
     made = make_artifact(configured.method("static"), network.eval(), data, engine.spec, source, tmp_path)
     file = engine.lower(made, BATCH, 1).folder / engine.file
     script = (

@@ -39,7 +39,7 @@ def prepared_and_trainable(method: QAT, network: nn.Module, data: RandomData) ->
 
 def test_before_training_both_graphs_compute_the_same(pretend_data: RandomData, network: nn.Module) -> None:
     prepared, trained = prepared_and_trainable(qat(), network, pretend_data)
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     assert sum(isinstance(m, ConvNorm) for m in trained.modules()) == sum(
         isinstance(m, nn.BatchNorm2d) for m in network.modules()
     )
@@ -51,7 +51,7 @@ def test_without_rounding_it_trains_as_the_network_does(pretend_data: RandomData
     _, trained = prepared_and_trainable(qat(), network, pretend_data)
     for quantizer in quantizers(trained).values():
         quantizer.enabled = False
-    x, twin = pretend_data.calibration(), copy.deepcopy(network).train()
+    x, twin = pretend_data.calibration()[:], copy.deepcopy(network).train()
     ours, expected = trained.train()(x), twin(x)
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
     norms = [m for m in twin.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -87,7 +87,7 @@ def test_statistics_move_scales_and_no_integers(
         for name, m, q in weight_quantizers(trained)
     }
     disturb(trained)
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     with torch.no_grad():
         expected = trained.eval()(x)
         module.hand_over(trained, prepared)
@@ -105,9 +105,9 @@ def test_one_scale_for_all_channels_follows_the_statistics(pretend_data: RandomD
     prepared, trained = prepared_and_trainable(qat(per_channel=False), network, pretend_data)
     disturb(trained)
     kept = [module.norm.running_var.clone() for module in joined(trained)]  # type: ignore[union-attr]
-    estimate_norms(trained, pretend_data.calibration(), 16)
+    estimate_norms(trained, pretend_data.calibration()[:], 16)
     assert all(torch.equal(m.norm.running_var, was) for m, was in zip(joined(trained), kept, strict=True))  # type: ignore[arg-type]
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     with torch.no_grad():
         expected = trained(x)
         module.hand_over(trained, prepared)
@@ -118,7 +118,7 @@ def test_statistics_are_those_that_torch_finds_anew(pretend_data: RandomData, ne
     _, trained = prepared_and_trainable(qat(), network, pretend_data)
     for quantizer in quantizers(trained).values():
         quantizer.enabled = False
-    x, twin = pretend_data.calibration(), copy.deepcopy(network)
+    x, twin = pretend_data.calibration()[:], copy.deepcopy(network)
     norms = [m for m in twin.modules() if isinstance(m, nn.BatchNorm2d)]
     torch.optim.swa_utils.update_bn(x.split(16), twin)
     momenta = [m.norm.momentum for m in joined(trained)]
@@ -167,7 +167,7 @@ def test_what_was_trained_is_what_is_converted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    x, seen = pretend_data.calibration(), {}
+    x, seen = pretend_data.calibration()[:], {}
     hand_over = module.hand_over
 
     def remember(trained: GraphModule, prepared: GraphModule) -> None:
@@ -202,7 +202,7 @@ def test_weight_decay_spares_scales(pretend_data: RandomData, network: nn.Module
     _, trained = prepared_and_trainable(method, network, pretend_data)
     learn_ranges(trained, "lsq", "lsq", sizes(trained, example_input(pretend_data, 1)))
     student = QATModule(
-        trained, network, 10, method.recipe, freeze_norms=1.0, images=pretend_data.calibration(), batch=64
+        trained, network, 10, method.recipe, freeze_norms=1.0, images=pretend_data.calibration()[:], batch=64
     )
     others, scales = student.parameter_groups()
     assert scales["weight_decay"] == 0 and len(scales["params"]) == len(quantizers(trained))
@@ -261,7 +261,7 @@ def test_a_killed_training_goes_on(
         make_artifact(qat(), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "killed")
     resumed = make_artifact(qat(), network, pretend_data, EngineSpec(), SOURCE, tmp_path / "killed")
     assert epochs == [0, 1, 1], "the first epoch is not trained again"
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     answers = [torch.export.load(a.folder / a.graph).module()(x) for a in (undisturbed, resumed)]
     torch.testing.assert_close(*answers)
 

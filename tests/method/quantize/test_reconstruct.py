@@ -68,7 +68,7 @@ def test_units_cover_every_layer_once(bits: int | str, pretend_data: RandomData,
     names = [name for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     assert weighted(prepared, single_layers(prepared)) == [[name] for name in names]
 
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     whole = values(prepared, x)
     found = [*residual_blocks(prepared), *single_layers(prepared)]
     assert [block.source for block in residual_blocks(prepared)[1:]] == [
@@ -83,7 +83,7 @@ def test_units_cover_every_layer_once(bits: int | str, pretend_data: RandomData,
 
 def test_without_rounding_it_is_the_network(pretend_data: RandomData, network: nn.Module) -> None:
     prepared = configured.method("static", bits=2).calibrated(network, pretend_data, EngineSpec())
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     with torch.no_grad():
         own, rounded = network(x), prepared(x)
         with in_floating_point(prepared):
@@ -184,7 +184,7 @@ def test_reconstruction_beats_the_nearest_value(
     options = {"bits": bits, "first_last_bits": None, "weight_observer": "mse"}
     nearest = configured.method("static", **options).calibrated(small, pretend_data, EngineSpec())
     learned = tuned(small, pretend_data, algorithm=algorithm, **options, iterations=250, scale_lr=1e-3, batch_size=16)
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     exact = values(folded_graph(small, pretend_data), x)
     rounded, fitted = values(nearest, x), values(learned, x)
     # The pixels of pretend images are independent: there, no rounding is much better than the nearest.
@@ -229,7 +229,7 @@ def test_a_reconstructed_artifact_is_kept_under_its_options(
     assert artifact.label == "reconstruct int4" and artifact.simulated
     assert make_artifact(method, small, pretend_data, EngineSpec(), source, tmp_path).key == artifact.key
     with torch.no_grad():
-        x = pretend_data.calibration()
+        x = pretend_data.calibration()[:]
         answer, own = torch.export.load(artifact.folder / artifact.graph).module()(x), small(x)
     assert 0 < (answer - own).square().sum() / own.square().sum() < 0.2
 

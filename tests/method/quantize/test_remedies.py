@@ -77,7 +77,7 @@ def signal_to_noise(network: nn.Module, graph: nn.Module, x: Tensor) -> float:
 def test_networks_that_collapse_are_mended(
     make: Callable[[], nn.Module], pretend_data: RandomData, tmp_path: Path
 ) -> None:
-    network, others = make().eval(), 0.8 * pretend_data.calibration().flip(3)
+    network, others = make().eval(), 0.8 * pretend_data.calibration()[:].flip(3)
     plain, graph = compressed(network, pretend_data, tmp_path / "plain", remedy="none")
     before = signal_to_noise(network, graph, others)
     found, graph = compressed(network, pretend_data, tmp_path / "auto")

@@ -62,7 +62,7 @@ def test_only_the_weights_and_the_input_of_the_layer_are_rounded(bits: int, pret
     (w1, b1), (w2, b2) = (
         [p.detach().double().numpy() for p in layer.parameters()] for layer in (network.first, network.second)
     )
-    x = pretend_data.calibration().double().numpy()
+    x = pretend_data.calibration()[:].double().numpy()
     hidden = np.maximum(x.reshape(len(x), -1) @ w1.T + b1, 0)
     step = hidden.max() / (2**bits - 1)  # over all 32 images, though 24 are answered
     largest = 2 ** (bits - 1) - 1
@@ -93,7 +93,7 @@ def test_a_layer_amid_residual_blocks(layer: str, pretend_data: RandomData, netw
     step = np.maximum(folded.max(1) / 3, -folded.min(1) / 4)[:, None]
     weight.copy_(torch.tensor(rounded(folded, -4, 3, step) / factor).reshape(weight.shape))
     with torch.no_grad():
-        exact, answer = (net(pretend_data.calibration()).double().numpy() for net in (network, changed))
+        exact, answer = (net(pretend_data.calibration()[:]).double().numpy() for net in (network, changed))
     assert found.loss_change == pytest.approx(kl(exact, answer), rel=1e-3)
     assert found.sqnr_db == pytest.approx(decibels(exact, answer), abs=0.01)
 

@@ -115,7 +115,7 @@ def test_the_function_stays_and_channels_share_with_weights(
     make: Callable[[], nn.Module], count: int, pretend_data: RandomData
 ) -> None:
     """Equation 4 with alpha 0.5: an activation's channels are to each other as the weights that read them."""
-    graph, x = folded_graph(uneven(make()), pretend_data), pretend_data.calibration()
+    graph, x = folded_graph(uneven(make()), pretend_data), pretend_data.calibration()[:]
     with torch.no_grad():
         before = graph(x)
         shared_before = shared(graph, x)
@@ -153,7 +153,7 @@ def test_channels_that_a_relu6_cuts_off_stay(pretend_data: RandomData) -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
     ).eval()  # fmt: skip
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     with torch.no_grad():
         network[0].weight.mul_(torch.tensor([9.0, 0.1, 0.01, 9.0])[:, None, None, None])
         network[0].bias.zero_()
@@ -199,5 +199,5 @@ def test_what_cannot_be_scaled_stays(kind: str, pretend_data: RandomData) -> Non
     graph = folded_graph(Stays(kind).eval(), pretend_data)
     before = {name: value.clone() for name, value in graph.state_dict().items()}
     assert smoothable(graph) == []
-    assert smooth(graph, pretend_data.calibration(), 16, per_channel=True) == 0
+    assert smooth(graph, pretend_data.calibration()[:], 16, per_channel=True) == 0
     assert all(torch.equal(value, before[name]) for name, value in graph.state_dict().items())

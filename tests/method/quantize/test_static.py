@@ -77,7 +77,7 @@ def test_graph_computes_the_integer_arithmetic(pretend_data: RandomData, tmp_pat
         SOURCE,
         tmp_path,
     )
-    images = pretend_data.calibration()
+    images = pretend_data.calibration()[:]
     answer = torch.export.load(artifact.folder / artifact.graph).module()(images).detach().numpy()
 
     x = images.numpy().astype(np.float64)
@@ -126,7 +126,7 @@ def test_onnxruntime_finds_no_float_operator_between_integer_ones(
     assert operators["QLinearConv"] == 6 and operators["QLinearAdd"] == 2 and operators["QGemm"] == 1
     assert not {"Conv", "FusedConv", "Add", "Gemm", "MatMul", "Relu"} & set(operators)
 
-    x = pretend_data.calibration().numpy()
+    x = pretend_data.calibration()[:].numpy()
     reference = torch.export.load(artifact.folder / artifact.graph).module()(torch.from_numpy(x)).detach().numpy()
     error = np.abs(session.run(None, {"x": x})[0] - reference).max() / np.abs(reference).max()
     assert error < 0.03
@@ -134,7 +134,7 @@ def test_onnxruntime_finds_no_float_operator_between_integer_ones(
 
 def test_quantisation_keeps_the_function(pretend_data: RandomData, network: nn.Module, artifacts: Path) -> None:
     artifact = make_artifact(configured.method("static"), network, pretend_data, EngineSpec(), SOURCE, artifacts)
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     with torch.no_grad():
         expected, answer = network(x), torch.export.load(artifact.folder / artifact.graph).module()(x)
     noise = (expected - answer).pow(2).mean() / expected.pow(2).mean()
@@ -159,7 +159,7 @@ def test_an_unannotated_graph_counts_as_float(pretend_data: RandomData, network:
 def test_unfused_keeps_batch_norm_apart_and_rounds_before_the_activation(
     pretend_data: RandomData, network: nn.Module
 ) -> None:
-    x = pretend_data.calibration()
+    x = pretend_data.calibration()[:]
     with torch.no_grad():
         torch.testing.assert_close(folded_graph(network, pretend_data, fuse=False)(x), network(x), rtol=1e-4, atol=1e-4)
     assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules()), "the network itself is not changed"
@@ -234,7 +234,7 @@ def test_a_reduced_range_keeps_weights_in_seven_bits(
     assert reduced.label == ("static int8 7-bit weights" if largest == 63 else "static int8")
     assert 2 * 255 * largest < 2**15 or activation == "int8"
     if largest == 63:
-        x = pretend_data.calibration()
+        x = pretend_data.calibration()[:]
         answer = torch.export.load(reduced.folder / reduced.graph).module()(x)
         assert (network(x) - answer).abs().max() < 0.1 * network(x).abs().max()
 

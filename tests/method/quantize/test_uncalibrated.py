@@ -33,7 +33,7 @@ def test_the_accuracy_it_would_have_had(pretend_data: RandomData, tmp_path: Path
     with pytest.raises(UserError) as refused:
         configured.method("uncalibrated", first_last_bits=8).apply(network, data, EngineSpec(), tmp_path)
     chosen = data.validation_indices
-    images = (data.pixels("train", chosen) / 255 - np.array(spec.mean)) / np.array(spec.std)
+    images = (data.pixels("train", chosen) / 255 - np.array(spec.preprocessing.mean)) / np.array(spec.preprocessing.std)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).reshape(len(chosen), -1).astype(np.float32))
     weight = network.classifier.weight.detach()
     scale = weight.abs().amax(1) / 127
