@@ -25,10 +25,11 @@ from qexp.data.splitting import channel_statistics, split_train, spread
 from qexp.data.store import Listing, Split, open_or_make
 from qexp.files import write_json
 from qexp.keys import key
-from qexp.types import DataSpec, Preprocessing, UserError, cache_name, digest
+from qexp.types import DataSpec, Preprocessing, UserError, cache_name, digest, nearest
 
 # Sources import these too, but they do not decode: a change of them keeps the decoded images.
 DECODES_NOTHING = ("qexp.data.base", "qexp.files", "qexp.types")
+PREPROCESS = ("auto", "model", "data")
 STATISTICS = 1024  # images of which mean and deviation are taken, where no network is trained on all
 
 
@@ -60,6 +61,11 @@ def open_data(config: DictConfig) -> ImageData:
     spec = data.open()
     config.data.name, config.data.num_classes = spec.name, spec.num_classes
     return data
+
+
+def name_of(config: DictConfig) -> str:
+    """Name of the dataset that a `data` config describes, known without opening it. Errors are those of `open_data`."""
+    return _build(config).name
 
 
 def _build(config: DictConfig) -> ImageData:
@@ -103,6 +109,7 @@ class ImageData:
     def __init__(
         self,
         name: str,
+        preprocess: str,
         image_size: int | Sequence[int] | str,
         channels: int,
         resize: str,
@@ -122,6 +129,8 @@ class ImageData:
         calibration_images: int,
         augmentation: Augmentation,
     ):
+        if preprocess not in PREPROCESS:  # which qexp.jobs.preprocessing follows before data are made
+            raise UserError(f"data.preprocess={preprocess} is unknown. {nearest(str(preprocess), PREPROCESS)}")
         check_whole(1, calibration_images=calibration_images, eval_batch_size=eval_batch_size)
         self.how = geometry(
             channels, image_size, resize, resize_to, interpolation, orient, pixel_range, transform or ""

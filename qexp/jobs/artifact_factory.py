@@ -16,6 +16,7 @@ from qexp.data.base import ImageData, open_data
 from qexp.engine.base import Engine
 from qexp.files import file_digest
 from qexp.jobs.comparison import limits_of
+from qexp.jobs.preprocessing import adopt_preprocessing
 from qexp.jobs.run import forced_since
 from qexp.measure.candidate import Candidate
 from qexp.method.artifacts import artifact_name, make_artifact
@@ -26,6 +27,8 @@ from qexp.model.checkpoint import load_checkpoint
 from qexp.model.outputs import network_for
 from qexp.model.pretrained import note_of, wanted, weights_digest, without_pretrained
 from qexp.types import Artifact, DataSpec, UserError
+
+ASSUMED = "preprocessing"  # the note that says which preprocessing was assumed
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class ArtifactFactory:
 
 def prepare(config: DictConfig) -> ArtifactFactory:
     """Open the data and load the trained network of a job, training it first if need be."""
+    adopt_preprocessing(config)
     data = open_data(config)
     return ArtifactFactory(config, data, forced_since(config), *trained_network(config, data))
 
@@ -115,10 +119,12 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
         check_unseen(config, data, None)
         place = config.checkpoint_key
         told = load_checkpoint(network, path, place, config.trust_checkpoint)
-        if told:
-            print(f"  weights of {path}: {told}", flush=True)
+        assumed = f"assumed, since {path.name} does not say it: {data.spec.preprocessing.steps}"
+        notes = {**({"weights": told} if told else {}), ASSUMED: assumed}
+        for name, note in notes.items():
+            print(f"  {name} of {path}: {note}", flush=True)
         weights = file_digest(path) + (f" {place}" if place else "")
-        return bake(network), {**source, "weights": weights}, {"weights": told} if told else {}
+        return bake(network), {**source, "weights": weights}, notes
     baseline = newest_baseline(config, data) if config.checkpoint == "auto" else Baseline.read(path)
     baseline.check()
     check_unseen(config, data, baseline.data)

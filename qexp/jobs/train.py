@@ -21,6 +21,7 @@ from qexp.cli import same_choices
 from qexp.data.base import ImageData, open_data
 from qexp.data.loaders import Loaders
 from qexp.files import file_digest
+from qexp.jobs.preprocessing import adopt_preprocessing
 from qexp.keys import key
 from qexp.model.base import load_weights, read_weights
 from qexp.model.baseline import Baseline, check_space, weights_file
@@ -170,6 +171,7 @@ def announce(config: DictConfig, data: ImageData, trainer: Trainer, place: str) 
 
 
 def main(config: DictConfig) -> None:
+    adopt_preprocessing(config, trains=True)
     baseline = train_baseline(config, open_data(config), anew=config.force)
     values = [f"{name} {baseline.metrics[name]:.4f}" for name in ("val_top1", "test_top1", "test_top5")]
     print("  ".join([*values, f"{baseline.seconds:.0f} s", str(baseline.folder)]))

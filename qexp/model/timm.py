@@ -10,7 +10,30 @@ from typing import Any
 from torch import nn
 
 from qexp.model.pretrained import SECONDS, downloaded, fetched, hub_folder, taken_over
-from qexp.types import UserError, nearest
+from qexp.types import Preprocessing, UserError, nearest
+
+
+def preprocessing(name: str, in_channels: int) -> Preprocessing | None:
+    """How images were prepared for the weights of a network of timm, as its configuration says.
+
+    Returns:
+        The preprocessing, or None if the name is unknown or timm is not installed, which `build` then says.
+    """
+    try:
+        import timm
+    except ImportError:
+        return None
+    architecture, _, tag = name.partition(".")
+    if architecture not in timm.list_models():
+        return None
+    known = timm.models.resolve_pretrained_cfg(architecture, tag)
+    size, stretched = (known.input_size[1], known.input_size[2]), known.crop_mode == "squash"
+    grey = in_channels == 1  # timm adds up the weights of the three colours
+    mean, std = ((sum(v) / len(v),) if grey else tuple(v) for v in (known.mean, known.std))
+    return Preprocessing(
+        in_channels, size, mean, std, "stretch" if stretched else "crop",
+        None if stretched else int(size[0] / known.crop_pct), known.interpolation,
+    )  # fmt: skip
 
 
 def build(

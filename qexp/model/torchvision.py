@@ -8,7 +8,22 @@ from torch import nn
 from torchvision import models
 
 from qexp.model.pretrained import downloaded, taken_over
-from qexp.types import UserError, nearest
+from qexp.types import Preprocessing, UserError, nearest
+
+
+def preprocessing(name: str, in_channels: int) -> Preprocessing | None:
+    """How images were prepared for torchvision's default weights of a network, as the weights say it themselves.
+
+    Returns:
+        The preprocessing, or None if the name is unknown, which `build` then says.
+    """
+    if name not in models.list_models(module=models):
+        return None
+    said = models.get_model_weights(name).DEFAULT.transforms()
+    (side,), (resize_to,) = said.crop_size, said.resize_size
+    return Preprocessing(
+        3, (side, side), tuple(said.mean), tuple(said.std), "crop", resize_to, said.interpolation.value
+    )
 
 
 def build(name: str, num_classes: int, in_channels: int, pretrained: bool, **arguments: Any) -> nn.Module:
