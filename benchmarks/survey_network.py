@@ -48,9 +48,9 @@ def pictures(size: int, images: int, calibration: int) -> Clouds:
     """Pretend images: `images` of 3 x size x size in the test part, and `calibration` to find ranges on."""
     data = Clouds(
         images=max(images, 2 * calibration), num_classes=CLASSES, name="clouds", preprocess="data", image_size=size,
-        channels=3, cache_dir="", eval_batch_size=64, seed=0, split_seed=0, validation_share=0.1, calibration_images=calibration,
-        augmentation=Augmentation(0, False, 0), resize="stretch", resize_to=None, interpolation="bilinear",
-        orient=False, mean="auto", std="auto", pixel_range=1, transform=None,
+        channels=3, cache_dir="", eval_batch_size=64, seed=0, split_seed=0, validation_share=0.1,
+        calibration_images=calibration, augmentation=Augmentation(0, False, 0), resize="stretch", resize_to=None,
+        interpolation="bilinear", orient=False, mean="auto", std="auto", pixel_range=1, transform=None,
     )  # fmt: skip
     data.open()
     return data
