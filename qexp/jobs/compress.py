@@ -10,11 +10,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from qexp.data.base import ImageData
-from qexp.jobs.artifact_factory import prepare
+from qexp.jobs.artifact_factory import ASSUMED, prepare
 from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, measure, test_images
 from qexp.jobs.run import JobPlan, run_job
 from qexp.measure.images import EvaluationSet
 from qexp.types import Artifact
+
+NEAR_CHANCE = 4  # times as good as chance, above which a network seems to see what it was trained on
 
 
 def main(config: DictConfig) -> None:
@@ -34,18 +36,17 @@ def compress(config: DictConfig) -> JobPlan:
         return next(iter(accepted_by(engines, lambda engine: factory.artifact(method, engine), {}).values()))
 
     def run() -> Outcome:
-        notes = dict(factory.notes)
+        tested = prepare_images(config, factory.data)
+        notes = {**factory.notes, **factory.data.notes()}
+        for name, note in factory.data.notes().items():
+            print(f"  {name}: {note}", flush=True)
         candidates = accepted_by(engines, lambda engine: factory.candidate(method, engine), notes)
         baseline = factory.candidate(fp32, baseline_engine, persistent=True)
         compared = accepted_by(fp32_engines, lambda engine: factory.candidate(fp32, engine), {})
-        return measure(
-            config,
-            candidates,
-            baseline,
-            compared,
-            EvaluationSet.test(baseline.artifact, Path(config.outputs) / "cache", prepare_images(config, factory.data)),
-            notes,
-        )
+        tests = EvaluationSet.test(baseline.artifact, Path(config.outputs) / "cache", tested)
+        outcome = measure(config, candidates, baseline, compared, tests, notes)
+        hint_at_preprocessing(outcome, baseline.artifact.data.num_classes)
+        return outcome
 
     reference = identities({"baseline": baseline_engine}, factory.named(fp32))
     return JobPlan(
@@ -66,6 +67,21 @@ def prepare_images(config: DictConfig, data: ImageData) -> int | None:
     if accuracy and accuracy.part != "test":
         data.prepare_evaluation("validation", accuracy.images)
     return test
+
+
+def hint_at_preprocessing(outcome: Outcome, num_classes: int) -> None:
+    """Say that wrong preprocessing may be why the fp32 network is hardly better than chance, where it was assumed."""
+    values = {measurement.name: measurement.value for measurement in outcome.measurements}
+    if ASSUMED not in outcome.notes or not {"top1", "top1_drop"} <= values.keys():
+        return
+    top1 = values["top1"] + values["top1_drop"]
+    if top1 < min(NEAR_CHANCE / num_classes, 0.5):
+        hint = (
+            f"fp32 gets {top1:.1%} of the images right, and chance gets {1 / num_classes:.1%}: the images may "
+            "have been prepared otherwise. Give data.resize, data.interpolation, data.mean, data.std, data.pixel_range"
+        )
+        outcome.notes[ASSUMED] += f"; {hint}"
+        print(f"  {hint}", flush=True)
 
 
 def planned_params(config: DictConfig) -> dict[str, Any]:
