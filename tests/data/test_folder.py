@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -234,3 +235,41 @@ def test_unreadable_file_or_folder(make_folder: Make, images_root: Path, name: s
             make_folder().open()
     finally:
         path.chmod(mode)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_the_test_part_may_have_another_name(make_folder: Make, images_root: Path, name: str) -> None:
+    expected = every(make_folder(), "test")
+    (images_root / "test").rename(images_root / name)
+    assert np.array_equal(every(make_folder(), "test"), expected)
+
+
+def test_images_without_classes_are_enough_to_calibrate(make_folder: Make, images_root: Path, tmp_path: Path) -> None:
+    unlabelled = tmp_path / "unlabelled" / "deeper"
+    unlabelled.mkdir(parents=True)
+    expected = []
+    for file in sorted((images_root / "train").glob("*/*.png"))[:12]:
+        shutil.copy(file, unlabelled / f"{file.parent.name}-{file.name}")
+        expected.append(pixels(file))
+    shutil.rmtree(images_root / "train")
+    data = make_folder(calibration=str(unlabelled.parent), calibration_images=5)
+    data.open()
+    assert len(data.train_indices) == len(data.validation_indices) == 0
+    chosen = data.calibration().indices
+    assert np.array_equal(data.pixels("calibration", chosen), np.stack(expected)[chosen]) and len(chosen) == 5
+    values = np.stack(expected).astype(np.float64) / 255  # fewer than are needed for the statistics
+    assert data.spec.preprocessing.mean == pytest.approx(values.mean((0, 1, 2)), abs=1e-12)
+    with pytest.raises(UserError, match="has no training images"):
+        data.prepare_training()
+    with pytest.raises(UserError, match="data.calibration have no classes"):
+        data.calibration_labels()
+    data.prepare_evaluation("test", None)
+    assert json.loads((data.folder / "test.json").read_text()) == [*range(8)]
+
+
+def test_other_files_are_counted(make_folder: Make, images_root: Path) -> None:
+    for name in ("a.txt", "b.txt", "Thumbs.db"):
+        (images_root / "train" / "cat" / name).write_text("")
+    data = make_folder()
+    data.open()
+    assert data.notes() == {"other files": "3 that are no images were ignored: 2 .txt, 1 .db"}
