@@ -114,7 +114,7 @@ class Augmentation:
         from torchvision.transforms import v2
 
         kinds = {v2.MixUp: self.mixup, v2.CutMix: self.cutmix}
-        chosen = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds.items() if alpha]
+        chosen = [kind(alpha=float(alpha), num_classes=num_classes) for kind, alpha in kinds.items() if alpha]
         with _seeded(*of, "mix"):
             return v2.RandomChoice(chosen)(x, labels)
 

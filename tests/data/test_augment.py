@@ -194,7 +194,7 @@ def test_mixup_blends_images_and_labels_in_the_same_shares() -> None:
 
 
 def test_cutmix_shares_are_those_of_the_pixels() -> None:
-    x, labels, made, shares = mixed(cutmix=1.0)
+    x, labels, made, shares = mixed(cutmix=1)  # as one writes it on the command line
     others = x[torch.arange(32).roll(1)]
     own, foreign = ((made == source.float().double()).all(1) for source in (x, others))
     assert (own ^ foreign).all() and foreign.any() and own.any()
