@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache as memoised
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
 from torch import Tensor
 
-from qexp.data import augment
+from qexp.data.augment import Augmentation
 from qexp.data.options import check_whole, geometry, per_channel
 from qexp.data.pixels import factors
 from qexp.data.splitting import channel_statistics, split_train, spread
@@ -31,22 +31,6 @@ from qexp.types import DataSpec, Preprocessing, UserError, cache_name, digest, n
 DECODES_NOTHING = ("qexp.data.base", "qexp.files", "qexp.types")
 PREPROCESS = ("auto", "model", "data")
 STATISTICS = 1024  # images of which mean and deviation are taken, where no network is trained on all
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How training images are changed at random.
-
-    Raises:
-        UserError: `padding` or `cutout` is not a whole number of at least 0.
-    """
-
-    padding: int
-    flip: bool
-    cutout: int
-
-    def __post_init__(self) -> None:
-        check_whole(0, **{"augmentation.padding": self.padding, "augmentation.cutout": self.cutout})
 
 
 def open_data(config: DictConfig) -> ImageData:
@@ -136,11 +120,7 @@ class ImageData:
             channels, image_size, resize, resize_to, interpolation, orient, pixel_range, transform or ""
         )
         self.given = per_channel("mean", mean, channels), per_channel("std", std, channels)
-        padding = augmentation.padding
-        if padding >= min(self.how.size):  # there are not as many pixels to reflect
-            raise UserError(
-                f"data.augmentation.padding is {padding}; it must be less than data.image_size, {image_size}."
-            )
+        augmentation.check(self.how)
         if not name or "/" in name or name.startswith("."):
             raise UserError(f"data.name is {name!r}; give the dataset a name that can be a folder's: data.name=NAME.")
         if not 0 < validation_share < 1:
@@ -371,23 +351,32 @@ class ImageData:
         self.spec = replace(spec, preprocessing=other.preprocessing)
 
     def augment(self, images: Tensor, step: int, rank: int = 0) -> Tensor:
-        """Crop, mirror and cut out at random, in the same way for the same seed, step and rank.
+        """Crop, mirror and otherwise change images at random, in the same way for the same seed, step and rank.
 
         Args:
-            images: images[B,H,W,C] uint8.
+            images: images[B,H,W,C].
             step: Number of the training step.
             rank: Number of the process.
 
         Returns:
             The changed images, of the same shape.
         """
-        options = self.augmentation
-        generator = torch.Generator(images.device).manual_seed(int(digest([self.seed, step, rank])[:15], 16))
-        images = augment.crop_and_flip(images, options.padding, options.flip, generator)
-        if options.cutout:
-            fill = _constants(self.spec.preprocessing, images.device)[2]
-            images = augment.cutout(images, options.cutout, fill, generator)
-        return images
+        fill = _constants(self.spec.preprocessing, images.device)[2]
+        return self.augmentation.change(images, fill, self.seed, step, rank)
+
+    def mix(self, x: Tensor, labels: Tensor, step: int, rank: int = 0) -> tuple[Tensor, Tensor]:
+        """Mix normalised images with each other at random, in the same way for the same seed, step and rank.
+
+        Args:
+            x: x[B,C,H,W] float32.
+            labels: labels[B].
+            step: Number of the training step.
+            rank: Number of the process.
+
+        Returns:
+            The images with the share [B,K] float32 of each class in them; or both as they were, if none are mixed.
+        """
+        return self.augmentation.mix(x, labels, self.spec.num_classes, self.seed, step, rank)
 
 
 class Images(Protocol):

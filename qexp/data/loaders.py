@@ -81,11 +81,11 @@ class Loaders(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
-        if self.trainer and self.trainer.training:
-            # The number of batches begun before this one in all epochs. total_batch_idx counts the first two as one.
-            step = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-            images = self.data.augment(images, step, self.trainer.global_rank)
-        return self.data.normalise(images), labels
+        if not (self.trainer and self.trainer.training):
+            return self.data.normalise(images), labels
+        # The number of batches begun before this one in all epochs. total_batch_idx counts the first two as one.
+        step, rank = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready, self.trainer.global_rank
+        return self.data.mix(self.data.normalise(self.data.augment(images, step, rank)), labels, step, rank)
 
 
 def _as_it_is(batch: Any) -> Any:

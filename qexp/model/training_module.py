@@ -95,12 +95,13 @@ class TrainingModule(LightningModule):
         x, labels = batch
         logits = self(x)
         loss = self.loss(x, logits, labels)
-        self.train_metrics.update(logits.detach(), labels)
+        self.train_metrics.update(logits.detach(), labels if labels.ndim == 1 else labels.argmax(1))
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
         return loss
 
     def loss(self, x: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of logits[B,K] for labels[B], or for the share [B,K] of each class in a mixed image."""
         return nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def on_train_epoch_end(self) -> None:

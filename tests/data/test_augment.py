@@ -1,17 +1,21 @@
-"""Augmentation against plain NumPy, one image at a time."""
+"""Augmentation against plain NumPy, and against torchvision, one image at a time."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
 
-from qexp.data.augment import crop_and_flip, cutout
+from qexp.data.augment import Augmentation, crop_and_flip, cutout
 from qexp.data.folder import FolderData
+from qexp.types import UserError, digest
 
 Choice = tuple[int, int, bool]
 
@@ -117,3 +121,147 @@ def test_augment_applies_the_options(make_folder: Callable[..., FolderData]) -> 
     values = hiding.augment(images, 0).reshape(-1, 3).unique(dim=0).tolist()
     assert values == sorted([[round(255 * m) for m in how.mean], [200, 200, 200]])
     assert images.unique().tolist() == [200]  # the batch itself stays as it was
+
+
+PLAIN = {"padding": 0, "flip": False}
+NOTHING = {**PLAIN, "cutout": 0, "random_resized_crop": None, "policy": "none", "mixup": 0.0, "cutmix": 0.0}
+
+
+def options(**changed: float | str | None) -> Augmentation:
+    """No augmentation but what is asked for."""
+    return Augmentation(**{**NOTHING, **changed})  # type: ignore[arg-type]
+
+
+def seed(*of: int | str) -> int:
+    """What random numbers are seeded with. If it changed, a training that is resumed would see other batches."""
+    return int(digest([*of])[:15], 16)
+
+
+def test_the_defaults_change_a_batch_as_they_always_did(make_folder: Callable[..., FolderData]) -> None:
+    data = make_folder()
+    data.open()
+    images = torch.randint(256, (16, 8, 8, 3), dtype=torch.uint8)
+    expected = crop_and_flip(images, 2, True, generator(seed(0, 5, 1)))
+    assert torch.equal(data.augment(images, step=5, rank=1), expected)
+    x, labels = data.normalise(expected), torch.arange(16) % 2
+    assert all(a is b for a, b in zip(data.mix(x, labels, 5, 1), (x, labels), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changed", "part", "transform"),
+    [
+        ({"random_resized_crop": 0.3}, "crop", v2.RandomResizedCrop((24, 20), scale=(0.3, 1))),
+        ({"policy": "trivial"}, "policy", v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)),
+        ({"policy": "rand"}, "policy", v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR)),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_image_is_changed_as_torchvision_does(
+    changed: dict[str, float | str], part: str, transform: Callable[[Tensor], Tensor], channels: int
+) -> None:
+    images = torch.randint(256, (40, 24, 20, channels), dtype=torch.uint8)
+    before, fill = images.clone(), torch.zeros(channels, dtype=torch.uint8)
+    found = options(**changed).change(images, fill, 3, 4, 5)
+    torch.manual_seed(seed(3, 4, 5, part))
+    for image, result in zip(images, found, strict=True):
+        assert torch.equal(transform(image.permute(2, 0, 1)), result.permute(2, 0, 1))
+    assert found.dtype == torch.uint8 and torch.equal(images, before) and not torch.equal(found, images)
+
+
+def test_a_resized_crop_takes_the_place_of_the_padding() -> None:
+    images, fill = torch.randint(256, (8, 9, 9, 3), dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8)
+    crops = [options(random_resized_crop=0.5, padding=padding).change(images, fill, 1) for padding in (0, 4)]
+    assert torch.equal(*crops)
+    floats = images.float()  # as a function of the user may have made them
+    assert options(random_resized_crop=0.5).change(floats, fill, 1).dtype == torch.float32
+
+
+def mixed(images: int = 32, classes: int = 5, **alphas: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x and one-hot labels, both float64, and what becomes of them."""
+    x, labels = torch.rand(images, 3, 12, 10) + 0.5, torch.arange(images) % classes
+    made, shares = options(**alphas).mix(x, labels, classes, 7)
+    assert made.dtype == shares.dtype == torch.float32 and shares.shape == (images, classes)
+    return x.double(), nn.functional.one_hot(labels, classes).double(), made.double(), shares.double()
+
+
+def test_mixup_blends_images_and_labels_in_the_same_shares() -> None:
+    x, labels, made, shares = mixed(mixup=0.8)
+    others = torch.arange(32).roll(1)
+    one = float(shares[1, 1])  # of its own class, which its neighbour's is not
+    assert 0 < one < 1
+    torch.testing.assert_close(made, one * x + (1 - one) * x[others], rtol=0, atol=1e-6)
+    torch.testing.assert_close(shares, one * labels + (1 - one) * labels[others], rtol=0, atol=1e-6)
+
+
+def test_cutmix_shares_are_those_of_the_pixels() -> None:
+    x, labels, made, shares = mixed(cutmix=1)  # as one writes it on the command line
+    others = x[torch.arange(32).roll(1)]
+    own, foreign = ((made == source.float().double()).all(1) for source in (x, others))
+    assert (own ^ foreign).all() and foreign.any() and own.any()
+    rows, columns = foreign[0].nonzero(as_tuple=True)
+    box = torch.zeros(12, 10, dtype=torch.bool)
+    box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    assert (foreign == box).all()  # one rectangle, at the same place in all images
+    kept = own.double().mean((1, 2))[:, None]
+    torch.testing.assert_close(shares, kept * labels + (1 - kept) * labels.roll(1, 0), rtol=0, atol=1e-6)
+
+
+def test_shares_are_drawn_from_the_beta_distribution() -> None:
+    x, labels = torch.zeros(2, 3, 4, 4), torch.tensor([0, 1])
+    shares = torch.stack([options(mixup=0.4).mix(x, labels, 2, step)[1][0, 0] for step in range(2000)]).double()
+    # Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)); the deviation of the mean is 0.008.
+    assert abs(float(shares.mean()) - 0.5) < 0.035 and abs(float(shares.var()) - 1 / 7.2) < 0.012
+
+
+def test_of_mixup_and_cutmix_each_batch_draws_one() -> None:
+    x, labels = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)]), torch.tensor([0, 1])
+    cut = 0
+    for step in range(400):
+        made, _ = options(mixup=1.0, cutmix=1.0).mix(x, labels, 2, step)
+        cut += bool(((made == 0) | (made == 1)).all())
+    assert abs(cut - 200) < 4.5 * 10
+
+
+def test_mixing_is_fixed_by_seed_step_and_rank(make_folder: Callable[..., FolderData]) -> None:
+    chosen = {"random_resized_crop": 0.3, "policy": "trivial", "mixup": 0.5, "cutmix": 1.0}
+    data, reseeded = make_folder(augmentation=chosen), make_folder(augmentation=chosen, seed=1)
+    images, labels = torch.randint(256, (16, 8, 8, 3), dtype=torch.uint8), torch.arange(16) % 2
+
+    def batch(data: FolderData, step: int, rank: int) -> tuple[Tensor, Tensor]:
+        data.open()
+        return data.mix(data.normalise(data.augment(images, step, rank)), labels, step, rank)
+
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    x, shares = batch(data, 5, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert all(torch.equal(a, b) for a, b in zip(batch(data, 5, 0), (x, shares), strict=True))
+    others = [batch(data, 6, 0), batch(data, 5, 1), batch(reseeded, 5, 0)]
+    assert not any(torch.equal(x, other) or torch.equal(shares, share) for other, share in others)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"random_resized_crop": 1}, "random_resized_crop is 1; give the smallest share of the area .*between 0 and 1"),
+        ({"random_resized_crop": 0.0}, "random_resized_crop is 0.0; give"),
+        ({"random_resized_crop": "half"}, "random_resized_crop is 'half'; give"),
+        ({"random_resized_crop": True}, "random_resized_crop is True; give"),
+        ({"policy": "trivia"}, "policy is 'trivia': did you mean 'trivial'. Known: none, rand, trivial"),
+        ({"policy": None}, "policy is None: .*Known: none, rand, trivial"),
+        ({"mixup": -0.2}, "mixup is -0.2; give alpha of the beta distribution, a number above 0, or 0 for none"),
+        ({"mixup": None}, "mixup is None; give alpha"),
+        ({"cutmix": True}, "cutmix is True; give alpha"),
+        ({"cutmix": math.inf}, "cutmix is inf; give alpha"),
+    ],
+)
+def test_wrong_options_are_errors(changed: dict[str, float | str | None], message: str) -> None:
+    with pytest.raises(UserError, match=rf"^data\.augmentation\.{message}"):
+        options(**changed)
+
+
+@pytest.mark.parametrize("name", ["trivial", "rand"])
+def test_a_policy_takes_no_images_of_a_function_of_the_user(name: str, make_folder: Callable[..., FolderData]) -> None:
+    with pytest.raises(UserError, match=f"policy={name} needs images of 8 bits, and data.transform=some.function"):
+        make_folder(transform="some.function", augmentation={"policy": name})

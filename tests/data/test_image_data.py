@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -194,3 +195,23 @@ def test_fed_by_lightning(make_folder: Make) -> None:
         begun = len(expected)
         expected += [data.normalise(data.augment(images, begun + index)) for index, (images, _) in enumerate(loader)]
     assert all(torch.equal(x, y) for x, y in zip(network.fed["train"], expected, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_resumed_training_is_fed_the_same_mixed_images(make_folder: Make, tmp_path: Path) -> None:
+    chosen = {"random_resized_crop": 0.3, "policy": "trivial", "mixup": 0.5, "cutmix": 1.0}
+    quiet: dict[str, Any] = {
+        "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+    }  # fmt: skip
+
+    def fed(epochs: int, checkpoint: Path | None = None) -> list[Tensor]:
+        trainer, network = Trainer(accelerator="cpu", max_epochs=epochs, num_sanity_val_steps=0, **quiet), Watching()
+        data = make_folder(validation_share=0.4, augmentation=chosen)
+        trainer.fit(network, Loaders(data, 4), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return network.fed["train"]
+
+    first, whole = fed(1), fed(2)
+    rest = fed(2, tmp_path / "1.ckpt")
+    assert len(first) == len(rest) == 3
+    assert all(torch.equal(x, y) for x, y in zip([*first, *rest], whole, strict=True))

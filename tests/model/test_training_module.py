@@ -145,6 +145,28 @@ def test_label_smoothing(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> N
     torch.testing.assert_close(module.training_step((logits, labels), 0), expected)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_loss_and_accuracy_of_mixed_images(monkeypatch: pytest.MonkeyPatch, smoothing: float, share: float) -> None:
+    """Methods that fine-tune share this module, with a teacher that is shown the same images."""
+    changed = {"label_smoothing": smoothing, "distillation": share, "temperature": 2}
+    recipe = instantiate(configured.composed("method=prune").method.recipe, **changed)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    module = FineTuningModule(nn.Flatten(), teacher, 4, recipe)
+    monkeypatch.setattr(module, "log", lambda *a, **k: None)
+    monkeypatch.setattr(module, "log_dict", lambda *a, **k: None)
+    x, shares = torch.randn(6, 4, 1, 1), torch.rand(6, 4).softmax(1)
+    found = module.training_step((x, shares), 0).detach().double()
+    logits = x.flatten(1).double()
+    target = (1 - smoothing) * shares.double() + smoothing / 4
+    wanted = -(target * logits.log_softmax(1)).sum(1).mean()
+    p = (teacher(x).detach().double() / 2).softmax(1)
+    distance = 4 * (p * (p.log() - (logits / 2).log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(found, (1 - share) * wanted + share * distance, rtol=1e-5, atol=1e-6)
+    right = (logits.argmax(1) == shares.argmax(1)).double().mean()
+    assert float(module.train_metrics.compute()["train_top1"]) == pytest.approx(float(right))
+
+
 class Seen(nn.Module):
     """Logits from one linear layer; remembers what it was given and computed in."""
 
