@@ -52,14 +52,14 @@ class Augmentation:
 def open_data(config: DictConfig) -> ImageData:
     """Make and open the dataset of `config.data`.
 
-    Its name and number of classes are put into the config, where the model finds them.
+    Its name and the number of the network's logits are put into the config, where the model finds them.
 
     Raises:
         UserError: Options are missing or wrong, or images are missing, corrupt or contradictory.
     """
     data = _build(config.data)
     spec = data.open()
-    config.data.name, config.data.num_classes = spec.name, spec.num_classes
+    config.data.name, config.data.num_classes = spec.name, spec.network_outputs
     return data
 
 
@@ -192,7 +192,8 @@ class ImageData:
         decoder = key("decoder", code=code, without=without, version=self.source_version())[:8]
         self.folder = self.cache_dir / "data" / cache_name(self.name, content, decoder)
         names, self.splits = self._opened()
-        if self.num_classes not in (None, len(names)):
+        logits, outputs = self.selected()
+        if self.num_classes not in (None, outputs or len(names)):
             raise UserError(
                 f"data.num_classes is {self.num_classes}, but {self.name} has {len(names)} classes. Leave it null."
             )
@@ -205,6 +206,7 @@ class ImageData:
         return DataSpec(
             name=self.name, class_names=names, preprocessing=replace(self.how, mean=mean, std=std), digest=content,
             split_seed=self.split_seed, pretend=self.pretend, validation_share=self.validation_share, decoder=decoder,
+            logits=logits, outputs=outputs,
         )  # fmt: skip
 
     def _opened(self) -> tuple[tuple[str, ...], dict[str, Split]]:
@@ -221,6 +223,10 @@ class ImageData:
             for part, split in splits.items():
                 split.prepare(np.arange(len(split.labels)), partial(self.decode, part))
         return names, splits
+
+    def selected(self) -> tuple[tuple[int, ...], int]:
+        """Which logits of a network the classes are, and how many it has. Empty and 0 if it has no others."""
+        return (), 0
 
     def notes(self) -> dict[str, str]:
         """What records and the screen say of the images, by name."""
