@@ -14,6 +14,7 @@ from qexp.data.base import ImageData, _build, open_data
 from qexp.types import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
+NEEDED = {"dataset": [f"data.{part}._target_=torchvision.datasets.FakeData" for part in ("train", "test")]}
 NAMES = sorted(file.stem for file in (CONF / "data").glob("[!_]*.yaml"))
 Compose = Callable[..., DictConfig]
 
@@ -27,7 +28,7 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compose
 
 
 def test_there_are_yamls() -> None:
-    assert {"cifar10", "cifar100", "digits", "folder", "mnist", "random"} <= set(NAMES)
+    assert {"cifar10", "cifar100", "dataset", "digits", "folder", "mnist", "random"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,7 +36,7 @@ def test_every_yaml_makes_a_dataset(
     name: str, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QEXP_DATA", str(tmp_path))
-    config = compose(f"data={name}")
+    config = compose(f"data={name}", *NEEDED.get(name, []))
     assert issubclass(get_class(config.data._target_), ImageData)
     data = _build(config.data)
     assert data.name and data.seed == config.seed
