@@ -357,6 +357,11 @@ class ImageData:
                 f"({', '.join(other.class_names[:5])}, ...), {self.name} has {spec.num_classes} of {spec.input_shape} "
                 f"({', '.join(spec.class_names[:5])}, ...). Choose the data it was trained on."
             )
+        if (other.logits, other.outputs) != (spec.logits, spec.outputs):
+            raise UserError(
+                f"The baseline was trained to answer with the logits {_as_listed(other)}, and {self.name} asks for "
+                f"{_as_listed(spec)}. Give the data.classes and data.among that it was trained with."
+            )
         theirs, own = other.preprocessing.geometry, spec.preprocessing.geometry
         if different := [name for name in own if own[name] != theirs[name]]:
             raise UserError(
@@ -432,6 +437,12 @@ class CalibrationImages:
     def split(self, batch: int) -> Iterator[Tensor]:
         """x[B,C,H,W] float32 of all images, at most `batch` at a time."""
         return (self[start : start + batch] for start in range(0, len(self), batch))
+
+
+def _as_listed(spec: DataSpec) -> str:
+    """Which of a network's logits are the classes, for a message."""
+    first = ", ".join(map(str, spec.logits[:5])) + ", ..." * (len(spec.logits) > 5)
+    return f"{first} of {spec.outputs}" if spec.logits else "of its classes alone"
 
 
 def _as_override(value: Any) -> str:

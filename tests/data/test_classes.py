@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,18 @@ def test_each_way_is_other_data_and_is_found_again(make_folder: Make, birds: Pat
     assert len({spec.digest for spec in specs}) == 3
     again = make_folder(root=str(birds), **ways[2], num_classes=1000)  # as the config says after the first time
     assert again.open() == specs[2] and again.splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_baseline_of_other_logits_is_refused(make_folder: Make, birds: Path) -> None:
+    data = make_folder(root=str(birds), classes="imagenet", among="own")
+    trained = data.open()
+    data.normalise_like(trained)
+    with pytest.raises(
+        UserError, match=r"logits 0, 1, 998 of 1000, and birds asks for 0, 1, 999 of 1000\. Give the data"
+    ):
+        data.normalise_like(replace(trained, logits=(0, 1, 998)))
+    with pytest.raises(UserError, match=r"the logits of its classes alone, and"):
+        data.normalise_like(replace(trained, logits=(), outputs=0))
 
 
 def test_calibration_images_have_no_class_to_be_mapped(make_folder: Make, birds: Path, images_root: Path) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 import hydra
 import numpy as np
 import pytest
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 from PIL import Image
 from torchvision.datasets import FakeData, ImageFolder
 
 from qexp.data.base import open_data
 from qexp.data.dataset import TWICE, DatasetData
+from qexp.errors import explain
 from qexp.types import UserError
 from tests import configured
 from tests.data.support import every
@@ -280,6 +282,13 @@ def test_what_is_missing_on_the_command_line(
 ) -> None:
     with pytest.raises(UserError, match=message):
         open_data(compose(*overrides))
+
+
+def test_a_node_given_whole_needs_a_plus(compose: Callable[..., DictConfig]) -> None:
+    with pytest.raises(ConfigCompositionException) as raised:
+        compose(f"data.train={{_target_: {TOY}, size: 6}}")
+    message = "There is no data.train.size. To give data.train keys of its own, put + before it: +data.train={...}."
+    assert explain(raised.value) == message
 
 
 def test_files_that_are_nowhere_listed_are_not_seen(make: Make, tmp_path: Path) -> None:
