@@ -141,7 +141,7 @@ class FolderData(MappedData):
     def _listed(self) -> Listed:
         """What the file of labels lists."""
         assert self.labels_file
-        return read_labels(self.labels_file, self._states, self.calibration_folder is not None)
+        return read_labels(self.labels_file, self.root, self._states, self.calibration_folder is not None)
 
     def _named(self) -> list[tuple[str, str, os.stat_result]]:
         """Part, name and size and times of each file. Names are relative to the folder of the part, or to the root."""

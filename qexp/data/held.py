@@ -48,7 +48,7 @@ class Held:
         if isinstance(value, bytes):
             return hashlib.sha256(value).hexdigest()
         if isinstance(value, dict):
-            return [[self._of(name), self._of(each)] for name, each in value.items()]
+            return self._of_dict(value)
         if isinstance(value, (list, tuple)):
             return [self._of(each) for each in value]
         if isinstance(value, np.ndarray):
@@ -56,6 +56,16 @@ class Held:
         if hasattr(value, "to_numpy"):  # tables of pandas
             return self._of(value.to_numpy())
         return self._of_object(value)
+
+    def _of_dict(self, values: dict[Any, Any]) -> Any:
+        lists: dict[int, Any] = {}  # torchvision has some twice, which may name a million files
+        found = []
+        for name, value in values.items():
+            if isinstance(value, list) and lists.setdefault(id(value), name) != name:
+                found.append([self._of(name), "is", self._of(lists[id(value)])])
+            else:
+                found.append([self._of(name), self._of(value)])
+        return found
 
     def _of_object(self, value: Any) -> Any:
         name = f"{type(value).__module__}.{type(value).__qualname__}"

@@ -58,7 +58,7 @@ class Listed:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-def read_labels(file: Path, images: Iterable[str], may_lack_train: bool) -> Listed:
+def read_labels(file: Path, root: Path, images: Iterable[str], may_lack_train: bool) -> Listed:
     """Find the images that a file lists among those below a root.
 
     A part column decides which images are for the test. Without one, those below a folder train/ are trained on and
@@ -67,13 +67,14 @@ def read_labels(file: Path, images: Iterable[str], may_lack_train: bool) -> List
 
     Args:
         file: The file, whose first line names its columns.
+        root: The folder that the images lie in.
         images: Names of the images that there are, relative to the root.
         may_lack_train: Whether there may be test images only.
 
     Raises:
         UserError: The file cannot be read, lacks columns, or contradicts itself or the images.
     """
-    rows, places = _rows(file), _Places(file, images)
+    rows, places = _rows(file), _Places(root, images)
     found: dict[str, Row] = {}
     for row in rows:
         name = places.find(row)
@@ -147,24 +148,26 @@ class _Places:
     """The images below a root, by what a file may call them.
 
     Args:
-        file: The file of labels.
+        root: The root.
         images: Names of the images, relative to the root.
     """
 
-    def __init__(self, file: Path, images: Iterable[str]):
-        self.file, self.names = file, {*images}
+    def __init__(self, root: Path, images: Iterable[str]):
+        self.root, self.names = root.absolute().as_posix(), {*images}
         self.count = len(self.names)
         self.without_suffix: dict[str, list[str]] = {}
         for name in sorted(self.names):
             self.without_suffix.setdefault(os.path.splitext(name)[0], []).append(name)
 
     def find(self, row: Row) -> str:
-        """The image that a row means: relative to the folder of its part or to the root, perhaps without its suffix.
+        """The image that a row means: its path from the folder of its part or from the root, or its whole path.
+
+        The suffix may be missing.
 
         Raises:
             UserError: There is none, or several fit.
         """
-        name = posixpath.normpath(row.name.replace("\\", "/"))
+        name = posixpath.normpath(row.name.replace("\\", "/")).removeprefix(f"{self.root}/")
         beside = [word for words in PARTS.values() if not row.part or row.part in words for word in words]
         places = [name, *(f"{folder}/{name}" for folder in beside)]
         found = [place for place in places if place in self.names]

@@ -52,6 +52,19 @@ def test_opened_data_tell_the_config_what_they_found(compose: Compose, images_ro
     assert open_data(config).spec.num_classes == config.model.num_classes == 10
 
 
+def test_a_network_whose_logits_are_selected_is_built_with_all_of_them(compose: Compose, images_root: Path) -> None:
+    (images_root / "classes.txt").write_text("cat 281\ndog 207\n")
+    rows = [f"train/{kind}/00{number},{kind}" for kind in ("cat", "dog") for number in range(10)]
+    (images_root / "labels.csv").write_text("\n".join(["file,class", *rows]))
+    given = [f"data.root={images_root}", f"data.classes={images_root}/classes.txt", "data.among=own"]
+    for further in ([], ["data.labels=labels.csv"]):
+        config = compose("data=folder", *given, *further, "data.num_classes=1000")
+        data = open_data(config)
+        assert (config.data.num_classes, config.model.num_classes, data.spec.num_classes) == (1000, 1000, 2)
+        assert data.spec.logits == (207, 281)
+        assert open_data(config).spec == data.spec, "the config may be used again"
+
+
 def test_no_root(compose: Compose, images_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         UserError, match=r"data\.root is not set\. Give data\.root=.* or set the environment variable QEXP_DATA"

@@ -105,6 +105,12 @@ def test_names_without_suffix_quotes_and_a_byte_order_mark(make_folder: Make, pe
     assert {**found["train"], **found["test"]}[3] == "terrier, large"
 
 
+def test_whole_paths(make_folder: Make, pets: Path) -> None:
+    write(pets, "class,path", *(f"{number % 2},{pets}/photos/{number}.png" for number in range(10)))
+    _, found = opened(make_folder, pets)
+    assert {**found["train"], **found["test"]} == {n: str(n % 2) for n in range(10)}
+
+
 def test_one_image_of_each_class_leaves_none_to_test_on(make_folder: Make, pets: Path) -> None:
     write(pets, "class,ignored,file", *(f"{number},x,photos\\{number % 10}.png" for number in range(1, 11)), "")
     with pytest.raises(UserError, match="no class with two images"):
