@@ -27,8 +27,9 @@ from qexp.files import write_json
 from qexp.keys import key
 from qexp.types import DataSpec, Preprocessing, UserError, cache_name, digest, nearest
 
-# Sources import these too, but they do not decode: a change of them keeps the decoded images.
-DECODES_NOTHING = ("qexp.data.base", "qexp.files", "qexp.types")
+# Sources import these too, but they do not decode: a change of them keeps the decoded images. All that a file of labels
+# says is in the digest of the images.
+DECODES_NOTHING = ("qexp.data.base", "qexp.data.labels", "qexp.files", "qexp.types")
 PREPROCESS = ("auto", "model", "data")
 STATISTICS = 1024  # images of which mean and deviation are taken, where no network is trained on all
 
