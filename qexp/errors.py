@@ -180,6 +180,8 @@ def unknown_key(asked: str, error: OmegaConfBaseException) -> str:
     node = error.parent_node
     assert isinstance(node, DictConfig)
     place = f"{node._get_full_key(None)}."  # the last node on the way to the key that exists
+    if asked == place[:-1]:  # it was given as {key: value, ...}
+        return f"There is no {asked}.{error.key}. To give {asked} keys of its own, put + before it: +{asked}={{...}}."
     name = asked.removeprefix(place)
     below = [f"{place}{path}" for path in paths(node) if path.endswith(f".{name}")] if name != asked else []
     if below:

@@ -124,6 +124,9 @@ class DataSpec:
         validation_share: Share of each class of the training images that is in the validation part.
         decoder: Key of the code that decodes the images, and of the version of their files. Empty in files of earlier
             versions.
+        logits: Where the network answers with some of its logits only, their indices, one for each class. Otherwise
+            empty, as in files of earlier versions.
+        outputs: Number of logits of the network that `logits` are taken from, or 0.
 
     Raises:
         UserError: There are fewer than two classes.
@@ -137,6 +140,8 @@ class DataSpec:
     pretend: bool = False
     validation_share: float = 0.1
     decoder: str = ""
+    logits: tuple[int, ...] = ()
+    outputs: int = 0
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
@@ -145,6 +150,11 @@ class DataSpec:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def network_outputs(self) -> int:
+        """Number of logits that the network is built with, which may be more than the classes that it answers with."""
+        return self.outputs or self.num_classes
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

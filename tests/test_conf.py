@@ -32,6 +32,7 @@ NEEDED = {
     "timm": ["model.name=test_resnet"],
     "torchvision": ["model.name=resnet18"],
     "folder": ["data.root=somewhere", "data.name=x"],
+    "dataset": [f"data.{part}._target_=torchvision.datasets.FakeData" for part in ("train", "test")],
     "server": ["tracking.uri=http://somewhere:5000"],
 }
 

@@ -27,8 +27,9 @@ from qexp.files import write_json
 from qexp.keys import key
 from qexp.types import DataSpec, Preprocessing, UserError, cache_name, digest, nearest
 
-# Sources import these too, but they do not decode: a change of them keeps the decoded images.
-DECODES_NOTHING = ("qexp.data.base", "qexp.files", "qexp.types")
+# Sources import these too, but they do not decode: a change of them keeps the decoded images. All that a file of labels
+# says is in the digest of the images.
+DECODES_NOTHING = ("qexp.data.base", "qexp.data.labels", "qexp.files", "qexp.types")
 PREPROCESS = ("auto", "model", "data")
 STATISTICS = 1024  # images of which mean and deviation are taken, where no network is trained on all
 
@@ -36,14 +37,14 @@ STATISTICS = 1024  # images of which mean and deviation are taken, where no netw
 def open_data(config: DictConfig) -> ImageData:
     """Make and open the dataset of `config.data`.
 
-    Its name and number of classes are put into the config, where the model finds them.
+    Its name and the number of the network's logits are put into the config, where the model finds them.
 
     Raises:
         UserError: Options are missing or wrong, or images are missing, corrupt or contradictory.
     """
     data = _build(config.data)
     spec = data.open()
-    config.data.name, config.data.num_classes = spec.name, spec.num_classes
+    config.data.name, config.data.num_classes = spec.name, spec.network_outputs
     return data
 
 
@@ -172,7 +173,8 @@ class ImageData:
         decoder = key("decoder", code=code, without=without, version=self.source_version())[:8]
         self.folder = self.cache_dir / "data" / cache_name(self.name, content, decoder)
         names, self.splits = self._opened()
-        if self.num_classes not in (None, len(names)):
+        logits, outputs = self.selected()
+        if self.num_classes not in (None, outputs or len(names)):
             raise UserError(
                 f"data.num_classes is {self.num_classes}, but {self.name} has {len(names)} classes. Leave it null."
             )
@@ -185,6 +187,7 @@ class ImageData:
         return DataSpec(
             name=self.name, class_names=names, preprocessing=replace(self.how, mean=mean, std=std), digest=content,
             split_seed=self.split_seed, pretend=self.pretend, validation_share=self.validation_share, decoder=decoder,
+            logits=logits, outputs=outputs,
         )  # fmt: skip
 
     def _opened(self) -> tuple[tuple[str, ...], dict[str, Split]]:
@@ -201,6 +204,10 @@ class ImageData:
             for part, split in splits.items():
                 split.prepare(np.arange(len(split.labels)), partial(self.decode, part))
         return names, splits
+
+    def selected(self) -> tuple[tuple[int, ...], int]:
+        """Which logits of a network the classes are, and how many it has. Empty and 0 if it has no others."""
+        return (), 0
 
     def notes(self) -> dict[str, str]:
         """What records and the screen say of the images, by name."""
@@ -331,6 +338,11 @@ class ImageData:
                 f"({', '.join(other.class_names[:5])}, ...), {self.name} has {spec.num_classes} of {spec.input_shape} "
                 f"({', '.join(spec.class_names[:5])}, ...). Choose the data it was trained on."
             )
+        if (other.logits, other.outputs) != (spec.logits, spec.outputs):
+            raise UserError(
+                f"The baseline was trained to answer with the logits {_as_listed(other)}, and {self.name} asks for "
+                f"{_as_listed(spec)}. Give the data.classes and data.among that it was trained with."
+            )
         theirs, own = other.preprocessing.geometry, spec.preprocessing.geometry
         if different := [name for name in own if own[name] != theirs[name]]:
             raise UserError(
@@ -415,6 +427,12 @@ class CalibrationImages:
     def split(self, batch: int) -> Iterator[Tensor]:
         """x[B,C,H,W] float32 of all images, at most `batch` at a time."""
         return (self[start : start + batch] for start in range(0, len(self), batch))
+
+
+def _as_listed(spec: DataSpec) -> str:
+    """Which of a network's logits are the classes, for a message."""
+    first = ", ".join(map(str, spec.logits[:5])) + ", ..." * (len(spec.logits) > 5)
+    return f"{first} of {spec.outputs}" if spec.logits else "of its classes alone"
 
 
 def _as_override(value: Any) -> str:

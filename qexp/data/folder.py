@@ -1,4 +1,4 @@
-"""The user's own images, in the files ROOT/{train,test}/CLASS/*.{png,jpg,jpeg,webp,bmp,...}."""
+"""The user's own images, in the files ROOT/{train,test}/CLASS/*.{png,jpg,jpeg,webp,bmp,...} or listed in a file."""
 
 from __future__ import annotations
 
@@ -12,29 +12,36 @@ from typing import Any
 
 import numpy as np
 
-from qexp.data.base import ImageData
+from qexp.data.classes import MappedData
+from qexp.data.labels import PARTS, Listed, read_labels
 from qexp.data.reading import SUFFIXES, is_image, read_image
-from qexp.data.store import Listing, progress
+from qexp.data.store import progress
+from qexp.data.walking import entries, first, images_below
 from qexp.types import UserError, digest
 
-PARTS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}  # names of their folders, best first
-LAYOUT = "Expected ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE (or val, valid, validation)"
+LAYOUT = (
+    "Expected ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE (or val, valid, validation), or data.labels=FILE.csv, "
+    "which lists images with their classes"
+)
 AT_ONCE = 64  # images that are decoded side by side, and kept until they are written
 
+Files = dict[str, list[tuple[Path, os.stat_result, int]]]  # of each part, with sizes and times, and labels
 
-class FolderData(ImageData):
-    """Images in one folder for each class, which has the name of the class.
+
+class FolderData(MappedData):
+    """Images in one folder for each class, which has the name of the class, or in any folders and listed in a file.
 
     Folders may be nested below that of their class. Links are followed. Hidden files are ignored, and so are files
     that are no images, of which `notes` tells.
 
-    The names and sizes of all files say which images these are, and so a copy of the folder is the same data; reading
-    a million files to make sure would take an hour. Their times are looked at as well: where one has changed, images
-    are decoded anew, and what was made from them is made anew.
+    The names, sizes and classes of all files say which images these are, and so a copy of the folder is the same data;
+    reading a million files to make sure would take an hour. Their times are looked at as well: where one has changed,
+    images are decoded anew, and what was made from them is made anew.
 
     Args:
         root: The folder.
         name: Name of the data, or None for that of the folder.
+        labels: File that lists the images, as qexp.data.labels reads it, or None for class folders.
         calibration: Folder of unlabelled images to calibrate with, or None for training images. With it, the folder
             needs no training part.
         skip_broken: Whether files that cannot be read are left out and counted.
@@ -44,10 +51,14 @@ class FolderData(ImageData):
         UserError: No root is given.
     """
 
-    def __init__(self, root: str | None, name: str | None, calibration: str | None, skip_broken: bool, **common: Any):
+    def __init__(
+        self, root: str | None, name: str | None, labels: str | None, calibration: str | None, skip_broken: bool,
+        **common: Any,
+    ):  # fmt: skip
         if not root:
             raise UserError("data.root is empty. Give data.root=FOLDER or set the environment variable QEXP_DATA.")
         self.root = Path(root).expanduser()
+        self.labels_file = _labels_file(labels, self.root) if labels else None
         self.calibration_folder = Path(calibration).expanduser() if calibration else None
         self.skip_broken = skip_broken
         self.skipped: Counter[str] = Counter()  # files that are no images, by suffix
@@ -68,11 +79,11 @@ class FolderData(ImageData):
 
     def _classes(self, part: str) -> list[Path]:
         folder = self._folder(part)
-        entries = _entries(folder)
-        stray = [entry.name for entry in entries if not entry.is_dir() and is_image(entry.name)]
+        inside = entries(folder)
+        stray = [entry.name for entry in inside if not entry.is_dir() and is_image(entry.name)]
         if stray:
-            raise UserError(f"{folder} holds images that belong to no class: {_first(stray)}. {LAYOUT}.")
-        return [folder / entry.name for entry in entries if entry.is_dir()]
+            raise UserError(f"{folder} holds images that belong to no class: {first(stray)}. {LAYOUT}.")
+        return [folder / entry.name for entry in inside if entry.is_dir()]
 
     def _class_names(self) -> tuple[str, ...]:
         parts = ["test"] if self.calibration_folder and not (self.root / "train").is_dir() else ["train", "test"]
@@ -80,7 +91,7 @@ class FolderData(ImageData):
         if not names[parts[0]]:
             raise UserError(f"{self._folder(parts[0])} holds no class folders. {LAYOUT}.")
         if len(parts) == 2 and names["train"] != names["test"]:
-            only = [_first(sorted({*names[one]} - {*names[other]})) for one, other in (parts, parts[::-1])]
+            only = [first(sorted({*names[one]} - {*names[other]})) for one, other in (parts, parts[::-1])]
             raise UserError(
                 f"The classes below {self.root} differ: only in train: {only[0]}; only in test: {only[1]}. "
                 "Both parts need the same class folders."
@@ -88,60 +99,78 @@ class FolderData(ImageData):
         return tuple(names["test"])
 
     @cached_property
-    def files(self) -> dict[str, list[tuple[Path, os.stat_result, int]]]:
-        """The image files of each part with their sizes, times and labels, sorted by class and name."""
-        found: dict[str, list[tuple[Path, os.stat_result, int]]] = {"train": []}
+    def files(self) -> Files:
+        """The image files of each part, sorted by class and name."""
+        found = self._listed_files() if self.labels_file else self._files_in_class_folders()
+        if folder := self.calibration_folder:
+            found["calibration"] = [(file, state, 0) for file, state in images_below(folder, self.skipped)]
+            if not found["calibration"]:
+                raise UserError(f"data.calibration={folder} holds no images.")
+        return found
+
+    def _files_in_class_folders(self) -> Files:
         self._class_names()
+        found: Files = {"train": []}
         for part in PARTS:
             if part == "train" and self.calibration_folder and not (self.root / "train").is_dir():
                 continue
             found[part] = []
             for label, folder in enumerate(self._classes(part)):
-                images = [(file, state, label) for file, state in self._images(folder)]
+                images = [(file, state, label) for file, state in images_below(folder, self.skipped)]
                 if not images:
                     raise UserError(
                         f"{folder} holds no images (looked for {', '.join(sorted(SUFFIXES))}). Fill it or remove it."
                     )
                 found[part] += images
-        if self.calibration_folder:
-            found["calibration"] = [(file, state, 0) for file, state in self._images(self.calibration_folder)]
-            if not found["calibration"]:
-                raise UserError(f"data.calibration={self.calibration_folder} holds no images.")
         return found
 
-    def _images(self, folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, os.stat_result]]:
-        """All images below a folder, sorted by name."""
-        real = folder.resolve()
-        if real in above:
-            raise UserError(f"{folder} is a link to a folder above itself, so that there is no end. Remove it.")
-        for entry in _entries(folder):
-            if entry.is_dir():
-                yield from self._images(folder / entry.name, (*above, real))
-            elif is_image(entry.name):
-                yield folder / entry.name, _state(entry)
-            else:
-                self.skipped[os.path.splitext(entry.name)[1] or entry.name] += 1
+    def _listed_files(self) -> Files:
+        states = self._states
+        return {
+            part: [(self.root / name, states[name], label) for name, label in images]
+            for part, images in self._listed.files.items()
+        }
+
+    @cached_property
+    def _states(self) -> dict[str, os.stat_result]:
+        """Sizes and times of all images below the root, by their names relative to it."""
+        found = images_below(self.root, self.skipped)
+        return {file.relative_to(self.root).as_posix(): state for file, state in found}
+
+    @cached_property
+    def _listed(self) -> Listed:
+        """What the file of labels lists."""
+        assert self.labels_file
+        return read_labels(self.labels_file, self.root, self._states, self.calibration_folder is not None)
 
     def _named(self) -> list[tuple[str, str, os.stat_result]]:
-        """Part, name and state of all files."""
-        found = []
-        for part, files in self.files.items():
-            root = self._root(part) if files else self.root
-            found += [(part, file.relative_to(root).as_posix(), state) for file, state, _ in files]
-        return found
+        """Part, name and size and times of each file. Names are relative to the folder of the part, or to the root."""
+        return [
+            (part, file.relative_to(root).as_posix(), state)
+            for part, images in self.files.items() if images
+            for root in [self._place(part)]
+            for file, state, _ in images
+        ]  # fmt: skip
 
-    def _root(self, part: str) -> Path:
-        return self.calibration_folder if part == "calibration" and self.calibration_folder else self._folder(part)
+    def _place(self, part: str) -> Path:
+        if part == "calibration" and self.calibration_folder:
+            return self.calibration_folder
+        return self.root if self.labels_file else self._folder(part)
 
-    def source_digest(self) -> str:
-        return digest([(part, name, state.st_size) for part, name, state in self._named()])
+    def found_digest(self) -> str:
+        named = [(part, name, state.st_size) for part, name, state in self._named()]
+        if not self.labels_file:
+            return digest(named)  # names say the classes
+        return digest([named, self.found_classes(), [label for images in self.files.values() for *_, label in images]])
 
     def source_version(self) -> str:
         return digest([(state.st_mtime_ns, state.st_ctime_ns) for _, _, state in self._named()])
 
-    def listing(self) -> Listing:
-        labels = {part: np.array([label for _, _, label in files], np.int64) for part, files in self.files.items()}
-        return Listing(self._class_names(), labels)
+    def found_classes(self) -> tuple[str, ...]:
+        return self._listed.class_names if self.labels_file else self._class_names()
+
+    def found_labels(self) -> dict[str, np.ndarray]:
+        return {part: np.array([label for *_, label in images], np.int64) for part, images in self.files.items()}
 
     def decode(self, part: str, indices: np.ndarray) -> Iterable[np.ndarray | None]:
         files = [self.files[part][index][0] for index in indices]
@@ -162,31 +191,16 @@ class FolderData(ImageData):
 
     def notes(self) -> dict[str, str]:
         broken = [str(self.files[part][index][0]) for part, split in self.splits.items() for index in split.broken()]
-        found = {"broken images": f"{len(broken)} left out: {_first(broken)}"} if broken else {}
+        found = super().notes() | (self._listed.notes if self.labels_file else {})
+        if broken:
+            found["broken images"] = f"{len(broken)} left out: {first(broken)}"
         if self.skipped:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.skipped.most_common(5))
             found["other files"] = f"{self.skipped.total()} that are no images were ignored: {kinds}"
         return found
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """All that is not hidden in a folder, sorted by name."""
-    try:
-        with os.scandir(folder) as scan:
-            return sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"Cannot read the folder {folder}: {error.strerror}.") from error
-
-
-def _state(entry: os.DirEntry[str]) -> os.stat_result:
-    try:
-        return entry.stat()
-    except OSError as error:
-        raise UserError(
-            f"Cannot read {entry.path}: {error.strerror}. Replace or remove it, or allow reading."
-        ) from error
-
-
-def _first(names: list[str]) -> str:
-    """The first names of many, for a message."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
+def _labels_file(labels: str, root: Path) -> Path:
+    """The file of labels, which may be named from here or from the root."""
+    file = Path(labels).expanduser()
+    return root / file if not file.exists() and (root / file).exists() else file

@@ -21,6 +21,11 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
+def prepared(image: Image.Image, how: Preprocessing) -> np.ndarray:
+    """An image as an array[H,W,C]: uint8, or float32 where a function of the user makes it. Errors: theirs."""
+    return transformed(image, how) if how.transform else to_array(image, how)
+
+
 def read_image(file: Path, how: Preprocessing) -> np.ndarray:
     """Read an image file as an array[H,W,C]: uint8, or float32 where a function of the user makes it.
 
@@ -29,7 +34,7 @@ def read_image(file: Path, how: Preprocessing) -> np.ndarray:
     """
     try:
         with Image.open(file) as image:
-            return transformed(image, how) if how.transform else to_array(image, how)
+            return prepared(image, how)
     except UserError:
         raise
     except Exception as error:  # Pillow raises all sorts of errors on damaged files

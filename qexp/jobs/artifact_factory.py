@@ -21,7 +21,7 @@ from qexp.jobs.run import forced_since
 from qexp.measure.candidate import Candidate
 from qexp.method.artifacts import artifact_name, make_artifact
 from qexp.method.base import Method
-from qexp.model.base import bake, load_weights, read_weights
+from qexp.model.base import IMAGENET_HINT, bake, load_weights, of_imagenet, read_weights
 from qexp.model.baseline import Baseline, find_baseline
 from qexp.model.checkpoint import load_checkpoint
 from qexp.model.outputs import network_for
@@ -110,6 +110,8 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
     if pretrained:
         check_unseen(config, data, None)
         print(f"  weights of {model.id}: {note_of(network)}", flush=True)
+        if of_imagenet(data.spec):
+            print(f"  {IMAGENET_HINT}", flush=True)
         weights = f"pretrained {weights_digest(network)}"
         return bake(network), {**source, "weights": weights}, {"weights": note_of(network)}
     if config.checkpoint == "random":

@@ -6,6 +6,7 @@ import inspect
 import os
 import pickle
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 from qexp.types import DataSpec, UserError, nearest
 
 OURS = ("id", "output")  # keys of a model's config that are no arguments of the network
+IMAGENET_HINT = (
+    "The classes are named by WordNet ids: with data.classes=imagenet they are found among ImageNet's 1,000 logits."
+)
 
 
 def build_network(config: DictConfig) -> nn.Module:
@@ -184,12 +188,12 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def check_logits(network: nn.Module, name: str, data: DataSpec) -> None:
-    """Check that the network maps images x[2,C,S,S] of the data to logits[2,K].
+    """Check that the network, before any logits are selected, maps images x[2,C,S,S] of the data to logits[2,K].
 
     Args:
         network: The network.
         name: Its name, for the message.
-        data: The dataset, with images of size S and K classes.
+        data: The dataset, with images of size S, for a network of K logits.
 
     Raises:
         UserError: The network cannot take the images, or its output has another shape.
@@ -203,13 +207,19 @@ def check_logits(network: nn.Module, name: str, data: DataSpec) -> None:
             f"The model {name} cannot take images of {shape} (C,H,W): {error}. Another data.image_size may do."
         ) from error
     given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    expected = (2, len(data.class_names))
+    expected = (2, data.network_outputs)
     if given != expected:
         raise UserError(
             f"The model {name} gives {given} for 2 images of {shape}, but {data.name} has {expected[1]} classes: "
             f"it must give logits of shape {expected}. Build it for {expected[1]} classes, such as by "
-            "+model.ARGUMENT=${data.num_classes}, or choose the data that it was trained on."
+            f"+model.ARGUMENT=${{data.num_classes}}, or choose the data that it was trained on."
+            + (f" {IMAGENET_HINT}" if given == (2, 1000) and of_imagenet(data) else "")
         )
+
+
+def of_imagenet(data: DataSpec) -> bool:
+    """Whether the classes look like some of ImageNet's 1,000, and are not said to be: all are named by WordNet ids."""
+    return data.num_classes < 1000 and all(re.fullmatch(r"n\d{8}", name) for name in data.class_names)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Networks that return several things, of which one is the logits."""
+"""Networks that return several things, of which one is the logits, or more logits than are asked for."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ def network_for(config: DictConfig, data: DataSpec) -> nn.Module:
             check_logits(network, config.id, data)
         select_output(network, _chosen(found, key, config.id, data))
     check_logits(network, config.id, data)
+    if data.logits:
+        select_logits(network, data.logits)
     return network
 
 
@@ -48,7 +50,7 @@ def outputs_of(network: nn.Module, data: DataSpec) -> dict[Any, Any]:
 
 
 def _chosen(found: dict[Any, Any], key: Any, name: str, data: DataSpec) -> Any:
-    wanted = (2, len(data.class_names))
+    wanted = (2, data.network_outputs)
     shapes = {k: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for k, v in found.items()}
     listed = ", ".join(f"{k}: {shape}" for k, shape in shapes.items()) or "a single value"
     if key is not None:
@@ -80,6 +82,29 @@ def select_output(network: nn.Module, key: Any) -> None:
             returned = super().forward(x)
             return returned if isinstance(returned, Tensor) else returned[key]
 
-    # Messages, tables and keys name the class that the user wrote.
-    Selected.__name__, Selected.__qualname__, Selected.__module__ = kind.__name__, kind.__qualname__, kind.__module__
-    network.__class__ = Selected
+    _become(network, Selected)
+
+
+def select_logits(network: nn.Module, logits: tuple[int, ...]) -> None:
+    """Let a network return only some of its logits, in place. Its weights keep their names.
+
+    Args:
+        network: The network, whose class becomes a subclass of its own.
+        logits: Their indices, in the order in which they are returned.
+    """
+    kind = type(network)
+
+    class Selected(kind):  # type: ignore[misc,valid-type]
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).index_select(1, self.answering_logits)
+
+    _become(network, Selected)
+    # Graphs take it along and devices get it, but files of weights, which know nothing of this choice, lack it.
+    network.register_buffer("answering_logits", torch.tensor(logits), persistent=False)
+
+
+def _become(network: nn.Module, selected: type[nn.Module]) -> None:
+    """Give a network a subclass of its class. Messages, tables and keys name the class that the user wrote."""
+    kind = type(network)
+    selected.__name__, selected.__qualname__, selected.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    network.__class__ = selected

@@ -14,6 +14,7 @@ from qexp.data.base import ImageData, _build, open_data
 from qexp.types import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
+NEEDED = {"dataset": [f"data.{part}._target_=torchvision.datasets.FakeData" for part in ("train", "test")]}
 NAMES = sorted(file.stem for file in (CONF / "data").glob("[!_]*.yaml"))
 Compose = Callable[..., DictConfig]
 
@@ -27,7 +28,7 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compose
 
 
 def test_there_are_yamls() -> None:
-    assert {"cifar10", "cifar100", "digits", "folder", "mnist", "random"} <= set(NAMES)
+    assert {"cifar10", "cifar100", "dataset", "digits", "folder", "mnist", "random"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,7 +36,7 @@ def test_every_yaml_makes_a_dataset(
     name: str, compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QEXP_DATA", str(tmp_path))
-    config = compose(f"data={name}")
+    config = compose(f"data={name}", *NEEDED.get(name, []))
     assert issubclass(get_class(config.data._target_), ImageData)
     data = _build(config.data)
     assert data.name and data.seed == config.seed
@@ -49,6 +50,19 @@ def test_opened_data_tell_the_config_what_they_found(compose: Compose, images_ro
     assert data.spec.class_names == ("cat", "dog")
     config = compose("data=digits")
     assert open_data(config).spec.num_classes == config.model.num_classes == 10
+
+
+def test_a_network_whose_logits_are_selected_is_built_with_all_of_them(compose: Compose, images_root: Path) -> None:
+    (images_root / "classes.txt").write_text("cat 281\ndog 207\n")
+    rows = [f"train/{kind}/00{number},{kind}" for kind in ("cat", "dog") for number in range(10)]
+    (images_root / "labels.csv").write_text("\n".join(["file,class", *rows]))
+    given = [f"data.root={images_root}", f"data.classes={images_root}/classes.txt", "data.among=own"]
+    for further in ([], ["data.labels=labels.csv"]):
+        config = compose("data=folder", *given, *further, "data.num_classes=1000")
+        data = open_data(config)
+        assert (config.data.num_classes, config.model.num_classes, data.spec.num_classes) == (1000, 1000, 2)
+        assert data.spec.logits == (207, 281)
+        assert open_data(config).spec == data.spec, "the config may be used again"
 
 
 def test_no_root(compose: Compose, images_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

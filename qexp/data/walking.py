@@ -1,0 +1,63 @@
+"""Finds the image files below a folder."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from qexp.data.reading import is_image
+from qexp.types import UserError
+
+
+def images_below(
+    folder: Path, skipped: Counter[str], above: tuple[Path, ...] = ()
+) -> Iterator[tuple[Path, os.stat_result]]:
+    """All images below a folder, sorted by name, with their sizes and times. Hidden files are ignored.
+
+    Args:
+        folder: The folder.
+        skipped: Counts the files that are no images, by suffix.
+        above: The folders that it is in, without links.
+
+    Raises:
+        UserError: Something cannot be read, or a link leads to a folder above itself.
+    """
+    real = folder.resolve()
+    if real in above:
+        raise UserError(f"{folder} is a link to a folder above itself, so that there is no end. Remove it.")
+    for entry in entries(folder):
+        if entry.is_dir():
+            yield from images_below(folder / entry.name, skipped, (*above, real))
+        elif is_image(entry.name):
+            yield folder / entry.name, _state(entry)
+        else:
+            skipped[os.path.splitext(entry.name)[1] or entry.name] += 1
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """All that is not hidden in a folder, sorted by name.
+
+    Raises:
+        UserError: The folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as scan:
+            return sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"Cannot read the folder {folder}: {error.strerror}.") from error
+
+
+def _state(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError as error:
+        raise UserError(
+            f"Cannot read {entry.path}: {error.strerror}. Replace or remove it, or allow reading."
+        ) from error
+
+
+def first(names: list[str]) -> str:
+    """The first names of many, for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
