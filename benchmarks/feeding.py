@@ -24,8 +24,8 @@ def main(options: list[str]) -> None:
     from hydra.utils import instantiate
     from torch.nn.functional import cross_entropy
 
-    from qexp.data.base import open_data
     from qexp.data.loaders import Loaders
+    from qexp.data.opening import open_data
     from qexp.model.base import build_network
     from qexp.model.trainer import make_trainer
 

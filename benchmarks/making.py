@@ -17,7 +17,7 @@ import torch
 from common import composed, machine
 from hydra.utils import instantiate
 
-from qexp.data.base import open_data
+from qexp.data.opening import open_data
 from qexp.method.artifacts import make_artifact
 from qexp.model.base import build_network
 from qexp.types import EngineSpec

@@ -35,7 +35,8 @@ ALLOWED = {
     "engine": KEYED | {"qexp.coded_file", "qexp.onnx_file"},
     "tracking": BASIC | {"qexp.metrics"},
     "method": KEYED
-    | {"qexp.data.base", "qexp.data.loaders", "qexp.model.base", "qexp.model.training_module", "qexp.model.trainer"}
+    | {"qexp.data.base", "qexp.data.images", "qexp.data.loaders"}
+    | {"qexp.model.base", "qexp.model.training_module", "qexp.model.trainer"}
     | {"qexp.coded_file", "qexp.coding", "qexp.onnx_file"},
     "measure": KEYED
     | {"qexp.metrics", "qexp.launch", "qexp.questions", "qexp.engine.base", "qexp.data.decoded", "qexp.data.pixels"},
@@ -56,6 +57,8 @@ ALLOWED = {
         "qexp.metrics",
         "qexp.data.base",
         "qexp.data.loaders",
+        "qexp.data.opening",
+        "qexp.data.options",
         "qexp.engine.base",
         "qexp.method.base",
         "qexp.method.artifacts",

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import train
-from qexp.data.base import open_data
+from qexp.data.opening import open_data
 from qexp.jobs.artifact_factory import trained_network
 from qexp.jobs.train import train_baseline
 from qexp.model.base import build_network, load_weights

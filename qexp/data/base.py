@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache as memoised
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue
 from torch import Tensor
 
 from qexp.data.augment import Augmentation
+from qexp.data.images import CalibrationImages
 from qexp.data.options import check_whole, geometry, per_channel
 from qexp.data.pixels import factors
 from qexp.data.splitting import channel_statistics, split_train, spread
@@ -32,47 +29,6 @@ from qexp.types import DataSpec, Preprocessing, UserError, cache_name, digest, n
 DECODES_NOTHING = ("qexp.data.base", "qexp.data.labels", "qexp.files", "qexp.types")
 PREPROCESS = ("auto", "model", "data")
 STATISTICS = 1024  # images of which mean and deviation are taken, where no network is trained on all
-
-
-def open_data(config: DictConfig) -> ImageData:
-    """Make and open the dataset of `config.data`.
-
-    Its name and the number of the network's logits are put into the config, where the model finds them.
-
-    Raises:
-        UserError: Options are missing or wrong, or images are missing, corrupt or contradictory.
-    """
-    data = _build(config.data)
-    spec = data.open()
-    config.data.name, config.data.num_classes = spec.name, spec.network_outputs
-    return data
-
-
-def name_of(config: DictConfig) -> str:
-    """Name of the dataset that a `data` config describes, known without opening it. Errors are those of `open_data`."""
-    return _build(config).name
-
-
-def _build(config: DictConfig) -> ImageData:
-    if isinstance(config.transform, DictConfig):  # data.transform._target_, to be called later
-        config = copy.deepcopy(config)
-        config.transform = config.transform._target_
-    try:
-        data = instantiate(config)
-    except MissingMandatoryValue as error:
-        key = str(error.full_key)
-        way = "FOLDER or set the environment variable QEXP_DATA" if key == "data.root" else "VALUE"
-        raise UserError(f"{key} is not set. Give {key}={way}.") from error
-    except Exception as error:
-        cause = error.__cause__ or error  # Hydra wraps what a constructor raises
-        if isinstance(cause, UserError):
-            raise cause from error
-        raise UserError(f"Cannot make the dataset of data._target_={config.get('_target_')}: {cause}") from error
-    if not isinstance(data, ImageData):
-        raise UserError(
-            f"data._target_={config.get('_target_')} gave a {type(data).__name__}, not a qexp.data.base.ImageData."
-        )
-    return data
 
 
 class ImageData:
@@ -254,14 +210,15 @@ class ImageData:
             UserError: An image is broken.
         """
         self.open()
-        file = self.folder / self.spec.evaluation_file(part, images)
-        if self.pretend or file.exists():
+        if self.pretend:
             return
         source = "test" if part == "test" else "train"
         labels = self.splits[source].labels
         every = np.arange(len(labels)) if part == "test" else self.validation_indices
-        chosen = every if images is None else spread(every, labels[every], images)
-        write_json(file, self.prepare(source, chosen).tolist())
+        chosen = self.prepare(source, every if images is None else spread(every, labels[every], images))
+        file = self.folder / self.spec.evaluation_file(part, images)
+        if not file.exists():
+            write_json(file, chosen.tolist())
 
     def _take_statistics(self, part: str, indices: np.ndarray) -> None:
         """Take mean and deviation of the images with these indices, where they are not given."""
@@ -389,44 +346,6 @@ class ImageData:
             The images with the share [B,K] float32 of each class in them; or both as they were, if none are mixed.
         """
         return self.augmentation.mix(x, labels, self.spec.num_classes, self.seed, step, rank)
-
-
-class Images(Protocol):
-    """Normalised images x[N,C,H,W] float32, such as a tensor, or those that are read when they are asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, chosen: Any, /) -> Tensor: ...
-
-    def split(self, batch: int, /) -> Iterable[Tensor]: ...
-
-
-class CalibrationImages:
-    """Calibration images as networks take them, read from the disk when they are asked for.
-
-    They are contiguous, as engines get them, since a network may have views that take no other memory order.
-
-    Args:
-        data: The data that they belong to.
-        part: The part of it that they belong to.
-        indices: Their indices in this part.
-    """
-
-    def __init__(self, data: ImageData, part: str, indices: np.ndarray):
-        self._data, self._part, self.indices = data, part, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, chosen: slice | Tensor) -> Tensor:
-        """x[N,C,H,W] float32 of a slice of the images, or of those with these indices."""
-        indices = self.indices[chosen if isinstance(chosen, slice) else chosen.numpy()]
-        images = self._data.normalise(torch.from_numpy(self._data.pixels(self._part, indices)))
-        return images.clone(memory_format=torch.contiguous_format)
-
-    def split(self, batch: int) -> Iterator[Tensor]:
-        """x[B,C,H,W] float32 of all images, at most `batch` at a time."""
-        return (self[start : start + batch] for start in range(0, len(self), batch))
 
 
 def _as_listed(spec: DataSpec) -> str:

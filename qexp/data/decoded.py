@@ -51,10 +51,15 @@ class DecodedPart:
         """The images[N,H,W,C] with these indices, which are decoded.
 
         The file is mapped anew each time, so that what was read does not count as memory of this process.
+
+        Raises:
+            ValueError: They are not decoded.
         """
         rows = self.rows[indices]
         if not len(rows):
             return np.empty((0, *self.shape), self.dtype)
+        if rows.min() < 0:
+            raise ValueError(f"{self.pixels} lacks {int((rows < 0).sum())} of the images that are asked for")
         return np.memmap(self.pixels, self.dtype, "r", shape=(int(rows.max()) + 1, *self.shape))[rows]
 
 

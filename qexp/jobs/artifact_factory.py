@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from qexp.cli import same_choices
-from qexp.data.base import ImageData, open_data
+from qexp.data.base import ImageData
+from qexp.data.opening import open_data
 from qexp.engine.base import Engine
 from qexp.files import file_digest
 from qexp.jobs.comparison import limits_of

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from qexp.data.base import name_of
+from qexp.data.opening import name_of
 from qexp.data.options import size_of
 from qexp.model.baseline import Baseline, find_baseline
 from qexp.model.pretrained import wanted

@@ -18,8 +18,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from qexp.cli import same_choices
-from qexp.data.base import ImageData, open_data
+from qexp.data.base import ImageData
 from qexp.data.loaders import Loaders
+from qexp.data.opening import open_data
 from qexp.files import file_digest
 from qexp.jobs.preprocessing import adopt_preprocessing
 from qexp.keys import key

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter, Node
 
-from qexp.data.base import Images
+from qexp.data.images import Images
 from qexp.method.batch_norms import FOLDED
 from qexp.types import UserError
 

@@ -10,7 +10,8 @@ import pytest
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from qexp.data.base import ImageData, _build, open_data
+from qexp.data.base import ImageData
+from qexp.data.opening import _build, open_data
 from qexp.types import UserError
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from PIL import Image
 from torchvision.datasets import FakeData, ImageFolder
 
-from qexp.data.base import open_data
 from qexp.data.dataset import TWICE, DatasetData
+from qexp.data.opening import open_data
 from qexp.errors import explain
 from qexp.types import UserError
 from tests import configured

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
-from qexp.data.base import open_data
+from qexp.data.opening import open_data
 from qexp.jobs.artifact_factory import trained_network
 from qexp.model.base import build_network
 from qexp.model.pretrained import SECONDS, note_of, weights_digest

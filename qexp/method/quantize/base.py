@@ -21,7 +21,8 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 
-from qexp.data.base import ImageData, Images
+from qexp.data.base import ImageData
+from qexp.data.images import Images
 from qexp.method.base import Compressed, Method
 from qexp.method.bits import FLOAT, BitWidths, plan_bits
 from qexp.method.graph import export, folded_graph, layer_table, node_macs, save_graph, with_formats

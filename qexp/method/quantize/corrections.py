@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from qexp.data.base import Images
+from qexp.data.images import Images
 from qexp.method.layers import aten, is_weighted
 from qexp.method.quantize.fake_quantize import in_floating_point
 

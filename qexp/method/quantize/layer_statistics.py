@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from qexp.data.base import Images
+from qexp.data.images import Images
 from qexp.method.layers import is_weighted, layer_name
 from qexp.method.quantize.fake_quantize import FakeQuantize, in_floating_point, quantizers
 from qexp.method.quantize.numerics import decibels, pieces, power

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from qexp.data.base import ImageData, Images
+from qexp.data.base import ImageData
+from qexp.data.images import Images
 from qexp.method.base import Compressed
 from qexp.method.fine_tuning import FineTuning, FineTuningModule
 from qexp.method.graph import example_input

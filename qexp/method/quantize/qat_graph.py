@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from qexp.data.base import ImageData, Images
+from qexp.data.base import ImageData
+from qexp.data.images import Images
 from qexp.method.batch_norms import BATCH_NORM, foldable_layer, readers_of_constants
 from qexp.method.graph import graph_of, trace
 from qexp.method.layers import is_weighted, layer_name, weight_named

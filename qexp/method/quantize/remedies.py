@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qexp.data.base import ImageData, Images
+from qexp.data.base import ImageData
+from qexp.data.images import Images
 from qexp.method.quantize.corrections import correct_bias
 from qexp.method.quantize.fake_quantize import in_floating_point
 from qexp.method.quantize.numerics import sqnr_db

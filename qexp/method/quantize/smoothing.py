@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from qexp.data.base import Images
+from qexp.data.images import Images
 from qexp.method.batch_norms import readers_of_constants
 from qexp.method.layers import aten, constant_value, is_weighted
 from qexp.method.quantize.channel_axis import axis_after

@@ -1,0 +1,51 @@
+"""Images as networks take them, some or all of them at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from qexp.data.base import ImageData
+
+
+class Images(Protocol):
+    """Normalised images x[N,C,H,W] float32, such as a tensor, or those that are read when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen: Any, /) -> Tensor: ...
+
+    def split(self, batch: int, /) -> Iterable[Tensor]: ...
+
+
+class CalibrationImages:
+    """Calibration images as networks take them, read from the disk when they are asked for.
+
+    They are contiguous, as engines get them, since a network may have views that take no other memory order.
+
+    Args:
+        data: The data that they belong to.
+        part: The part of it that they belong to.
+        indices: Their indices in this part.
+    """
+
+    def __init__(self, data: ImageData, part: str, indices: np.ndarray):
+        self._data, self._part, self.indices = data, part, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, chosen: slice | Tensor) -> Tensor:
+        """x[N,C,H,W] float32 of a slice of the images, or of those with these indices."""
+        indices = self.indices[chosen if isinstance(chosen, slice) else chosen.numpy()]
+        images = self._data.normalise(torch.from_numpy(self._data.pixels(self._part, indices)))
+        return images.clone(memory_format=torch.contiguous_format)
+
+    def split(self, batch: int) -> Iterator[Tensor]:
+        """x[B,C,H,W] float32 of all images, at most `batch` at a time."""
+        return (self[start : start + batch] for start in range(0, len(self), batch))
