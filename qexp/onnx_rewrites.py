@@ -31,7 +31,7 @@ def count_images(graph: ir.Graph) -> None:
     """
     (x,) = graph.inputs
     assert x.shape is not None
-    values = np.array([math.prod(int(side) for side in x.shape[1:])])
+    values = np.array([math.prod([side for side in x.shape[1:] if isinstance(side, int)])])
     for node in list(graph):
         asked = {name: attribute.value for name, attribute in node.attributes.items()}
         if node.op_type == "Shape" and node.inputs[0] is x and asked == {"start": 0, "end": 1}:
