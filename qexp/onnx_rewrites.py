@@ -45,11 +45,12 @@ def count_images(graph: ir.Graph) -> None:
 def move_integers(graph: ir.Graph) -> None:
     """Let operators that move integers read these instead of floating-point numbers, in place.
 
-    Values that are compared with each other are rounded before that, and what was rounded is not rounded again.
+    Values that are compared with each other, or padded with another number than 0, are rounded before that, and what
+    was rounded is not rounded again.
 
-    OpenVINO otherwise takes the integers' steps through each of these operators, with which it crashes, or cannot
-    compile the network, behind some concatenations. It compares values that it rounds afterwards as integers without
-    their scale.
+    OpenVINO otherwise moves scales and zero points through each of these operators, and then crashes, or cannot compile
+    the network, behind some concatenations and paddings. It compares values that it rounds afterwards as integers
+    without their scale.
     """
     for node in reversed(list(graph)):
         if _rounds_alike(graph, node):
@@ -70,11 +71,12 @@ def _rounds_alike(graph: ir.Graph, node: ir.Node) -> bool:
     parameters = readers[0].inputs[1:]
     if any(r.op_type != "QuantizeLinear" or r.inputs[1:] != parameters for r in readers):
         return False
-    if node.op_type in COMPARING:
-        return True
+    padding = _padding(node) if node.op_type == "Pad" else None
+    if node.op_type in COMPARING or (padding is not None and padding.any()):
+        return all(parameter and parameter.const_value for parameter in parameters)
     sources = [_dequantize_before(node, index) for index in _moved(node)]
     moved = all(source and source.inputs[1:] == parameters for source in sources)
-    return moved and node.op_type in MOVING and not (node.op_type == "Pad" and _pads_with_other_than_zero(node))
+    return moved and node.op_type in MOVING and (node.op_type != "Pad" or padding is not None)
 
 
 def _moved(node: ir.Node) -> Iterable[int]:
@@ -82,9 +84,12 @@ def _moved(node: ir.Node) -> Iterable[int]:
     return range(len(node.inputs)) if node.op_type == "Concat" else range(1)
 
 
-def _pads_with_other_than_zero(node: ir.Node) -> bool:
-    padding = node.inputs[2] if len(node.inputs) > 2 else None
-    return padding is not None and (padding.const_value is None or bool(padding.const_value.numpy().any()))
+def _padding(node: ir.Node) -> np.ndarray | None:
+    """The number that a padding puts around what it moves, or None if it is computed."""
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    if given is None:
+        return np.zeros((), np.float32)
+    return given.const_value.numpy() if given.const_value else None
 
 
 def _round_before(graph: ir.Graph, node: ir.Node) -> None:
@@ -99,11 +104,25 @@ def _round_before(graph: ir.Graph, node: ir.Node) -> None:
         node.replace_input_with(index, rounded.outputs[0])
     if node.op_type == "Pad":
         node.resize_inputs(max(3, len(node.inputs)))
-        node.replace_input_with(2, zero)
+        node.replace_input_with(2, _rounded_padding(graph, node, scale, zero))
     for output in node.outputs:
         output.type = integers
     for reader in readers:
         _replace(graph, reader, _value(reader.inputs[0]))
+
+
+def _rounded_padding(graph: ir.Graph, node: ir.Node, scale: ir.Value | None, zero: ir.Value | None) -> ir.Value:
+    """The integer that stands for what a padding puts around integers of this scale and zero point."""
+    padding = _padding(node)
+    assert padding is not None and scale and scale.const_value and zero and zero.const_value
+    if not padding.any():
+        return zero
+    limits = np.iinfo(zero.const_value.dtype.numpy())
+    integer = np.rint(padding / scale.const_value.numpy()) + zero.const_value.numpy()
+    constant = np.clip(integer, limits.min, limits.max).astype(limits.dtype)
+    made = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(constant))])
+    graph.insert_before(node, made)
+    return made.outputs[0]
 
 
 def _dequantize_before(node: ir.Node, index: int = 0) -> ir.Node | None:

@@ -25,6 +25,7 @@ MOVES: dict[str, tuple[str, list[str], dict[str, object]]] = {
     "expansion": ("Expand", ["d", "repeats"], {}),
     "gathering": ("Gather", ["d", "index"], {"axis": 2}),
     "padding": ("Pad", ["d", "pads"], {}),
+    "padding with ones": ("Pad", ["d", "pads", "one"], {}),
     "reflected padding": ("Pad", ["d", "pads"], {"mode": "reflect"}),
     "reshaping": ("Reshape", ["d", "sides"], {}),
     "slicing": ("Slice", ["d", "starts", "ends", "axes"], {}),
@@ -73,7 +74,8 @@ def test_what_moves_or_compares_integers_reads_them(name: str) -> None:
     network = model(*before, helper.make_node(kind, inputs, ["m"], **attributes), *rounded("m", "y"))  # type: ignore[arg-type]
     found = moved(network)
     np.testing.assert_array_equal(run(found), run(network))
-    assert [node.op_type for node in found.graph.node] == ["QuantizeLinear", kind, "DequantizeLinear"]
+    kinds = [node.op_type for node in found.graph.node if node.op_type != "Constant"]
+    assert kinds == ["QuantizeLinear", kind, "DequantizeLinear"]
 
 
 @pytest.mark.parametrize(
@@ -81,11 +83,10 @@ def test_what_moves_or_compares_integers_reads_them(name: str) -> None:
     [
         [helper.make_node("Transpose", ["d"], ["m"]), *rounded("m", "y", "other_scale")],
         [helper.make_node("Transpose", ["x"], ["m"]), *rounded("m", "y")],
-        [helper.make_node("Pad", ["d", "pads", "one"], ["m"]), *rounded("m", "y")],
         [helper.make_node("Sigmoid", ["d"], ["m"]), *rounded("m", "y")],
         [helper.make_node("Transpose", ["d"], ["m"]), *rounded("m", "r"), helper.make_node("Add", ["m", "r"], ["y"])],
     ],
-    ids=["another scale", "floating point", "padding with ones", "another operator", "two readers"],
+    ids=["another scale", "floating point", "another operator", "two readers"],
 )
 def test_other_operators_stay_as_they_are(nodes: list[onnx.NodeProto]) -> None:
     network = model(*rounded("x", "d"), *nodes)
@@ -103,6 +104,7 @@ def test_images_are_counted_by_their_values() -> None:
     made = ir.from_proto(network)
     count_images(made.graph)
     found = ir.to_proto(made)
-    assert [node.op_type for node in found.graph.node] == ["Size", "Constant", "Div", "Concat", "Expand"]
+    kinds = [node.op_type for node in found.graph.node if node.op_type != "Constant"]
+    assert kinds == ["Size", "Div", "Concat", "Expand"]
     for batch in (1, 3):
         assert run(found, X[:batch]).shape == (batch, 3)

@@ -1,4 +1,4 @@
-"""Networks that OpenVINO would compute wrongly in integers, or crash on, if their graphs were not rewritten for it."""
+"""Networks that OpenVINO would compute wrongly in integers, or not at all, if their graphs were not rewritten."""
 
 from __future__ import annotations
 
@@ -61,8 +61,21 @@ def rolled() -> nn.Module:
     return Applied(function, conv, head)
 
 
+def padded() -> nn.Module:
+    """Pads values with ones, which sum up the weights of linear attention, as EfficientViT does."""
+    conv, head = nn.Conv2d(3, 48, 4, 4), nn.Linear(16, 10)
+
+    def function(x: Tensor, conv: nn.Module, head: nn.Module) -> Tensor:
+        q, k, v = conv(x).reshape(-1, 2, 24, 16).transpose(-1, -2).chunk(3, -1)
+        summed = F.relu(q) @ (F.relu(k).transpose(-1, -2) @ F.pad(v, (0, 1), value=1.0))
+        mixed = summed[..., :-1] / (summed[..., -1:] + 1e-5)
+        return head(mixed.transpose(-1, -2).reshape(-1, 16, 16).mean(2))
+
+    return Applied(function, conv, head)
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "counting": Counting, "largest": largest, "pooled": pooled, "rolled": rolled,
+    "counting": Counting, "largest": largest, "pooled": pooled, "rolled": rolled, "padded": padded,
 }  # fmt: skip
 
 
