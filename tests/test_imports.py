@@ -31,7 +31,8 @@ ALLOWED = {
     "worker": {"qexp.types"},
     "data": KEYED,
     "model": BASIC,
-    "onnx_file": {"qexp.types"},
+    "onnx_file": {"qexp.types", "qexp.onnx_rewrites"},
+    "onnx_rewrites": set(),
     "engine": KEYED | {"qexp.coded_file", "qexp.onnx_file"},
     "tracking": BASIC | {"qexp.metrics"},
     "method": KEYED

@@ -245,6 +245,7 @@ CHANGES: dict[str, set[str]] = {
     "engine/eager.py": {"run", "fastest"},
     "engine/torch_ao.py": set(),
     "onnx_file.py": {*MEASURED, "engine file"},
+    "onnx_rewrites.py": {*MEASURED, "engine file"},
     "coding.py": {*ARTIFACTS, *MEASURED, "training", "engine file"},
     "jobs/comparison.py": {"run"},
     "jobs/train.py": {"baseline"},

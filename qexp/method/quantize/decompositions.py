@@ -76,7 +76,8 @@ def decompose(graph: GraphModule, kernels: Kernels) -> bool:
 
     Hardswish and hardsigmoid become additions and clipped results (Howard et al., "Searching for MobileNetV3", 2019,
     section 5.2), and means over an image become poolings. SiLU becomes x * sigmoid(x), and scaled dot-product attention
-    becomes products of matrices and a softmax.
+    becomes products of matrices and a softmax. Average poolings that count padding as zeros read an image that has been
+    padded, since OpenVINO 2026.4 pads integers with 0, whatever their zero point.
 
     Args:
         graph: The graph, whose nodes have example values.
@@ -104,6 +105,8 @@ def _rewriting(node: Node, kernels: Kernels) -> Callable[[Writer, Node], Node] |
         return lambda writer, node: _hardsigmoid(writer, node.args[0])
     if node.target in SILU and kernels.curves:
         return _silu
+    if kernels.average_pooling and _counts_padding(node):
+        return _padded_pooling
     if _is_mean_of_image(node):
         return _average_pooling if kernels.average_pooling else _adaptive_pooling
     if node.target == aten.scaled_dot_product_attention.default and kernels.products and _is_plain_attention(node):
@@ -115,6 +118,20 @@ def _is_mean_of_image(node: Node) -> bool:
     if node.target not in (aten.adaptive_avg_pool2d.default, aten.mean.dim) or _value(node.args[0]).dim() != 4:
         return False
     return node.args[1] in ([[1, 1]] if node.target == aten.adaptive_avg_pool2d.default else SPATIAL)
+
+
+def _pooling_options(node: Node) -> dict[str, Any]:
+    """The arguments of an average pooling after the image, by name. Those that have their default may be absent."""
+    names = "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
+    return dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+
+
+def _counts_padding(node: Node) -> bool:
+    """Whether a node is an average pooling in which padding counts as zeros."""
+    if node.target != aten.avg_pool2d.default:
+        return False
+    options = _pooling_options(node)
+    return any(options.get("padding", ())) and options.get("count_include_pad", True) and not options.get("ceil_mode")
 
 
 def _value(node: Any) -> Tensor:
@@ -138,6 +155,15 @@ def _silu(writer: Writer, node: Node) -> Node:
 def _average_pooling(writer: Writer, node: Node) -> Node:
     sides = [int(side) for side in _value(node.args[0]).shape[2:]]
     return _shaped(writer, node, writer.call(aten.avg_pool2d.default, node.args[0], sides))
+
+
+def _padded_pooling(writer: Writer, node: Node) -> Node:
+    """The same pooling of an image with zeros around it."""
+    options = _pooling_options(node)
+    height, width = (2 * options["padding"])[:2]  # one number stands for both
+    padded = writer.call(aten.constant_pad_nd.default, node.args[0], [width, width, height, height])
+    rest = options["kernel_size"], options["stride"], [0, 0], False, True, options.get("divisor_override")
+    return writer.call(aten.avg_pool2d.default, padded, *rest)
 
 
 def _adaptive_pooling(writer: Writer, node: Node) -> Node:

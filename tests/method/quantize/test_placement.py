@@ -52,6 +52,7 @@ REWRITTEN: dict[str, Callable[[Tensor], Tensor]] = {
     "hardsigmoid": lambda x: F.hardsigmoid(x),
     "silu": lambda x: F.silu(x),
     "mean": lambda x: x.mean((2, 3)),
+    "padded average pooling": lambda x: F.avg_pool2d(x, (3, 2), 2, (1, 0)),
     "mean that keeps its axes": lambda x: x.mean([-1, -2], keepdim=True),
     "attention": attention(),
     "attention with a scale": attention(scale=0.7),

@@ -1,0 +1,110 @@
+"""Rewrites of ONNX graphs: ONNX Runtime, without its own optimisations, computes the same before and after."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from qexp.onnx_rewrites import count_images, move_integers
+
+X = np.random.default_rng(0).normal(size=(3, 2, 4, 4)).astype(np.float32)
+NUMBERS = {
+    "scale": np.float32(0.02), "other_scale": np.float32(0.03), "zero": np.uint8(120), "axes": np.array([2]),
+    "sides": np.array([-1, 4, 8]), "starts": np.array([1]), "ends": np.array([3]),
+    "pads": np.array([0, 0, 1, 0, 0, 0, 0, 2]), "index": np.array([3, 0]), "repeats": np.array([3, 2, 4, 4]),
+    "one": np.float32(1),
+}  # fmt: skip
+MOVES: dict[str, tuple[str, list[str], dict[str, object]]] = {
+    "concatenation": ("Concat", ["d", "d"], {"axis": 1}),
+    "expansion": ("Expand", ["d", "repeats"], {}),
+    "gathering": ("Gather", ["d", "index"], {"axis": 2}),
+    "padding": ("Pad", ["d", "pads"], {}),
+    "padding with ones": ("Pad", ["d", "pads", "one"], {}),
+    "reflected padding": ("Pad", ["d", "pads"], {"mode": "reflect"}),
+    "reshaping": ("Reshape", ["d", "sides"], {}),
+    "slicing": ("Slice", ["d", "starts", "ends", "axes"], {}),
+    "transposition": ("Transpose", ["d"], {"perm": [0, 2, 1, 3]}),
+    "largest values": ("ReduceMax", ["x", "axes"], {"keepdims": 0}),
+    "smallest values": ("ReduceMin", ["x", "axes"], {"keepdims": 1}),
+}
+
+
+def rounded(source: str, name: str, scale: str = "scale") -> list[onnx.NodeProto]:
+    """A quantize/dequantize pair, of which the second result is called `name`."""
+    return [
+        helper.make_node("QuantizeLinear", [source, scale, "zero"], [f"{name}_integers"]),
+        helper.make_node("DequantizeLinear", [f"{name}_integers", scale, "zero"], [name]),
+    ]
+
+
+def model(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+    """A network of images x[B,2,4,4] that gives `y`."""
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *X.shape[1:]])]
+    made = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in NUMBERS.items()]
+    graph = helper.make_graph(list(nodes), "graph", given, made, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def run(network: onnx.ModelProto, x: np.ndarray = X) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(network.SerializeToString(), options).run(None, {"x": x})[0]
+
+
+def moved(network: onnx.ModelProto) -> onnx.ModelProto:
+    made = ir.from_proto(onnx.shape_inference.infer_shapes(network))
+    move_integers(made.graph)
+    proto = ir.to_proto(made)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_what_moves_or_compares_integers_reads_them(name: str) -> None:
+    kind, inputs, attributes = MOVES[name]
+    before = rounded("x", "d") if "d" in inputs else []
+    network = model(*before, helper.make_node(kind, inputs, ["m"], **attributes), *rounded("m", "y"))  # type: ignore[arg-type]
+    found = moved(network)
+    np.testing.assert_array_equal(run(found), run(network))
+    kinds = [node.op_type for node in found.graph.node if node.op_type != "Constant"]
+    assert kinds == ["QuantizeLinear", kind, "DequantizeLinear"]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [helper.make_node("Transpose", ["d"], ["m"]), *rounded("m", "y", "other_scale")],
+        [helper.make_node("Transpose", ["x"], ["m"]), *rounded("m", "y")],
+        [helper.make_node("Sigmoid", ["d"], ["m"]), *rounded("m", "y")],
+        [helper.make_node("Transpose", ["d"], ["m"]), *rounded("m", "r"), helper.make_node("Add", ["m", "r"], ["y"])],
+    ],
+    ids=["another scale", "floating point", "another operator", "two readers"],
+)
+def test_other_operators_stay_as_they_are(nodes: list[onnx.NodeProto]) -> None:
+    network = model(*rounded("x", "d"), *nodes)
+    found = moved(network)
+    np.testing.assert_array_equal(run(found), run(network))
+    assert Counter(n.op_type for n in found.graph.node) == Counter(n.op_type for n in network.graph.node)
+
+
+def test_images_are_counted_by_their_values() -> None:
+    network = model(
+        helper.make_node("Shape", ["x"], ["batch"], start=0, end=1),
+        helper.make_node("Concat", ["batch", "ends"], ["shape"], axis=0),
+        helper.make_node("Expand", ["one", "shape"], ["y"]),
+    )
+    made = ir.from_proto(network)
+    count_images(made.graph)
+    found = ir.to_proto(made)
+    kinds = [node.op_type for node in found.graph.node if node.op_type != "Constant"]
+    assert kinds == ["Size", "Div", "Concat", "Expand"]
+    for batch in (1, 3):
+        assert run(found, X[:batch]).shape == (batch, 3)
