@@ -17,7 +17,7 @@ from qexp.data.opening import open_data
 from qexp.engine.base import Engine
 from qexp.files import file_digest
 from qexp.jobs.comparison import limits_of
-from qexp.jobs.preprocessing import adopt_preprocessing
+from qexp.jobs.preprocessing import adopt_preprocessing, given_options
 from qexp.jobs.run import forced_since
 from qexp.measure.candidate import Candidate
 from qexp.method.artifacts import artifact_name, make_artifact
@@ -30,6 +30,7 @@ from qexp.model.pretrained import note_of, wanted, weights_digest, without_pretr
 from qexp.types import Artifact, DataSpec, UserError
 
 ASSUMED = "preprocessing"  # the note that says which preprocessing was assumed
+PREPARING = {"resize", "resize_to", "interpolation", "orient", "mean", "std", "pixel_range", "transform"}  # options
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,9 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
         check_unseen(config, data, None)
         place = config.checkpoint_key
         told = load_checkpoint(network, path, place, config.trust_checkpoint)
-        assumed = f"assumed, since {path.name} does not say it: {data.spec.preprocessing.steps}"
-        notes = {**({"weights": told} if told else {}), ASSUMED: assumed}
+        notes = {**({"weights": told} if told else {}), **assumption(data)}
         for name, note in notes.items():
-            print(f"  {name} of {path}: {note}", flush=True)
+            print(f"  {name} of {path.name}: {note}", flush=True)
         weights = file_digest(path) + (f" {place}" if place else "")
         return bake(network), {**source, "weights": weights}, notes
     baseline = newest_baseline(config, data) if config.checkpoint == "auto" else Baseline.read(path)
@@ -134,6 +134,13 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
     load_weights(network, read_weights(baseline.weights), str(baseline.folder))
     data.normalise_like(baseline.data)
     return bake(network), {**source, "weights": baseline.weights_digest}, seed_note(config, baseline)
+
+
+def assumption(data: ImageData) -> dict[str, str]:
+    """Note how images are prepared for weights of a file, which does not say it, unless the command line said so."""
+    if PREPARING & given_options():
+        return {}
+    return {ASSUMED: f"assumed, since the file does not say it: {data.spec.preprocessing.steps}"}
 
 
 def seed_note(config: DictConfig, baseline: Baseline) -> dict[str, str]:
