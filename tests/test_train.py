@@ -101,12 +101,13 @@ def top1(baseline: Baseline, part: str) -> float:
     data = open_data(config_of())
     network = build_network(DictConfig(baseline.model))
     load_weights(network, load_file(baseline.weights), "")
-    split, indices = (
-        (data.splits["train"], data.validation_indices) if part == "val" else (data.splits["test"], slice(None))
-    )
-    images: Tensor = data.normalise(torch.tensor(np.asarray(split.images[indices])))
+    data.normalise_like(baseline.data)
+    source = "train" if part == "val" else "test"
+    labels = data.splits[source].labels
+    indices = data.validation_indices if part == "val" else np.arange(len(labels))
+    images: Tensor = data.normalise(torch.tensor(data.pixels(source, indices)))
     with torch.no_grad():
-        return float((network.eval()(images).argmax(1).numpy() == split.labels[indices]).mean())
+        return float((network.eval()(images).argmax(1).numpy() == labels[indices]).mean())
 
 
 def test_seeds(here: Path) -> None:

@@ -48,12 +48,13 @@ def test_pixels_and_labels_are_those_of_the_files(photographs: FolderData) -> No
 
 def test_the_validation_part_has_its_share_of_every_class(photographs: FolderData) -> None:
     """450 images of each class to train on, 50 to validate on; the statistics against NumPy's."""
-    data, spec = photographs, photographs.spec
+    data = photographs
     counts = [
         np.bincount(data.splits["train"].labels[part]).tolist()
         for part in (data.train_indices, data.validation_indices)
     ]
     assert counts == [[450] * 10, [50] * 10]
-    values = data.pixels("train", data.train_indices).reshape(-1, 3)
-    assert spec.mean == pytest.approx(values.mean(0, np.float64) / 255, abs=1e-9)
-    assert spec.std == pytest.approx(values.std(0, np.float64) / 255, abs=1e-9)
+    data.prepare_training()
+    how, values = data.spec.preprocessing, data.pixels("train", data.train_indices).reshape(-1, 3)
+    assert how.mean == pytest.approx(values.mean(0, np.float64) / 255, abs=1e-9)
+    assert how.std == pytest.approx(values.std(0, np.float64) / 255, abs=1e-9)
