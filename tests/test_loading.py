@@ -45,7 +45,7 @@ def classifier(animal_artifact: Artifact) -> Classifier:
 @pytest.fixture(scope="module")
 def files(animals: FolderData) -> list[Path]:
     """The test images in the order of the decoded ones."""
-    return [file for file, *_ in animals.files["test"]]
+    return [Path(image.path) for image in animals.files["test"]]
 
 
 @pytest.fixture

@@ -6,15 +6,28 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from qexp.data.reading import is_image
 from qexp.types import UserError
 
 
-def images_below(
-    folder: Path, skipped: Counter[str], above: tuple[Path, ...] = ()
-) -> Iterator[tuple[Path, os.stat_result]]:
-    """All images below a folder, sorted by name, with their sizes and times. Hidden files are ignored.
+class ImageFile(NamedTuple):
+    """An image file. There may be a million of them, so that it is small.
+
+    Attributes:
+        path: Its path.
+        size: Its size in bytes.
+        times: When its content and its inode were changed last, in nanoseconds.
+    """
+
+    path: str
+    size: int
+    times: tuple[int, int]
+
+
+def images_below(folder: Path, skipped: Counter[str], above: tuple[Path, ...] = ()) -> Iterator[ImageFile]:
+    """All images below a folder, sorted by name. Hidden files are ignored.
 
     Args:
         folder: The folder.
@@ -31,7 +44,7 @@ def images_below(
         if entry.is_dir():
             yield from images_below(folder / entry.name, skipped, (*above, real))
         elif is_image(entry.name):
-            yield folder / entry.name, _state(entry)
+            yield _image_file(entry)
         else:
             skipped[os.path.splitext(entry.name)[1] or entry.name] += 1
 
@@ -49,9 +62,10 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         raise UserError(f"Cannot read the folder {folder}: {error.strerror}.") from error
 
 
-def _state(entry: os.DirEntry[str]) -> os.stat_result:
+def _image_file(entry: os.DirEntry[str]) -> ImageFile:
     try:
-        return entry.stat()
+        state = entry.stat()
+        return ImageFile(entry.path, state.st_size, (state.st_mtime_ns, state.st_ctime_ns))
     except OSError as error:
         raise UserError(
             f"Cannot read {entry.path}: {error.strerror}. Replace or remove it, or allow reading."
