@@ -128,6 +128,7 @@ def test_what_tracking_cannot_take_waits(run: RunCommand, tmp_path: Path) -> Non
     assert [r.status for r in sweeps(tmp_path)[0]] == ["finished"] and "fp32" in printed
 
 
+@pytest.mark.thorough
 def test_failed_runs_are_tried_again_unless_told_otherwise(run: RunCommand, tmp_path: Path) -> None:
     fails = ["-m", *PRETEND, "method=none", *fake("Fails", "how=error,survive"), *FEW_WINDOWS, "tracking=none"]
     for added in ([], ["retry_failed=false"], []):
@@ -138,6 +139,7 @@ def test_failed_runs_are_tried_again_unless_told_otherwise(run: RunCommand, tmp_
     assert left[0].reason == first[0].reason != ""
 
 
+@pytest.mark.thorough
 def test_a_sweep_that_shall_stop_leaves_out_what_comes_after_a_failure(run: RunCommand, tmp_path: Path) -> None:
     fails = ["-m", *PRETEND, "method=none", *fake("Fails", "how=survive,error,leave"), *FEW_WINDOWS, "tracking=none"]
     code, printed = run(*fails, "on_error=stop")
@@ -172,7 +174,7 @@ def test_an_interrupted_command_ends_at_once_and_says_how_to_go_on(tmp_path: Pat
     assert psutil.wait_procs(children, timeout=120)[1] == []
 
 
-@pytest.mark.parametrize("harm", ["record", "artifact", *more("entry", "gone")])
+@pytest.mark.parametrize("harm", ["record", *more("artifact", "entry", "gone")])
 def test_what_is_damaged_or_gone_is_computed_again(run: RunCommand, tmp_path: Path, harm: str) -> None:
     sweep = [*[o.replace("none,static", "none") for o in SWEEP], "tracking=none"]
     assert run(*sweep)[0] == 0
