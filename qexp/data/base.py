@@ -137,6 +137,9 @@ class ImageData:
         labels = self.splits["train"].labels
         strata = np.zeros_like(labels) if self.pretend else labels
         self.train_indices, self.validation_indices = split_train(strata, self.validation_share, self.split_seed)
+        calibration = self.splits.get("calibration")
+        # Those that are chosen from them stay the same when broken ones are left out of training.
+        self._to_calibrate = np.arange(len(calibration.labels)) if calibration else self.train_indices
         mean, std = (
             chosen or (default,) * self.channels for chosen, default in zip(self.given, (0.0, 1.0), strict=True)
         )
@@ -262,10 +265,8 @@ class ImageData:
 
     def _sample(self, most: int) -> np.ndarray:
         """Indices of at most so many of the images that may be calibrated with."""
-        among = (
-            np.arange(len(self.splits["calibration"].labels)) if self._source == "calibration" else self.train_indices
-        )
-        return np.sort(np.random.default_rng(self.split_seed).choice(among, min(most, len(among)), replace=False))
+        count = min(most, len(self._to_calibrate))
+        return np.sort(np.random.default_rng(self.split_seed).choice(self._to_calibrate, count, replace=False))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn images[B,H,W,C] uint8 into x[B,C,H,W] float32, in the channels_last memory format.
