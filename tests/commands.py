@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ def write_images(folder: Path) -> Path:
             (folder / part / name).mkdir(parents=True)
             for index in range(count):
                 pixels = rng.integers(100 * label, 120 + 100 * label, (16, 16), np.uint8)
-                Image.fromarray(pixels).save(folder / part / name / f"{index}.png")
+                file = folder / part / name / f"{index}.png"
+                Image.fromarray(pixels).save(file)
+                os.utime(file, ns=(0, 0))  # so that images that are written again are the same to qexp
     return folder
 
 

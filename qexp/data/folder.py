@@ -33,8 +33,9 @@ class FolderData(MappedData):
     that are no images, of which `notes` tells.
 
     The names, sizes and classes of all files say which images these are, and so a copy of the folder is the same data;
-    reading a million files to make sure would take an hour. Their times are looked at as well: where one has changed,
-    images are decoded anew, and what was made from them is made anew.
+    reading a million files to make sure would take an hour. The times at which they were changed are looked at as well:
+    where one differs, images are decoded anew, and what was made from them is made anew. A copy that keeps these times,
+    as those of tar and rsync do, keeps everything. Only a change that leaves both size and time goes unnoticed.
 
     Args:
         root: The folder.
@@ -160,7 +161,7 @@ class FolderData(MappedData):
         return digest([named, self.found_classes(), labels])
 
     def source_version(self) -> str:
-        return digest([image.times for images in self.files.values() for image in images])
+        return digest([image.changed for images in self.files.values() for image in images])
 
     def found_classes(self) -> tuple[str, ...]:
         return self._listed.class_names if self.labels_file else self._class_names()

@@ -24,11 +24,11 @@ class Held:
 
     Attributes:
         content: What they hold, with the size of each file that is named.
-        times: Times of these files, in nanoseconds.
+        times: When the content of these files was changed last, in nanoseconds.
     """
 
     def __init__(self, *objects: Any):
-        self.times: list[list[int]] = []
+        self.times: list[int] = []
         self._seen: set[int] = set()
         self.content = [self._of(each) for each in objects]
 
@@ -84,5 +84,5 @@ class Held:
             return text
         if not stat.S_ISREG(state.st_mode):
             return text
-        self.times.append([state.st_mtime_ns, state.st_ctime_ns])
+        self.times.append(state.st_mtime_ns)
         return [text, state.st_size]

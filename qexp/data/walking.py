@@ -18,12 +18,12 @@ class ImageFile(NamedTuple):
     Attributes:
         path: Its path.
         size: Its size in bytes.
-        times: When its content and its inode were changed last, in nanoseconds.
+        changed: When its content was changed last, in nanoseconds.
     """
 
     path: str
     size: int
-    times: tuple[int, int]
+    changed: int
 
 
 def images_below(folder: Path, skipped: Counter[str], above: tuple[Path, ...] = ()) -> Iterator[ImageFile]:
@@ -65,7 +65,7 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 def _image_file(entry: os.DirEntry[str]) -> ImageFile:
     try:
         state = entry.stat()
-        return ImageFile(entry.path, state.st_size, (state.st_mtime_ns, state.st_ctime_ns))
+        return ImageFile(entry.path, state.st_size, state.st_mtime_ns)
     except OSError as error:
         raise UserError(
             f"Cannot read {entry.path}: {error.strerror}. Replace or remove it, or allow reading."
