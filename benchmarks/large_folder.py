@@ -35,23 +35,21 @@ def multiplied(source: Path, target: Path, files: int) -> None:
             os.link(image, link)
 
 
-def watched(command: list[str]) -> tuple[float, float, float]:
+def watched(command: list[str]) -> tuple[float, float]:
     """Run a command.
 
     Returns:
-        Its seconds, those until its first measuring child began, and the largest memory of its own process in MB.
+        Its seconds, and the largest memory of its own process in MB.
     """
-    began, first, most = time.perf_counter(), 0.0, 0.0
+    began, most = time.perf_counter(), 0.0
     process = psutil.Popen(command)
     while process.poll() is None:
         try:
             most = max(most, process.memory_info().rss / 1e6)
-            if not first and any("qexp.measure.child" in " ".join(child.cmdline()) for child in process.children(True)):
-                first = time.perf_counter() - began
         except psutil.Error:  # a process that has just ended
             pass
         time.sleep(0.05)
-    return time.perf_counter() - began, first, most
+    return time.perf_counter() - began, most
 
 
 def decoded(cache: Path) -> dict[str, int]:
@@ -68,9 +66,9 @@ def main() -> None:
         outputs = Path(folder) / "outputs"
         words = [*OPTIONS, *given, f"data.root={folder}/images", f"outputs={outputs}"]
         for name, more in (("first", []), ("again", ["force=true"])):
-            seconds, first, memory = watched([sys.executable, "compress.py", *words, *more])
+            seconds, memory = watched([sys.executable, "compress.py", *words, *more])
             counts = ", ".join(f"{count} {part}" for part, count in decoded(outputs / "cache" / "data").items())
-            print(f"{name}: first child after {first:.1f} s, all {seconds:.1f} s, {memory:.0f} MB; decoded: {counts}")
+            print(f"{name}: {seconds:.1f} s, {memory:.0f} MB; decoded: {counts}")
 
 
 if __name__ == "__main__":
