@@ -8,6 +8,7 @@ and compress.py is run twice on it, the second time with force=true, so that all
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -44,10 +45,8 @@ def watched(command: list[str]) -> tuple[float, float]:
     began, most = time.perf_counter(), 0.0
     process = psutil.Popen(command)
     while process.poll() is None:
-        try:
+        with contextlib.suppress(psutil.Error):  # it has just ended
             most = max(most, process.memory_info().rss / 1e6)
-        except psutil.Error:  # a process that has just ended
-            pass
         time.sleep(0.05)
     return time.perf_counter() - began, most
 

@@ -17,10 +17,10 @@ import torch
 from common import composed, machine
 from hydra.utils import instantiate
 
+from qexp.artifact import EngineSpec
 from qexp.data.opening import open_data
 from qexp.method.artifacts import make_artifact
 from qexp.model.base import build_network
-from qexp.types import EngineSpec
 
 
 def main(options: list[str]) -> None:

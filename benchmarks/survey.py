@@ -28,13 +28,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from survey_table import survey_table
 
+from qexp.artifact import Artifact
 from qexp.jobs.run import reason_of
 from qexp.launch import Child, ChildFailed
 from qexp.measure import candidate as candidates
 from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.images import EvaluationSet
 from qexp.measure.parity import compare
-from qexp.types import Artifact, UserError, nearest
+from qexp.types import UserError, nearest
 
 OPTIONS = ROOT / "benchmarks" / "survey.yaml"
 HEARTBEAT_S = 8.0

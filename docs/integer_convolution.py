@@ -20,6 +20,7 @@ from sklearn.datasets import load_sample_image
 from torch.fx import GraphModule, Interpreter
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.data.pixels import to_arrays
 from qexp.data.store import Listing
@@ -29,7 +30,6 @@ from qexp.method.quantize.numerics import Grid, quantize, sqnr_db
 from qexp.method.quantize.placement import FUSED_ACTIVATIONS
 from qexp.model.base import build_network, load_weights, read_weights
 from qexp.model.baseline import PACKAGED, Baseline
-from qexp.types import EngineSpec
 
 CONF = Path(__file__).parents[1] / "conf"
 BASELINE = Baseline.read(PACKAGED / "resnet8-cifar10-jpeg")

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import psutil
 
+from qexp.artifact import Artifact, Executable
 from qexp.coded_file import decoded, is_graph
 from qexp.data.pixels import normalise, softmax
 from qexp.engine.base import Engine
 from qexp.files import RECORDS, check_digests
 from qexp.inputs import Given, OneImage, is_many, pixels_of
-from qexp.types import Artifact, Executable, Unsupported, UserError, nearest
+from qexp.types import Unsupported, UserError, nearest
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,8 +12,8 @@ from PIL import Image
 
 import benchmark
 import compress
+from qexp.artifact import Artifact
 from qexp.measure import base
-from qexp.types import Artifact
 from tests import configured
 from tests.commands import FEW_FORMATS, RunCommand, write_images
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from qexp.artifact import Artifact, EngineSpec, Executable
 from qexp.data.random import RandomData
 from qexp.engine import base
 from qexp.engine.base import Engine, Forward
 from qexp.files import RECORDS, building_anew, mend
 from qexp.method import artifacts
 from qexp.method.artifacts import make_artifact
-from qexp.types import Artifact, EngineSpec, Executable
 from tests import configured
 from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake
 

@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-BASIC = {"qexp.types", "qexp.records", "qexp.files"}
+BASIC = {"qexp.types", "qexp.artifact", "qexp.records", "qexp.files"}
 KEYED = BASIC | {"qexp.keys"}
 ALLOWED = {
     "types": set(),
+    "artifact": {"qexp.types"},
     "records": set(),
     "metrics": {"qexp.records", "qexp.types"},
     "files": {"qexp.types"},

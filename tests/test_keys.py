@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from qexp import keys
+from qexp.artifact import Artifact, EngineSpec, Executable
 from qexp.engine.base import file_key
 from qexp.jobs.comparison import fastest_key, identities
 from qexp.jobs.run import JobPlan, job_key
@@ -28,7 +29,6 @@ from qexp.method.artifacts import REFERENCE, artifact_name
 from qexp.method.base import Method
 from qexp.method.none import NoCompression
 from qexp.search.search import CODE
-from qexp.types import Artifact, EngineSpec, Executable
 from tests import configured
 from tests.method.training import TRAINER
 from tests.method.training import qat as qat_of

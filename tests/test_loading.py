@@ -24,13 +24,14 @@ import torch
 from PIL import Image
 
 import qexp
+from qexp.artifact import Artifact
 from qexp.data.folder import FolderData
 from qexp.files import file_digest
 from qexp.loading import Classifier, Prediction
 from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.images import EvaluationSet
 from qexp.method.artifacts import make_artifact
-from qexp.types import Artifact, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.engine.support import ANIMAL_ENGINES as ENGINES
 from tests.engine.support import engine_named

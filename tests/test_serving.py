@@ -23,9 +23,10 @@ import pytest
 from PIL import Image
 
 import qexp
+from qexp.artifact import Artifact
 from qexp.serving import _load_pyfunc, images_of
 from qexp.tracking.store import write_record
-from qexp.types import Artifact, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.tracking.conftest import make_record
 

@@ -18,12 +18,13 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from qexp.artifact import Artifact, Executable
 from qexp.deploy.write import deploy
 from qexp.engine.base import Engine
 from qexp.loading import choose, engine_of, local_folder
 from qexp.measure.machine import physical_cores
 from qexp.measure.timing import Rules
-from qexp.types import Artifact, Executable, Unsupported, UserError, nearest
+from qexp.types import Unsupported, UserError, nearest
 
 CONF = Path(__file__).parents[2] / "conf"
 ENGINES = CONF / "engine"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from qexp.artifact import Artifact, Executable
 from qexp.engine.base import Engine
 from qexp.metrics import METRICS
 from qexp.records import Record
 from qexp.report.render import NONE, Table, markdown
 from qexp.tracking.store import records_of
-from qexp.types import Artifact, Executable
 
 COLUMNS = [
     METRICS[name] for name in ("top1", "top5", "size_mb", "latency_ms", "latency_p99_ms", "memory_mb", "load_ms")

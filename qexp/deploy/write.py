@@ -14,13 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qexp.artifact import Artifact, Executable
 from qexp.coded_file import decoded
 from qexp.data import pixels
 from qexp.deploy.readme import readme
 from qexp.engine.base import Engine
 from qexp.files import check_digests, not_writable
 from qexp.measure import machine, timing
-from qexp.types import Artifact, Executable, UserError
+from qexp.types import UserError
 
 MARK = "deployment.json"  # the file by which a deployment is recognised
 DEVICE = Path(__file__).parent / "device"

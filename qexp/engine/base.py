@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from qexp.artifact import Artifact, EngineSpec, Executable
 from qexp.coded_file import code_weights, decoded
 from qexp.files import file_digest, made_since, write_json
 from qexp.keys import key, plain
-from qexp.types import Artifact, EngineSpec, Executable, Unsupported
+from qexp.types import Unsupported
 
 Forward = Callable[[np.ndarray], np.ndarray]  # x[B,C,H,W] float32 -> logits[B,K] float32
 

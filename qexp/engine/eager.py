@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from qexp.artifact import EngineSpec
 from qexp.engine.base import Forward
 from qexp.engine.torch_common import TorchEngine, check_device, known_device, numpy_call, set_threads
-from qexp.types import EngineSpec
 
 
 class Eager(TorchEngine):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qexp.artifact import Artifact, EngineSpec
 from qexp.engine.base import Engine, Forward, in_batches_of
-from qexp.types import Artifact, EngineSpec, UserError, first_line
+from qexp.types import UserError, first_line
 
 
 class ExecuTorch(Engine):

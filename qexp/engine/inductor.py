@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from qexp.artifact import Artifact, EngineSpec
 from qexp.engine.base import Forward, in_batches_of
 from qexp.engine.torch_common import TorchEngine, check_device, known_device, numpy_call, set_threads
-from qexp.types import Artifact, EngineSpec, Unsupported, UserError
+from qexp.types import Unsupported, UserError
 
 # torch's own lowering of quantised linear layers copies a tensor in a way that torch warns of.
 COPY_WARNING = "To copy construct from a tensor"

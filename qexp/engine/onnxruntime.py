@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from qexp.artifact import Artifact, EngineSpec
 from qexp.engine.base import Engine, Forward
 from qexp.onnx_file import write_onnx
-from qexp.types import Artifact, EngineSpec, Unsupported, UserError, nearest
+from qexp.types import Unsupported, UserError, nearest
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 WANTS = {

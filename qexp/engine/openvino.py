@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from qexp.artifact import Artifact, EngineSpec
 from qexp.engine.base import Engine, Forward
 from qexp.onnx_file import BFLOAT16_OPSET, write_onnx
-from qexp.types import Artifact, EngineSpec, Unsupported
+from qexp.types import Unsupported
 
 
 class OpenVino(Engine):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from qexp.artifact import EngineSpec
 from qexp.engine.base import Forward
 from qexp.engine.torch_common import TorchEngine, numpy_call, set_threads
-from qexp.types import EngineSpec, UserError, nearest
+from qexp.types import UserError, nearest
 
 KERNELS = ("x86", "fbgemm", "onednn", "qnnpack")
 

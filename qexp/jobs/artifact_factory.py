@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from qexp.artifact import Artifact
 from qexp.cli import same_choices
 from qexp.data.base import ImageData
 from qexp.data.opening import open_data
@@ -27,7 +28,7 @@ from qexp.model.baseline import Baseline, find_baseline
 from qexp.model.checkpoint import load_checkpoint
 from qexp.model.outputs import network_for
 from qexp.model.pretrained import note_of, wanted, weights_digest, without_pretrained
-from qexp.types import Artifact, DataSpec, UserError
+from qexp.types import DataSpec, UserError
 
 ASSUMED = "preprocessing"  # the note that says which preprocessing was assumed
 PREPARING = {"resize", "resize_to", "interpolation", "orient", "mean", "std", "pixel_range", "transform"}  # options

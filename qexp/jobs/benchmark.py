@@ -8,6 +8,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
+from qexp.artifact import Artifact
 from qexp.engine.base import Engine
 from qexp.files import check_digests
 from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, limits_of, measure, test_images
@@ -15,7 +16,7 @@ from qexp.jobs.compress import compress, planned_params
 from qexp.jobs.run import JobPlan, forced_since, run_job
 from qexp.measure.candidate import Candidate
 from qexp.measure.images import EvaluationSet
-from qexp.types import Artifact, Unsupported
+from qexp.types import Unsupported
 
 OF_A_NETWORK = (
     "model", "data", "method", "bits", "recipe", "trainer", "checkpoint", "checkpoint_key", "trust_checkpoint",

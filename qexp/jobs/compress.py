@@ -9,12 +9,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from qexp.artifact import Artifact
 from qexp.data.base import ImageData
 from qexp.jobs.artifact_factory import ASSUMED, prepare
 from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, measure, test_images
 from qexp.jobs.run import JobPlan, run_job
 from qexp.measure.images import EvaluationSet
-from qexp.types import Artifact
 
 NEAR_CHANCE = 4  # times as good as chance, above which a network seems to see what it was trained on
 

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from qexp.artifact import Artifact
 from qexp.errors import explain
 from qexp.files import RECORDS, link_instead
 from qexp.jobs.comparison import Outcome, check_picture, limits_of
@@ -29,7 +30,7 @@ from qexp.measure.machine import environment, physical_cores, place
 from qexp.records import Record
 from qexp.report.layers import draw_layers
 from qexp.tracking.store import read_records, write_record
-from qexp.types import Artifact, Unsupported, UserError, command_line, digest, first_line, nearest
+from qexp.types import Unsupported, UserError, command_line, digest, first_line, nearest
 
 CHOICES = {"on_error": ("continue", "stop"), "phase": ("all", "compress", "measure")}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from qexp.artifact import Artifact
 from qexp.engine.base import Engine
 from qexp.files import file_digest, made_since
 from qexp.keys import key, plain
@@ -18,7 +19,6 @@ from qexp.launch import Child, ChildFailed
 from qexp.measure import child as measuring_child
 from qexp.measure.images import EvaluationSet
 from qexp.measure.machine import place
-from qexp.types import Artifact
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qexp.artifact import Artifact
 from qexp.data.decoded import write_part
 from qexp.files import building
-from qexp.types import Artifact
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from qexp.artifact import Artifact
 from qexp.measure.base import Context, Measure, ParityError
 from qexp.measure.candidate import Candidate
 from qexp.measure.images import EvaluationSet
 from qexp.metrics import METRICS
 from qexp.records import Measurement
-from qexp.types import Artifact
 
 
 class Parity(Measure):

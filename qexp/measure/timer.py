@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from qexp.artifact import Artifact
 from qexp.engine.base import Engine
 from qexp.measure.base import Turns, alone_on_host, ready
 from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.machine import place
-from qexp.types import Artifact
 
 
 class PairedTimer:

@@ -8,6 +8,7 @@ from typing import Any
 from filelock import FileLock
 from torch import Tensor, nn
 
+from qexp.artifact import Artifact, EngineSpec, Layer
 from qexp.coded_file import coded_bytes, is_coded, zeros_share
 from qexp.data.base import ImageData
 from qexp.files import RECORDS, building_anew, check_digests, file_digest, made_since, mend, write_json
@@ -17,7 +18,7 @@ from qexp.method.graph import count_macs
 from qexp.method.layers import weight_named
 from qexp.method.layers_csv import LAYERS_FILE, layers_csv, weight_range
 from qexp.method.verification import check_alone
-from qexp.types import Artifact, EngineSpec, Layer, versions
+from qexp.types import versions
 
 PACKAGES = ("torch", "torchao", "onnx", "onnxscript")
 # The method of the fp32 artifact that others are compared with, in the form that `plain` gives. It is written out here

@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import nn
 
+from qexp.artifact import EngineSpec, FloatIslands, Layer
 from qexp.data.base import ImageData
 from qexp.keys import plain
 from qexp.method.bits import BitWidths
 from qexp.method.layers_csv import Statistics
-from qexp.types import EngineSpec, FloatIslands, Layer, Unsupported
+from qexp.types import Unsupported
 
 # The spec of a graph without quantize/dequantize pairs, which is the same for all engines.
 ANY_ENGINE = EngineSpec(placement="", activation="")

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.artifacts import make_artifact
 from qexp.method.base import ANY_ENGINE, Compressed, Method
 from qexp.method.prune.base import WEIGHTS_FILE, NetworkMethod, restore
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 
 
 class Chain(Method):

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
 from torch import Tensor, nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.data.loaders import Loaders
 from qexp.files import made_since
@@ -29,7 +30,7 @@ from qexp.method.base import Method
 from qexp.model.base import load_weights, read_weights
 from qexp.model.trainer import best_and_last, keeping_freed_memory, make_trainer, trainer_options
 from qexp.model.training_module import TrainingModule
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 
 
 class FineTuningModule(TrainingModule):

@@ -18,12 +18,13 @@ from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils.flop_counter import FlopCounterMode
 
+from qexp.artifact import Layer
 from qexp.coded_file import graph_pieces, write_coded
 from qexp.data.base import ImageData
 from qexp.method.batch_norms import fold_batch_norms
 from qexp.method.layers import KINDS, compute_constants, layer_name, layer_nodes, name_layers, parameters_of
 from qexp.method.verification import verify
-from qexp.types import Layer, UserError
+from qexp.types import UserError
 
 # torchao registers an enum in a way that torch 2.15 calls deprecated. Without this, torch would say so at each import.
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: "KernelPreference" not in record.getMessage())

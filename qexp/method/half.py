@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
 from qexp.method.graph import export, folded_graph, layer_table, node_macs, save_graph, with_formats
 from qexp.method.layers import weight_named
 from qexp.method.layers_csv import rounded_weight
-from qexp.types import EngineSpec, Unsupported, UserError, nearest
+from qexp.types import Unsupported, UserError, nearest
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from qexp.artifact import Layer
 from qexp.method.quantize.numerics import sqnr_db
-from qexp.types import Layer
 
 LAYERS_FILE = "layers.csv"
 # Columns that follow the description of the layer. They are empty where a method has no such number.

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
 from qexp.method.graph import save_fp32
-from qexp.types import EngineSpec
 
 
 class NoCompression(Method):

@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
 from qexp.method.graph import save_fp32, with_formats
@@ -20,7 +21,6 @@ from qexp.method.layers import weight_named
 from qexp.method.layers_csv import rounded_weight
 from qexp.method.quantize.numerics import dequantize
 from qexp.onnx_file import write_onnx
-from qexp.types import EngineSpec
 
 INTEGER_OPERATORS = ("ConvInteger", "MatMulInteger")
 

@@ -21,13 +21,14 @@ from torch.ao.nn.quantized import dynamic
 from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
 from qexp.method.graph import example_input, graph_of, layer_table, trace, with_formats
 from qexp.method.layers import weight_named
 from qexp.method.layers_csv import rounded_weight
 from qexp.method.verification import verify
-from qexp.types import EngineSpec, Unsupported, UserError
+from qexp.types import Unsupported, UserError
 
 # Beginnings (regular expressions) of warnings about deprecated parts of torch, and about scales that tracing turns into
 # constants, which is intended.

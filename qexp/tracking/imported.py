@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qexp.artifact import Artifact
 from qexp.files import RECORDS, link_instead
 from qexp.metrics import METRICS, metrics_of
 from qexp.records import Record
 from qexp.tracking.store import read_record, records_of, write_record
-from qexp.types import Artifact, UserError, digest
+from qexp.types import UserError, digest
 
 # What a device can measure of a network: times and memory, but no ratios to another network.
 MEASURED = {name for name, metric in METRICS.items() if metric.per_machine and metric.unit != "x"}

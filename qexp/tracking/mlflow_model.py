@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from qexp.types import Artifact, versions
+from qexp.artifact import Artifact
+from qexp.types import versions
 
 LOADER = "qexp.serving"  # the module that loads the model, as the folder itself holds no code
 

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
+from qexp.artifact import Artifact
 from qexp.files import RECORDS, link, write_json
 from qexp.metrics import metrics_of, own_metrics
 from qexp.records import Record
@@ -27,7 +28,7 @@ from qexp.tracking import mlflow_pages as pages
 from qexp.tracking.mlflow_model import mlmodel
 from qexp.tracking.mlflow_pages import flatten
 from qexp.tracking.store import NOTE, noted
-from qexp.types import Artifact, DataSpec, UserError, command_line
+from qexp.types import DataSpec, UserError, command_line
 
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # otherwise the UI opens on its pages for language models

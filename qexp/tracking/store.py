@@ -6,10 +6,11 @@ import contextlib
 import json
 from pathlib import Path
 
+from qexp.artifact import Artifact
 from qexp.files import RECORDS, not_writable, write_json
 from qexp.metrics import metrics_of
 from qexp.records import Record
-from qexp.types import Artifact, UserError
+from qexp.types import UserError
 
 NOTE = ".mlflow.json"  # file beside a record that says where it was logged
 

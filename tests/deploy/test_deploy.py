@@ -20,13 +20,14 @@ import pytest
 from PIL import Image
 
 import qexp
+from qexp.artifact import Artifact
 from qexp.deploy.__main__ import main as deploy
 from qexp.measure.timing import Rules
 from qexp.records import Measurement, Record
 from qexp.tracking.__main__ import main as tracking
 from qexp.tracking.imported import import_record
 from qexp.tracking.store import read_record, read_records, write_record
-from qexp.types import Artifact, UserError
+from qexp.types import UserError
 from tests.tiers import more
 from tests.tracking.conftest import make_record
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from qexp.artifact import Artifact
 from qexp.data.random import RandomData
 from qexp.engine.base import Engine
 from qexp.method.artifacts import make_artifact
 from qexp.method.base import Method
-from qexp.types import Artifact
 from tests import configured
 from tests.engine.support import BATCH
 

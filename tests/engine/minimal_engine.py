@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qexp.artifact import Artifact, EngineSpec
 from qexp.engine.base import Engine, Forward
 from qexp.onnx_file import write_onnx
-from qexp.types import Artifact, EngineSpec
 
 
 class OnnxReference(Engine):

@@ -15,8 +15,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from qexp.artifact import Artifact
 from qexp.engine.base import Engine
-from qexp.types import Artifact
 
 CONF = Path(__file__).parents[2] / "conf" / "engine"
 BATCH = 2  # images per call of the files that are made for one number

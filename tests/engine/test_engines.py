@@ -20,10 +20,11 @@ import pytest
 import torch
 from torch import nn
 
+from qexp.artifact import Artifact
 from qexp.engine.base import Engine, in_batches_of
 from qexp.files import write_json
 from qexp.method.base import Method
-from qexp.types import Artifact, Unsupported, UserError, versions
+from qexp.types import Unsupported, UserError, versions
 from tests import configured
 from tests.engine.support import BATCH, NAMES, engine_named, run
 from tests.measure.fake_engines import Writes

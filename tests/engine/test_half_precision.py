@@ -9,9 +9,10 @@ import onnx
 import pytest
 import torch
 
+from qexp.artifact import Artifact
 from qexp.engine.base import Engine
 from qexp.method.base import Method
-from qexp.types import Artifact, Unsupported
+from qexp.types import Unsupported
 from tests import configured
 from tests.engine.support import BATCH, engine_named, error, graph_logits, openvino_layers, run
 from tests.tiers import more

@@ -18,12 +18,12 @@ import pytest
 import torch
 from torch import nn
 
+from qexp.artifact import Artifact
 from qexp.data.random import RandomData
 from qexp.engine.base import Engine
 from qexp.engine.inductor import Inductor
 from qexp.method.artifacts import make_artifact
 from qexp.method.base import Method
-from qexp.types import Artifact
 from tests import configured
 from tests.engine.support import BATCH, engine_named, error, graph_logits, openvino_layers, run
 from tests.tiers import more
@@ -53,7 +53,7 @@ def lowered(lowered: Lowered, small: nn.Module, data: RandomData, tmp_path_facto
             script = f"""
 from pathlib import Path
 from qexp.engine.inductor import Inductor
-from qexp.types import Artifact
+from qexp.artifact import Artifact
 Inductor(device="cpu", packaged=True).lower(Artifact.read(Path({str(made.folder)!r})), {BATCH}, 1)
 """
             subprocess.run([sys.executable, "-c", script], check=True)

@@ -11,10 +11,11 @@ import onnxruntime
 import pytest
 import torch
 
+from qexp.artifact import Artifact
 from qexp.engine import base
 from qexp.engine.base import Engine
 from qexp.method.base import Method
-from qexp.types import Artifact, Unsupported, UserError
+from qexp.types import Unsupported, UserError
 from tests import configured
 from tests.engine.support import BATCH, NAMES, engine_named
 

@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
+from qexp.artifact import Artifact
 from qexp.coded_file import decoded, is_coded
 from qexp.data.decoded import write_part
 from qexp.data.random import RandomData
@@ -26,7 +27,7 @@ from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.images import EvaluationSet
 from qexp.method.base import Method
 from qexp.method.graph import export, save_graph
-from qexp.types import Artifact, Unsupported
+from qexp.types import Unsupported
 from tests import configured
 from tests.engine.minimal_engine import OnnxReference
 from tests.engine.support import BATCH, engine_named, error

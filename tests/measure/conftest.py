@@ -13,6 +13,7 @@ import psutil
 import pytest
 from filelock import FileLock, Timeout
 
+from qexp.artifact import Artifact, EngineSpec, Layer
 from qexp.data.decoded import write_part
 from qexp.engine.base import Engine
 from qexp.files import file_digest, write_json
@@ -20,7 +21,7 @@ from qexp.measure import base
 from qexp.measure.base import Context
 from qexp.measure.candidate import PERSISTENT, Candidate, Limits
 from qexp.measure.images import EvaluationSet
-from qexp.types import Artifact, DataSpec, EngineSpec, Layer, Preprocessing
+from qexp.types import DataSpec, Preprocessing
 from tests.measure.fake_engines import CLASSES
 
 HOW = Preprocessing(3, (8, 8), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from qexp.artifact import Artifact, EngineSpec
 from qexp.engine.base import Engine, Forward
-from qexp.types import Artifact, EngineSpec
 
 CLASSES = 6
 

@@ -15,6 +15,7 @@ from scipy.special import softmax
 from scipy.stats import binom
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
+from qexp.artifact import Artifact
 from qexp.data.decoded import DecodedPart, write_part
 from qexp.engine.base import Engine
 from qexp.launch import ChildFailed
@@ -23,7 +24,7 @@ from qexp.measure.base import Context
 from qexp.measure.candidate import Candidate
 from qexp.measure.images import EvaluationSet
 from qexp.records import Measurement
-from qexp.types import Artifact, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.measure.conftest import IMAGES, SPEC
 from tests.measure.fake_engines import CLASSES, Scores

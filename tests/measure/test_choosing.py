@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from qexp.artifact import Artifact
 from qexp.engine.base import Engine
 from qexp.jobs.comparison import accepted_by, engines_of, fastest_known, measure
 from qexp.launch import ChildFailed
 from qexp.measure.base import ParityError, ranking
 from qexp.measure.candidate import Candidate
-from qexp.types import Artifact, Unsupported, UserError
+from qexp.types import Unsupported, UserError
 from tests import configured
 from tests.measure.conftest import QUANTIZED, is_free, measuring_children
 from tests.measure.fake_engines import Fails, Fake, Logs, Missing, Says, Takes, TakesToo

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qexp.artifact import FloatIslands
 from qexp.data.decoded import write_part
 from qexp.measure import energy
 from qexp.measure.base import Context, Measure
 from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.timing import LEAST_WINDOWS, Rules
 from qexp.metrics import METRICS
-from qexp.types import FloatIslands
 from tests import configured
 from tests.measure.conftest import IMAGES, SPEC
 from tests.measure.fake_engines import CLASSES, Profiled

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qexp.artifact import Artifact
 from qexp.measure import latency, timing
 from qexp.measure.base import Context
 from qexp.measure.candidate import Candidate
@@ -25,7 +26,7 @@ from qexp.measure.cores import Cores
 from qexp.measure.latency import Latency, speedup
 from qexp.measure.timing import median_interval
 from qexp.records import Measurement
-from qexp.types import Artifact, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.measure.fake_engines import Fails, Sleeps, SlowStart, Takes, TakesToo
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qexp.artifact import Artifact, EngineSpec, Layer
 from qexp.engine.base import Engine
 from qexp.launch import ChildFailed
 from qexp.measure.base import Context, ParityError
 from qexp.measure.candidate import Candidate
 from qexp.measure.parity import Parity
 from qexp.records import Measurement
-from qexp.types import Artifact, EngineSpec, Layer
 from tests.measure.conftest import IMAGES, QUANTIZED, SPEC, measuring_children
 from tests.measure.fake_engines import Fails, Says, Scores
 

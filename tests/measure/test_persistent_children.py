@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qexp.artifact import Artifact
 from qexp.launch import Child, ChildFailed
 from qexp.measure.candidate import Candidate, Limits, new_child
 from qexp.measure.images import EvaluationSet
-from qexp.types import Artifact
 from tests.measure.conftest import measuring_children
 from tests.measure.fake_engines import Fails, Fake, Scores
 

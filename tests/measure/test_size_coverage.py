@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import zstandard
 
+from qexp.artifact import Artifact, Layer
 from qexp.measure.base import Context
 from qexp.measure.candidate import Candidate
 from qexp.measure.coverage import Coverage
 from qexp.records import Measurement
-from qexp.types import Artifact, Layer
 from tests import configured
 from tests.measure.fake_engines import Fake, MadeFor
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from qexp.artifact import Artifact
 from qexp.keys import plain
 from qexp.measure.candidate import Candidate
 from qexp.measure.timer import PairedTimer
-from qexp.types import Artifact, Unsupported
+from qexp.types import Unsupported
 from tests.measure.conftest import is_free, measuring_children
 from tests.measure.fake_engines import Fake, Missing
 

@@ -13,13 +13,14 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
+from qexp.artifact import Artifact, EngineSpec
 from qexp.data.random import RandomData
 from qexp.engine.base import Engine
 from qexp.method.artifacts import make_artifact
 from qexp.method.base import Compressed, Method, counterpart
 from qexp.method.graph import count_macs, export, graph_of, layer_table
 from qexp.method.none import NoCompression
-from qexp.types import Artifact, EngineSpec, Unsupported, UserError
+from qexp.types import Unsupported, UserError
 from tests import configured
 from tests.method.training import SOURCE, TORCHSCRIPT
 

@@ -12,13 +12,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.chain import Chain
 from qexp.method.fine_tuning import FineTuningSession
 from qexp.method.prune.base import NetworkMethod, restore
 from qexp.method.quantize.qat import QAT
-from qexp.types import EngineSpec, Unsupported, UserError
+from qexp.types import Unsupported, UserError
 from tests import configured
 from tests.method.training import SOURCE, TORCHSCRIPT, pruning, pruning_channels, qat
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.method.training import SOURCE
 

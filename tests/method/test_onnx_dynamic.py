@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from qexp.artifact import Artifact
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
-from qexp.types import Artifact, Unsupported
+from qexp.types import Unsupported
 from tests import configured
 from tests.method.training import SOURCE, TORCHSCRIPT
 

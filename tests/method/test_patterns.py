@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.batch_norms import fold_batch_norms
 from qexp.method.graph import count_macs, export, graph_of, layer_table
 from qexp.method.verification import TOLERANCE, check_alone, verify
 from qexp.model.base import bake
 from qexp.model.outputs import network_for
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.patterns import operators, weights
 from tests.patterns.composed import Applied

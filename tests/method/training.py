@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from qexp.artifact import EngineSpec
 from qexp.method.prune.channels import PruneChannels
 from qexp.method.prune.cluster import Cluster
 from qexp.method.prune.weights import Prune
 from qexp.method.quantize.qat import QAT
-from qexp.types import EngineSpec
 from tests import configured
 
 SOURCE = {"model": "small", "weights": "random"}

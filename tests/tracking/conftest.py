@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from qexp.artifact import Artifact, EngineSpec
 from qexp.files import file_digest
 from qexp.records import Measurement, Record
-from qexp.types import Artifact, DataSpec, EngineSpec, Preprocessing
+from qexp.types import DataSpec, Preprocessing
 from tests import configured
 
 

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
 from qexp.method.fine_tuning import FineTuning
 from qexp.method.graph import save_fp32
 from qexp.model.base import load_weights, read_weights
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 WEIGHTS_FILE = "weights.safetensors"

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from qexp.artifact import Artifact, EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.artifacts import write_artifact
 from qexp.method.base import ANY_ENGINE, Compressed, Method
@@ -20,7 +21,7 @@ from qexp.method.fine_tuning import FineTuning, FineTuningSession
 from qexp.method.graph import count_macs, save_fp32
 from qexp.method.prune.base import NetworkMethod, restore, save_weights
 from qexp.method.prune.dependency_graph import IMPORTANCES, Group, Removed, groups_of, removable, without
-from qexp.types import Artifact, EngineSpec, UserError, nearest
+from qexp.types import UserError, nearest
 
 TARGETS = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}
 SCOPES = ("global", "layer")

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.fine_tuning import FineTuningModule
 from qexp.method.prune.base import NetworkMethod, weights_of
 from qexp.method.prune.kmeans import k_means
-from qexp.types import EngineSpec, UserError, nearest
+from qexp.types import UserError, nearest
 
 STARTS = ("linear", "density", "kmeans++")
 

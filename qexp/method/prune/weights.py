@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.fine_tuning import FineTuningModule
 from qexp.method.prune.base import NetworkMethod, weights_of
 from qexp.method.prune.masks import Masks, apply_masks, global_masks, gradual_sparsity, local_masks, two_of_four_mask
-from qexp.types import EngineSpec, UserError, nearest
+from qexp.types import UserError, nearest
 
 SCOPES = {"global": global_masks, "layer": local_masks}
 SCHEDULES = ("one_shot", "gradual")

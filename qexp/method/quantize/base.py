@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.data.images import Images
 from qexp.method.base import Compressed, Method
@@ -47,7 +48,7 @@ from qexp.method.quantize.placement import (
     x86_inductor_placement,
 )
 from qexp.method.verification import verify
-from qexp.types import EngineSpec, Unsupported, UserError, nearest
+from qexp.types import Unsupported, UserError, nearest
 
 
 class Quantization(Method):

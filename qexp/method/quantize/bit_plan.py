@@ -14,6 +14,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 from yaml import YAMLError, safe_load
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.artifacts import packed_bits
 from qexp.method.bits import FLOAT, BitWidths, plan_bits
@@ -21,7 +22,7 @@ from qexp.method.layers import weight_named
 from qexp.method.quantize.base import Quantization
 from qexp.method.quantize.placement import weighted_layers
 from qexp.method.quantize.sensitivity import Sensitivity, sensitivities
-from qexp.types import EngineSpec, UserError, nearest
+from qexp.types import UserError, nearest
 
 BitPlan = dict[str, BitWidths]  # the bits of each layer by its module path
 # The largest coefficient of the objective. HiGHS takes an answer for the best one when it is within 1e-6 of it, so

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from qexp.artifact import FloatIslands
 from qexp.method.layers import is_weighted, layer_name
 from qexp.method.quantize.fake_quantize import PackedWeight
 from qexp.method.quantize.placement import FUSED_ACTIVATIONS, PRODUCTS, SPLITTING, keeps_scale
-from qexp.types import FloatIslands
 
 
 def layer_formats(converted: GraphModule) -> dict[str, tuple[str, str]]:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed
 from qexp.method.bits import BitWidths
@@ -31,7 +32,7 @@ from qexp.method.quantize.bit_plan import (
 )
 from qexp.method.quantize.placement import weighted_layers
 from qexp.method.quantize.sensitivity import Sensitivity, as_csv
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 
 
 class Mixed(Quantization):

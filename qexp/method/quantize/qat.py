@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.data.images import Images
 from qexp.method.base import Compressed
@@ -17,7 +18,7 @@ from qexp.method.graph import example_input
 from qexp.method.quantize.base import Quantization
 from qexp.method.quantize.fake_quantize import LEARNING, quantizers
 from qexp.method.quantize.qat_graph import ConvNorm, estimate_norms, hand_over, learn_ranges, sizes, trainable
-from qexp.types import EngineSpec, UserError, nearest
+from qexp.types import UserError, nearest
 
 
 class QAT(Quantization):

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.data.images import Images
 from qexp.method.quantize.corrections import correct_bias
 from qexp.method.quantize.fake_quantize import in_floating_point
 from qexp.method.quantize.numerics import sqnr_db
 from qexp.method.quantize.smoothing import smooth
-from qexp.types import EngineSpec
 
 if TYPE_CHECKING:
     from qexp.method.quantize.base import Quantization

@@ -17,6 +17,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpecBase, Quantizer
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.bits import FLOAT, BitWidths
 from qexp.method.layers import is_weighted, layer_name
@@ -25,7 +26,6 @@ from qexp.method.quantize.blocks import Block, extract, residual_blocks
 from qexp.method.quantize.fake_quantize import FakeQuantize, fix_all, quantizers
 from qexp.method.quantize.numerics import Grid, sqnr_db
 from qexp.method.quantize.placement import LayerSpec
-from qexp.types import EngineSpec
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
 from qexp.method.quantize.base import Quantization
 from qexp.method.quantize.remedies import remedied
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 
 
 class Static(Quantization):

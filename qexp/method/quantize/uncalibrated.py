@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed
 from qexp.method.graph import example_input
 from qexp.method.quantize.base import Quantization, observe
 from qexp.method.quantize.fake_quantize import WeightFakeQuantize, quantizers
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 
 
 class Uncalibrated(Quantization):

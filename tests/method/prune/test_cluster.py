@@ -15,6 +15,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import nn
 
+from qexp.artifact import EngineSpec
 from qexp.coded_file import decoded
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
@@ -22,7 +23,7 @@ from qexp.method.chain import Chain
 from qexp.method.prune.base import weights_of
 from qexp.method.prune.cluster import SharedWeights
 from qexp.method.prune.kmeans import inertia, k_means
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.method.training import SOURCE, pruning, sharing
 

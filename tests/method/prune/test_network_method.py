@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.prune.base import WEIGHTS_FILE, NetworkMethod, restore, save_weights
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.method.training import SOURCE, pruning
 

@@ -14,6 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
+from qexp.artifact import Artifact, EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.fine_tuning import FineTuningModule, FineTuningSession
@@ -22,7 +23,7 @@ from qexp.method.prune.base import WEIGHTS_FILE, restore
 from qexp.method.prune.channels import removed
 from qexp.method.prune.dependency_graph import IMPORTANCES, groups_of, without
 from qexp.model.base import build_network
-from qexp.types import Artifact, EngineSpec, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.method.pruning import distinct, masked
 from tests.method.training import SOURCE, pruning_channels

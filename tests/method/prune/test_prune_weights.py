@@ -16,12 +16,13 @@ from pytorch_lightning import Trainer
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.prune import weights as module
 from qexp.method.prune.base import weights_of
 from qexp.method.prune.masks import apply_masks, global_masks, gradual_sparsity, local_masks, two_of_four_mask
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.method.training import SOURCE, pruning
 

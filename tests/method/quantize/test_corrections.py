@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.graph import export, folded_graph, graph_of
 from qexp.method.layers import is_weighted
 from qexp.method.quantize.corrections import CORRECTION_IMAGES, correct_bias, equalise
 from qexp.method.quantize.fake_quantize import quantizers
-from qexp.types import EngineSpec
 from tests import configured
 from tests.method.graphs import values
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.graph import folded_graph
 from qexp.method.quantize.fake_quantize import FakeQuantize, PackedWeight, WeightFakeQuantize, fix_all, quantizers
 from qexp.method.quantize.numerics import Grid
 from qexp.method.quantize.observers import MinMax
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 from tests import configured
 
 UINT4, INT4, INT8 = Grid(0, 15, False), Grid(-8, 7, True), Grid(-128, 127, False)

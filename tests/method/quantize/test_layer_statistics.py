@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.base import Method
 from qexp.method.quantize import layer_statistics
-from qexp.types import EngineSpec
 from tests import configured
 from tests.method.training import SOURCE
 

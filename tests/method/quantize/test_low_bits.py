@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from qexp.artifact import Artifact, EngineSpec
 from qexp.data.random import RandomData
 from qexp.measure.size import tensor_bytes
 from qexp.method.artifacts import make_artifact
 from qexp.method.bits import BitWidths, plan_bits
 from qexp.method.quantize.fake_quantize import FakeQuantize, WeightFakeQuantize, quantizers
 from qexp.method.quantize.observers import OBSERVERS
-from qexp.types import Artifact, EngineSpec, Unsupported, UserError
+from qexp.types import Unsupported, UserError
 from tests import configured
 from tests.engine.support import NAMES, engine_named, graph_logits
 from tests.method.training import SOURCE

@@ -10,13 +10,14 @@ import torch
 import yaml
 from torch import nn
 
+from qexp.artifact import Artifact, EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.bits import BitWidths
 from qexp.method.quantize.bit_plan import Budget, average_bits, find_plan, plan_text, read_plan, size_mb, weights_of
 from qexp.method.quantize.mixed import Mixed
 from qexp.method.quantize.sensitivity import Sensitivity
-from qexp.types import Artifact, EngineSpec, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.method.training import SOURCE
 

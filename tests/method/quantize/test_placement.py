@@ -19,13 +19,14 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 from torchvision.models import DenseNet
 
+from qexp.artifact import EngineSpec, FloatIslands
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.quantize.base import observe
 from qexp.method.quantize.converted import float_islands
 from qexp.method.quantize.decompositions import KERNELS, absorb_factors, decompose
 from qexp.method.quantize.fake_quantize import fix_all
-from qexp.types import EngineSpec, FloatIslands, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.engine.support import BATCH, engine_named, error, graph_logits, run
 from tests.method.graphs import values

@@ -13,6 +13,7 @@ from pytorch_lightning import Trainer
 from torch import nn
 from torch.fx import GraphModule
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.graph import example_input
@@ -20,7 +21,7 @@ from qexp.method.quantize import qat as module
 from qexp.method.quantize.fake_quantize import PackedWeight, WeightFakeQuantize, quantizers
 from qexp.method.quantize.qat import QAT, QATModule
 from qexp.method.quantize.qat_graph import ConvNorm, estimate_norms, learn_ranges, sizes, trainable
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 from tests.method.training import SOURCE, TRAINER, qat
 from tests.tiers import more
 

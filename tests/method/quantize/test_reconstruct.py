@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.graph import folded_graph
@@ -24,7 +25,7 @@ from qexp.method.quantize.fake_quantize import FakeQuantize, PackedWeight, Weigh
 from qexp.method.quantize.numerics import Grid, as_rows
 from qexp.method.quantize.observers import MinMax
 from qexp.method.quantize.reconstruct import Dropped, SoftRounding, chance, in_floating_point
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.method.graphs import values
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.base import Compressed
 from qexp.method.quantize import remedies, static
 from qexp.method.quantize.remedies import GAIN_DB, Remedy, spread
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 from tests import configured
 
 pytestmark = pytest.mark.integration  # compresses whole networks

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.bits import BitWidths
 from qexp.method.quantize.sensitivity import EachLayer, divergence, roundings, sensitivities
-from qexp.types import EngineSpec
 from tests import configured
 
 pytestmark = pytest.mark.integration  # compresses whole networks

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
 from qexp.method.graph import export, folded_graph, graph_of
 from qexp.method.quantize.converted import layer_formats
 from qexp.method.quantize.fake_quantize import fix_all
 from qexp.method.quantize.static import Static
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 from tests import configured
 from tests.method.training import SOURCE
 from tests.tiers import more

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from qexp.artifact import EngineSpec
 from qexp.data.random import RandomData
-from qexp.types import EngineSpec, UserError
+from qexp.types import UserError
 from tests import configured
 
 
