@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache as memoised
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from qexp.data.options import check_whole, geometry, per_channel
 from qexp.data.pixels import factors
 from qexp.data.splitting import channel_statistics, split_train, spread
 from qexp.data.store import Listing, Split, open_or_make
+from qexp.data.transforming import function
 from qexp.files import write_json
 from qexp.keys import key
 from qexp.types import DataSpec, Preprocessing, UserError, cache_name, digest, nearest
@@ -76,6 +77,8 @@ class ImageData:
         self.how = geometry(
             channels, image_size, resize, resize_to, interpolation, orient, pixel_range, transform or ""
         )
+        if transform:
+            function(transform)  # raises its errors before its code becomes part of a key
         self.given = per_channel("mean", mean, channels), per_channel("std", std, channels)
         augmentation.check(self.how)
         if not name or "/" in name or name.startswith("."):
@@ -294,15 +297,17 @@ class ImageData:
             raise UserError(
                 f"The baseline was trained on {other.num_classes} classes of {other.input_shape} images "
                 f"({', '.join(other.class_names[:5])}, ...), {self.name} has {spec.num_classes} of {spec.input_shape} "
-                f"({', '.join(spec.class_names[:5])}, ...). Choose the data it was trained on."
+                f"({', '.join(spec.class_names[:5])}, ...). Choose the data, and the data.classes, it was trained on."
             )
         if (other.logits, other.outputs) != (spec.logits, spec.outputs):
             raise UserError(
                 f"The baseline was trained to answer with the logits {_as_listed(other)}, and {self.name} asks for "
                 f"{_as_listed(spec)}. Give the data.classes and data.among that it was trained with."
             )
-        theirs, own = other.preprocessing.geometry, spec.preprocessing.geometry
-        if different := [name for name in own if own[name] != theirs[name]]:
+        theirs, own = asdict(other.preprocessing), asdict(spec.preprocessing)
+        given = {name for name, values in zip(("mean", "std"), self.given, strict=True) if values}
+        asked = spec.preprocessing.geometry.keys() | {"pixel_range"} | given
+        if different := [name for name in own if name in asked and not _alike(own[name], theirs[name])]:
             raise UserError(
                 "The baseline was trained on images that were prepared otherwise. Give what it was trained with: "
                 + " ".join(f"data.{name}={_as_override(theirs[name])}" for name in different)
@@ -355,8 +360,16 @@ def _as_listed(spec: DataSpec) -> str:
     return f"{first} of {spec.outputs}" if spec.logits else "of its classes alone"
 
 
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two options mean the same. Means and deviations may be rounded."""
+    numbers = isinstance(one, tuple) and all(isinstance(value, float) for value in one)
+    return bool(np.allclose(one, other, atol=1e-3)) if numbers else one == other
+
+
 def _as_override(value: Any) -> str:
     """A value as one writes it on the command line."""
+    if isinstance(value, tuple):
+        return f"[{','.join(f'{each:.6g}' for each in value)}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -56,6 +56,8 @@ class FolderData(MappedData):
     ):  # fmt: skip
         if not root:
             raise UserError("data.root is empty. Give data.root=FOLDER or set the environment variable QEXP_DATA.")
+        if not isinstance(skip_broken, bool):
+            raise UserError(f"data.skip_broken is {skip_broken!r}; it must be true or false.")
         self.root = Path(root).expanduser()
         self.labels_file = _labels_file(labels, self.root) if labels else None
         self.calibration_folder = Path(calibration).expanduser() if calibration else None
@@ -67,8 +69,12 @@ class FolderData(MappedData):
     def _folder(self, part: str) -> Path:
         found = [self.root / name for name in PARTS[part] if (self.root / name).is_dir()]
         if not found:
+            instead = " To calibrate with images that have no classes, give data.calibration=FOLDER." * (
+                part == "train"
+            )
             raise UserError(
-                f"There is no folder {self.root / PARTS[part][0]}. {LAYOUT}; set data.root to ROOT.{self._hint()}"
+                f"There is no folder {self.root / PARTS[part][0]}. {LAYOUT}; set data.root to ROOT."
+                f"{self._hint()}{instead}"
             )
         return found[0]
 

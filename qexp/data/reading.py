@@ -35,8 +35,8 @@ def read_image(file: Path, how: Preprocessing) -> np.ndarray:
     try:
         with Image.open(file) as image:
             return prepared(image, how)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
     except Exception as error:  # Pillow raises all sorts of errors on damaged files
         raise UserError(
             f"Cannot read the image {file}: {error}. Replace or remove it, or leave such files out: "

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import get_method
 from PIL import Image
 
 from qexp.types import Preprocessing, UserError
@@ -25,7 +25,8 @@ def transformed(image: Image.Image, how: Preprocessing) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"data.transform: {name} fails on a {image.mode} image of {image.size}: {error}") from error
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"data.transform: {name} fails on a {image.mode} image of {image.size}: {why}") from error
     if not isinstance(made, torch.Tensor) or tuple(made.shape) != wanted:
         given = f"a tensor of {tuple(made.shape)}" if isinstance(made, torch.Tensor) else f"a {type(made).__name__}"
         raise UserError(
@@ -42,10 +43,14 @@ def function(name: str) -> Any:
     Raises:
         UserError: It cannot be imported.
     """
+    module, _, attribute = name.rpartition(".")
     try:
-        return get_method(name)
-    except Exception as error:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"data.transform._target_={name} cannot be imported: {error}. Give MODULE.FUNCTION of a module that Python "
-            "finds from here."
+            f"data.transform={name} cannot be imported: {error}. Give MODULE.FUNCTION of a module that Python finds "
+            "from here."
         ) from error
+    if not callable(found):
+        raise UserError(f"data.transform={name} is no function.")
+    return found

@@ -227,7 +227,7 @@ def test_images(config: DictConfig) -> int | None:
     """How many test images the measures of a config need, or None for all."""
     accuracy, parity = config.measure.get("accuracy"), config.measure.get("parity")
     if accuracy and accuracy.part != "validation":
-        return accuracy.images
+        return instantiate(accuracy).images  # which checks it
     return parity.images if parity else 1
 
 

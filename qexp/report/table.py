@@ -176,7 +176,18 @@ def unfinished(records: list[Record]) -> list[str]:
 
 def legend(records: list[Record]) -> list[str]:
     """Lines that explain the marks in the table, except the mark of the best."""
-    return [NOISY_LEGEND] * any(map(noisy, records)) + [REUSED_LEGEND] * any(record.reused for record in records)
+    few = sorted(
+        {
+            images
+            for record in records
+            if (images := (record.config.get("measure", {}).get("accuracy") or {}).get("images"))
+        }
+    )
+    return [
+        *(f"accuracy on {images} images, spread over the classes" for images in few),
+        *[NOISY_LEGEND] * any(map(noisy, records)),
+        *[REUSED_LEGEND] * any(record.reused for record in records),
+    ]
 
 
 def markdown_table(records: list[Record]) -> str:

@@ -263,5 +263,7 @@ def test_wrong_options_are_errors(changed: dict[str, float | str | None], messag
 
 @pytest.mark.parametrize("name", ["trivial", "rand"])
 def test_a_policy_takes_no_images_of_a_function_of_the_user(name: str, make_folder: Callable[..., FolderData]) -> None:
-    with pytest.raises(UserError, match=f"policy={name} needs images of 8 bits, and data.transform=some.function"):
-        make_folder(transform="some.function", augmentation={"policy": name})
+    with pytest.raises(
+        UserError, match=f"policy={name} needs images of 8 bits, and data.transform=tests.data.support.every"
+    ):
+        make_folder(transform="tests.data.support.every", augmentation={"policy": name})

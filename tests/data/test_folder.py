@@ -273,3 +273,14 @@ def test_other_files_are_counted(make_folder: Make, images_root: Path) -> None:
     data = make_folder()
     data.open()
     assert data.notes() == {"other files": "3 that are no images were ignored: 2 .txt, 1 .db"}
+
+
+@pytest.mark.parametrize("name", ["nowhere.fn", "tests.data.support.nothing", "fn"])
+def test_a_transform_that_is_not_there_is_told_at_once(make_folder: Make, name: str) -> None:
+    with pytest.raises(UserError, match=f"data.transform={name} cannot be imported"):
+        make_folder(transform=name)
+
+
+def test_options_that_are_true_or_false_are_nothing_else(make_folder: Make) -> None:
+    with pytest.raises(UserError, match="data.skip_broken is 'abc'; it must be true or false"):
+        make_folder(skip_broken="abc")

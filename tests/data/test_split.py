@@ -113,3 +113,17 @@ def test_few_images_are_spread_over_the_classes() -> None:
         counts = [int((labels[chosen - 100] == label).sum()) for label in (0, 1, 2, 7)]
         for count, known in zip(counts, (100, 53, 2, 1), strict=True):
             assert count == known or count >= max(counts) - 1
+
+
+def test_a_baseline_of_images_that_were_prepared_otherwise_says_how(make_folder: Callable[..., FolderData]) -> None:
+    trained = make_folder(mean=[0.1, 0.2, 0.3], std=0.25)
+    spec = trained.open()
+    make_folder(mean=[0.1, 0.2, 0.3002], std=0.25).normalise_like(spec)  # as one copies it from a paper
+    make_folder().normalise_like(spec)
+    for options, told in (
+        ({"mean": 0.9}, r"data\.mean=\[0\.1,0\.2,0\.3\]"),
+        ({"pixel_range": 255}, r"data\.pixel_range=1\.0"),
+        ({"resize": "pad", "orient": True}, r"data\.resize=stretch data\.orient=false"),
+    ):
+        with pytest.raises(UserError, match=f"prepared otherwise. Give what it was trained with: {told}$"):
+            make_folder(**options).normalise_like(spec)

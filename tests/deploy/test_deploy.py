@@ -159,7 +159,7 @@ def test_the_folder_is_small_and_says_what_was_measured(dist: Path, artifact: Ar
         "timing.py", "machine.py", "requirements.txt", "README.md",
     }  # fmt: skip
     assert sum((dist / name).stat().st_size for name in names - {"model.onnx"}) < 40_000
-    assert len((dist / "infer.py").read_text().splitlines()) < 50
+    assert len((dist / "infer.py").read_text().splitlines()) < 60
     assert (dist / "model.onnx").read_bytes() == (artifact.folder / "model.onnx").read_bytes()
     assert (dist / "model.onnx").stat().st_nlink == 1  # changing it there changes no artifact
     assert json.loads((dist / "labels.json").read_text()) == ["ant", "bee", "cow"]

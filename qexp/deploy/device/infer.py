@@ -34,12 +34,22 @@ def network(threads: int = ABOUT["threads"]) -> Any:
     return load(HERE / ABOUT["file"], threads, **ABOUT["arguments"])
 
 
-def main() -> None:
-    forward = network()
+def main() -> int:
+    if len(sys.argv) < 2:
+        print(__doc__)
+        return 2
+    forward, unread = network(), 0
     for file in sys.argv[1:]:
-        (shares,) = softmax(np.asarray(forward(normalise(read(file)[None], HOW))))
+        try:
+            image = read(file)
+        except Exception as error:  # Pillow raises all sorts of errors on damaged files
+            print(f"{file}: cannot be read: {error}", file=sys.stderr)
+            unread = 1
+            continue
+        (shares,) = softmax(np.asarray(forward(normalise(image[None], HOW))))
         print(file, *(f"{LABELS[i]} {shares[i]:.4f}" for i in np.argsort(-shares)[:5]), sep="\t")
+    return unread
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
