@@ -170,6 +170,7 @@ def test_a_measuring_child_imports_nothing_heavy() -> None:
     assert answer.stdout.strip() == "[]"
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 def test_jobs_that_train_nothing_import_nothing_for_training() -> None:
     heavy = ("pytorch_lightning", "torchmetrics", "torchvision", "mlflow", "scipy", "sklearn")

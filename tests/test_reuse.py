@@ -63,6 +63,7 @@ def test_the_same_sweep_again_measures_nothing(run: RunCommand, tmp_path: Path) 
     assert all(run_id in summary.data.tags["mlflow.note.content"] for run_id in measured)
 
 
+@pytest.mark.thorough
 def test_only_what_is_new_runs(run: RunCommand, tmp_path: Path) -> None:
     for added in ([], ["batch_size=1,2", "picture=stem.0"], ["+method.calibration_batch=4"], ["force=true"]):
         sweep = [o.replace("none,static", "static") for o in SWEEP] if "method" in "".join(added) else SWEEP
@@ -149,6 +150,7 @@ def test_a_sweep_that_shall_stop_leaves_out_what_comes_after_a_failure(run: RunC
     assert run(*fails)[0] == 1 and [bool(r.reused) for r in sweeps(tmp_path)[1]] == [True, False, False]
 
 
+@pytest.mark.thorough
 def test_an_interrupted_command_ends_at_once_and_says_how_to_go_on(tmp_path: Path) -> None:
     hangs = [*PRETEND, "method=none", *fake("Fails", "how=hang"), *FEW_WINDOWS, "tracking=none", "outputs=outputs"]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -135,6 +135,7 @@ def server(logged: tuple[str, str]) -> Any:
         process.communicate()
 
 
+@pytest.mark.thorough
 def test_mlflow_serves_it(server: int, animal_artifact: Artifact, picture: Path) -> None:
     one = qexp.load(animal_artifact.folder, engine="openvino").predict(picture)
     expected = {"label": one.label, "probability": one.probability, "top": dict(one.top())}

@@ -115,6 +115,7 @@ def kernels(artifact: Artifact, engine: Engine) -> set[str]:
     return {name.decode() for name in re.findall(rb"aoti_torch_cpu_(?:mkldnn_)?(\w*(?:conv|linear|mm)\w*)", code)}
 
 
+@pytest.mark.thorough
 def test_executorch_delegates_everything_to_integer_kernels(
     lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_it_gives_the_networks_own_logits_in_a_child_too(
     assert started["load_ms"] > 0 and started["device_memory_mb"] is None and len(samples) == 3
 
 
+@pytest.mark.thorough
 def test_its_file_is_coded_where_the_graph_is(engine: Engine, artifact: Artifact) -> None:
     made = engine.lower(artifact, BATCH, 1)
     file = made.folder / "reference.onnx"

@@ -35,6 +35,7 @@ def command(tmp_path: Path) -> list[str]:
     return ["-m", *PRETEND, *fake("Fake"), *FEW_WINDOWS, *place, "report.formats=[md,html]"]
 
 
+@pytest.mark.thorough
 def test_its_metrics_are_in_tables_and_on_the_page(run: RunCommand, command: list[str], tmp_path: Path) -> None:
     code, printed = run(*command, "batch_size=1,2")
     assert code == 0 and re.search(r"┃ +misses ┃ +surprise ┃$", printed, re.M), printed

@@ -46,6 +46,7 @@ def test_each_row_has_a_command_of_its_own(overrides: list[str], rows: int, run:
         assert OmegaConf.to_container(config, resolve=True) == each.record.config
 
 
+@pytest.mark.thorough
 def test_it_makes_one_run(run: Command, tmp_path: Path) -> None:
     run("-m", "method=static,mixed", "bits=8,w4a8", *NOWHERE)
     chosen = read_runs(tmp_path / "outputs", "latest")[2]

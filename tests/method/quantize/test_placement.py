@@ -280,7 +280,7 @@ class Everything(nn.Module):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["executorch", *more("openvino")])
+@pytest.mark.parametrize("name", more("executorch", "openvino"))
 def test_engines_take_graphs_with_operators_in_floating_point(name: str, data: RandomData, tmp_path: Path) -> None:
     torch.manual_seed(0)
     engine, source = engine_named(name), {"model": "everything", "weights": "random"}

@@ -245,6 +245,7 @@ def test_another_error_is_not_taken_for_it(
         make_artifact(qat(), network, pretend_data, EngineSpec(), SOURCE, tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_killed_training_goes_on(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

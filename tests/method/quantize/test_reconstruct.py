@@ -178,6 +178,7 @@ def test_weights_end_on_their_grid(
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("algorithm", "bits"), [("adaround", "w3a8"), ("brecq", 3), ("qdrop", 3)])
 def test_reconstruction_beats_the_nearest_value(
     algorithm: str, bits: int | str, pretend_data: RandomData, small: nn.Module

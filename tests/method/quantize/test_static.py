@@ -111,6 +111,7 @@ def test_graph_computes_the_integer_arithmetic(pretend_data: RandomData, tmp_pat
     assert (steps > 0.01).mean() < 0.05
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 def test_onnxruntime_finds_no_float_operator_between_integer_ones(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
