@@ -25,7 +25,7 @@ INDIFFERENT = (
     "filelock", "rich",  # locks and progress bars
     "hydra", "omegaconf",  # the values and classes that they make of a config are digested themselves
     "qexp.cli", "qexp.errors", "qexp.worker",  # the command line and its messages
-    "qexp.metrics", "qexp.report", "qexp.tracking",  # only show results
+    "qexp.metrics", "qexp.progress", "qexp.report", "qexp.tracking",  # only show results
     "qexp.keys",
 )  # fmt: skip
 OWN = __name__.partition(".")[0]  # counts by its source even if it is installed

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,20 @@ class ChildFailed(Exception):
 class Child:
     """Runs `python -m MODULE ARGUMENT`, which answers each line of JSON on its input with a line of JSON on its output.
 
-    A child that exceeds a limit is killed. A child that reports an error itself can be asked again.
+    Before its answer it may say how far it is, in lines of its own, from which time counts anew. A child that exceeds a
+    limit is killed. A child that reports an error itself can be asked again.
 
     Args:
         module: Dotted name of the module to run.
         argument: Value that the module is given, as JSON.
         threads: Number of threads of OpenMP and of MKL.
-        timeout_s: Seconds that one answer may take.
+        timeout_s: Seconds that the child may take to answer, or to say how far it is.
         memory_mb: Resident memory that the child may hold, in MB (10^6 bytes), or None for no limit.
     """
 
     def __init__(self, module: str, argument: Any, threads: int, timeout_s: float, memory_mb: float | None):
         self.timeout_s, self.memory_mb = timeout_s, memory_mb
+        self._received = b""  # of its answers, what was not read yet
         self.holds: object = None  # kept for the caller: what the child was last told to load
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
         path = os.pathsep.join([str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")])
@@ -62,11 +65,14 @@ class Child:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+    def ask(
+        self, command: str, told: Callable[[int, int], None] = lambda done, total: None, **arguments: Any
+    ) -> dict[str, Any]:
         """Send a command to the child and wait for its answer.
 
         Args:
             command: Name of the command.
+            told: Called whenever the child says how much it has done, and how much there is to do.
             **arguments: What the command is given, as JSON values.
 
         Returns:
@@ -79,7 +85,8 @@ class Child:
         try:
             self.process.stdin.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
             self.process.stdin.flush()
-            answer = json.loads(self._read_line(command))
+            while "done" in (answer := json.loads(self._read_line(command))):
+                told(answer["done"], answer["total"])
         except BrokenPipeError:
             raise self._ended() from None
         except KeyboardInterrupt:
@@ -90,18 +97,22 @@ class Child:
         return answer
 
     def _read_line(self, command: str) -> bytes:
-        assert self.process.stdout
         deadline = time.monotonic() + self.timeout_s
         with selectors.DefaultSelector() as selector:
+            assert self.process.stdout
             selector.register(self.process.stdout, selectors.EVENT_READ)
-            while not selector.select(timeout=0.1):
+            while b"\n" not in self._received:
+                if selector.select(timeout=0.1):
+                    # A buffered reader would keep a second line from the selector.
+                    if not (more := os.read(self.process.stdout.fileno(), 1 << 16)):
+                        raise self._ended()
+                    self._received += more
+                    continue
                 if time.monotonic() > deadline:
                     self.stop()
                     raise ChildFailed(f"hung: no answer to {command!r} within {self.timeout_s:g} s (measure.timeout_s)")
                 self._check_memory()
-        line = self.process.stdout.readline()
-        if not line:
-            raise self._ended()
+        line, _, self._received = self._received.partition(b"\n")
         return line
 
     def _check_memory(self) -> None:

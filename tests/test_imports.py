@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-BASIC = {"qexp.types", "qexp.artifact", "qexp.records", "qexp.files"}
+BASIC = {"qexp.types", "qexp.artifact", "qexp.records", "qexp.files", "qexp.progress"}
 KEYED = BASIC | {"qexp.keys"}
 ALLOWED = {
     "types": set(),
@@ -21,6 +21,7 @@ ALLOWED = {
     "records": set(),
     "metrics": {"qexp.records", "qexp.types"},
     "files": {"qexp.types"},
+    "progress": set(),
     "keys": set(),
     "launch": set(),
     "questions": set(),

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qexp.data.augment import Augmentation
-from qexp.data.images import CalibrationImages
+from qexp.data.generated import GENERATED, Generator
+from qexp.data.images import CalibrationImages, Images
 from qexp.data.options import check_whole, geometry, per_channel
 from qexp.data.pixels import factors
 from qexp.data.splitting import channel_statistics, split_train, spread
@@ -68,12 +69,18 @@ class ImageData:
         seed: int,
         split_seed: int,
         validation_share: float,
+        calibration: str | None,
         calibration_images: int,
+        generated_images: int,
+        generated_steps: int,
         augmentation: Augmentation,
     ):
         if preprocess not in PREPROCESS:  # which qexp.jobs.preprocessing follows before data are made
             raise UserError(f"data.preprocess={preprocess} is unknown. {nearest(str(preprocess), PREPROCESS)}")
         check_whole(1, calibration_images=calibration_images, eval_batch_size=eval_batch_size)
+        check_whole(1, generated_images=generated_images, generated_steps=generated_steps)
+        if calibration not in (None, GENERATED):
+            raise UserError(f"data.calibration={calibration}: only data=folder takes a folder. Give null or generated.")
         self.how = geometry(
             channels, image_size, resize, resize_to, interpolation, orient, pixel_range, transform or ""
         )
@@ -89,6 +96,8 @@ class ImageData:
         self.num_classes, self.eval_batch_size, self.augmentation = num_classes, eval_batch_size, augmentation
         self.seed, self.split_seed = seed, split_seed
         self.validation_share, self.calibration_images = validation_share, calibration_images
+        self.generates = calibration == GENERATED
+        self.generated = {"count": generated_images, "steps": generated_steps, "seed": split_seed}
 
     # Every source defines the next three methods.
 
@@ -230,6 +239,8 @@ class ImageData:
         """Take mean and deviation of the images with these indices, where they are not given."""
         if self.how.transform:
             return
+        if not len(indices):
+            raise UserError(f"{self.name} has no images to take mean and deviation of. Give data.mean and data.std.")
         found = channel_statistics(self._chunks(part, self.prepare(part, indices)), self.channels)
         mean, std = (
             given or tuple(self.how.pixel_range * value for value in taken)
@@ -246,9 +257,27 @@ class ImageData:
         """What decides the batches of a training, in addition to the images and the recipe."""
         return {"augmentation": self.augmentation, "seed": self.seed}
 
-    def calibration(self) -> CalibrationImages:
-        """Calibration images, not augmented: those of a part of their own, or a fixed subset of the training part."""
+    def generate_from(self, network: nn.Module, weights: dict[str, Any]) -> str:
+        """Make the calibration images from the batch norms of a network, once they are asked for.
+
+        Args:
+            network: The network in eval mode, with its weights.
+            weights: What identifies it and its weights.
+
+        Returns:
+            What identifies the images.
+        """
+        how = self.open().preprocessing
+        made = key("generated", code=["qexp.data.generated"], weights=weights, how=how, options=self.generated)[:10]
+        folder = self.cache_dir / "generated" / made
+        self._generator = Generator(network, how, **self.generated, folder=folder)
+        return f"{self.generated['count']} generated images {made}"
+
+    def calibration(self) -> Images:
+        """Calibration images, not augmented: generated ones, a part of their own, or a fixed subset of training."""
         self.open()
+        if self.generates:
+            return self._generator.images()
         return CalibrationImages(self, self._source, self.prepare(self._source, self._sample(self.calibration_images)))
 
     def calibration_labels(self) -> Tensor:
@@ -257,9 +286,10 @@ class ImageData:
         Raises:
             UserError: They have none.
         """
-        if self._source == "calibration":
+        images = self.calibration()
+        if not isinstance(images, CalibrationImages) or self._source == "calibration":
             raise UserError("The images of data.calibration have no classes, which this method needs. Leave it null.")
-        return torch.from_numpy(self.splits["train"].labels[self.calibration().indices])
+        return torch.from_numpy(self.splits["train"].labels[images.indices])
 
     @property
     def _source(self) -> str:

@@ -17,8 +17,9 @@ from PIL import Image
 from qexp.data.classes import MappedData
 from qexp.data.held import Held
 from qexp.data.reading import prepared
-from qexp.data.store import PARTS, progress
+from qexp.data.store import PARTS
 from qexp.keys import key
+from qexp.progress import progress
 from qexp.types import UserError, digest
 
 LABELS = ("targets", "labels", "_labels")  # attributes in which datasets keep their classes

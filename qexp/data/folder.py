@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from qexp.data.classes import MappedData
+from qexp.data.generated import GENERATED
 from qexp.data.labels import PARTS, Listed, read_labels
 from qexp.data.reading import SUFFIXES, is_image, read_image
-from qexp.data.store import progress
 from qexp.data.walking import ImageFile, entries, first, images_below
+from qexp.progress import progress
 from qexp.types import UserError, digest
 
 LAYOUT = (
@@ -41,8 +42,8 @@ class FolderData(MappedData):
         root: The folder.
         name: Name of the data, or None for that of the folder.
         labels: File that lists the images, as qexp.data.labels reads it, or None for class folders.
-        calibration: Folder of unlabelled images to calibrate with, or None for training images. With it, the folder
-            needs no training part.
+        calibration: Folder of unlabelled images to calibrate with, `generated`, or None for training images. In the
+            first two cases, the folder needs no training part.
         skip_broken: Whether files that cannot be read are left out and counted.
         **common: What all data take.
 
@@ -60,18 +61,21 @@ class FolderData(MappedData):
             raise UserError(f"data.skip_broken is {skip_broken!r}; it must be true or false.")
         self.root = Path(root).expanduser()
         self.labels_file = _labels_file(labels, self.root) if labels else None
-        self.calibration_folder = Path(calibration).expanduser() if calibration else None
+        generated = calibration == GENERATED
+        self.calibration_folder = Path(calibration).expanduser() if calibration and not generated else None
+        self._may_lack_train = calibration is not None
         self.skip_broken = skip_broken
         self.skipped: Counter[str] = Counter()  # files that are no images, by suffix
         self.labels: dict[str, list[int]] = {}  # of the images of each part, once `files` is known
-        super().__init__(name=name or self.root.resolve().name, **common)
+        super().__init__(name=name or self.root.resolve().name, calibration=GENERATED if generated else None, **common)
 
     def _folder(self, part: str) -> Path:
         found = [self.root / name for name in PARTS[part] if (self.root / name).is_dir()]
         if not found:
-            instead = " To calibrate with images that have no classes, give data.calibration=FOLDER." * (
-                part == "train"
-            )
+            instead = (
+                " To calibrate with images that have no classes, give data.calibration=FOLDER; without any, "
+                "data.calibration=generated."
+            ) * (part == "train")
             raise UserError(
                 f"There is no folder {self.root / PARTS[part][0]}. {LAYOUT}; set data.root to ROOT."
                 f"{self._hint()}{instead}"
@@ -83,6 +87,9 @@ class FolderData(MappedData):
         inside = sorted(str(p) for p in self.root.iterdir() if (p / "train").is_dir()) if self.root.is_dir() else []
         return f" Did you mean data.root={' or data.root='.join(inside[:5])}?" if inside else ""
 
+    def _lacks_train(self) -> bool:
+        return self._may_lack_train and not (self.root / "train").is_dir()
+
     def _classes(self, part: str) -> list[Path]:
         folder = self._folder(part)
         inside = entries(folder)
@@ -92,7 +99,7 @@ class FolderData(MappedData):
         return [folder / entry.name for entry in inside if entry.is_dir()]
 
     def _class_names(self) -> tuple[str, ...]:
-        parts = ["test"] if self.calibration_folder and not (self.root / "train").is_dir() else ["train", "test"]
+        parts = ["test"] if self._lacks_train() else ["train", "test"]
         names = {part: [p.name for p in self._classes(part)] for part in parts}
         if not names[parts[0]]:
             raise UserError(f"{self._folder(parts[0])} holds no class folders. {LAYOUT}.")
@@ -120,7 +127,7 @@ class FolderData(MappedData):
         self.labels = {"train": []}
         found: dict[str, list[ImageFile]] = {"train": []}
         for part in PARTS:
-            if part == "train" and self.calibration_folder and not (self.root / "train").is_dir():
+            if part == "train" and self._lacks_train():
                 continue
             found[part], self.labels[part] = [], []
             for label, folder in enumerate(self._classes(part)):
@@ -147,7 +154,7 @@ class FolderData(MappedData):
     def _listed(self) -> Listed:
         """What the file of labels lists."""
         assert self.labels_file
-        return read_labels(self.labels_file, self.root, self._below_root, self.calibration_folder is not None)
+        return read_labels(self.labels_file, self.root, self._below_root, self._may_lack_train)
 
     def _place(self, part: str) -> Path:
         if part == "calibration" and self.calibration_folder:

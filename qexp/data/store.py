@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import IO, TypeVar
+from typing import IO
 
 import numpy as np
 from filelock import FileLock
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qexp.data.decoded import ABSENT, BROKEN, DecodedPart
 from qexp.files import building, not_writable
 from qexp.types import UserError
 
-T = TypeVar("T")
 PARTS = ("train", "test")
 SAVED_EVERY = 10  # seconds between two times at which it is written down which images are decoded
 
@@ -199,10 +196,3 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Pass on `items`, and show a bar with the time left, which vanishes at the end, if the output is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bar:
-        yield from bar.track(items, total, description=what)

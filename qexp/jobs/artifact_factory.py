@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from qexp.model.baseline import Baseline, find_baseline
 from qexp.model.checkpoint import load_checkpoint
 from qexp.model.outputs import network_for
 from qexp.model.pretrained import note_of, wanted, weights_digest, without_pretrained
+from qexp.progress import doing
 from qexp.types import DataSpec, UserError
 
 ASSUMED = "preprocessing"  # the note that says which preprocessing was assumed
@@ -72,7 +74,10 @@ class ArtifactFactory:
                 "Run the same command with phase=compress, by the same code, or phase=all."
             )
         since = 0 if self.config.phase == "measure" else self.since
-        return make_artifact(method, self.network, self.data, engine.spec, self.source, root, since)
+        # Trainings show a bar of their own.
+        shown = nullcontext() if method.trains else doing(f"Making {method.name} for {engine.name}")
+        with shown:
+            return make_artifact(method, self.network, self.data, engine.spec, self.source, root, since)
 
     def candidate(self, method: Method, engine: Engine, persistent: bool = False) -> Candidate:
         """The artifact of the method on an engine, lowered for it.
@@ -83,7 +88,9 @@ class ArtifactFactory:
         """
         engine.check_machine()
         batch, threads = self.config.batch_size, self.config.threads
-        artifact = engine.lower(self.artifact(method, engine), batch, threads, self.since)
+        artifact = self.artifact(method, engine)
+        with doing(f"Preparing it for {engine.name}"):
+            artifact = engine.lower(artifact, batch, threads, self.since)
         return Candidate(artifact, engine, batch, threads, limits_of(self.config), persistent, self.since)
 
 
@@ -91,7 +98,11 @@ def prepare(config: DictConfig) -> ArtifactFactory:
     """Open the data and load the trained network of a job, training it first if need be."""
     adopt_preprocessing(config)
     data = open_data(config)
-    return ArtifactFactory(config, data, forced_since(config), *trained_network(config, data))
+    network, source, notes = trained_network(config, data)
+    if data.generates:
+        source = {**source, "calibration": data.generate_from(network, source)}
+        notes = {**notes, "calibration": source["calibration"].rpartition(" ")[0] + ", made from the batch norms"}
+    return ArtifactFactory(config, data, forced_since(config), network, source, notes)
 
 
 def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:

@@ -161,7 +161,8 @@ class Job:
             kind=self.kind, key=key, sweep=sweep_folder().name, status=status, reason=reason, label=describe(params),
             params=params, config=resolved, measurements=tuple(outcome.measurements if outcome else ()),
             environment=environment(Path(__file__).parents[2]), command=command_line(),
-            created=datetime.now(UTC).isoformat(timespec="milliseconds"), artifact=str(artifact.folder) if artifact else "",
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            artifact=str(artifact.folder) if artifact else "",
             texts=outcome.texts if outcome else {}, notes=outcome.notes if outcome else {},
             seconds=time.perf_counter() - self.began,
         )  # fmt: skip

@@ -10,19 +10,23 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from qexp.launch import ChildFailed
 from qexp.measure.candidate import Candidate
 from qexp.measure.images import EvaluationSet
 from qexp.metrics import Metric
+from qexp.progress import doing
 from qexp.records import Measurement
+from qexp.types import command_line
 
 # All users of a machine have to share the lock, whatever their TMPDIR.
 HOST_LOCK = Path("/tmp" if os.name == "posix" else tempfile.gettempdir()) / "qexp-measure.lock"
+PATIENCE_S = 2.0  # seconds after which whoever waits for it is told for whom
 
 
 @dataclass
@@ -102,16 +106,46 @@ class Measure(ABC):
 def alone_on_host() -> Iterator[None]:
     """Hold the lock of this machine for measurements, because two at the same time would disturb each other.
 
-    Every user of the machine can take the lock, and the system frees it when its holder dies.
+    Every user of the machine can take the lock, and the system frees it when its holder dies. Whoever waits for it is
+    told who holds it.
     """
-    with FileLock(HOST_LOCK, mode=0o666):
+    lock = FileLock(HOST_LOCK, mode=0o666)
+    try:
+        lock.acquire(timeout=PATIENCE_S)
+    except Timeout:
+        print(f"  waiting for {_holder()} to end its measurement on this machine", flush=True)
+        with doing("Waiting"):
+            lock.acquire()
+    try:
+        _tell_holder()
         yield
+    finally:
+        lock.release()
+
+
+def _tell_holder() -> None:
+    """Write down who holds the lock. It cannot be in the lock itself, which is emptied by whoever waits for it."""
+    file = HOST_LOCK.with_suffix(".json")
+    about = {"process": os.getpid(), "command": command_line(), "since": f"{datetime.now():%H:%M:%S}"}
+    with contextlib.suppress(OSError):  # only what others are told depends on it
+        file.write_text(json.dumps(about))
+        file.chmod(0o666)  # every user of the machine writes it in turn
+
+
+def _holder() -> str:
+    """Who holds the lock, in words."""
+    try:
+        about = json.loads(HOST_LOCK.with_suffix(".json").read_text())
+        return f"process {about['process']} (since {about['since']}: {about['command']})"
+    except (OSError, ValueError, KeyError):
+        return "another process"
 
 
 def run_measures(measures: dict[str, Measure], context: Context) -> list[Measurement]:
     """Take all measurements of one run, one after the other, alone on this machine."""
     with alone_on_host(), contextlib.closing(context):
-        ready(context.candidates)
+        with doing("Loading the engines"):
+            ready(context.candidates)
         return [measurement for measure in measures.values() for measurement in measure.measure(context)]
 
 
@@ -139,8 +173,10 @@ def ranking(candidates: dict[str, Candidate], trial: Turns, notes: dict[str, str
     """
     with alone_on_host():
         try:
-            alive = _survivors(candidates, notes)
-            windows = trial.take_turns(list(alive.values()))
+            with doing(f"Loading {len(candidates)} engines"):
+                alive = _survivors(candidates, notes)
+            with doing(f"Timing {', '.join(alive)} in turns", still=True):
+                windows = trial.take_turns(list(alive.values()))
         except BaseException:
             for candidate in candidates.values():
                 candidate.close()

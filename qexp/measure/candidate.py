@@ -19,6 +19,7 @@ from qexp.launch import Child, ChildFailed
 from qexp.measure import child as measuring_child
 from qexp.measure.images import EvaluationSet
 from qexp.measure.machine import place
+from qexp.progress import counted
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ class Candidate:
                 out = Path(folder) / "logits.npy"
                 images = {"folder": str(tests.folder), "part": tests.part, "chosen": str(tests.chosen), "count": count}
                 how = asdict(self.artifact.data.preprocessing)
-                answer = self.ready_child().ask("predict", **images, how=how, batch=batch, out=str(out))
+                with counted(f"  Images through {self.artifact.label} on {self.engine.name}") as told:
+                    answer = self.ready_child().ask("predict", told, **images, how=how, batch=batch, out=str(out))
                 np.savez(Path(folder) / "whole.npz", logits=np.load(out), seconds=answer["seconds"])
                 (Path(folder) / "whole.npz").rename(file)
         with np.load(file) as stored:

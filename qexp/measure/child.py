@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from qexp.measure import timing
 from qexp.questions import questions
 from qexp.types import Preprocessing
 
+TOLD_EVERY_S = 1.0  # seconds between two times at which the parent is told how far a pass is
+
 
 class Session:
     """The state between questions. Each public method answers one.
@@ -31,12 +34,14 @@ class Session:
     Args:
         target: Dotted name of the engine's class.
         options: Arguments of that class.
+        tell: Tells the parent something before the answer.
     """
 
-    def __init__(self, target: str, options: dict[str, Any]):
+    def __init__(self, target: str, options: dict[str, Any], tell: Callable[[dict[str, Any]], None]):
         module, _, name = target.rpartition(".")
         self.engine = getattr(importlib.import_module(module), name)(**options)
         self.engine.import_libraries()
+        self.tell = tell
         self.forward: Any = None  # the loaded network
 
     def ready(self) -> dict[str, Any]:
@@ -94,8 +99,11 @@ class Session:
         if count is not None:
             indices = indices[np.unique(np.linspace(0, len(indices) - 1, count).round().astype(int))]
         logits, preprocessing = [], Preprocessing.from_json(how)
-        began = time.perf_counter()
+        began = told = time.perf_counter()
         for start in range(0, len(indices), batch):
+            if time.perf_counter() - told > TOLD_EVERY_S:
+                self.tell({"done": start, "total": len(indices)})
+                told = time.perf_counter()
             x = normalise(images.read(indices[start : start + batch]), preprocessing)
             logits.append(np.asarray(self.forward(x)))
         seconds = time.perf_counter() - began
@@ -108,11 +116,15 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     asked = questions()  # before the engine is imported, which takes seconds
-    answer, session = _told(Session, **json.loads(sys.argv[1]))
+
+    def tell(answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
+    answer, session = _told(Session, **json.loads(sys.argv[1]), tell=tell)
     for question in asked:
         if session is not None:
             answer, _ = _told(getattr(session, question.pop("command")), **question)
-        print(json.dumps(answer), file=answers, flush=True)
+        tell(answer)
 
 
 def _told(function: Any, **arguments: Any) -> tuple[dict[str, Any], Any]:

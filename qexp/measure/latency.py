@@ -10,6 +10,7 @@ from qexp.measure.candidate import Candidate
 from qexp.measure.cores import watched
 from qexp.measure.timing import Rules, Window, bounds
 from qexp.metrics import METRICS
+from qexp.progress import doing
 from qexp.records import Measurement
 from qexp.types import UserError
 
@@ -47,7 +48,9 @@ class Latency(Measure):
             )
             return []
         candidates = context.candidates
-        with watched(context.candidate.threads, self.most_round_trip_ns) as cores:
+        about = min(self.rules.budget_s, self.rules.windows * self.rules.window_s * len(candidates))
+        timing = doing(f"Timing {len(candidates)} networks in turns, for about {about:.0f} s", still=True)
+        with timing, watched(context.candidate.threads, self.most_round_trip_ns) as cores:
             taken = self.rules.take_turns([*(candidate.window for candidate in candidates), *cores.windows])
         taken, found = cores.judge(taken, context.notes)
         if not taken[0]:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from qexp.engine.base import Engine
-from qexp.launch import ROOT, ChildFailed
+from qexp.launch import ROOT, Child, ChildFailed
 from qexp.measure.base import Context
 from qexp.measure.candidate import Candidate
 from qexp.measure.memory import Memory
@@ -200,3 +200,22 @@ def test_an_engine_without_a_profiler_has_a_note_instead(make_context: MakeConte
     context = make_context(Fake())
     assert Operators().measure(context) == [] and context.texts == {}
     assert context.notes == {"allocated_mib": "fake has no profiler of operators"}
+
+
+SLOW = """
+import json, sys, time
+for line in sys.stdin:
+    for done in range(4):
+        time.sleep(0.9)
+        print(json.dumps({"done": done, "total": 4}), flush=True)
+    print(json.dumps({"answer": json.loads(line)["number"]}), flush=True)
+"""
+
+
+def test_a_child_that_says_how_far_it_is_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_child.py").write_text(SLOW)
+    monkeypatch.chdir(tmp_path)
+    told: list[tuple[int, int]] = []
+    with Child("slow_child", None, 1, timeout_s=3, memory_mb=None) as child:  # all of its answer takes 3.6 s
+        answer = child.ask("work", lambda done, total: told.append((done, total)), number=7)
+    assert answer == {"answer": 7} and told == [(done, 4) for done in range(4)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,3 +110,19 @@ def test_the_lock_is_the_same_whatever_the_folder_for_temporary_files(tmp_path: 
         for folder in ("/tmp", str(tmp_path))
     }  # fmt: skip
     assert len(places) == 1
+
+
+def test_who_waits_is_told_for_whom(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(base, "PATIENCE_S", 0.1)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(base.HOST_LOCK)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    ) as other:
+        assert other.stdout and other.stdout.readline() == b"held\n"
+        threading.Timer(1, other.kill).start()
+        with alone_on_host():
+            told = capsys.readouterr().out
+            assert base._holder().startswith(f"process {os.getpid()} ")
+    assert re.fullmatch(
+        rf"  waiting for process {other.pid} \(since \d\d:\d\d:\d\d: python -c .*\) to end its measurement on this "
+        r"machine\n", told,
+    )  # fmt: skip
