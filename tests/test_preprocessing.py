@@ -119,12 +119,20 @@ def test_accuracy_near_chance_may_come_from_other_preprocessing(
 ) -> None:
     """38.25 and 18.5 % is what networks of ten classes gave that were trained on other values of the pixels."""
     found = outcome(top1, drop, preprocessing="assumed")
-    hint_at_preprocessing(found, 10)
+    hint_at_preprocessing(found, 10, None)
     text = f"fp32 gets {top1 + drop:.1%} of the images right, and chance gets 10.0%"
     assert (text in found.notes["preprocessing"]) == (text in capsys.readouterr().out) == told
     known = outcome(top1, drop)
-    hint_at_preprocessing(known, 10)
+    hint_at_preprocessing(known, 10, None)
     assert not known.notes and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("claimed", "told"), [(0.9523, True), (0.94, False), (0.5, False)])
+def test_accuracy_below_what_the_file_says_may_come_from_it_too(claimed: float, told: bool) -> None:
+    found = outcome(0.89, 0.01, preprocessing="assumed")
+    hint_at_preprocessing(found, 10, ("best_prec1", claimed))
+    text = f"fp32 gets 90.0% of the images right, and the file says {claimed:.1%} (best_prec1)"
+    assert (text in found.notes["preprocessing"]) == told
 
 
 def test_what_is_assumed_of_a_file_is_said_unless_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:

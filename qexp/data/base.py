@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cache as memoised
@@ -314,10 +313,11 @@ class ImageData:
         # With one channel both memory orders are the same, but the strides would say channels_last to a convolution.
         return x.permute(0, 3, 1, 2) if self.channels > 1 else x.reshape(len(x), 1, *x.shape[1:3])
 
-    def normalise_like(self, other: DataSpec) -> None:
+    def normalise_like(self, other: DataSpec) -> dict[str, str]:
         """Take mean and standard deviation from the data that a baseline was trained on.
 
-        If that was another set of images under the same name, a warning says so.
+        Returns:
+            What records and the screen say, if that was another set of images under the same name.
 
         Raises:
             UserError: The classes, the preparation of the images or the validation part are not the same.
@@ -348,12 +348,10 @@ class ImageData:
                 f"validation part. Give its data.split_seed={other.split_seed} "
                 f"data.validation_share={other.validation_share:g}, or train it again."
             )
-        if other.digest != spec.digest:
-            warnings.warn(
-                f"The baseline was trained on other files of {self.name!r} than these; its validation part may differ.",
-                stacklevel=2,
-            )
         self.spec = replace(spec, preprocessing=other.preprocessing)
+        if other.digest == spec.digest:
+            return {}
+        return {"images": f"the network was trained on other files of {self.name} than these"}
 
     def augment(self, images: Tensor, step: int, rank: int = 0) -> Tensor:
         """Crop, mirror and otherwise change images at random, in the same way for the same seed, step and rank.

@@ -144,8 +144,10 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
     baseline.check()
     check_unseen(config, data, baseline.data)
     load_weights(network, read_weights(baseline.weights), str(baseline.folder))
-    data.normalise_like(baseline.data)
-    return bake(network), {**source, "weights": baseline.weights_digest}, seed_note(config, baseline)
+    notes = {**data.normalise_like(baseline.data), **seed_note(config, baseline)}
+    for name, note in notes.items():
+        print(f"  {name}: {note}", flush=True)
+    return bake(network), {**source, "weights": baseline.weights_digest}, notes
 
 
 def assumption(data: ImageData) -> dict[str, str]:
@@ -156,15 +158,13 @@ def assumption(data: ImageData) -> dict[str, str]:
 
 
 def seed_note(config: DictConfig, baseline: Baseline) -> dict[str, str]:
-    """Note that the baseline was trained with another seed, and print it too.
+    """Note that the baseline was trained with another seed.
 
     Otherwise, the rows of a sweep over seeds would seem to be of as many networks.
     """
     if config.checkpoint != "auto" or baseline.seed == config.seed:
         return {}
-    note = f"trained with seed {baseline.seed}: {config.outputs}/baselines has none of seed {config.seed}"
-    print(f"  network {note}", flush=True)
-    return {"network": note}
+    return {"network": f"trained with seed {baseline.seed}: {config.outputs}/baselines has none of seed {config.seed}"}
 
 
 def check_unseen(config: DictConfig, data: ImageData, trained_on: DataSpec | None) -> None:

@@ -15,7 +15,9 @@ from qexp.jobs.artifact_factory import ASSUMED, prepare
 from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, measure, test_images
 from qexp.jobs.run import JobPlan, run_job
 from qexp.measure.images import EvaluationSet
+from qexp.model.checkpoint import claimed_top1
 
+BELOW_CLAIM = 0.05  # top-1 below what a checkpoint says it reached, from which the preprocessing is suspected
 NEAR_CHANCE = 4  # times as good as chance, above which a network seems to see what it was trained on
 
 
@@ -45,7 +47,8 @@ def compress(config: DictConfig) -> JobPlan:
         compared = accepted_by(fp32_engines, lambda engine: factory.candidate(fp32, engine), {})
         tests = EvaluationSet.test(baseline.artifact, Path(config.outputs) / "cache", tested)
         outcome = measure(config, candidates, baseline, compared, tests, notes)
-        hint_at_preprocessing(outcome, baseline.artifact.data.num_classes)
+        claimed = claimed_top1(Path(config.checkpoint), config.trust_checkpoint) if ASSUMED in notes else None
+        hint_at_preprocessing(outcome, baseline.artifact.data.num_classes, claimed)
         return outcome
 
     reference = identities({"baseline": baseline_engine}, factory.named(fp32))
@@ -69,19 +72,30 @@ def prepare_images(config: DictConfig, data: ImageData) -> int | None:
     return test
 
 
-def hint_at_preprocessing(outcome: Outcome, num_classes: int) -> None:
-    """Say that wrong preprocessing may be why the fp32 network is hardly better than chance, where it was assumed."""
+def hint_at_preprocessing(outcome: Outcome, num_classes: int, claimed: tuple[str, float] | None) -> None:
+    """Say that wrong preprocessing may be why the fp32 network is worse than it should be, where it was assumed.
+
+    Args:
+        outcome: What was measured. Its note on the preprocessing gets the hint too.
+        num_classes: Number of classes of the images.
+        claimed: The top-1 accuracy that the weights' file says it reached, and the name of that entry, or None.
+    """
     values = {measurement.name: measurement.value for measurement in outcome.measurements}
     if ASSUMED not in outcome.notes or not {"top1", "top1_drop"} <= values.keys():
         return
     top1 = values["top1"] + values["top1_drop"]
-    if top1 < min(NEAR_CHANCE / num_classes, 0.5):
-        hint = (
-            f"fp32 gets {top1:.1%} of the images right, and chance gets {1 / num_classes:.1%}: the images may "
-            "have been prepared otherwise. Give data.resize, data.interpolation, data.mean, data.std, data.pixel_range"
-        )
-        outcome.notes[ASSUMED] += f"; {hint}"
-        print(f"  {hint}", flush=True)
+    if claimed and top1 < claimed[1] - BELOW_CLAIM:
+        beside = f"the file says {claimed[1]:.1%} ({claimed[0]})"
+    elif top1 < min(NEAR_CHANCE / num_classes, 0.5):
+        beside = f"chance gets {1 / num_classes:.1%}"
+    else:
+        return
+    hint = (
+        f"fp32 gets {top1:.1%} of the images right, and {beside}: the images may have been prepared otherwise. "
+        "Give data.resize, data.interpolation, data.mean, data.std, data.pixel_range"
+    )
+    outcome.notes[ASSUMED] += f"; {hint}"
+    print(f"  {hint}", flush=True)
 
 
 def planned_params(config: DictConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from qexp.types import UserError, nearest
 COUNTER = "num_batches_tracked"  # batch norm's counter, which came late to PyTorch and plays no part in inference
 TRIED = 8  # names that prefixes are looked for with; the longest are least likely to stand in others
 DEEPEST = 4  # nested dicts that are looked into
+# Names under which training scripts keep the top-1 accuracy that they reached: best_prec1, val_acc, acc@1, ...
+CLAIM = re.compile(r"((best|val|valid|test|eval)[ _/-]?)*(acc|accuracy|prec|precision|top)[@ _-]?1?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,27 @@ def read_checkpoint(file: Path, trusted: bool) -> Any:
     except Exception as error:  # the libraries raise all sorts of errors on damaged bytes
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
         raise UserError(f"The checkpoint {file} is truncated or no checkpoint: {why}") from error
+
+
+def claimed_top1(file: Path, trusted: bool = False) -> tuple[str, float] | None:
+    """The top-1 accuracy that a checkpoint says it reached, if it holds such a number beside its weights.
+
+    Args:
+        file: The file, which is one that `load_checkpoint` has taken.
+        trusted: As `load_checkpoint` takes it.
+
+    Returns:
+        The name of the entry and the accuracy as a fraction, of the largest if there are several, or None.
+    """
+    content = read_checkpoint(file, trusted)
+    found: dict[str, float] = {}
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if not isinstance(name, str) or not CLAIM.fullmatch(name) or isinstance(value, bool):
+            continue
+        if isinstance(value, (int, float, np.number)) or (isinstance(value, Tensor) and value.numel() == 1):
+            found[name] = float(value) if float(value) <= 1 else float(value) / 100
+    likely = {name: value for name, value in found.items() if 0 < value <= 1}
+    return max(likely.items(), key=lambda item: item[1], default=None)
 
 
 def _is_torchscript(file: Path) -> bool:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qexp.model.checkpoint import load_checkpoint
+from qexp.model.checkpoint import claimed_top1, load_checkpoint
 from qexp.types import UserError
 
 
@@ -146,3 +146,18 @@ def test_a_list_is_refused(tmp_path: Path) -> None:
     torch.save([*trained().values()], tmp_path / "list.pth")
     with pytest.raises(UserError, match=r"not a state dict.*Save one: torch.save"):
         load_checkpoint(Net(), tmp_path / "list.pth")
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        ({"best_prec1": 93.5}, ("best_prec1", 0.935)),
+        ({"acc": np.float64(0.81), "epoch": 90, "acc5": 0.99}, ("acc", 0.81)),
+        ({"val_acc": torch.tensor(71.25), "Accuracy": 0.7}, ("val_acc", 0.7125)),
+        ({"acc": 0.0, "best": 0.9, "loss": 0.3, "top1": True, "precision": "half"}, None),
+    ],
+)
+def test_the_accuracy_that_a_file_claims_is_found(beside: dict[str, Any], expected: Any, tmp_path: Path) -> None:
+    torch.save({"state_dict": trained(), **beside}, tmp_path / "w.pth")
+    found = claimed_top1(tmp_path / "w.pth")
+    assert found == (expected and (expected[0], pytest.approx(expected[1])))
