@@ -29,6 +29,7 @@ from qexp.jobs.comparison import accepted_by, engines_of, fastest_known
 from qexp.measure.accuracy import top_k
 from qexp.measure.base import alone_on_host, ranking, ready
 from qexp.measure.candidate import Candidate
+from qexp.measure.disturbance import DISTURBED
 from qexp.measure.images import EvaluationSet
 from qexp.measure.latency import Latency, speedup
 
@@ -117,6 +118,8 @@ def main(options: list[str]) -> None:
     eager, plain = factory.candidate(fp32, instantiate(config.baseline.engine)), factory.candidate(fp32, onnxruntime)
     fp32_engines = accepted_by(engines_of(config.fp32_engines), lambda engine: factory.candidate(fp32, engine), {})
     best = fastest_known(fp32_engines, instantiate(config.fp32_engines.trial), cache, lambda candidate: None)
+    if best is None:
+        sys.exit(f"Nothing was compared: {DISTURBED}.")
     images, root = factory.data.calibration()[:].numpy(), Path(config.outputs) / "benchmarks" / "others"
     chosen = ours(config, factory)
     compared = {
@@ -132,7 +135,7 @@ def main(options: list[str]) -> None:
     try:
         with alone_on_host():
             ready(list(compared.values()))
-            windows = latency.take_turns(list(compared.values()))
+            windows = latency.take_turns(list(compared.values())).windows
         top1 = {name: accuracy(s, tests, cache) for name, s in compared.items()}
     finally:
         for s in compared.values():

@@ -69,7 +69,7 @@ def paired(latency: Latency, baseline: Candidate, candidate: Candidate) -> Turns
     with alone_on_host(), watched(candidate.threads, None) as cores:
         try:
             ready([baseline, candidate])
-            taken = latency.rules.take_turns([baseline.window, candidate.window, *cores.windows])
+            taken = latency.rules.take_turns([baseline.window, candidate.window, *cores.windows]).windows
         finally:
             baseline.close()
             candidate.close()
@@ -97,7 +97,7 @@ def steadiness(latency: Latency, pairs: list[tuple[Candidate, Candidate]], turns
             ready(candidates)
             taken = [
                 [statistics.median(w) for w in windows]
-                for windows in rules.take_turns([candidate.window for candidate in candidates])
+                for windows in rules.take_turns([candidate.window for candidate in candidates]).windows
             ]
         finally:
             for candidate in candidates:

@@ -11,7 +11,8 @@ class Measurement:
     """The value of one metric, made by `Metric.of` in qexp.metrics.
 
     Attributes:
-        kind: How the value came about: `measured`, `estimated` or `simulated`.
+        kind: How the value came about: `measured`, `estimated` or `simulated`, or `disturbed` if it was measured while
+            something else used the machine.
         samples: The single values that it summarises, or empty.
         description: Fields of its `Metric`. Empty if the table in qexp.metrics has the metric.
     """
@@ -66,7 +67,13 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, float]:
-        return {m.name: m.value for m in self.measurements}
+        """All values by the names of their metrics, except those that were disturbed, which nothing may rank."""
+        return {m.name: m.value for m in self.measurements if m.kind != "disturbed"}
+
+    @property
+    def disturbed(self) -> dict[str, float]:
+        """The values that were disturbed, which are only shown."""
+        return {m.name: m.value for m in self.measurements if m.kind == "disturbed"}
 
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object. Empty descriptions are left out, as in records of earlier versions."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # fixtures import torch, which takes seconds, only where they
     from qexp.data.random import RandomData
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: threads of workers would wait for each other
+os.environ.setdefault("QEXP_WATCH", "false")  # other workers use the cores: what they disturb is timed nevertheless
 # The files that take longest. They begin first, so that no worker is left alone with one of them at the end.
 LONGEST = (
     "test_launchers.py", "test_search.py", "test_compress.py", "test_compress_errors.py", "test_reuse.py",

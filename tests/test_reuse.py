@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from qexp.jobs.reuse import EndedRuns
-from qexp.records import Record
-from qexp.tracking.store import read_records
+from qexp.records import Measurement, Record
+from qexp.tracking.store import read_records, write_record
 from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake, metrics, static_label
 from tests.tiers import more
+from tests.tracking.conftest import make_record
 
 pytestmark = pytest.mark.integration
 STATIC = static_label()
@@ -213,3 +215,22 @@ def test_a_key_is_computed_by_one_at_a_time(tmp_path: Path) -> None:
             order.append("first")
     waiting.join()
     assert order == ["first", "second"]
+
+
+def test_what_was_disturbed_is_measured_again_and_replaces_nothing(tmp_path: Path) -> None:
+    ended = EndedRuns(tmp_path)
+
+    def remember(place: str, kind: str, value: float) -> Record | None:
+        measured = (Measurement("latency_ms", value, "ms", kind),)
+        made = replace(make_record(artifact=""), key="k", measurements=measured)
+        write_record(made, tmp_path / "sweeps" / place / "0")
+        ended.remember(made, tmp_path / "sweeps" / place / "0" / "record.json")
+        return ended.find("k")
+
+    first = remember("a", "disturbed", 9.0)
+    assert first and first.disturbed == {"latency_ms": 9.0} and not first.metrics
+    for place, kind, value, kept in (
+        ("b", "disturbed", 8.0, 8.0), ("c", "measured", 2.0, 2.0), ("d", "disturbed", 7.0, 2.0),
+    ):  # fmt: skip
+        found = remember(place, kind, value)
+        assert found and (found.metrics | found.disturbed) == {"latency_ms": kept}

@@ -20,11 +20,12 @@ from qexp.data import pixels
 from qexp.deploy.readme import readme
 from qexp.engine.base import Engine
 from qexp.files import check_digests, not_writable
-from qexp.measure import machine, timing
+from qexp.measure import disturbance, machine, timing
 from qexp.types import UserError
 
 MARK = "deployment.json"  # the file by which a deployment is recognised
 DEVICE = Path(__file__).parent / "device"
+COPIED = (pixels, timing, disturbance, machine)  # modules that need no qexp
 ENGINE_HEADER = '''"""Loads the network as qexp did when it was measured."""
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: ti
         "engine.py": engine_source(load.func), "requirements.txt": requirements(engine, packages),
         "README.md": readme(artifact, engine, executable, packages),
         **{file.name: file.read_text() for file in DEVICE.glob("*.py")},
-        **{Path(str(module.__file__)).name: inspect.getsource(module) for module in (pixels, timing, machine)},
+        **{Path(str(module.__file__)).name: inspect.getsource(module) for module in COPIED},
     }  # fmt: skip
     texts[MARK] = _json({**about, "files": sorted([*texts, executable.file, MARK])})
     try:

@@ -19,6 +19,7 @@ from qexp.keys import key, plain
 from qexp.launch import ChildFailed
 from qexp.measure.base import Context, ParityError, Turns, ranking, run_measures
 from qexp.measure.candidate import Candidate, Limits
+from qexp.measure.disturbance import DISTURBED
 from qexp.measure.images import EvaluationSet
 from qexp.measure.machine import place
 from qexp.metrics import candidate_metric
@@ -144,6 +145,8 @@ def measure(
     if fp32_engines:
         judge = partial(check_fp32, measures.get("parity"), baseline, tests, cache)
         best_fp32 = fastest_known(fp32_engines, instantiate(config.fp32_engines.get("trial")), cache, judge)
+        if best_fp32 is None:
+            notes["speedup_vs_best_fp32"] = f"which engine is the fastest for fp32 is unknown: {DISTURBED}"
     if best_fp32:
         best_fp32.persistent = True
     ranked = ranking(candidates, instantiate(config.engine.trial), notes) if len(candidates) > 1 else {}
@@ -174,7 +177,7 @@ def check_fp32(
 
 def fastest_known(
     candidates: dict[str, Candidate], trial: Turns, cache: Path, judge: Callable[[Candidate], None]
-) -> Candidate:
+) -> Candidate | None:
     """Find the fastest candidate. They are timed once for all jobs on this machine that ask for the same.
 
     Args:
@@ -182,6 +185,9 @@ def fastest_known(
         trial: How they are timed.
         cache: Folder below which the times are stored.
         judge: Raises ParityError for a candidate that computes something else than fp32, which then does not count.
+
+    Returns:
+        The fastest candidate, or None if other processes disturbed the trial.
 
     Raises:
         ChildFailed: All candidates failed.
@@ -191,9 +197,13 @@ def fastest_known(
         return next(iter(candidates.values()))
     file = cache / "fastest" / f"{fastest_key(candidates, trial)[:24]}.json"
     if not made_since(file, max(candidate.since for candidate in candidates.values())):
-        write_json(file, ranking(faithful(candidates, judge), trial, {}))
+        said: dict[str, str] = {}
+        ranked = ranking(faithful(candidates, judge), trial, said)
         for candidate in candidates.values():
             candidate.close()
+        if "trial" in said:
+            return None
+        write_json(file, ranked)
     return candidates[next(iter(json.loads(file.read_text())))]
 
 

@@ -70,14 +70,16 @@ class EndedRuns:
         print(f"  an earlier result is damaged and is computed again: {error}", file=sys.stderr, flush=True)
 
     def remember(self, record: Record, file: Path) -> None:
-        """Let `find` find the record from now on. A failure never takes the place of a result.
+        """Let `find` find the record from now on.
+
+        A failure never takes the place of a result, nor does one that was disturbed take that of another.
 
         Args:
             record: Record of the run that ended.
             file: File that holds the record.
         """
-        known = self.find(record.key) if record.status == "failed" else None
-        if known is None or known.status == "failed":
+        known = self.find(record.key) if record.status == "failed" or record.disturbed else None
+        if known is None or known.status == "failed" or (known.disturbed and record.status == "finished"):
             place = os.path.relpath(file, self.outputs)
             write_json(self.folder / f"{record.key}.json", {"record": place, "digest": file_digest(file)})
 

@@ -120,7 +120,7 @@ class Job:
     def earlier(self, key: str, ended: EndedRuns) -> Record | None:
         """Find the record of a run with this key that ended before, unless it is to be made again."""
         known = None if self.config.force or self.config.phase == "compress" else ended.find(key)
-        if known is None or (known.status == "failed" and self.config.retry_failed):
+        if known is None or known.disturbed or (known.status == "failed" and self.config.retry_failed):
             return None
         if known.artifact and self.config.picture:
             check_picture(self.config.picture, [layer.name for layer in Artifact.read(Path(known.artifact)).layers])

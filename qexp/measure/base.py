@@ -18,7 +18,9 @@ from filelock import FileLock, Timeout
 
 from qexp.launch import ChildFailed
 from qexp.measure.candidate import Candidate
+from qexp.measure.disturbance import DISTURBED, free_cores
 from qexp.measure.images import EvaluationSet
+from qexp.measure.timing import Taken
 from qexp.metrics import Metric
 from qexp.progress import doing
 from qexp.records import Measurement
@@ -26,6 +28,7 @@ from qexp.types import command_line
 
 # All users of a machine have to share the lock, whatever their TMPDIR.
 HOST_LOCK = Path("/tmp" if os.name == "posix" else tempfile.gettempdir()) / "qexp-measure.lock"
+FREE_ENOUGH = 0.3  # part of a core that others may use without a word
 PATIENCE_S = 2.0  # seconds after which whoever waits for it is told for whom
 
 
@@ -81,7 +84,7 @@ class Turns(Protocol):
     def options(self) -> dict[str, Any]:
         """What decides how the candidates are timed."""
 
-    def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]: ...
+    def take_turns(self, candidates: list[Candidate]) -> Taken: ...
 
 
 class Measure(ABC):
@@ -144,9 +147,21 @@ def _holder() -> str:
 def run_measures(measures: dict[str, Measure], context: Context) -> list[Measurement]:
     """Take all measurements of one run, one after the other, alone on this machine."""
     with alone_on_host(), contextlib.closing(context):
+        tell_of_busy_cores(context.candidate.threads)
         with doing("Loading the engines"):
             ready(context.candidates)
         return [measurement for measure in measures.values() for measurement in measure.measure(context)]
+
+
+def tell_of_busy_cores(threads: int) -> None:
+    """Say before anything is timed that other processes leave fewer cores than there are threads."""
+    free = free_cores()
+    if free is not None and free < threads - FREE_ENOUGH:
+        print(
+            f"  other processes leave {free:.1f} cores free, and {threads} thread{'s' * (threads > 1)} will be timed: "
+            "turns that they disturb do not count",
+            flush=True,
+        )
 
 
 def ready(candidates: list[Candidate]) -> None:
@@ -163,7 +178,8 @@ def ranking(candidates: dict[str, Candidate], trial: Turns, notes: dict[str, str
     Args:
         candidates: Candidates by name.
         trial: How they are timed.
-        notes: Says afterwards which candidates failed before they were timed, and why. These are left out.
+        notes: Says afterwards which candidates failed before they were timed, and why. These are left out. It has a
+            note on `trial` if other processes disturbed the trial.
 
     Returns:
         Median milliseconds of a call by name, the fastest first.
@@ -176,13 +192,16 @@ def ranking(candidates: dict[str, Candidate], trial: Turns, notes: dict[str, str
             with doing(f"Loading {len(candidates)} engines"):
                 alive = _survivors(candidates, notes)
             with doing(f"Timing {', '.join(alive)} in turns", still=True):
-                windows = trial.take_turns(list(alive.values()))
+                taken = trial.take_turns(list(alive.values()))
         except BaseException:
             for candidate in candidates.values():
                 candidate.close()
             raise
+    if not taken.trusted:
+        notes["trial"] = f"the engines were compared while {DISTURBED}"
     medians = {
-        name: statistics.median(statistics.median(w) for w in taken) for name, taken in zip(alive, windows, strict=True)
+        name: statistics.median(statistics.median(w) for w in windows)
+        for name, windows in zip(alive, taken.windows, strict=True)
     }
     ranked = dict(sorted(medians.items(), key=lambda item: item[1]))
     for name in list(ranked)[1:]:

@@ -96,6 +96,11 @@ class Candidate:
         return self._started
 
     @property
+    def process(self) -> int:
+        """Id of the child, which is launched if there is none."""
+        return self.ready_child().process.pid
+
+    @property
     def file(self) -> Path:
         return self.artifact.folder / self.engine.file_name(self.batch, self.threads)
 

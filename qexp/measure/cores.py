@@ -19,7 +19,7 @@ from qexp.records import Measurement
 
 MOVED = 1.5  # cores have moved if a round trip takes more than this times the shortest
 
-Taken = list[list[list[float]]]  # milliseconds of single calls, by network and turn
+Windows = list[list[list[float]]]  # milliseconds of single calls, by network and turn
 
 
 class Cores:
@@ -39,7 +39,12 @@ class Cores:
         """What has to take its turns after all networks have taken theirs."""
         return [self.trips.window] if self.trips else []
 
-    def judge(self, taken: Taken, notes: dict[str, str]) -> tuple[Taken, list[Measurement]]:
+    @property
+    def processes(self) -> list[int]:
+        """Ids of the processes that take part in what has to take its turns."""
+        return [os.getpid(), *([self.trips.partner.pid] if self.trips else [])]
+
+    def judge(self, taken: Windows, notes: dict[str, str]) -> tuple[Windows, list[Measurement]]:
         """Keep the turns that count.
 
         Args:

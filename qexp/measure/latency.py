@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from qexp.measure.base import Context, Measure
 from qexp.measure.candidate import Candidate
 from qexp.measure.cores import watched
-from qexp.measure.timing import Rules, Window, bounds
+from qexp.measure.disturbance import DISTURBED, Watch
+from qexp.measure.machine import physical_cores
+from qexp.measure.timing import Rules, Taken, Window, bounds
 from qexp.metrics import METRICS
 from qexp.progress import doing
 from qexp.records import Measurement
@@ -18,16 +22,16 @@ from qexp.types import UserError
 class Latency(Measure):
     """Measures the latency of one call, and its ratio to that of fp32 in the same turns.
 
-    `timing.Rules` defines how times are taken and described, and cores.py which turns count. The option `resolution` is
-    measured by benchmarks/instruments.py.
+    `timing.Rules` defines how times are taken and described, disturbance.py and cores.py which turns count. The option
+    `resolution` is measured by benchmarks/instruments.py.
 
     Raises:
-        UserError: Fewer than 2 windows of 1 call are asked for.
+        UserError: Fewer than 2 windows of 1 call are asked for, or `watch` is neither true nor false.
     """
 
     def __init__(
         self, windows: int, calls: int, window_s: float, warmup_calls: int, warmup_s: float, budget_s: float,
-        resolution: float, most_round_trip_ns: float | None,
+        resolution: float, most_round_trip_ns: float | None, watch: bool,
     ):  # fmt: skip
         if windows < 2 or calls < 1 or warmup_calls < 1:
             raise UserError(
@@ -35,7 +39,9 @@ class Latency(Measure):
                 "at least 2 windows of 1 call are needed."
             )
         self.rules = Rules(windows, calls, window_s, warmup_calls, warmup_s, budget_s, resolution)
-        self.resolution, self.most_round_trip_ns = resolution, most_round_trip_ns
+        if not isinstance(watch, bool):
+            raise UserError(f"watch={watch!r}: give true or false (or the variable QEXP_WATCH).")
+        self.resolution, self.most_round_trip_ns, self.watch = resolution, most_round_trip_ns, watch
 
     @property
     def options(self) -> dict[str, Any]:
@@ -51,24 +57,28 @@ class Latency(Measure):
         about = min(self.rules.budget_s, self.rules.windows * self.rules.window_s * len(candidates))
         timing = doing(f"Timing {len(candidates)} networks in turns, for about {about:.0f} s", still=True)
         with timing, watched(context.candidate.threads, self.most_round_trip_ns) as cores:
-            taken = self.rules.take_turns([*(candidate.window for candidate in candidates), *cores.windows])
-        taken, found = cores.judge(taken, context.notes)
-        if not taken[0]:
+            watch = watch_of(candidates, cores.processes) if self.watch else None
+            taken = self.rules.take_turns([*(candidate.window for candidate in candidates), *cores.windows], watch)
+        kept, found = cores.judge(taken.windows, context.notes)
+        if not kept[0]:
             return found
-        medians = [[statistics.median(window) for window in windows] for windows in taken]
-        found += self.describe(taken[0], context.candidate)
+        medians = [[statistics.median(window) for window in windows] for windows in kept]
+        found += self.describe(kept[0], context.candidate)
         for name, other in (("speedup", context.baseline), ("speedup_vs_best_fp32", context.best_fp32)):
             if other and other.identity != context.candidate.identity:
                 place = [candidate.identity for candidate in candidates].index(other.identity)
                 found += speedup(name, medians[place], medians[0], self.resolution)
         if context.best_fp32:
             context.notes["speedup_vs_best_fp32"] = f"the fastest fp32 engine here was {context.best_fp32.engine.name}"
-        return found
+        if taken.trusted:
+            return found
+        turns = len(taken.windows[0])
+        context.notes["latency_ms"] = f"{taken.disturbed} of {turns} turns were disturbed: {DISTURBED}"
+        return [replace(measurement, kind="disturbed") for measurement in found]
 
-    def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
-        """Time candidates in turns, and give the milliseconds of single calls by candidate and window."""
+    def take_turns(self, candidates: list[Candidate]) -> Taken:
         windows: list[Window] = [candidate.window for candidate in candidates]
-        return self.rules.take_turns(windows)
+        return self.rules.take_turns(windows, watch_of(candidates) if self.watch else None)
 
     def describe(self, windows: list[list[float]], candidate: Candidate) -> list[Measurement]:
         """Describe the times of one candidate.
@@ -86,6 +96,14 @@ class Latency(Measure):
             *(METRICS[name].of(value, samples=samples.get(name, ())) for name, (value, _) in described.items()),
             *(METRICS[name].of(candidate.start()[name]) for name in ("load_ms", "first_call_ms")),
         ]
+
+
+def watch_of(candidates: list[Candidate], others: Sequence[int] = ()) -> Watch:
+    """Watch the children of candidates, and other processes that take part in timing them."""
+    return Watch(
+        lambda: [*(candidate.process for candidate in candidates), *others],
+        max(candidate.threads for candidate in candidates), physical_cores(),
+    )  # fmt: skip
 
 
 def speedup(name: str, baseline: list[float], candidate: list[float], resolution: float = 0.0) -> list[Measurement]:

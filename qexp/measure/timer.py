@@ -52,7 +52,7 @@ class PairedTimer:
         with alone_on_host():
             try:
                 ready(candidates)
-                taken = self.turns.take_turns(candidates)
+                taken = self.turns.take_turns(candidates).windows
             finally:
                 for each in candidates:
                     each.close()

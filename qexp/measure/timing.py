@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,17 +22,41 @@ Forward = Callable[[np.ndarray], Any]  # x[B,C,H,W] float32 -> logits[B,K]
 Window = Callable[[int, float], list[float]]  # least calls and seconds -> milliseconds of single calls
 
 
+class Watched(Protocol):
+    """Tells whether something else used the cores since `begin`, such as qexp.measure.disturbance.Watch."""
+
+    def begin(self) -> None: ...
+
+    def disturbed(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What candidates took in turns.
+
+    Attributes:
+        windows: Milliseconds of single calls, by candidate and turn.
+        disturbed: Number of turns that something else disturbed. They are among `windows` only if too few others are.
+        trusted: Whether enough turns were undisturbed, so that `windows` are these alone.
+    """
+
+    windows: list[list[list[float]]]
+    disturbed: int = 0
+    trusted: bool = True
+
+
 @dataclass(frozen=True)
 class Rules:
     """The rules by which times are taken and described.
 
     Attributes:
-        windows: Windows of each candidate.
+        windows: Windows of each candidate that nothing disturbed.
         calls: Least number of calls in a window.
         window_s: Least seconds of a window.
         warmup_calls: Least number of calls in a window of the warm-up, which is not counted.
         warmup_s: Least seconds of a window of the warm-up.
-        budget_s: Seconds after which fewer windows are enough, though not fewer than LEAST_WINDOWS.
+        budget_s: Seconds after which fewer windows are enough, though not fewer than LEAST_WINDOWS. Until then, turns
+            that were disturbed are taken again.
         resolution: Share by which one network differs between two processes, because memory is laid out differently in
             each. Windows within one process do not show this, so intervals are widened by it.
     """
@@ -45,18 +69,28 @@ class Rules:
     budget_s: float
     resolution: float = 0.0
 
-    def take_turns(self, candidates: list[Window]) -> list[list[list[float]]]:
-        """Time candidates in turns, window by window, and give milliseconds of single calls by candidate and window."""
+    def take_turns(self, candidates: list[Window], watch: Watched | None = None) -> Taken:
+        """Time candidates in turns, window by window.
+
+        Args:
+            candidates: What is timed.
+            watch: Tells which turns were disturbed. None: no turn was.
+        """
         for candidate in candidates:
             self.warm_up(candidate)
-        taken: list[list[list[float]]] = [[] for _ in candidates]
+        good: list[list[list[float]]] = []
+        bad: list[list[list[float]]] = []
         began = time.monotonic()
-        for turn in range(self.windows):
-            if turn >= LEAST_WINDOWS and time.monotonic() - began > self.budget_s:
+        while len(good) < self.windows:
+            if len(good) + len(bad) >= LEAST_WINDOWS and time.monotonic() - began > self.budget_s:
                 break
-            for candidate, windows in zip(candidates, taken, strict=True):
-                windows.append(candidate(self.calls, self.window_s))
-        return taken
+            if watch:
+                watch.begin()
+            turn = [candidate(self.calls, self.window_s) for candidate in candidates]
+            (bad if watch and watch.disturbed() else good).append(turn)
+        trusted = len(good) >= min(LEAST_WINDOWS, self.windows)
+        turns = good if trusted else good + bad
+        return Taken([list(windows) for windows in zip(*turns, strict=True)], len(bad), trusted)
 
     def warm_up(self, candidate: Window) -> None:
         """Call until two windows in a row agree within 5 %, for at most ten windows."""

@@ -34,6 +34,7 @@ class Table:
         title: Title over the table on the screen. In files, the text around the table says what it is.
         caption: Line under the table, on the screen only.
         notes: Lines under the table that explain its cells, in every form.
+        faint: (row, column) of each cell whose value counts for nothing.
     """
 
     titles: tuple[str, ...]
@@ -45,6 +46,7 @@ class Table:
     title: str = ""
     caption: str = ""
     notes: tuple[str, ...] = ()
+    faint: frozenset[tuple[int, int]] = frozenset()
 
     def column(self, place: int) -> list[str]:
         """The title and the cells of a column."""
@@ -99,7 +101,10 @@ def rich_table(table: Table, width: int = sys.maxsize) -> RichTable:
             overflow="fold",
         )
     for i, row in enumerate(table.rows):
-        shown.add_row(*(f"[bold green]{escape(row[j])}*[/]" if (i, j) in table.marks else escape(row[j]) for j in kept))
+        cells = {j: escape(row[j]) for j in kept}
+        cells |= {j: f"[bold green]{cells[j]}*[/]" for j in kept if (i, j) in table.marks}
+        cells |= {j: f"[dim]{cells[j]}[/]" for j in kept if (i, j) in table.faint}
+        shown.add_row(*cells.values())
     return shown
 
 

@@ -41,6 +41,7 @@ CAPTION = "* best among rows that can be compared; several if they tie"
 REUSED = " ↺"
 REUSED_LEGEND = "↺ measured in an earlier sweep, which results.csv names"
 NOISY_LEGEND = "~ noisy: the middle half of the calls spans more than 10 % of the median"
+DISTURBED_LEGEND = "( ) disturbed: other processes used the cores; not ranked, and measured again by the same command"
 
 
 def table(records: list[Record], title: str = "", reused: str = REUSED) -> Table:
@@ -60,11 +61,13 @@ def table(records: list[Record], title: str = "", reused: str = REUSED) -> Table
     dropped_first = (*DROPPED_FIRST, *(key for key in keys[first:] if key not in COLUMNS))
     cells = ((*(_name(key, row, reused) for key in names), *(_cell(metric, row) for metric in metrics)) for row in rows)
     best = {(i, first + j) for j, metric in enumerate(metrics) for i in best_rows(metric, rows)}
+    places = range(len(rows))
     folded = {place for place, key in enumerate(names) if key == "label" or is_option(key)}
     return Table(
         (*names.values(), *(metric.title for metric in metrics)), tuple(cells), frozenset(best),
         left=left_columns(names, records), whole=frozenset(range(len(keys))) - folded,
         dropped_first=tuple(keys.index(key, first) for key in dropped_first if key in keys[first:]),
+        faint=frozenset((i, first + j) for j, m in enumerate(metrics) for i in places if m.name in rows[i].disturbed),
         title=title, caption=CAPTION if best else "", notes=tuple(legend(records)),
     )  # fmt: skip
 
@@ -87,7 +90,8 @@ def metric_columns(records: list[Record]) -> list[Metric]:
 def shows(metric: Metric, record: Record) -> bool:
     """Whether a table with this record has a column for the metric."""
     name, unchanged = IF_CHANGED.get(metric.name, (metric.name, None))
-    return metric.name in record.metrics and record.metrics.get(name, unchanged) != unchanged
+    values = record.disturbed | record.metrics
+    return metric.name in values and values.get(name, unchanged) != unchanged
 
 
 def left_columns(names: Iterable[str], records: list[Record]) -> frozenset[int]:
@@ -128,6 +132,8 @@ def _is_number(text: str) -> bool:
 
 
 def _cell(metric: Metric, record: Record) -> str:
+    if metric.name in record.disturbed:
+        return f"({metric.text(record.disturbed[metric.name])})"
     value = record.metrics.get(metric.name)
     if value is None:
         return NONE
@@ -186,6 +192,7 @@ def legend(records: list[Record]) -> list[str]:
     return [
         *(f"accuracy on {images} images, spread over the classes" for images in few),
         *[NOISY_LEGEND] * any(map(noisy, records)),
+        *[DISTURBED_LEGEND] * any(record.disturbed for record in records),
         *[REUSED_LEGEND] * any(record.reused for record in records),
     ]
 

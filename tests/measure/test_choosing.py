@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from qexp.jobs.comparison import accepted_by, engines_of, fastest_known, measure
 from qexp.launch import ChildFailed
 from qexp.measure.base import ParityError, ranking
 from qexp.measure.candidate import Candidate
+from qexp.measure.timing import Taken
 from qexp.types import Unsupported, UserError
 from tests import configured
 from tests.measure.conftest import QUANTIZED, is_free, measuring_children
@@ -52,9 +54,9 @@ class Counts:
     def options(self) -> dict[str, Any]:
         return {}
 
-    def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
+    def take_turns(self, candidates: list[Candidate]) -> Taken:
         self.timed += 1
-        return [[[10.0 - place] * 3] * 2 for place in range(len(candidates))]
+        return Taken([[[10.0 - place] * 3] * 2 for place in range(len(candidates))])
 
 
 class Gives:
@@ -64,7 +66,7 @@ class Gives:
     def options(self) -> dict[str, Any]:
         return {}
 
-    def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
+    def take_turns(self, candidates: list[Candidate]) -> Taken:
         raise KeyboardInterrupt
 
 
@@ -85,10 +87,25 @@ def test_candidates_are_ranked_by_their_time_and_the_fastest_keeps_its_child(mak
     assert measuring_children() == {candidates["quick"].ready_child().process.pid}
 
 
+def test_a_disturbed_trial_names_no_fastest_engine_for_good(make_candidate: MakeCandidate, tmp_path: Path) -> None:
+    class Disturbed(Counts):
+        def take_turns(self, candidates: list[Candidate]) -> Taken:
+            return replace(super().take_turns(candidates), disturbed=2, trusted=False)
+
+    candidates = {name: make_candidate(Fake()) for name in ("a", "b")}
+    notes: dict[str, str] = {}
+    assert [*ranking(candidates, Disturbed(), notes)] == ["b", "a"]  # something has to be chosen
+    assert notes == {"trial": "the engines were compared while other processes used the cores"}
+    trial = Disturbed()
+    for times in (1, 2):  # nothing was stored
+        assert fastest_known(candidates, trial, tmp_path, accept) is None and trial.timed == times
+    assert fastest_known(candidates, Counts(), tmp_path, accept) is candidates["b"]
+
+
 def test_a_disturbed_window_does_not_change_the_ranking(make_candidate: MakeCandidate) -> None:
     class Disturbed:
-        def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
-            return [[[2.0, 2.0, 90.0], [2.0], [900.0]], [[3.0], [3.0, 3.0, 0.1], [3.0]]]
+        def take_turns(self, candidates: list[Candidate]) -> Taken:
+            return Taken([[[2.0, 2.0, 90.0], [2.0], [900.0]], [[3.0], [3.0, 3.0, 0.1], [3.0]]])
 
     candidates = {name: make_candidate(Fake()) for name in ("a", "b")}
     assert ranking(candidates, Disturbed(), {}) == {"a": 2, "b": 3}
@@ -292,7 +309,7 @@ def test_the_measured_times_decide_which_best_fp32_is_the_fastest(
 @pytest.fixture
 def config(tmp_path: Path) -> DictConfig:
     """A job that compares all images and times nothing but its candidates."""
-    trial = {"_target_": "qexp.measure.latency.Latency", **TRIAL, "most_round_trip_ns": None}
+    trial = {"_target_": "qexp.measure.latency.Latency", **TRIAL, "most_round_trip_ns": None, "watch": False}
     parity = {
         "_target_": "qexp.measure.parity.Parity",
         "images": 50,
@@ -355,7 +372,7 @@ def test_one_engine_alone_is_measured_without_a_trial_beside_one_best_fp32(
 ) -> None:
     config.engine = target("TakesToo", ms=2)
     config.measure = {
-        "latency": {"_target_": "qexp.measure.latency.Latency", **TRIAL, "most_round_trip_ns": None},
+        "latency": {"_target_": "qexp.measure.latency.Latency", **TRIAL, "most_round_trip_ns": None, "watch": False},
         "timeout_s": 60,
         "memory_mb": None,
     }

@@ -19,6 +19,7 @@ from qexp.launch import ChildFailed
 from qexp.measure import base
 from qexp.measure.base import Context, Measure, alone_on_host, ranking, run_measures
 from qexp.measure.candidate import Candidate
+from qexp.measure.timing import Taken
 from qexp.records import Measurement
 from tests.measure.conftest import is_free, measuring_children
 from tests.measure.fake_engines import Fails, Fake
@@ -29,6 +30,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from qexp.measure import base
+from qexp.measure.timing import Taken
 base.HOST_LOCK = Path(sys.argv[1])
 with base.alone_on_host():
     print("held", flush=True)
@@ -45,9 +47,9 @@ class LooksAtLock(Measure):
         self.seen_free, self.seen_children = is_free(), len(measuring_children())
         return [Measurement("answer", 42, "x")]
 
-    def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
+    def take_turns(self, candidates: list[Candidate]) -> Taken:
         self.seen_free = is_free()
-        return [[[1.0]] for _ in candidates]
+        return Taken([[[1.0]] for _ in candidates])
 
 
 class StartsChild(Measure):

@@ -33,7 +33,7 @@ from tests.measure.fake_engines import Fails, Sleeps, SlowStart, Takes, TakesToo
 BRIEF = {"calls": 1, "window_s": 0, "warmup_calls": 1, "warmup_s": 0, "budget_s": 60, "resolution": 0}
 
 
-def timed(**options: float) -> Latency:
+def timed(**options: Any) -> Latency:
     """Turns of single calls, with intervals as they are measured, unless told otherwise."""
     return configured.measure("latency", **{**BRIEF, **options})
 
@@ -105,6 +105,7 @@ class Scripted:
     asked: list[str] = field(default_factory=list)
     batch: int = 4
     threads: int = 1
+    process: int = -1
     artifact: Any = field(default_factory=lambda: SimpleNamespace(simulated=False))
 
     @property
@@ -176,7 +177,45 @@ def test_turns_end_when_their_time_is_over_but_seven_are_taken(
     asked: list[str] = []
     monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: float(len(asked))))
     found = timed(windows=windows, budget_s=budget_s).take_turns([steady(str(i), 1, asked) for i in range(candidates)])
-    assert [len(windows) for windows in found] == [taken] * candidates
+    assert [len(windows) for windows in found.windows] == [taken] * candidates and found.trusted
+
+
+@dataclass
+class Told:
+    """Says of each turn whether it was disturbed, as it was told."""
+
+    turns: Iterator[bool]
+
+    def begin(self) -> None: ...
+
+    def disturbed(self) -> bool:
+        return next(self.turns)
+
+
+def test_disturbed_turns_are_taken_again() -> None:
+    rules = timed(windows=8).rules
+    told = itertools.chain([False, True, True, False, True], itertools.repeat(False))
+    ours, theirs = (scripted(*[[0.0]] * 2, *([base + turn] for turn in range(11))) for base in (100.0, 200.0))
+    found = rules.take_turns([ours.window, theirs.window], Told(told))
+    kept = [0, 3, 5, 6, 7, 8, 9, 10]
+    assert found.windows == [[[100.0 + turn] for turn in kept], [[200.0 + turn] for turn in kept]]
+    assert found.trusted and found.disturbed == 3
+
+
+def test_where_too_few_turns_are_quiet_all_are_given_and_nothing_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: float(len(asked))))
+    told = Told(turn % 2 == 1 for turn in itertools.count())
+    found = timed(windows=20, budget_s=9.5).rules.take_turns([steady("a", 1, asked).window], told)
+    assert len(found.windows[0]) == 10 and found.disturbed == 5 and not found.trusted
+
+
+def test_disturbed_numbers_are_shown_and_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "watch_of", lambda *candidates: Told(itertools.repeat(True)))
+    context = Context(steady("int8", 2, []), steady("eager", 9, []), None, Path())
+    found = timed(windows=8, budget_s=0, watch=True).measure(context)
+    assert {m.kind for m in found} == {"disturbed"} and by_name(found)["speedup"] == 4.5
+    assert context.notes["latency_ms"] == "7 of 7 turns were disturbed: other processes used the cores"
 
 
 def test_statistics_are_those_of_the_standard_library() -> None:
@@ -265,8 +304,7 @@ def test_windows_are_taken_in_turns() -> None:
 def test_warm_up_goes_on_until_two_windows_agree() -> None:
     times = [16.0, 8.0, 4.0, 2.0, 1.0, 0.98, 0.97, 0.97, 0.97]
     candidate = scripted(*([t] for t in times))
-    windows = timed(windows=2).take_turns([candidate])
-    assert windows == [[[0.97], [0.97]]]
+    assert timed(windows=2).take_turns([candidate]).windows == [[[0.97], [0.97]]]
 
 
 def test_warm_up_ends_on_a_machine_that_never_settles() -> None:

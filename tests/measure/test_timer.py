@@ -12,6 +12,7 @@ from qexp.artifact import Artifact
 from qexp.keys import plain
 from qexp.measure.candidate import Candidate
 from qexp.measure.timer import PairedTimer
+from qexp.measure.timing import Taken
 from qexp.types import Unsupported
 from tests.measure.conftest import is_free, measuring_children
 from tests.measure.fake_engines import Fake, Missing
@@ -24,15 +25,13 @@ class Given:
     def options(self) -> dict[str, Any]:
         return {"windows": 3}
 
-    def take_turns(self, candidates: list[Candidate]) -> list[list[list[float]]]:
+    def take_turns(self, candidates: list[Candidate]) -> Taken:
         assert [candidate.artifact.key for candidate in candidates] == ["pruned", "whole"] and not is_free()
         assert all(
             candidate.ready_child().alive and (candidate.batch, candidate.threads) == (4, 1) for candidate in candidates
         )
-        return [
-            [[1.0, 1.1, 9.0], [2.0, 2.0, 2.0], [1.0, 1.0, 1.0]],
-            [[2.2, 2.2, 2.2], [6.0, 6.0, 6.0], [2.5, 2.5, 2.5]],
-        ]
+        ours = [[1.0, 1.1, 9.0], [2.0, 2.0, 2.0], [1.0, 1.0, 1.0]]
+        return Taken([ours, [[2.2, 2.2, 2.2], [6.0, 6.0, 6.0], [2.5, 2.5, 2.5]]])
 
 
 @pytest.mark.integration

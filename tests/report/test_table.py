@@ -256,3 +256,18 @@ def test_where_nothing_is_left_to_leave_out_numbers_are_folded() -> None:
         "87.65",
         "123456",
     ]
+
+
+def test_a_disturbed_number_is_shown_in_brackets_and_beats_nobody() -> None:
+    times = (Measurement("latency_ms", 0.5, "ms", "disturbed"), Measurement("speedup", 8.0, "x", "disturbed"))
+    busy = replace(record("static int8", top1=0.89, top1_drop=0.01), measurements=times)
+    titles, cells, marks = table_of([FP32, record("half", latency_ms=2.0, speedup=2.0), busy])
+    column = titles.index("ms")
+    assert [row[column] for row in cells] == ["4.00", "2.00", "(0.500)"] and [row[column] for row in marks] == [0, 1, 0]
+    assert cells[2][titles.index("faster")] == "(8.00x)"
+    shown = table([FP32, busy])
+    assert shown.faint == {(1, shown.titles.index(title)) for title in ("ms", "faster")}
+    assert "( ) disturbed: other processes used the cores" in markdown_table([busy])
+    console = Console(width=200, record=True, force_terminal=True, color_system="standard", file=io.StringIO())
+    console.print(rich_table(shown))
+    assert "\x1b[2m(0.500)" in console.export_text(styles=True)

@@ -22,7 +22,8 @@ def measure(threads: int, batch: int) -> dict[str, Any]:
     import infer
     import numpy as np
     import timing
-    from machine import environment
+    from disturbance import Watch
+    from machine import environment, physical_cores
 
     about, file = infer.ABOUT, infer.HERE / infer.ABOUT["file"]
     for module in about["modules"]:  # importing is not a cost of the network
@@ -30,7 +31,9 @@ def measure(threads: int, batch: int) -> dict[str, Any]:
     x = np.random.default_rng(0).standard_normal((batch, infer.HOW.channels, *infer.HOW.size), dtype=np.float32)
     forward, started = timing.start(lambda: infer.network(threads), x)
     rules = timing.Rules(**about["rules"])
-    (windows,) = rules.take_turns([lambda calls, seconds: timing.window(forward, x, calls, seconds)])
+    watch = Watch(lambda: [os.getpid()], threads, physical_cores())
+    taken = rules.take_turns([lambda calls, seconds: timing.window(forward, x, calls, seconds)], watch)
+    (windows,), kind = taken.windows, "measured" if taken.trusted else "disturbed"
     units = {"memory_mb": "MB"}
     figures = {name: (value, units.get(name, "ms")) for name, value in started.items() if value is not None}
     samples = {"latency_ms": [sample for window in windows for sample in window]}
@@ -48,7 +51,7 @@ def measure(threads: int, batch: int) -> dict[str, Any]:
         "params": {**about["params"], "engine": about["engine"], "batch_size": batch, "threads": threads, "seed": 0},
         "config": {"deployment": deployment, "latency": about["rules"]},
         "measurements": [
-            {"name": name, "value": value, "unit": unit, "kind": "measured", "samples": samples.get(name, [])}
+            {"name": name, "value": value, "unit": unit, "kind": kind, "samples": samples.get(name, [])}
             for name, (value, unit) in {**rules.describe(windows, batch), **figures}.items()
         ],
         "environment": {**machine, "commit": about["commit"]}, "command": " ".join(["python", *sys.argv]),
@@ -71,10 +74,15 @@ def main() -> int:
     record = measure(int(threads), int(given["batch_size"]))
     Path(given["to"]).write_text(json.dumps(record, indent=2))
     values = {m["name"]: m["value"] for m in record["measurements"]}
+    disturbed = any(m["kind"] == "disturbed" for m in record["measurements"])
     noisy = (
-        " (noisy: the middle half of the calls spans more than 10 % of the median)"
-        if values["latency_spread"] > 0.1
-        else ""
+        " (disturbed: other processes used the cores; run it again when they are quiet)"
+        if disturbed
+        else (
+            " (noisy: the middle half of the calls spans more than 10 % of the median)"
+            if values["latency_spread"] > 0.1
+            else ""
+        )
     )
     interval = (
         f", 95 % interval {values['latency_low_ms']:.4g} to {values['latency_high_ms']:.4g}"
