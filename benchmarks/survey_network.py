@@ -49,7 +49,8 @@ def pictures(size: int, images: int, calibration: int) -> Clouds:
     data = Clouds(
         images=max(images, 2 * calibration), num_classes=CLASSES, name="clouds", preprocess="data", image_size=size,
         channels=3, cache_dir="", eval_batch_size=64, seed=0, split_seed=0, validation_share=0.1,
-        calibration_images=calibration, augmentation=Augmentation(0, False, 0, None, "none", 0, 0), resize="stretch",
+        calibration=None, calibration_images=calibration, generated_images=1, generated_steps=1,
+        augmentation=Augmentation(0, False, 0, None, "none", 0, 0), resize="stretch",
         resize_to=None, interpolation="bilinear", orient=False, mean="auto", std="auto", pixel_range=1, transform=None,
     )  # fmt: skip
     data.open()

@@ -61,6 +61,7 @@ def test_a_benchmark_that_fails_is_one_failed_row_too(run: RunCommand, tmp_path:
     }  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_an_engine_that_computes_something_else_is_one_failed_row_with_the_figures(
     run: RunCommand, images: Path, tmp_path: Path
 ) -> None:
@@ -194,6 +195,7 @@ def test_a_failed_job_leaves_the_others_running(run: RunCommand, images: Path, t
     assert "32x32" in printed
 
 
+@pytest.mark.thorough
 def test_a_child_that_hangs_is_one_failed_row(run: RunCommand, tmp_path: Path) -> None:
     code, printed = run(*PRETEND, "method=none", "engine=onnxruntime", "measure.timeout_s=0.01", *QUICK)
     assert code == 1

@@ -51,7 +51,14 @@ ALLOWED = {
     "serving": {"qexp.types", "qexp.inputs", "qexp.loading"},
     "deploy": BASIC
     | {"qexp.coded_file", "qexp.loading", "qexp.engine.base", "qexp.data.pixels"}
-    | {"qexp.measure.timing", "qexp.measure.machine", "qexp.metrics", "qexp.report.render", "qexp.tracking.store"},
+    | {
+        "qexp.measure.disturbance",
+        "qexp.measure.timing",
+        "qexp.measure.machine",
+        "qexp.metrics",
+        "qexp.report.render",
+        "qexp.tracking.store",
+    },
     "jobs": KEYED
     | {
         "qexp.cli",
@@ -76,10 +83,15 @@ ALLOWED = {
         "qexp.model.trainer",
         "qexp.measure.base",
         "qexp.measure.candidate",
+        "qexp.measure.disturbance",
         "qexp.measure.images",
         "qexp.measure.machine",
+        "qexp.measure.timing",
     }
-    | {f"qexp.report.{name}" for name in ("best", "layers", "reference", "render", "runs", "screen", "write")}
+    | {
+        f"qexp.report.{name}"
+        for name in ("best", "layers", "reference", "render", "runs", "screen", "verdict", "write")
+    }
     | {"qexp.tracking.store", "qexp.tracking.sync"},
 }
 MODULES = sorted((ROOT / "qexp").rglob("*.py"))

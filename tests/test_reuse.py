@@ -178,7 +178,7 @@ def test_an_interrupted_command_ends_at_once_and_says_how_to_go_on(tmp_path: Pat
     assert psutil.wait_procs(children, timeout=120)[1] == []
 
 
-@pytest.mark.parametrize("harm", ["record", *more("artifact", "entry", "gone")])
+@pytest.mark.parametrize("harm", more("record", "artifact", "entry", "gone"))
 def test_what_is_damaged_or_gone_is_computed_again(run: RunCommand, tmp_path: Path, harm: str) -> None:
     sweep = [*[o.replace("none,static", "none") for o in SWEEP], "tracking=none"]
     assert run(*sweep)[0] == 0

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from qexp.errors import LEFT_OPEN
+from qexp.jobs.heat import run_heats
 from qexp.report.best import LEGEND, Search
 from qexp.report.reference import Reference
 from qexp.report.render import rich_table
@@ -70,6 +71,9 @@ class Summary(Callback):
         runs, search = runs_of(sweep), Search.read(sweep)
         if not runs:
             return
+        if config.heat.rows > 1 and not search:
+            run_heats(config, runs, sweep)
+            runs = runs_of(sweep)
         records, style, named = [run.record for run in runs], style_of(config), runs
         if search:
             named = [Run(record, run.folder) for run, record in zip(runs, search.marked(records), strict=True)]

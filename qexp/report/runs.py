@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+import json
 import operator
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qexp.metrics import METRICS
 from qexp.records import Record
 from qexp.report.options import option_texts
+from qexp.report.terms import HEAT
 from qexp.tracking.store import read_folders
 from qexp.types import UserError, nearest
 
+HEAT_FILE = "heat.json"  # in the folder of a sweep
 SAME_IMAGES = ("data", "image_size")  # accuracies on different images cannot be compared
 SAME_CALL = ("batch_size", "threads", "machine")  # nor can times of different calls or machines
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
@@ -24,10 +28,22 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """A record and the folder that holds it."""
+    """A record and the folder that holds it.
+
+    Attributes:
+        record: The record.
+        folder: The folder.
+        terms: Its metrics on equal terms with the runs that it is compared with, if these are known.
+    """
 
     record: Record
     folder: Path
+    terms: Mapping[str, float] | None = None
+
+    @property
+    def ranked(self) -> Mapping[str, float]:
+        """The metrics by which the run is ranked."""
+        return self.record.metrics if self.terms is None else self.terms
 
     @functools.cached_property
     def names(self) -> dict[str, Any]:
@@ -71,7 +87,24 @@ def read_runs(outputs: Path, sweep: str) -> list[Run]:
 
 
 def runs_of(sweep: Path) -> list[Run]:
-    return [Run(record, folder) for folder, record in read_folders(sweep).items()]
+    """The runs of a sweep, with what their heat has shown."""
+    heat = read_heat(sweep)
+    return [Run(with_heat(record, heat), folder) for folder, record in read_folders(sweep).items()]
+
+
+def read_heat(sweep: Path) -> dict[str, list[float]]:
+    """The time of runs relative to the fastest of their heat, with its interval, by the keys of their records."""
+    try:
+        return json.loads((sweep / HEAT_FILE).read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def with_heat(record: Record, heat: Mapping[str, Sequence[float]]) -> Record:
+    """The record with its result in the heat, if it has one."""
+    names = (HEAT.name, *HEAT.bounds)
+    taken = [METRICS[name].of(value) for name, value in zip(names, heat.get(record.key, ()), strict=False)]
+    return replace(record, measurements=(*record.measurements, *taken))
 
 
 def sweeps_with_records(outputs: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from qexp.metrics import HIGHER, METRICS, Metric, metrics_of, own_metrics
 from qexp.records import Record
 from qexp.report.options import differing_options, option_texts
 from qexp.report.render import NONE, Table, latex, markdown
+from qexp.report.terms import HEAT, equal_terms
 
 NOISY = 0.1  # a latency is flagged if its interquartile range is more than this share of its median
 COLUMNS = (
@@ -41,6 +42,7 @@ CAPTION = "* best among rows that can be compared; several if they tie"
 REUSED = " ↺"
 REUSED_LEGEND = "↺ measured in an earlier sweep, which results.csv names"
 NOISY_LEGEND = "~ noisy: the middle half of the calls spans more than 10 % of the median"
+HEAT_LEGEND = "ms were taken minutes apart; rows that could be the fastest were timed once more in turns, which decides"
 DISTURBED_LEGEND = "( ) disturbed: other processes used the cores; not ranked, and measured again by the same command"
 
 
@@ -149,7 +151,7 @@ def best_rows(metric: Metric, rows: list[Record]) -> set[int]:
             groups.setdefault(tuple(_value(key, row) for key in common), []).append(place)
     best: set[int] = set()
     for members in groups.values():
-        values = [rows[place].metrics for place in members]
+        values = equal_terms([rows[place] for place in members])
         leader = (max if metric.better == HIGHER else min)(values, key=lambda metrics: metrics[metric.name])
         equal = {place for place, metrics in zip(members, values, strict=True) if tied(metrics, leader, metric)}
         best |= equal if len(equal) < len(members) else set()
@@ -192,6 +194,7 @@ def legend(records: list[Record]) -> list[str]:
     return [
         *(f"accuracy on {images} images, spread over the classes" for images in few),
         *[NOISY_LEGEND] * any(map(noisy, records)),
+        *[HEAT_LEGEND] * any(HEAT.name in record.metrics for record in records),
         *[DISTURBED_LEGEND] * any(record.disturbed for record in records),
         *[REUSED_LEGEND] * any(record.reused for record in records),
     ]

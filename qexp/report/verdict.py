@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qexp.metrics import METRICS, VALIDATION, Metric, times
 from qexp.report.axes import default_benefit
@@ -15,6 +15,7 @@ from qexp.report.options import differing_options, option_suffix
 from qexp.report.pareto import knee, pareto_front
 from qexp.report.runs import SAME_CALL, SAME_IMAGES, Run, differing, grouped
 from qexp.report.table import tied
+from qexp.report.terms import equal_terms
 
 SIGNIFICANT = 0.05  # p-value below which a difference is claimed
 BEST_FP32 = "speedup_vs_best_fp32"
@@ -55,11 +56,12 @@ def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
     finished = [run for run in runs if run.record.status == "finished"]
     apart = differing(finished, SETTING)
     found: list[Verdict] = []
-    for setting, members in grouped(finished, SAME_IMAGES + SAME_CALL).items():
+    for setting, together in grouped(finished, SAME_IMAGES + SAME_CALL).items():
+        models = {model: on_equal_terms(rows) for (model,), rows in grouped(together, ["model"]).items()}
+        members = [run for rows in models.values() for run in rows]
         texts = zip(SAME_IMAGES + SAME_CALL, setting, strict=True)
         place = [(SETTING[name] or "{}").format(value) for name, value in texts if name in (*apart, "data") and value]
-        models = grouped(members, ["model"])
-        for (model,), rows in models.items():
+        for model, rows in models.items():
             if len(rows) > 1:
                 benefit = default_benefit(rows)
                 said = of_model(rows, benefit, points)
@@ -68,6 +70,11 @@ def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
         if len(models) > 1 and (said := knees(members, benefit)):
             found.append(Verdict(", ".join(["all models", *place]), tuple(said), benefit == METRICS["top1"]))
     return found
+
+
+def on_equal_terms(rows: list[Run]) -> list[Run]:
+    """The runs of one model, ranked as if they had been timed at one moment."""
+    return [replace(run, terms=terms) for run, terms in zip(rows, equal_terms([r.record for r in rows]), strict=True)]
 
 
 def of_model(rows: list[Run], benefit: Metric | None, points: float) -> list[str]:
@@ -110,10 +117,32 @@ def of_model(rows: list[Run], benefit: Metric | None, points: float) -> list[str
     return [*filter(None, said), *knees(rows, benefit), *difference(compared, names, benefit)]
 
 
+def could_be_fastest(rows: list[Run], points: float) -> list[Run]:
+    """The runs of one model that may be the fastest of all, or the fastest of those that are accurate enough.
+
+    Args:
+        rows: Finished runs of the model that may be compared.
+        points: Percentage points of top-1 below fp32 that are accepted.
+
+    Returns:
+        The runs that are not told apart from one of the two, the fastest first.
+    """
+    rows = [run for run in on_equal_terms(rows) if LATENCY.name in run.ranked]
+    benefit = default_benefit(rows)
+    drop = METRICS[f"{benefit.name}_drop"] if benefit else None
+    accepted = [run for run in rows if drop and drop.factor * run.ranked.get(drop.name, math.inf) <= points]
+    leaders = [least(among, LATENCY) for among in (rows, accepted)]
+    found = [
+        run for run in rows
+        if any(run is leader or tied(run.ranked, leader.ranked, LATENCY) for leader in leaders if leader)
+    ]  # fmt: skip
+    return sorted(found, key=lambda run: run.ranked[LATENCY.name])
+
+
 def least(rows: list[Run], cost: Metric) -> Run | None:
     """The run with the least cost. None if no run has the cost."""
-    having = (run for run in rows if cost.name in run.record.metrics)
-    return min(having, key=lambda run: _value(run, cost), default=None)
+    having = (run for run in rows if cost.name in run.ranked)
+    return min(having, key=lambda run: run.ranked[cost.name], default=None)
 
 
 def _value(run: Run, metric: Metric) -> float:
@@ -129,7 +158,7 @@ def knees(rows: list[Run], benefit: Metric | None) -> list[str]:
     for cost in (LATENCY, SIZE) if benefit else ():
         assert benefit
         drawn = [run for run in rows if {benefit.name, cost.name} <= run.record.metrics.keys()]
-        values = [[_value(run, metric) for run in drawn] for metric in (cost, benefit)]
+        values = [[run.ranked[metric.name] for run in drawn] for metric in (cost, benefit)]
         best = knee(*values)
         if best is None:
             continue
@@ -223,7 +252,7 @@ class Names:
         if cost.per_machine and metrics.get(METRICS[BEST_FP32].high, math.inf) < 1:
             text += f" fp32 is faster than it: {best.record.notes.get(BEST_FP32, 'on another engine')}."
         rivals = [run for run in rows if run is not best and cost.name in run.record.metrics]
-        ties = [self.short(run) for run in rivals if tied(run.record.metrics, metrics, cost)]
+        ties = [self.short(run) for run in rivals if tied(run.ranked, best.ranked, cost)]
         return text + (f" Not told apart from it: {', '.join(dict.fromkeys(ties))}." if ties else "")
 
 

@@ -156,7 +156,7 @@ def test_the_folder_is_small_and_says_what_was_measured(dist: Path, artifact: Ar
     assert names == {
         "model.onnx", "labels.json", "preprocessing.json", "deployment.json", "infer.py", "engine.py", "benchmark.py",
         "pixels.py",
-        "timing.py", "machine.py", "requirements.txt", "README.md",
+        "timing.py", "disturbance.py", "machine.py", "requirements.txt", "README.md",
     }  # fmt: skip
     assert sum((dist / name).stat().st_size for name in names - {"model.onnx"}) < 40_000
     assert len((dist / "infer.py").read_text().splitlines()) < 60
@@ -297,6 +297,7 @@ def test_an_older_deployment_is_replaced_and_what_was_added_stays(dist: Path, ar
     assert {"model-batch4.pte", "record.json"} < names and "model.onnx" not in names
 
 
+@pytest.mark.thorough
 def test_an_engine_it_was_not_lowered_for_is_made_ready(artifact: Artifact, tmp_path: Path) -> None:
     deployed = [
         f"artifact={artifact.folder}",

@@ -177,6 +177,7 @@ def program(
     return [operator.name for operator in plan.operators], Counter(inside)
 
 
+@pytest.mark.thorough
 def test_a_graph_for_tensorrt_is_symmetric(lowered: Lowered, images: np.ndarray, own_logits: np.ndarray) -> None:
     artifact = lowered(configured.method("static"), configured.engine("tensorrt"))  # written here, executed on a GPU
     file = artifact.folder / "model.onnx"
@@ -218,9 +219,11 @@ def test_graphs_for_processors_are_not_symmetric(lowered: Lowered) -> None:
         (configured.method("static"), "executorch", True),
         (configured.method("none"), "eager", False),
         (configured.method("half"), "eager", False),
-        (configured.method("dynamic"), "onnxruntime", False),
-        (configured.method("static"), "torch_ao", False),
-        (configured.method("none"), "torch_ao", False),
+        *more(
+            (configured.method("dynamic"), "onnxruntime", False),
+            (configured.method("static"), "torch_ao", False),
+            (configured.method("none"), "torch_ao", False),
+        ),
     ],
 )
 def test_parity_is_judged_where_the_graph_spells_out_the_integers(

@@ -198,6 +198,7 @@ def test_an_engine_reads_what_was_made_for_its_kernels(method: Method, maker: En
     assert EngineSpec.from_json(json.loads(json.dumps(asdict(form)))) == form
 
 
+@pytest.mark.thorough
 def test_engines_with_the_same_needs_find_the_same_folder(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:

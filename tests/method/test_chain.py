@@ -81,6 +81,7 @@ def test_stages_go_on_from_each_other_and_are_made_once(
     assert len(asked) == 7
 
 
+@pytest.mark.thorough
 def test_a_pruned_network_is_quantised(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
     engine_spec = configured.engine("onnxruntime").spec
     chain = Chain({"prune_channels": pruning_channels(), "static": configured.method("static")})
@@ -115,6 +116,7 @@ def test_an_engine_that_reads_torchscript_gets_the_last_stages_counterpart(
         )
 
 
+@pytest.mark.thorough
 def test_training_with_rounding_asks_the_uncompressed_network(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

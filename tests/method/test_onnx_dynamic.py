@@ -98,6 +98,7 @@ def test_nothing_but_the_graph_is_left(artifact: Artifact) -> None:
     ]
 
 
+@pytest.mark.thorough
 def test_logging_is_as_before(artifact: Artifact) -> None:
     assert not logging.getLogger().disabled
 

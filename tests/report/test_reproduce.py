@@ -13,6 +13,7 @@ from qexp.report.reproduce import command_of
 from qexp.report.runs import Run, read_runs
 from tests.commands import NOWHERE
 from tests.commands import RunCommand as Command
+from tests.tiers import more
 
 pytestmark = pytest.mark.integration
 
@@ -22,8 +23,8 @@ CONF = Path(__file__).parents[2] / "conf"
 @pytest.mark.parametrize(
     ("overrides", "rows"),
     [
-        (["-m", "method=static,mixed", "bits=8,w4a8", "method.first_last_bits=null"], 4),
-        pytest.param(["experiment=observers", "method.first_last_bits=8"], 16, marks=pytest.mark.thorough),
+        *more((["-m", "method=static,mixed", "bits=8,w4a8", "method.first_last_bits=null"], 4)),
+        *more((["experiment=observers", "method.first_last_bits=8"], 16)),
         (["method=half"], 1),
         (["-m", "method=static", "threads=1,3"], 2),
     ],
@@ -55,6 +56,7 @@ def test_it_makes_one_run(run: Command, tmp_path: Path) -> None:
     assert again.record.config == chosen.record.config and again.record.sweep != chosen.record.sweep
 
 
+@pytest.mark.thorough
 def test_without_hydras_files_only_a_single_command_is_exact(run: Command, tmp_path: Path) -> None:
     run("-m", "method=static,half", *NOWHERE)
     record = read_runs(tmp_path / "outputs", "latest")[0].record

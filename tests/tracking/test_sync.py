@@ -147,6 +147,7 @@ def test_the_command(view: MlflowView, outputs: Path, tmp_path: Path) -> None:
     assert command("sink").returncode == 2
 
 
+@pytest.mark.thorough
 def test_runs_without_tracking_are_logged_where_the_command_says(view: MlflowView, outputs: Path) -> None:
     for file in outputs.rglob("record.json"):
         values = json.loads(file.read_text())

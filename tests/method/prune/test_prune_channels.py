@@ -67,6 +67,7 @@ def test_a_pruned_network_computes_what_the_masked_one_does(
         assert not torch.allclose(pruned(x), exact(x), rtol=0.01), "something was pruned"
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 @pytest.mark.parametrize(
     "make",
@@ -213,6 +214,7 @@ class PretendTimer:
         return self.asked[-1]
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 def test_latency_is_searched_until_the_timer_says_so(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
@@ -226,6 +228,7 @@ def test_latency_is_searched_until_the_timer_says_so(
     assert not list(tmp_path.glob(".timed-*"))
 
 
+@pytest.mark.thorough
 @pytest.mark.integration
 def test_a_killed_fine_tuning_goes_on(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -258,8 +261,7 @@ def test_a_killed_fine_tuning_goes_on(
 FAMILIES = [
     "lenet5",
     "resnet8",
-    "torchvision",
-    *more("vgg11", "resnet50", "mobilenet_v2"),
+    *more("torchvision", "vgg11", "resnet50", "mobilenet_v2"),
 ]
 
 

@@ -336,7 +336,7 @@ def test_a_concatenation_is_rounded_after_its_activation_and_not_before(data: Ra
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("network", [ClassToken, Ghost])
+@pytest.mark.parametrize("network", [ClassToken, *more(Ghost)])
 def test_openvino_computes_concatenations_as_the_graph_does(
     network: type[nn.Module], data: RandomData, tmp_path: Path
 ) -> None:

@@ -157,8 +157,12 @@ def test_a_factor_keeps_its_sign(pretend_data: RandomData, network: nn.Module) -
     "options",
     [
         {},
-        {"weights": "moving_average", "activations": "moving_average"},
-        *more({"activations": "pact"}, {"recipe": {"distillation": 0.5}}, {"freeze_norms": 0.5}),
+        *more(
+            {"weights": "moving_average", "activations": "moving_average"},
+            {"activations": "pact"},
+            {"recipe": {"distillation": 0.5}},
+            {"freeze_norms": 0.5},
+        ),
     ],
 )
 def test_what_was_trained_is_what_is_converted(
@@ -211,6 +215,7 @@ def test_weight_decay_spares_scales(pretend_data: RandomData, network: nn.Module
     assert sorted(counted) == sorted(id(p) for p in trained.parameters())
 
 
+@pytest.mark.thorough
 def test_out_of_memory_halves_the_steps_and_goes_on(
     pretend_data: RandomData,
     network: nn.Module,

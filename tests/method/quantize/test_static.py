@@ -216,7 +216,7 @@ def integer_weights(file: Path) -> list[np.ndarray]:
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("placement", "activation"), [("fused", "uint8"), ("x86_inductor", "uint8"), ("fused", "int8")]
+    ("placement", "activation"), [("fused", "uint8"), *more(("x86_inductor", "uint8"), ("fused", "int8"))]
 )
 def test_a_reduced_range_keeps_weights_in_seven_bits(
     placement: str, activation: str, pretend_data: RandomData, network: nn.Module, artifacts: Path
