@@ -1,7 +1,7 @@
-r"""Checks in four ways whether the measuring instruments can be trusted.
+r"""Checks in five ways whether the measuring instruments can be trusted.
 
     uv run python benchmarks/instruments.py model=vgg19 data=folder data.root=FOLDER \
-        [+repetitions=20] [+repeats=5] [+turns=20]
+        [+repetitions=20] [+repeats=5] [+turns=20] [+heats=20]
 
 It takes the options of compress.py.
 
@@ -12,6 +12,9 @@ children of one network change together, and not with those of the other, the ma
 
 A against A: the int8 artifact is compared with itself, on the same engine in two children, `repetitions` times. The
 95 % interval of the speed-up should contain 1 in at least 17 of 20.
+
+The table: ten rows of the int8 artifact, each with children of its own, are timed in one heat as at the end of a
+sweep, `heats` times. Not more than 5 % of all pairs of rows should be told apart.
 
 Repeated: fp32 on eager PyTorch is compared with that artifact, `repeats` times with fresh children. This shows how far
 the speed-ups and the medians themselves spread, and how far they do while the cores are in one place. The host of a
@@ -25,6 +28,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
 from against_others import ours
@@ -33,11 +37,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from qexp.jobs.artifact_factory import prepare
+from qexp.jobs.heat import Heat, timed
 from qexp.measure.base import alone_on_host, ready
 from qexp.measure.candidate import Candidate
 from qexp.measure.cores import MOVED, watched
 from qexp.measure.latency import Latency, speedup
 from qexp.measure.timing import LEAST_WINDOWS, window
+
+IDENTICAL = ("artifact", "engine", "batch", "threads", "limits")  # attributes that make one candidate like another
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,15 @@ def steadiness(latency: Latency, pairs: list[tuple[Candidate, Candidate]], turns
         )
 
 
+def told_apart(chosen: Candidate, heat: Heat) -> int:
+    """How many of the 45 pairs of ten rows of one artifact a heat tells apart."""
+    rows = {str(i): Candidate(*(getattr(chosen, name) for name in IDENTICAL)) for i in range(10)}
+    results = timed(rows, heat)
+    if results is None:
+        return 0  # it ranks nobody
+    return sum(one[2] < other[1] or other[2] < one[1] for one, other in combinations(results.values(), 2))
+
+
 def repeated(found: list[Turns], resolution: float) -> None:
     """Print the speed-ups and how far they spread, in all turns and in those with the cores in one place.
 
@@ -148,7 +164,10 @@ def repeated(found: list[Turns], resolution: float) -> None:
 
 def main(options: list[str]) -> None:
     config: DictConfig = composed(options)
-    repetitions, repeats, turns = config.get("repetitions", 20), config.get("repeats", 5), config.get("turns", 20)
+    repetitions, repeats, turns, heats = (
+        config.get(name, default)
+        for name, default in (("repetitions", 20), ("repeats", 5), ("turns", 20), ("heats", 20))
+    )
     factory = prepare(config)
     latency: Latency = instantiate(config.measure.latency)
     eager = factory.candidate(instantiate(config.baseline.method), instantiate(config.baseline.engine))
@@ -176,6 +195,12 @@ def main(options: list[str]) -> None:
         held += low <= 1 <= high
         print(f"  {ratio:.3f}  ({low:.3f} to {high:.3f})  {'' if low <= 1 <= high else 'without 1'}", flush=True)
     print(f"{held} of {repetitions} intervals contain 1")
+
+    if heats:
+        print(f"\nThe table: ten rows of {title}")
+        heat = Heat(instantiate(config.heat.turns), config.heat.rows, config.heat.resolution)
+        told = [told_apart(chosen, heat) for _ in range(heats)]
+        print(f"{sum(told)} of {45 * heats} pairs were told apart ({sum(told) / 45 / heats:.1%}); by heat: {told}")
 
     print(f"\nRepeated: {title} against fp32 on eager")
     repeated([paired(latency, eager, chosen) for _ in range(repeats)], latency.resolution)

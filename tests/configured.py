@@ -74,6 +74,19 @@ def tracking(name: str, /, **options: Any) -> Any:
     return made(composed(f"tracking={name}").tracking, options)
 
 
+def small_network() -> Any:
+    """A small residual network with batch norms that do something, in eval mode. It is the same one each time."""
+    import torch
+
+    torch.manual_seed(0)
+    made = network("resnet8", blocks=[1, 1], widths=[8, 16])
+    with torch.no_grad():
+        made.train()
+        for _ in range(3):
+            made(torch.randn(16, 3, 16, 16) * 2 + 0.5)
+    return made.eval()
+
+
 def pretend_data(cache: Path) -> RandomData:
     """64 pretend images of 3x16x16 in 10 classes, opened."""
     images: RandomData = data(

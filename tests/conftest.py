@@ -144,15 +144,7 @@ def pretend_data(tmp_path: Path) -> RandomData:
 @pytest.fixture
 def network() -> nn.Module:
     """A small residual network with batch norms that do something, in eval mode."""
-    import torch
-
-    torch.manual_seed(0)
-    made = configured.network("resnet8", blocks=[1, 1], widths=[8, 16])
-    with torch.no_grad():
-        made.train()
-        for _ in range(3):
-            made(torch.randn(16, 3, 16, 16) * 2 + 0.5)
-    return made.eval()
+    return configured.small_network()
 
 
 @pytest.fixture

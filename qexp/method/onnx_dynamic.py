@@ -21,22 +21,37 @@ from qexp.method.layers import weight_named
 from qexp.method.layers_csv import rounded_weight
 from qexp.method.quantize.numerics import dequantize
 from qexp.onnx_file import write_onnx
+from qexp.types import UserError, nearest
 
 INTEGER_OPERATORS = ("ConvInteger", "MatMulInteger")
+OPERATORS = {"all": None, "linear": ["MatMul"]}  # that ONNX Runtime is told to quantise; None: all that it can
 
 
 class OnnxDynamic(Method):
     """Quantises weights and activations to uint8.
 
     Weights have one scale per tensor, since ONNX Runtime's integer convolution takes no others.
+
+    Args:
+        layers: `all`, or `linear` for linear layers alone.
+        torchscript: The counterpart of torch.ao.
+        **common: What all methods take.
+
+    Raises:
+        UserError: `layers` is something else.
     """
 
     name = "dynamic"
     format = "onnx"
 
-    def __init__(self, torchscript: Method | None, **common: Any):
+    def __init__(self, layers: str, torchscript: Method | None, **common: Any):
         super().__init__(**common)
-        self.torchscript = torchscript
+        if layers not in OPERATORS:
+            raise UserError(f"method.layers={layers} is unknown. {nearest(str(layers), OPERATORS)}")
+        self.layers, self.torchscript = layers, torchscript
+
+    def label(self, engine_spec: EngineSpec) -> str:
+        return super().label(engine_spec) + " linear" * (self.layers == "linear")
 
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -50,7 +65,8 @@ class OnnxDynamic(Method):
         root = logging.getLogger()
         before, root.disabled = root.disabled, True
         try:
-            quantize_dynamic(whole, folder / "model.onnx", weight_type=QuantType.QUInt8)
+            chosen = OPERATORS[self.layers]
+            quantize_dynamic(whole, folder / "model.onnx", chosen, weight_type=QuantType.QUInt8)
         finally:
             root.disabled = before
         for intermediate in ("whole.pt2", "whole.onnx"):

@@ -72,13 +72,26 @@ class ClassicDynamic(Classic):
     """Quantises linear layers only, while convolutions stay fp32.
 
     With 8 bits, weights are int8 and the scales of activations are found at each call. With 16, weights are fp16.
+
+    Args:
+        layers: `linear`. With `all`, `resolve` refuses, or engines would be compared that do different things.
+        **common: What all methods take.
     """
 
     name = "dynamic"
     supported_bits = (8, 16)
 
+    def __init__(self, layers: str, **common: Any):
+        super().__init__(**common)
+        self.layers = layers
+
     def label(self, engine_spec: EngineSpec) -> str:
-        return "dynamic fp16" if self.bits == 16 else super().label(engine_spec)
+        return f"{'dynamic fp16' if self.bits == 16 else super().label(engine_spec)} linear"
+
+    def resolve(self, engine_spec: EngineSpec) -> EngineSpec:
+        if self.layers != "linear":
+            raise Unsupported("torch.ao quantises linear layers alone at each call; give method.layers=linear")
+        return super().resolve(engine_spec)
 
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         with classic(engine_spec.kernels):

@@ -77,8 +77,8 @@ def test_an_engine_computes_what_the_graph_says(
     ("method", "least", "most"),
     [
         (configured.torchscript("static"), 0.001, 0.1),
-        (configured.torchscript("dynamic"), 0.0005, 0.02),
-        (configured.torchscript("dynamic", bits=16), 1e-6, 2**-11),
+        (configured.torchscript("dynamic", layers="linear"), 0.0005, 0.02),
+        (configured.torchscript("dynamic", bits=16, layers="linear"), 1e-6, 2**-11),
     ],
     ids=["static", "dynamic int8", "dynamic fp16"],
 )

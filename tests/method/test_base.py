@@ -55,7 +55,12 @@ def test_operations_outside_of_layers_count_as_not_quantised(pretend_data: Rando
             return self.layer(x.flatten(1)) @ self.scores.T
 
     artifact = make_artifact(
-        configured.torchscript("dynamic"), WithProduct().eval(), pretend_data, TORCHSCRIPT, SOURCE, tmp_path
+        configured.torchscript("dynamic", layers="linear"),
+        WithProduct().eval(),
+        pretend_data,
+        TORCHSCRIPT,
+        SOURCE,
+        tmp_path,
     )
     assert artifact.macs == 768 * 20 + 20 * 10
     assert sum(layer.macs for layer in artifact.layers) == 768 * 20
@@ -78,13 +83,20 @@ def test_packed_size_is_the_bits_of_every_tensor(pretend_data: RandomData, netwo
 def test_dynamic_quantisation_leaves_convolutions_in_float(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path
 ) -> None:
-    artifact = make_artifact(configured.torchscript("dynamic"), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
+    artifact = make_artifact(
+        configured.torchscript("dynamic", layers="linear"), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path
+    )
     assert {layer.name for layer in artifact.layers if layer.quantized} == {"classifier"}
     half = make_artifact(
-        configured.torchscript("dynamic", bits=16), network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path
+        configured.torchscript("dynamic", bits=16, layers="linear"),
+        network,
+        pretend_data,
+        TORCHSCRIPT,
+        SOURCE,
+        tmp_path,
     )
     assert {layer.weight for layer in half.layers if layer.quantized} == {"float16"}
-    assert (artifact.label, half.label) == ("dynamic int8", "dynamic fp16")
+    assert (artifact.label, half.label) == ("dynamic int8 linear", "dynamic fp16 linear")
 
 
 def test_classic_static_quantises_every_layer(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
@@ -97,8 +109,16 @@ def test_classic_static_quantises_every_layer(pretend_data: RandomData, network:
 @pytest.mark.parametrize(
     ("method", "engine_spec", "reason"),
     [
-        (configured.torchscript("dynamic", bits=3), TORCHSCRIPT, "dynamic works at 8 and 16 bits, not at 3"),
-        (configured.torchscript("dynamic"), EngineSpec(), "dynamic gives torchscript, and this engine reads pt2"),
+        (
+            configured.torchscript("dynamic", bits=3, layers="linear"),
+            TORCHSCRIPT,
+            "dynamic works at 8 and 16 bits, not at 3",
+        ),
+        (
+            configured.torchscript("dynamic", layers="linear"),
+            EngineSpec(),
+            "dynamic gives torchscript, and this engine reads pt2",
+        ),
         (
             configured.method("dynamic"),
             EngineSpec(),
@@ -112,6 +132,7 @@ def test_classic_static_quantises_every_layer(pretend_data: RandomData, network:
             "static gives pt2, and this engine reads torchscript",
         ),
         (configured.torchscript("static", fuse=False), TORCHSCRIPT, "torch_ao always fuses"),
+        (configured.torchscript("dynamic"), TORCHSCRIPT, "linear layers alone at each call; give method.layers=linear"),
     ],
 )
 def test_what_cannot_exist_is_unsupported_with_its_reason(
@@ -154,7 +175,8 @@ ENGINES = [
         ),
         (configured.method("half"), "eager openvino inductor | executorch tensorrt"),
         (configured.method("half", dtype="float16"), "eager inductor executorch tensorrt"),
-        (configured.method("dynamic"), "onnxruntime | torch_ao | torch_ao"),
+        (configured.method("dynamic"), "onnxruntime"),
+        (configured.method("dynamic", layers="linear"), "onnxruntime | torch_ao | torch_ao"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

@@ -15,18 +15,18 @@ from torch import nn
 from qexp.artifact import Artifact
 from qexp.data.random import RandomData
 from qexp.method.artifacts import make_artifact
-from qexp.types import Unsupported
+from qexp.types import Unsupported, UserError
 from tests import configured
 from tests.method.training import SOURCE, TORCHSCRIPT
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture
-def artifact(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> Artifact:
-    return make_artifact(
-        configured.method("dynamic"), network, pretend_data, configured.engine("onnxruntime").spec, SOURCE, tmp_path
-    )
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder, engine_spec = tmp_path_factory.mktemp("dynamic"), configured.engine("onnxruntime").spec
+    data, network = configured.pretend_data(folder), configured.small_network()
+    return make_artifact(configured.method("dynamic"), network, data, engine_spec, SOURCE, folder)
 
 
 def test_convolutions_and_linear_layers_are_integer_operators(artifact: Artifact) -> None:
@@ -38,6 +38,17 @@ def test_convolutions_and_linear_layers_are_integer_operators(artifact: Artifact
     assert not {"Conv", "Gemm", "MatMul"} & set(operators)
     weights = [constant for constant in graph.initializer if len(constant.dims) > 1]
     assert len(weights) == 7 and {constant.data_type for constant in weights} == {onnx.TensorProto.UINT8}
+
+
+def test_convolutions_may_be_left_in_float(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
+    method, engine_spec = configured.method("dynamic", layers="linear"), configured.engine("onnxruntime").spec
+    made = make_artifact(method, network, pretend_data, engine_spec, SOURCE, tmp_path)
+    operators = Counter(node.op_type for node in onnx.load(made.folder / made.graph).graph.node)
+    assert (operators["Conv"], operators["MatMulInteger"], operators["ConvInteger"]) == (6, 1, 0)
+    assert {layer.kind: layer.weight for layer in made.layers} == {"conv2d": "float32", "linear": "uint8"}
+    assert made.label == "dynamic int8 linear" and made.quantized_macs < 0.01 * made.macs
+    with pytest.raises(UserError, match=r"method\.layers=lineal is unknown.*linear"):
+        configured.method("dynamic", layers="lineal")
 
 
 def test_the_layer_table_says_what_is_in_the_graph(artifact: Artifact, network: nn.Module) -> None:
@@ -104,9 +115,9 @@ def test_logging_is_as_before(artifact: Artifact) -> None:
 
 
 def test_bits_16_are_for_torchscript_only(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    method = configured.method("dynamic", bits=16, torchscript={"bits": 16})
+    method = configured.method("dynamic", bits=16, layers="linear", torchscript={"bits": 16})
     made = make_artifact(method, network, pretend_data, TORCHSCRIPT, SOURCE, tmp_path)
     assert {layer.name: layer.weight for layer in made.layers if layer.quantized} == {"classifier": "float16"}
-    assert (made.graph, made.label, made.engine_spec.formats) == ("model.ts", "dynamic fp16", ("torchscript",))
+    assert (made.graph, made.label, made.engine_spec.formats) == ("model.ts", "dynamic fp16 linear", ("torchscript",))
     with pytest.raises(Unsupported, match="dynamic works at 8 bits, not at 16"):
         make_artifact(method, network, pretend_data, configured.engine("onnxruntime").spec, SOURCE, tmp_path)

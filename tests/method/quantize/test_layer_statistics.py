@@ -163,7 +163,10 @@ BY_ONNXRUNTIME, BY_TORCH = EngineSpec(formats=("onnx",)), EngineSpec(("torchscri
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("method", "engine_spec", "signed"),
-    [(configured.method("dynamic"), BY_ONNXRUNTIME, False), (configured.torchscript("dynamic"), BY_TORCH, True)],
+    [
+        (configured.method("dynamic"), BY_ONNXRUNTIME, False),
+        (configured.torchscript("dynamic", layers="linear"), BY_TORCH, True),
+    ],
 )
 def test_dynamic_quantisation_tells_of_weights(
     method: Method, engine_spec: EngineSpec, signed: bool, pretend_data: RandomData, network: nn.Module, tmp_path: Path
@@ -180,7 +183,7 @@ def test_dynamic_quantisation_tells_of_weights(
 
 
 def test_without_compression_only_ranges_are_told(pretend_data: RandomData, network: nn.Module, tmp_path: Path) -> None:
-    rows, _ = rows_of(configured.torchscript("dynamic"), BY_TORCH, network, pretend_data, tmp_path)
+    rows, _ = rows_of(configured.torchscript("dynamic", layers="linear"), BY_TORCH, network, pretend_data, tmp_path)
     weight = network.get_parameter("stem.0.weight").detach()
     assert numbers(rows["stem.0"], "weight") == pytest.approx(
         {"low": float(weight.min()), "high": float(weight.max())}, rel=1e-5
