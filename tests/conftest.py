@@ -42,13 +42,14 @@ FORMS = (("RGB", "jpg"), ("RGBA", "png"), ("L", "png"), ("P", "png"), ("I;16", "
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """No workers for files and tests that are named, which then start at once, otherwise one for each core, at most 4.
 
-    With integration tests there are twice as many, since these wait for the children that they start.
+    With integration tests there is one more, since these wait for the children that they start. Each worker imports
+    torch and much else for 30 s, so that more of them would cost more than they gain.
     """
     named = [argument.partition("::")[0] for argument in config.option.file_or_dir]
     if named and all(Path(name).is_file() for name in named):
         return 0
     cores = min(os.cpu_count() or 1, 4)
-    return cores if config.option.markexpr == "not integration" else 2 * cores
+    return cores if config.option.markexpr == "not integration" else cores + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,6 +30,17 @@ pytestmark = pytest.mark.integration
 STATIC = static_label()
 
 
+def test_a_first_sweep_trains_compresses_and_measures(run: RunCommand, images: Path, tmp_path: Path) -> None:
+    words = small(images, "train_missing=true", "method=none,static", "engine=onnxruntime", "tracking=none")
+    code, printed = run("-m", *words)
+    assert code == 0, printed
+    fp32, static = (metrics(record) for record in records(tmp_path))
+    assert fp32["quantized_macs_share"] == 0 and static["quantized_macs_share"] == 1
+    assert static["size_mb"] < 0.5 * fp32["size_mb"] and static["parity_agreement"] >= 0.99
+    assert "Fastest within 1 point of fp32" in printed and STATIC in printed
+
+
+@pytest.mark.thorough
 def test_a_sweep_trains_compresses_measures_and_tracks(run: RunCommand, images: Path, tmp_path: Path) -> None:
     shown = [
         o for o in small(images) if o != "fp32_engines.candidates.torch_ao=null"

@@ -77,6 +77,7 @@ def test_a_run_and_a_registered_version_are_loaded_from_mlflow(
         qexp.load("models:/animals/2")
 
 
+@pytest.mark.thorough
 def test_what_is_logged_holds_no_pickle_and_no_second_copy(logged: tuple[str, str], animal_artifact: Artifact) -> None:
     (folder,) = Path(logged[0].removeprefix("sqlite:///")).parent.glob("files/*/artifacts/artifact")
     names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}

@@ -27,6 +27,7 @@ def test_a_sweep_ends_with_its_report(run: RunCommand, tmp_path: Path) -> None:
     assert "All of it in a browser: " in printed and "report.html" in printed
 
 
+@pytest.mark.thorough
 def test_formats_are_chosen(run: RunCommand, tmp_path: Path) -> None:
     run("-m", "method=static,half", "tracking=none", "report.formats=[csv]", *NOWHERE)
     assert left(tmp_path) == {"results.csv"}

@@ -157,6 +157,7 @@ def test_files_tell_nothing_of_this_machine(engine: Engine, artifact: Artifact) 
         assert traces(artifact.folder / name) == [], name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("engine", ["inductor"], indirect=True)
 def test_machine_code_has_no_tables_for_debuggers(engine: Engine, file: Path) -> None:
     assert b".symtab" in contents(file) and b".debug_line" not in contents(file)

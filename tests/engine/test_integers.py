@@ -216,7 +216,7 @@ def test_graphs_for_processors_are_not_symmetric(lowered: Lowered) -> None:
     [
         (configured.method("static"), "onnxruntime", True),
         pytest.param(configured.method("static"), "inductor", True, marks=pytest.mark.thorough),
-        (configured.method("static"), "executorch", True),
+        *more((configured.method("static"), "executorch", True)),
         (configured.method("none"), "eager", False),
         (configured.method("half"), "eager", False),
         *more(

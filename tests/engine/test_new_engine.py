@@ -31,6 +31,7 @@ from qexp.types import Unsupported
 from tests import configured
 from tests.engine.minimal_engine import OnnxReference
 from tests.engine.support import BATCH, engine_named, error
+from tests.tiers import more
 
 pytestmark = pytest.mark.integration
 
@@ -47,7 +48,7 @@ def pruned(small: nn.Module) -> nn.Module:
     return made
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "coded"])
+@pytest.fixture(params=[True, *more(False)], ids=["coded", "plain"])
 def artifact(
     request: pytest.FixtureRequest,
     pruned: nn.Module,

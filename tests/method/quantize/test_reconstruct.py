@@ -222,6 +222,7 @@ def test_scales_of_activations_learn_in_blocks(
         assert torch.equal(quantizer.scale, sources(fixed, WeightFakeQuantize)[name].scale)
 
 
+@pytest.mark.thorough
 def test_a_reconstructed_artifact_is_kept_under_its_options(
     pretend_data: RandomData, small: nn.Module, tmp_path: Path
 ) -> None:

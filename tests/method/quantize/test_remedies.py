@@ -16,6 +16,7 @@ from qexp.method.quantize import remedies, static
 from qexp.method.quantize.remedies import GAIN_DB, Remedy, spread
 from qexp.types import UserError
 from tests import configured
+from tests.tiers import more
 
 pytestmark = pytest.mark.integration  # compresses whole networks
 
@@ -74,7 +75,7 @@ def signal_to_noise(network: nn.Module, graph: nn.Module, x: Tensor) -> float:
         return float(10 * torch.log10(wanted.square().sum() / (graph(x) - wanted).square().sum()))
 
 
-@pytest.mark.parametrize("make", [badly_scaled, Outliers])
+@pytest.mark.parametrize("make", [Outliers, *more(badly_scaled)])
 def test_networks_that_collapse_are_mended(
     make: Callable[[], nn.Module], pretend_data: RandomData, tmp_path: Path
 ) -> None:
