@@ -40,7 +40,7 @@ from qexp.data.splitting import spread
 from qexp.tracking.store import read_records
 
 OPTIONS = (
-    "model._target_=lite0.network", "~model.num_classes", "data=folder", "data.image_size=224", "data.resize=crop",
+    "model._target_=lite0.network", "data=folder", "data.image_size=224", "data.resize=crop",
     "data.resize_to=256", "data.interpolation=bicubic", "data.mean=0.498046875", "data.std=0.501953125",
     "data.classes=imagenet", "method=none", "engine=onnxruntime", "engine@fp32_engines=eager", "measure.latency=null",
     "report.formats=[]",

@@ -13,15 +13,19 @@ from pathlib import Path
 
 DISTURBED = "other processes used the cores"
 PROC = Path("/proc")
-MOST_WAITED = 0.05  # share of the time for which the threads that are timed may wait for a core that others use
-MOST_TAKEN = 0.2  # cores that others may take of those that the threads need; the system counts in steps of 10 ms
+SEEN_S = 0.2  # seconds after which it can be told, since the system counts the time of cores in steps of 10 ms
+MOST_TAKEN = 0.2  # cores that others may take of those that the threads need
+# Share of the time for which the threads may wait for a core that others use. Even where one core is free for each,
+# threads wait for some milliseconds until they are moved to it, 5 % of the time here.
+MOST_WAITED = 0.15
 
 
 class Watch:
     """Tells whether processes that are timed were disturbed.
 
-    They were if their threads had to wait for a core, if others left them fewer cores than they have threads, or if the
-    host of a virtual machine ran something else meanwhile.
+    They were if others left them fewer cores than they have threads, if their threads had to wait for a core while
+    others ran, or if the host of a virtual machine ran something else meanwhile. Threads also wait for each other,
+    which is the engine's own affair, so that they count as waiting for others only as long as others ran.
 
     Args:
         processes: Gives the ids of the processes that are timed, or of those that time them.
@@ -37,14 +41,17 @@ class Watch:
         """Count from now on."""
         self._before = self._now()
 
-    def disturbed(self) -> bool:
-        """Whether the processes were disturbed since `begin`."""
+    def disturbed(self) -> bool | None:
+        """Whether the processes were disturbed since `begin`. None: it is too early to tell."""
         before, now = self._before, self._now()
         if before is None or now is None:
             return False
         wall, waited, own, busy, stolen = (after - first for after, first in zip(now, before, strict=True))
-        taken = (busy - own) / wall - self.spare
-        return waited > MOST_WAITED * wall or taken > MOST_TAKEN or stolen > MOST_TAKEN * wall
+        if wall < SEEN_S:
+            return None
+        others = max(0.0, busy - own)
+        lost = min(waited, others) + stolen
+        return others / wall - self.spare > MOST_TAKEN or lost / wall > MOST_WAITED
 
     def _now(self) -> tuple[float, float, float, float, float] | None:
         """Seconds so far: of the clock, that the processes waited and ran, that the cores were busy and stolen."""

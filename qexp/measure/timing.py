@@ -23,11 +23,14 @@ Window = Callable[[int, float], list[float]]  # least calls and seconds -> milli
 
 
 class Watched(Protocol):
-    """Tells whether something else used the cores since `begin`, such as qexp.measure.disturbance.Watch."""
+    """Tells whether something else used the cores since `begin`, such as qexp.measure.disturbance.Watch.
+
+    As long as it is too early to tell, `disturbed` gives None.
+    """
 
     def begin(self) -> None: ...
 
-    def disturbed(self) -> bool: ...
+    def disturbed(self) -> bool | None: ...
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,22 @@ class Rules:
         while len(good) < self.windows:
             if len(good) + len(bad) >= LEAST_WINDOWS and time.monotonic() - began > self.budget_s:
                 break
-            if watch:
-                watch.begin()
-            turn = [candidate(self.calls, self.window_s) for candidate in candidates]
-            (bad if watch and watch.disturbed() else good).append(turn)
+            turns, disturbed = self._turns(candidates, watch)
+            (bad if disturbed else good).extend(turns)
         trusted = len(good) >= min(LEAST_WINDOWS, self.windows)
-        turns = good if trusted else good + bad
-        return Taken([list(windows) for windows in zip(*turns, strict=True)], len(bad), trusted)
+        kept = good if trusted else good + bad
+        return Taken([list(windows) for windows in zip(*kept, strict=True)], len(bad), trusted)
+
+    def _turns(self, candidates: list[Window], watch: Watched | None) -> tuple[list[list[list[float]]], bool]:
+        """As many turns as it takes to tell whether they were disturbed, and whether they were."""
+        if watch:
+            watch.begin()
+        turns: list[list[list[float]]] = []
+        while True:
+            turns.append([candidate(self.calls, self.window_s) for candidate in candidates])
+            disturbed = watch.disturbed() if watch else False
+            if disturbed is not None:
+                return turns, disturbed
 
     def warm_up(self, candidate: Window) -> None:
         """Call until two windows in a row agree within 5 %, for at most ten windows."""

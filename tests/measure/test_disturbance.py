@@ -35,6 +35,7 @@ def test_two_processes_on_one_core_wait_for_each_other() -> None:
     with spinning(core) as one, spinning(core) as other:
         watch = Watch(lambda: [one], threads=1, cores=1)
         before, began = [used_by(one), used_by(other)], time.monotonic()
+        assert watch.disturbed() is None, "it is too early to tell"
         time.sleep(1)
         wall, after = time.monotonic() - began, [used_by(one), used_by(other)]
         assert watch.disturbed()
