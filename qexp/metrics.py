@@ -208,7 +208,7 @@ _TABLE = (
              low="speedup_vs_best_fp32_low", high="speedup_vs_best_fp32_high"),
     _speedup("speedup_vs_best_fp32_low"),
     _speedup("speedup_vs_best_fp32_high"),
-    _speedup("heat_ratio", better=LOWER, axis="times as long as the fastest, timed in turns with it",
+    _speedup("heat_ratio", title="heat", better=LOWER, axis="times as long as the fastest, timed in turns with it",
              low="heat_ratio_low", high="heat_ratio_high"),
     _speedup("heat_ratio_low", better=LOWER),
     _speedup("heat_ratio_high", better=LOWER),

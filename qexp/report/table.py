@@ -18,7 +18,7 @@ from qexp.report.terms import HEAT, equal_terms
 NOISY = 0.1  # a latency is flagged if its interquartile range is more than this share of its median
 COLUMNS = (
     "top1", "top1_drop", "top5", "val_top1", "val_top1_drop", "size_mb", "size_ratio", "macs_m", "macs_ratio",
-    "latency_ms", "speedup", "speedup_vs_best_fp32", "memory_mb", "quantized_macs_share", "float_operators",
+    "latency_ms", "heat_ratio", "speedup", "speedup_vs_best_fp32", "memory_mb", "quantized_macs_share", "float_operators",
     "sparsity",
 )  # fmt: skip
 # Columns that are shown only if compression changed a metric in some row: the metric, and its unchanged value.
@@ -42,7 +42,7 @@ CAPTION = "* best among rows that can be compared; several if they tie"
 REUSED = " ↺"
 REUSED_LEGEND = "↺ measured in an earlier sweep, which results.csv names"
 NOISY_LEGEND = "~ noisy: the middle half of the calls spans more than 10 % of the median"
-HEAT_LEGEND = "ms were taken minutes apart; rows that could be the fastest were timed once more in turns, which decides"
+HEAT_LEGEND = "heat: ms were taken minutes apart; times as long as the fastest when timed once more, in turns with it"
 DISTURBED_LEGEND = "( ) disturbed: other processes used the cores; not ranked, and measured again by the same command"
 
 

@@ -50,7 +50,7 @@ def test_a_heat_decides_between_those_that_ratios_do_not_tell_apart(tmp_path: Pa
     assert best_rows(LATENCY, near) == {1, 2}
     heat = {"a": (1.2, 1.15, 1.25), "b": (1.0, 1.0, 1.0)}
     told = [with_heat(row, heat) for row in near]
-    assert best_rows(LATENCY, told) == {2} and "timed once more in turns" in " ".join(legend(told))
+    assert best_rows(LATENCY, told) == {2} and "timed once more, in turns" in " ".join(legend(told))
     terms = equal_terms(told)
     assert terms[1][LATENCY.name] / terms[2][LATENCY.name] == pytest.approx(1.2)
     tie = {"a": (1.02, 0.99, 1.05), "b": (1.0, 1.0, 1.0)}
