@@ -169,6 +169,7 @@ def test_a_text_is_never_a_path(picture: Path) -> None:
     assert images_of([base64.b64encode(b"abc").decode()]) == [b"abc"]
 
 
+@pytest.mark.thorough
 def test_the_servers_environment_says_whom_it_trusts(
     animal_artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:

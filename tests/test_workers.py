@@ -17,10 +17,10 @@ THIS = Path(__file__)
 @pytest.mark.parametrize(
     ("asked", "marks", "workers"),
     [
-        ([], "", 4),
+        ([], "", 3),
         ([], "not integration", 2),
-        ([THIS.parent], "", 4),
-        ([THIS, THIS.parent], "", 4),
+        ([THIS.parent], "", 3),
+        ([THIS, THIS.parent], "", 3),
         ([THIS], "", 0),
         ([f"{THIS}::test_named_files_and_tests_have_no_workers"], "", 0),
     ],

@@ -102,6 +102,7 @@ def prepare(config: DictConfig) -> ArtifactFactory:
     if data.generates:
         source = {**source, "calibration": data.generate_from(network, source)}
         notes = {**notes, "calibration": source["calibration"].rpartition(" ")[0] + ", made from the batch norms"}
+        print(f"  calibration: {notes['calibration']}", flush=True)
     return ArtifactFactory(config, data, forced_since(config), network, source, notes)
 
 

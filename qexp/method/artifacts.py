@@ -24,6 +24,7 @@ PACKAGES = ("torch", "torchao", "onnx", "onnxscript")
 # The method of the fp32 artifact that others are compared with, in the form that `plain` gives. It is written out here
 # because nothing imports the module of a single method.
 REFERENCE = {"_target_": "qexp.method.none.NoCompression", "bits": 32}
+GENERATED_MARK = " (generated images)"  # after the label of what was calibrated on these
 BITS = {"float32": 32, "float16": 16, "bfloat16": 16}
 
 
@@ -40,7 +41,7 @@ def make_artifact(
         engine_spec: What the engines that are to run the artifact ask for.
         source: Identity of the weights. `model` is the id of the model, `weights` is the digest of the weights or
             "random", and `network` is the config that builds the network. If the weights are what another artifact
-            holds, `after` is the key of that artifact.
+            holds, `after` is the key of that artifact. `calibration` says which images were generated, if they were.
         root: The folder of all artifacts.
         since: An artifact that was made before this time, in nanoseconds, is made anew. The records of its runs stay.
 
@@ -119,9 +120,12 @@ def write_artifact(
         names = (compressed.graph, LAYERS_FILE, *compressed.files)
         graph = folder / compressed.graph
         coded, packed = is_coded(graph), packed_bytes(result, compressed.layers)
+        label = compressed.label or method.label(engine_spec)
+        if method.calibrates and "calibration" in source:
+            label += GENERATED_MARK
         artifact = Artifact(
             folder=folder, key=target.name, engine_spec=engine_spec, graph=compressed.graph, model=source["model"],
-            method=method.name, bits=method.bits, label=compressed.label or method.label(engine_spec), data=data.spec,
+            method=method.name, bits=method.bits, label=label, data=data.spec,
             layers=compressed.layers, parameters=parameters, macs=count_macs(result, data),
             packed_bytes=coded_bytes(graph) if coded else packed, reference=reference,
             files={name: file_digest(folder / name) for name in names}, source=source, versions=versions(*PACKAGES),

@@ -63,6 +63,7 @@ class Method(ABC):
         supported_bits: The numbers that `bits` may be. The first one is meant by `auto`.
         torchscript: Its classic torch.ao counterpart, for engines that read TorchScript only.
         trains: Whether it trains on the training images, so that their order and augmentation decide too.
+        calibrates: Whether it finds ranges on calibration images, so that tables say if those were generated.
         teacher: The uncompressed network to distil from, if it is not the one that `apply` is given.
         since: Checkpoints of an interrupted training that are older than this time, in nanoseconds, do not count.
         indifferent: Names of attributes that do not decide the result.
@@ -73,6 +74,7 @@ class Method(ABC):
     supported_bits: tuple[int, ...] = (8,)
     torchscript: Method | None = None
     trains = False
+    calibrates = False
     teacher: nn.Module | None = None
     since = 0
     indifferent: tuple[str, ...] = ("torchscript", "teacher", "since")

@@ -43,6 +43,7 @@ class Chain(Method):
         self.name = "+".join(stage.name for stage in stages.values())
         self.format, self.supported_bits, self.bits = self.last.format, self.last.supported_bits, self.last.bits
         self.trains = any(stage.trains for stage in stages.values())
+        self.calibrates = any(stage.calibrates for stage in stages.values())
         self.torchscript = Chain({**stages, [*stages][-1]: self.last.torchscript}) if self.last.torchscript else None
 
     def label(self, engine_spec: EngineSpec) -> str:

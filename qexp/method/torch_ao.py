@@ -106,6 +106,7 @@ class ClassicStatic(Classic):
     """
 
     name = "static"
+    calibrates = True
 
     def __init__(self, fuse: bool, calibration_batch: int, **common: Any):
         super().__init__(**common)

@@ -18,8 +18,8 @@ from qexp.report.terms import HEAT, equal_terms
 NOISY = 0.1  # a latency is flagged if its interquartile range is more than this share of its median
 COLUMNS = (
     "top1", "top1_drop", "top5", "val_top1", "val_top1_drop", "size_mb", "size_ratio", "macs_m", "macs_ratio",
-    "latency_ms", "heat_ratio", "speedup", "speedup_vs_best_fp32", "memory_mb", "quantized_macs_share", "float_operators",
-    "sparsity",
+    "latency_ms", "heat_ratio", "speedup", "speedup_vs_best_fp32", "memory_mb", "quantized_macs_share",
+    "float_operators", "sparsity",
 )  # fmt: skip
 # Columns that are shown only if compression changed a metric in some row: the metric, and its unchanged value.
 IF_CHANGED = {

@@ -13,6 +13,8 @@ from torch import nn
 
 from qexp.data.folder import FolderData
 from qexp.data.generated import generated_images
+from qexp.data.random import RandomData
+from qexp.method.artifacts import make_artifact
 from qexp.types import Preprocessing, UserError
 from tests import configured
 
@@ -86,3 +88,21 @@ def test_no_training_images_are_needed(make_folder: Make, images_root: Path) -> 
 def test_only_a_folder_takes_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.calibration=photos: only data=folder takes a folder"):
         configured.data("random", cache_dir=str(tmp_path), calibration="photos")
+
+
+@pytest.mark.integration
+def test_what_was_calibrated_on_generated_images_is_marked(pretend_data: RandomData, tmp_path: Path) -> None:
+    network, source = configured.small_network(), {"model": "small", "weights": "0123"}
+    generates = configured.data(
+        "random", images=64, num_classes=10, name="random", image_size=16, channels=3, cache_dir=str(tmp_path),
+        calibration="generated", generated_images=4, generated_steps=2,
+    )  # fmt: skip
+    spec = configured.engine("eager").spec
+    marked = {**source, "calibration": generates.generate_from(network, source)}
+    real = make_artifact(configured.method("static"), network, pretend_data, spec, source, tmp_path / "a")
+    made = {
+        name: make_artifact(configured.method(name), network, generates, spec, marked, tmp_path / "a")
+        for name in ("static", "none")
+    }
+    assert real.label == "static int8" and made["static"].label == "static int8 (generated images)"
+    assert made["none"].label == "fp32" and made["static"].key != real.key

@@ -129,6 +129,7 @@ def test_a_server_that_cannot_be_reached_is_asked_once_and_the_records_wait(view
     assert runs(view) == ALL
 
 
+@pytest.mark.thorough
 def test_the_command(view: MlflowView, outputs: Path, tmp_path: Path) -> None:
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "qexp.tracking", *words], cwd=ROOT, capture_output=True, text=True)

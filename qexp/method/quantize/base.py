@@ -61,6 +61,8 @@ class Quantization(Method):
         UserError: An option is unknown or out of range.
     """
 
+    calibrates = True
+
     def __init__(
         self, observer: str, weight_observer: str, percentile: float, symmetric: bool, weight_symmetric: bool,
         per_channel: bool, group_size: int | None, power_of_two: bool, first_last_bits: int | None, add_bits: int,

@@ -24,6 +24,7 @@ class Uncalibrated(Quantization):
     """
 
     name = "uncalibrated"
+    calibrates = False
 
     def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
         """Refuse the network.
