@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,11 +12,16 @@ from qexp.artifact import Artifact, EngineSpec
 from qexp.engine.base import Engine, Forward, in_batches_of
 from qexp.types import UserError, first_line
 
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
 
 class ExecuTorch(Engine):
     """Runs a program that is made for one batch size.
 
-    In half precision, XNNPACK keeps the weights of convolutions in fp32 in the file.
+    In half precision, XNNPACK keeps the weights of convolutions in fp32 in the file, and layer norms compute in fp32:
+    ExecuTorch's own in float16 (version 1.5.1) is off by half of its result for 256 channels, and not a number where
+    the values are large.
     """
 
     name = "executorch"
@@ -32,6 +38,7 @@ class ExecuTorch(Engine):
         from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
 
         network = torch.export.load(graph).module()
+        norms_in_fp32(network)
         try:
             with torch.no_grad():
                 program = torch.export.export(network, (torch.zeros(batch, *artifact.data.input_shape),))
@@ -45,6 +52,24 @@ class ExecuTorch(Engine):
 
     def standalone(self) -> partial[Forward]:
         return partial(load_program)
+
+
+def norms_in_fp32(network: GraphModule) -> None:
+    """Let the layer norms of an exported graph in half precision compute in fp32."""
+    import torch
+
+    aten = torch.ops.aten
+    for norm in network.graph.find_nodes(op="call_function", target=aten.layer_norm.default):
+        dtype = norm.meta["val"].dtype
+        if dtype == torch.float32:
+            continue
+        with network.graph.inserting_before(norm):
+            for given in norm.all_input_nodes:
+                norm.replace_input_with(given, network.graph.call_function(aten.to.dtype, (given, torch.float32)))
+        with network.graph.inserting_after(norm):
+            rounded = network.graph.call_function(aten.to.dtype, (norm, dtype))
+        norm.replace_all_uses_with(rounded, lambda user, made=rounded: user is not made)
+    network.recompile()
 
 
 def load_program(file: Path, threads: int) -> Forward:
