@@ -134,4 +134,4 @@ def test_executorch_computes_layer_norms_of_many_channels(pretend_data: RandomDa
     engine, network, source = engine_named("executorch"), Normalised().eval(), {"model": "small", "weights": "0123"}
     made = make_artifact(configured.method("half"), network, pretend_data, engine.spec, source, tmp_path)
     artifact, x = engine.lower(made, BATCH, 1), pretend_data.calibration()[:8].numpy()
-    assert error(run(engine, artifact, x), graph_logits(artifact, x)) < 8 * 2.0**-11
+    assert error(run(engine, artifact, x), graph_logits(artifact, x)) < 0.02
