@@ -157,11 +157,8 @@ def tell_of_busy_cores(threads: int) -> None:
     """Say before anything is timed that other processes leave fewer cores than there are threads."""
     free = free_cores()
     if free is not None and free < threads - FREE_ENOUGH:
-        print(
-            f"  other processes leave {free:.1f} cores free, and {threads} thread{'s' * (threads > 1)} will be timed: "
-            "turns that they disturb do not count",
-            flush=True,
-        )
+        timed = f"{threads} thread{'s' * (threads > 1)} will be timed"
+        print(f"  other processes leave {free:.1f} cores free, and {timed}", flush=True)
 
 
 def ready(candidates: list[Candidate]) -> None:

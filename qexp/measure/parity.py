@@ -19,8 +19,10 @@ class Parity(Measure):
     """Agreement with a reference on the same images.
 
     The reference of a graph is the same graph on eager PyTorch. The run fails if a quantize/dequantize graph agrees
-    with it too rarely, which is only recorded for pretend images and random weights, whose predictions mean nothing,
-    or is further from it than rounding has put the graph from fp32. It fails too if the error of a graph in floating
+    with it too rarely on the images about which the reference is decided. These are those whose two best logits differ
+    by `decided` times what integers change in a logit: closer ones are ties that rounding decides. Agreement is only
+    recorded for pretend images and random weights, whose predictions mean nothing. The run fails too if the graph is
+    further from it than rounding has put the graph from fp32. It fails too if the error of a graph in floating
     point is larger than rounding can make it. In half precision, a deep network may round so much that two engines
     which both compute it rightly differ by more than that; then, too, the graph's distance from fp32 is the measure.
     Artifacts in a form that eager PyTorch does not run are compared with
@@ -31,12 +33,14 @@ class Parity(Measure):
         self,
         images: int,
         least_agreement: float,
+        decided: float,
         most_error: float,
         most_error_half: float,
         most_rounding: float,
         batch_size: int,
     ):
-        self.images, self.least_agreement, self.batch_size = images, least_agreement, batch_size
+        self.images, self.batch_size = images, batch_size
+        self.least_agreement, self.decided = least_agreement, decided
         self.most_error, self.most_error_half, self.most_rounding = most_error, most_error_half, most_rounding
 
     def measure(self, context: Context) -> list[Measurement]:
@@ -61,13 +65,7 @@ class Parity(Measure):
         exact = (lambda: baseline.logits(*asked)[0]) if baseline else None
         self.check_error(context.candidate, logits, expected, exact)
         if context.test_set.meaningful and context.candidate.artifact.has_qdq and agreement < self.least_agreement:
-            raise ParityError(
-                f"{context.candidate.engine.name} does not compute what the graph says: "
-                f"of {len(logits)} images {agreement:.1%} get the reference's class, "
-                f"at least {self.least_agreement:.1%} must; the largest error is {error:.1%} of the largest logit. "
-                "Take another engine, or measure.parity.least_agreement=SHARE if rounding may decide "
-                "so many images of this network"
-            )
+            self.check_decided(context.candidate, logits, expected, exact)
         if exact:
             self.check_rounding(context.candidate, logits, expected, exact)
         found = [METRICS["parity_agreement"].of(agreement)] if context.test_set.meaningful else []
@@ -75,6 +73,28 @@ class Parity(Measure):
             context.notes["parity_max_error"] = "all logits of the reference are zero: no error is relative to them"
             return found
         return [*found, METRICS["parity_max_error"].of(error)]
+
+    def check_decided(
+        self, candidate: Candidate, logits: np.ndarray, expected: np.ndarray, exact: Callable[[], np.ndarray] | None
+    ) -> None:
+        """Check that an engine gives the reference's class for the images about which that is decided.
+
+        Arguments are those of `check_error`.
+
+        Raises:
+            ParityError: It does so too rarely.
+        """
+        rounding = root_mean_square(expected, exact()) if exact else 0.0
+        best = np.sort(expected.astype(np.float64), axis=1)
+        counts = best[:, -1] - best[:, -2] >= self.decided * rounding if best.shape[1] > 1 else np.ones(len(best), bool)
+        same = (logits.argmax(1) == expected.argmax(1))[counts]
+        if len(same) and same.mean() < self.least_agreement:
+            raise ParityError(
+                f"{candidate.engine.name} does not compute what the graph says: of {len(same)} images about which the "
+                f"reference is decided {same.mean():.1%} get its class, at least {self.least_agreement:.1%} must; the "
+                f"largest error is {compare(logits, expected)[1]:.1%} of the largest logit. Take another engine, or "
+                "measure.parity.least_agreement=SHARE if rounding may decide so many images of this network"
+            )
 
     def check_error(
         self, candidate: Candidate, logits: np.ndarray, expected: np.ndarray, exact: Callable[[], np.ndarray] | None
@@ -161,10 +181,13 @@ def times_rounding(logits: np.ndarray, expected: np.ndarray, exact: np.ndarray) 
         expected: What the graph gives.
         exact: What the network gives in fp32.
     """
-    error, rounding = (
-        float(np.sqrt(np.square(a.astype(np.float64) - b).mean())) for a, b in ((logits, expected), (expected, exact))
-    )
+    error, rounding = root_mean_square(logits, expected), root_mean_square(expected, exact)
     return error / rounding if rounding else np.inf
+
+
+def root_mean_square(logits: np.ndarray, others: np.ndarray) -> float:
+    """The root mean square of the differences of logits[N,K]."""
+    return float(np.sqrt(np.square(logits.astype(np.float64) - others).mean()))
 
 
 def compare(logits: np.ndarray, expected: np.ndarray) -> tuple[float, float]:

@@ -26,8 +26,8 @@ BRIEF = {"calls": 2, "window_s": 0, "warmup_calls": 1, "warmup_s": 0, "budget_s"
 OPTIONS: dict[str, dict[str, Any]] = {
     "accuracy": {"part": "both"}, "coverage": {}, "energy": {"seconds": 0.01},
     "latency": {"windows": LEAST_WINDOWS, **BRIEF}, "memory": {}, "operators": {},
-    "parity": {"images": IMAGES, "least_agreement": 0, "most_error": 1, "most_error_half": 1, "most_rounding": 99,
-        "batch_size": 10},
+    "parity": {"images": IMAGES, "least_agreement": 0, "decided": 4, "most_error": 1, "most_error_half": 1,
+        "most_rounding": 99, "batch_size": 10},
     "size": {},
 }  # fmt: skip
 MEASURES: list[Measure] = [configured.measure(name, **options) for name, options in OPTIONS.items()]

@@ -20,7 +20,7 @@ from qexp.records import Measurement
 from tests.measure.conftest import IMAGES, QUANTIZED, SPEC, measuring_children
 from tests.measure.fake_engines import Fails, Says, Scores
 
-LIMITS = {"least_agreement": 0.99, "most_error": 0.01, "most_error_half": 0.1, "most_rounding": 2}
+LIMITS = {"least_agreement": 0.99, "decided": 4, "most_error": 0.01, "most_error_half": 0.1, "most_rounding": 2}
 ALL = Parity(images=IMAGES, batch_size=16, **LIMITS)
 HALF = (Layer("fc", "linear", 300, 1000, "float16", "float16"),)
 Make = Callable[..., Context]
@@ -89,15 +89,15 @@ def test_all_logits_zero_have_no_relative_error(
 def test_a_graph_that_an_engine_does_not_run_is_an_error_with_the_figures(
     make: Make, colours: np.ndarray, weights: list[np.ndarray]
 ) -> None:
-    context = make(Scores(bias=0.8), layers=QUANTIZED)
+    context = make(Scores(bias=0.8), rounded=False, layers=QUANTIZED)
     reference = colours @ weights[1]
     same = ((reference + [0.8, 0, 0, 0, 0, 0]).argmax(1) == reference.argmax(1)).mean()
     with pytest.raises(ParityError) as error:
         ALL.measure(context)
     assert str(error.value) == (
-        f"scores does not compute what the graph says: of 50 images {100 * same:.1f}% get the reference's class, "
-        "at least 99.0% must; "
-        f"the largest error is {80 / np.abs(reference).max():.1f}% of the largest logit. Take another engine, or "
+        "scores does not compute what the graph says: of 50 images about which the reference is decided "
+        f"{100 * same:.1f}% get its class, at least 99.0% must; the largest error is "
+        f"{80 / np.abs(reference).max():.1f}% of the largest logit. Take another engine, or "
         "measure.parity.least_agreement=SHARE if rounding may decide so many images of this network"
     )
 
@@ -109,10 +109,31 @@ def test_one_image_in_a_hundred_may_differ_and_no_more(wrong: int, make: Make, m
     monkeypatch.setattr(Candidate, "logits", lambda *_: (next(given), 1.0))
     context = make(Scores(), layers=QUANTIZED)
     if wrong > 1:
-        with pytest.raises(ParityError, match=r"of 100 images 98\.0% get"):
+        with pytest.raises(ParityError, match=r"of 100 images about which the reference is decided 98\.0% get"):
             ALL.measure(context)
     else:
         assert by_name(ALL.measure(context))["parity_agreement"] == 1 - wrong / 100
+
+
+@pytest.mark.parametrize(("margin", "refused"), [(0.9, False), (1.1, True)])
+def test_a_tie_that_rounding_decides_does_not_count(
+    margin: float, refused: bool, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Integers change each logit by 0.1. Half of the images get another class, by a margin of so many times 0.4."""
+    rng, exact = np.random.default_rng(0), np.zeros((100, 6))
+    exact[:, 0], exact[:, 1] = 3.0, 3.0 - margin * 0.4
+    expected = exact + 0.1 * rng.choice([-1, 1], (100, 1))  # the same for all logits, so that margins stay
+    engine = expected.copy()
+    engine[::2, [0, 1]] = engine[::2, [1, 0]]
+    given = iter([expected, engine, exact, exact])
+    monkeypatch.setattr(Candidate, "logits", lambda *_: (next(given), 1.0))
+    tolerant = Parity(images=IMAGES, batch_size=16, **{**LIMITS, "most_rounding": 99})
+    context = make(Scores(), layers=QUANTIZED)
+    if refused:
+        with pytest.raises(ParityError, match=r"of 100 images about which the reference is decided 50\.0% get"):
+            tolerant.measure(context)
+    else:
+        assert by_name(tolerant.measure(context))["parity_agreement"] == 0.5
 
 
 @pytest.mark.parametrize(("layers", "limit"), [((), 0.01), (HALF, 0.1)], ids=["fp32", "fp16"])
