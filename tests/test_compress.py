@@ -241,4 +241,4 @@ def test_a_network_of_another_seed_is_told(run: RunCommand, images: Path, tmp_pa
     assert other["notes"]["network"].startswith("trained with seed 0: ") and other["notes"]["network"].endswith(
         " has none of seed 1"
     )
-    assert f"  network {other['notes']['network']}\n" in printed
+    assert f"  network: {other['notes']['network']}\n" in printed
