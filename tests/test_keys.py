@@ -300,6 +300,7 @@ def all_keys(network: nn.Module, images: Path) -> Callable[[], dict[str, str]]:
     return made
 
 
+@pytest.mark.integration
 def test_a_line_in_a_file_changes_the_keys_of_what_it_takes_part_in(
     tree: Path, network: nn.Module, images: Path
 ) -> None:

@@ -55,6 +55,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[nn.Module, 
     return [(network, trace(network, data)) for network in map(deep, (LAYERS, 2 * LAYERS, 4 * LAYERS))]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "step",
     [

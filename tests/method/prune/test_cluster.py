@@ -110,6 +110,7 @@ def test_the_file_holds_the_clusters_and_computes_with_them(
     assert (configured.engine("eager").open(artifact.folder / artifact.graph, 1)(x.numpy()) == answer).all()
 
 
+@pytest.mark.integration
 def test_sixteen_clusters_take_less_than_four_bits_a_weight(pretend_data: RandomData, tmp_path: Path) -> None:
     torch.manual_seed(0)
     wide = configured.network("resnet8", blocks=[1, 1], widths=[32, 64]).eval()

@@ -150,6 +150,7 @@ def test_the_file_shrinks_as_weights_do(pretend_data: RandomData, tmp_path: Path
     assert packed[0] - rest > 0.75 * values
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("schedule", ["one_shot", "gradual"])
 def test_fine_tuning_keeps_zeros_and_changes_the_rest(
     schedule: str, pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -212,6 +213,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.integration
 def test_a_training_goes_on_with_its_zeros(
     pretend_data: RandomData, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,6 +203,7 @@ class Tokens(nn.Module):
         return self.head(self.norm(x + self.out(mixed)).mean(1))
 
 
+@pytest.mark.integration
 def test_products_of_attention_are_integers_and_sums_past_it_are_not(data: RandomData) -> None:
     prepared, graph = converted(Tokens(), data, EngineSpec())
     absorb_factors(graph)
@@ -226,6 +227,7 @@ def test_attention_may_stay_in_floating_point(data: RandomData) -> None:
         configured.method("static", attention="int8")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("method", "products"), [("static", 1), ("static attention=float", 0), ("half", 1), ("none", 0)]
 )

@@ -134,6 +134,7 @@ def test_onnxruntime_finds_no_float_operator_between_integer_ones(
     assert error < 0.03
 
 
+@pytest.mark.integration
 def test_quantisation_keeps_the_function(pretend_data: RandomData, network: nn.Module, artifacts: Path) -> None:
     artifact = make_artifact(configured.method("static"), network, pretend_data, EngineSpec(), SOURCE, artifacts)
     x = pretend_data.calibration()[:]
@@ -158,6 +159,7 @@ def test_an_unannotated_graph_counts_as_float(pretend_data: RandomData, network:
     assert set(layer_formats(graph).values()) == {("float32", "float32")}
 
 
+@pytest.mark.integration
 def test_unfused_keeps_batch_norm_apart_and_rounds_before_the_activation(
     pretend_data: RandomData, network: nn.Module
 ) -> None:
@@ -179,6 +181,7 @@ def test_unfused_keeps_batch_norm_apart_and_rounds_before_the_activation(
     assert apart > fused + 6
 
 
+@pytest.mark.integration
 def test_observers_that_saw_nothing_are_an_error_that_names_them(pretend_data: RandomData, network: nn.Module) -> None:
     folded = folded_graph(network, pretend_data)
     prepared = prepare_pt2e(folded, configured.method("static").placement(folded, EngineSpec()))
@@ -191,6 +194,7 @@ def test_unknown_observer_names_the_nearest() -> None:
         configured.method("static", observer="histogramm")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("activation", "low", "high", "symmetric"),
     [("uint8", 0, 255, False), *more(("int8", -128, 127, False)), ("int8_symmetric", -128, 127, True)],
