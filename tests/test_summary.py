@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qexp.jobs import summary
 from tests.commands import NOWHERE, RunCommand
 
 pytestmark = pytest.mark.integration
@@ -50,3 +51,14 @@ def test_the_libraries_of_the_page_are_imported_where_one_is_written() -> None:
         [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
     )
     assert answer.stdout.strip() == "[]"
+
+
+def test_a_heat_that_fails_costs_nobody_the_table(
+    run: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise KeyError("an engine that is gone")
+
+    monkeypatch.setattr(summary, "run_heats", fails)
+    code, printed = run("-m", "method=static,half", "tracking=none", "report.formats=[csv]", *NOWHERE)
+    assert code == 1 and "no heat was run: 'an engine that is gone'" in printed and left(tmp_path) == {"results.csv"}

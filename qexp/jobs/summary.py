@@ -72,7 +72,10 @@ class Summary(Callback):
         if not runs:
             return
         if config.heat.rows > 1 and not search:
-            run_heats(config, runs, sweep)
+            try:
+                run_heats(config, runs, sweep)
+            except Exception as error:  # the table of what was measured must not be lost with it
+                print(f"no heat was run: {first_line(error)}", file=sys.stderr, flush=True)
             runs = runs_of(sweep)
         records, style, named = [run.record for run in runs], style_of(config), runs
         if search:

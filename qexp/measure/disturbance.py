@@ -16,7 +16,7 @@ PROC = Path("/proc")
 SEEN_S = 0.2  # seconds after which it can be told, since the system counts the time of cores in steps of 10 ms
 MOST_TAKEN = 0.2  # cores that others may take of those that the threads need
 # Share of the time for which the threads may wait for a core that others use. Even where one core is free for each,
-# threads wait for some milliseconds until they are moved to it, 5 % of the time here.
+# threads wait for some milliseconds until they are moved to it.
 MOST_WAITED = 0.15
 
 
