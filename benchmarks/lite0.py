@@ -63,7 +63,7 @@ def script(files: list[Path]) -> np.ndarray:
             transforms.Resize(256, transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(224),
             transforms.ToTensor(),
-            transforms.Normalize([127 / 255 + 0.5 / 255] * 3, [128 / 255] * 3),
+            transforms.Normalize([0.498046875] * 3, [0.501953125] * 3),
         ]
     )
     with torch.no_grad():
@@ -131,7 +131,8 @@ def compare(among: str, logits: np.ndarray, files: list[Path], root: Path, place
         "compress.py", *OPTIONS, f"data.root={root}", f"data.among={among}", f"measure.accuracy.images={len(files)}",
         f"outputs={place}", f"checkpoint={weights}",
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks")}
+    path = os.pathsep.join([str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT, env=environment)
     (record,) = read_records(next((place / "sweeps").iterdir()))
     artifact = Artifact.read(Path(record.artifact))
