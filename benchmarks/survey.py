@@ -31,8 +31,9 @@ from survey_table import survey_table
 from qexp.artifact import Artifact
 from qexp.jobs.run import reason_of
 from qexp.launch import Child, ChildFailed
-from qexp.measure import candidate as candidates
-from qexp.measure.candidate import Candidate, Limits
+from qexp.measure import children
+from qexp.measure.candidate import Candidate
+from qexp.measure.children import Limits
 from qexp.measure.images import EvaluationSet
 from qexp.types import UserError, nearest
 
@@ -211,7 +212,7 @@ def survey(options: DictConfig) -> None:
     results = folder / "results.jsonl"
     known = read_results(results)
     networks = chosen(options)
-    candidates.PERSISTENT.most = len(options.engines)
+    children.PERSISTENT.most = len(options.engines)
     keeps = {"none": lambda result: True, "failed": lambda r: r["status"] != "failed", "all": lambda result: False}
     if options.again not in keeps:
         raise UserError(f"again={options.again} is unknown. {nearest(options.again, keeps)}")
@@ -279,4 +280,4 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(str(error))
     finally:
-        candidates.PERSISTENT.stop()
+        children.PERSISTENT.stop()

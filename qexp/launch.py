@@ -7,21 +7,37 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
+
+from qexp import nursery
 
 ROOT = Path(__file__).parents[1]
 
 
 class ChildFailed(Exception):
     """The child crashed, hung, used too much memory or reported an error. The message says which."""
+
+
+class Process(Protocol):
+    """What a child needs of `subprocess.Popen`, which processes of a `Nursery` have too."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self) -> int: ...
+
+    def kill(self) -> None: ...
 
 
 class Child:
@@ -36,24 +52,25 @@ class Child:
         threads: Number of threads of OpenMP and of MKL.
         timeout_s: Seconds that the child may take to answer, or to say how far it is.
         memory_mb: Resident memory that the child may hold, in MB (10^6 bytes), or None for no limit.
+        origin: Where to fork the child, which has the same module, argument and threads. None: the child is started.
     """
 
-    def __init__(self, module: str, argument: Any, threads: int, timeout_s: float, memory_mb: float | None):
+    def __init__(
+        self, module: str, argument: Any, threads: int, timeout_s: float, memory_mb: float | None,
+        origin: Nursery | None = None,
+    ):  # fmt: skip
         self.timeout_s, self.memory_mb = timeout_s, memory_mb
         self._received = b""  # of its answers, what was not read yet
         self.holds: object = None  # kept for the caller: what the child was last told to load
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
-        path = os.pathsep.join([str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")])
-        environment = {
-            **os.environ,
-            "PYTHONPATH": path,
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, json.dumps(argument)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self.errors, env=environment, process_group=0,
-        )  # fmt: skip
+        (asked, questions), (answers, answering) = os.pipe(), os.pipe()
+        self.questions, self.answers = os.fdopen(questions, "wb"), os.fdopen(answers, "rb", buffering=0)
+        streams = (asked, answering, self.errors.fileno())
+        self.process: Process = (
+            origin.fork(streams) if origin else _start([module, json.dumps(argument)], threads, streams)
+        )
+        os.close(asked)
+        os.close(answering)
 
     def __enter__(self) -> Child:
         return self
@@ -81,10 +98,9 @@ class Child:
         Raises:
             ChildFailed: The child crashed, hung, used too much memory or reported an error.
         """
-        assert self.process.stdin
         try:
-            self.process.stdin.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
-            self.process.stdin.flush()
+            self.questions.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
+            self.questions.flush()
             while "done" in (answer := json.loads(self._read_line(command))):
                 told(answer["done"], answer["total"])
         except BrokenPipeError:
@@ -99,12 +115,11 @@ class Child:
     def _read_line(self, command: str) -> bytes:
         deadline = time.monotonic() + self.timeout_s
         with selectors.DefaultSelector() as selector:
-            assert self.process.stdout
-            selector.register(self.process.stdout, selectors.EVENT_READ)
+            selector.register(self.answers, selectors.EVENT_READ)
             while b"\n" not in self._received:
                 if selector.select(timeout=0.1):
                     # A buffered reader would keep a second line from the selector.
-                    if not (more := os.read(self.process.stdout.fileno(), 1 << 16)):
+                    if not (more := os.read(self.answers.fileno(), 1 << 16)):
                         raise self._ended()
                     self._received += more
                     continue
@@ -131,8 +146,11 @@ class Child:
     def _ended(self) -> ChildFailed:
         """Explain why the child is gone, and quote the last lines that it wrote to its standard error."""
         code = self.process.wait()
-        self.errors.seek(0)
-        last = self.errors.read().decode(errors="replace").strip().splitlines()[-3:]
+        errors = self.errors
+        if isinstance(self.process, Forked) and self.process.told is None:  # it ended before it could be forked
+            errors = self.process.nursery.errors
+        errors.seek(0)
+        last = errors.read().decode(errors="replace").strip().splitlines()[-3:]
         said = f": {' | '.join(last)}" if last else ""
         if code == -signal.SIGKILL:
             return ChildFailed(f"killed by SIGKILL, as the system does when memory runs out{said}")
@@ -145,7 +163,107 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.errors):
-            if stream:
-                with contextlib.suppress(BrokenPipeError):  # the child did not live to read the last question
-                    stream.close()
+        for stream in (self.questions, self.answers, self.errors):
+            with contextlib.suppress(BrokenPipeError):  # the child did not live to read the last question
+                stream.close()
+
+
+class Nursery:
+    """A process of qexp.nursery, which imports what a child needs once, and is forked for each child.
+
+    Its arguments are those of `Child`.
+    """
+
+    def __init__(self, module: str, argument: Any, threads: int):
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
+        with theirs, open(os.devnull, "rb") as nothing:
+            arguments = [nursery.__name__, str(theirs.fileno()), module, json.dumps(argument)]
+            streams = (nothing.fileno(), self.errors.fileno(), self.errors.fileno())
+            self.process = _start(arguments, threads, streams, theirs.fileno())
+        self.expected: Forked | None = None  # the child of which it has not told the id yet
+        self.taken = False  # whether it has become a child itself
+
+    @property
+    def free(self) -> bool:
+        """Whether it can be forked now."""
+        self.hear(wait=False)
+        return not (self.expected or self.taken) and self.process.poll() is None
+
+    def fork(self, streams: tuple[int, int, int]) -> Forked:
+        """Make a child, whose standard input, output and error are the given descriptors."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the child tells how the nursery has ended
+            socket.send_fds(self.socket, [b"{}"], list(streams))
+        self.expected = Forked(self)
+        return self.expected
+
+    def hear(self, wait: bool) -> None:
+        """Take the id of the child that was asked for last, if it has been told or is waited for."""
+        if self.expected and (pid := self._answer(wait)):
+            self.expected.told, self.taken, self.expected = pid, pid == self.process.pid, None
+
+    def ask(self, **question: int) -> Any:
+        """Its answer to a question, or None if it has ended."""
+        self.hear(wait=True)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.socket.send(json.dumps(question).encode())
+            return self._answer(wait=True)
+        return None
+
+    def _answer(self, wait: bool) -> Any:
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            told = self.socket.recv(4096, 0 if wait else socket.MSG_DONTWAIT)
+            return json.loads(told) if told else None
+        return None
+
+    def stop(self) -> None:
+        """End the process. Its children go on, unless it has become one itself."""
+        if not self.taken:
+            self.process.kill()
+            self.process.wait()
+        self.socket.close()
+        self.errors.close()
+
+
+class Forked:
+    """A child of a nursery. Until it is forked, its nursery stands for it, which imports what the child needs."""
+
+    def __init__(self, nursery: Nursery):
+        self.nursery = nursery
+        self.told: int | None = None  # its id
+        self.returncode: int | None = None
+
+    @property
+    def pid(self) -> int:
+        if self.told is None:
+            self.nursery.hear(wait=False)
+        return self.told or self.nursery.process.pid
+
+    def poll(self) -> int | None:
+        return self._end(wait=False)
+
+    def wait(self) -> int:
+        code = self._end(wait=True)
+        return -signal.SIGKILL if code is None else code  # it was killed, and so was its nursery
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def _end(self, wait: bool) -> int | None:
+        if self.returncode is None:
+            if self.pid == self.nursery.process.pid:
+                self.returncode = self.nursery.process.wait() if wait else self.nursery.process.poll()
+            else:
+                self.returncode = self.nursery.ask(**{"wait" if wait else "poll": self.pid})
+        return self.returncode
+
+
+def _start(arguments: list[str], threads: int, streams: tuple[int, int, int], *kept: int) -> subprocess.Popen[bytes]:
+    """Run `python -m ARGUMENTS` with these descriptors as standard input, output and error, and others to keep."""
+    path = os.pathsep.join([str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    asked, answering, errors = streams
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments], stdin=asked, stdout=answering, stderr=errors, pass_fds=kept,
+        env={**os.environ, **own}, process_group=0,
+    )  # fmt: skip

@@ -23,7 +23,8 @@ from qexp.jobs.comparison import fastest_key, identities
 from qexp.jobs.run import JobPlan, job_key
 from qexp.jobs.train import baseline_key
 from qexp.keys import key, plain
-from qexp.measure.candidate import Candidate, Limits
+from qexp.measure.candidate import Candidate
+from qexp.measure.children import Limits
 from qexp.measure.images import EvaluationSet
 from qexp.method.artifacts import REFERENCE, artifact_name
 from qexp.method.base import Method

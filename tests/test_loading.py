@@ -28,7 +28,8 @@ from qexp.artifact import Artifact
 from qexp.data.folder import FolderData
 from qexp.files import file_digest
 from qexp.loading import Classifier, Prediction
-from qexp.measure.candidate import Candidate, Limits
+from qexp.measure.candidate import Candidate
+from qexp.measure.children import Limits
 from qexp.measure.images import EvaluationSet
 from qexp.method.artifacts import make_artifact
 from qexp.types import UserError

@@ -18,7 +18,8 @@ from qexp.files import made_since, write_json
 from qexp.keys import key, plain
 from qexp.launch import ChildFailed
 from qexp.measure.base import Context, ParityError, Turns, ranking, run_measures
-from qexp.measure.candidate import Candidate, Limits
+from qexp.measure.candidate import Candidate
+from qexp.measure.children import Limits
 from qexp.measure.disturbance import DISTURBED
 from qexp.measure.images import EvaluationSet
 from qexp.measure.machine import place

@@ -25,7 +25,7 @@ from qexp.jobs.reuse import EndedRuns
 from qexp.keys import key
 from qexp.launch import ChildFailed
 from qexp.measure.base import ParityError
-from qexp.measure.candidate import PERSISTENT
+from qexp.measure.children import PERSISTENT
 from qexp.measure.machine import environment, physical_cores, place
 from qexp.records import Record
 from qexp.report.layers import draw_layers

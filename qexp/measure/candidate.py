@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,10 @@ from qexp.engine.base import Engine
 from qexp.files import file_digest, made_since
 from qexp.keys import key, plain
 from qexp.launch import Child, ChildFailed
-from qexp.measure import child as measuring_child
+from qexp.measure.children import PERSISTENT, Limits, forked_child
 from qexp.measure.images import EvaluationSet
 from qexp.measure.machine import place
 from qexp.progress import counted
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits of one question to a measuring child.
-
-    Attributes:
-        timeout_s: Seconds that the answer may take.
-        memory_mb: Resident memory that the child may hold, in MB, or None for no limit.
-    """
-
-    timeout_s: float
-    memory_mb: float | None
 
 
 class Candidate:
@@ -69,7 +55,7 @@ class Candidate:
         The child imports its engine, which takes seconds, and may do so while other children import theirs.
         """
         if self._child is None:
-            self._child = (PERSISTENT.get if self.persistent else new_child)(self.engine, self.threads, self.limits)
+            self._child = (PERSISTENT.get if self.persistent else forked_child)(self.engine, self.threads, self.limits)
         return self._child
 
     def ready_child(self) -> Child:
@@ -169,36 +155,3 @@ class Candidate:
             child.holds = None
             with contextlib.suppress(ChildFailed):
                 child.ask("unload")
-
-
-def new_child(engine: Engine, threads: int, limits: Limits) -> Child:
-    target = {"target": engine.target, "options": engine.options}
-    return Child(measuring_child.__name__, target, threads, limits.timeout_s, limits.memory_mb)
-
-
-class PersistentChildren:
-    """Keeps up to `most` children for later runs. They end with this process at the latest."""
-
-    def __init__(self, most: int):
-        self.most = most
-        self.kept: dict[str, Child] = {}  # the most recently used child is the last
-
-    def get(self, engine: Engine, threads: int, limits: Limits) -> Child:
-        """Give the child with this engine, or start one if none is alive.
-
-        A new child takes the place of the least recently used if there are too many.
-        """
-        # A child looks for the files that it loads from the folder in which it was started.
-        wanted = repr((engine.target, engine.options, threads, limits, os.getcwd()))
-        child = self.kept.pop(wanted, None)
-        self.kept[wanted] = child if child and child.alive else new_child(engine, threads, limits)
-        while len(self.kept) > self.most:
-            self.kept.pop(next(iter(self.kept))).stop()
-        return self.kept[wanted]
-
-    def stop(self) -> None:
-        while self.kept:
-            self.kept.popitem()[1].stop()
-
-
-PERSISTENT = PersistentChildren(most=2)  # for the baseline and the fastest fp32 engine

@@ -11,9 +11,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -23,25 +23,22 @@ from qexp.measure import timing
 from qexp.questions import questions
 from qexp.types import Preprocessing
 
+if TYPE_CHECKING:
+    from qexp.engine.base import Engine
+
 TOLD_EVERY_S = 1.0  # seconds between two times at which the parent is told how far a pass is
 
 
 class Session:
     """The state between questions. Each public method answers one.
 
-    The engine is made and imports its libraries at once.
-
     Args:
-        target: Dotted name of the engine's class.
-        options: Arguments of that class.
+        engine: The engine, whose libraries are imported.
         tell: Tells the parent something before the answer.
     """
 
-    def __init__(self, target: str, options: dict[str, Any], tell: Callable[[dict[str, Any]], None]):
-        module, _, name = target.rpartition(".")
-        self.engine = getattr(importlib.import_module(module), name)(**options)
-        self.engine.import_libraries()
-        self.tell = tell
+    def __init__(self, engine: Engine, tell: Callable[[dict[str, Any]], None]):
+        self.engine, self.tell = engine, tell
         self.forward: Any = None  # the loaded network
 
     def ready(self) -> dict[str, Any]:
@@ -111,16 +108,50 @@ class Session:
         return {"seconds": seconds}
 
 
+def prepared(target: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Make an engine, and import its libraries.
+
+    Args:
+        target: Dotted name of the engine's class.
+        options: Arguments of that class.
+
+    Returns:
+        The answer to the parent (the message if it fails), and the engine or None.
+    """
+
+    def imported() -> Engine:
+        module, _, name = target.rpartition(".")
+        engine: Engine = getattr(importlib.import_module(module), name)(**options)
+        engine.import_libraries()
+        return engine
+
+    return _told(imported)
+
+
+def serve(made: tuple[dict[str, Any], Any]) -> None:
+    """Answer the parent's questions about networks on the engine that `prepared` made."""
+    answers, asked = _answers(), questions()
+    _answer(asked, answers, made)
+
+
 def main() -> None:
-    # Libraries may print to standard output, so the answers go to a private copy of it.
+    answers, asked = _answers(), questions()  # before the engine is imported, which takes seconds
+    _answer(asked, answers, prepared(**json.loads(sys.argv[1])))
+
+
+def _answers() -> TextIO:
+    """A private copy of the standard output, since libraries may print to that itself."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    asked = questions()  # before the engine is imported, which takes seconds
+    return answers
 
+
+def _answer(asked: Iterator[dict[str, Any]], answers: TextIO, made: tuple[dict[str, Any], Any]) -> None:
     def tell(answer: dict[str, Any]) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
-    answer, session = _told(Session, **json.loads(sys.argv[1]), tell=tell)
+    answer, engine = made
+    session = Session(engine, tell) if engine else None
     for question in asked:
         if session is not None:
             answer, _ = _told(getattr(session, question.pop("command")), **question)

@@ -23,7 +23,8 @@ from qexp.data.decoded import write_part
 from qexp.data.random import RandomData
 from qexp.engine.base import Engine
 from qexp.files import file_digest, write_json
-from qexp.measure.candidate import Candidate, Limits
+from qexp.measure.candidate import Candidate
+from qexp.measure.children import Limits
 from qexp.measure.images import EvaluationSet
 from qexp.method.base import Method
 from qexp.method.graph import export, save_graph

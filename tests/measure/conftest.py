@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from qexp.engine.base import Engine
 from qexp.files import file_digest, write_json
 from qexp.measure import base
 from qexp.measure.base import Context
-from qexp.measure.candidate import PERSISTENT, Candidate, Limits
+from qexp.measure.candidate import Candidate
+from qexp.measure.children import PERSISTENT, Limits
 from qexp.measure.images import EvaluationSet
 from qexp.types import DataSpec, Preprocessing
 from tests.measure.fake_engines import CLASSES
@@ -34,8 +36,9 @@ IMAGES = 50
 def measuring_children() -> set[int]:
     """The ids of all measuring children of this process that live."""
     return {
-        child.pid for child in psutil.Process().children()
+        child.pid for child in psutil.Process().children(recursive=True)
         if child.status() != psutil.STATUS_ZOMBIE and "qexp.measure.child" in child.cmdline()
+        and os.readlink(f"/proc/{child.pid}/fd/0") != os.devnull  # a nursery
     }  # fmt: skip
 
 

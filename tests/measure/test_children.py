@@ -68,7 +68,7 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     ids = tmp_path / "ids"
     code = f"""
 from pathlib import Path
-from qexp.measure.candidate import Limits, new_child
+from qexp.measure.children import Limits, new_child
 from tests.measure.fake_engines import Fails
 child = new_child(Fails("hang", importing=True), 1, Limits(600, None))
 Path({str(ids)!r}).write_text(str(child.process.pid))

@@ -15,7 +15,8 @@ from qexp.artifact import FloatIslands
 from qexp.data.decoded import write_part
 from qexp.measure import energy
 from qexp.measure.base import Context, Measure
-from qexp.measure.candidate import Candidate, Limits
+from qexp.measure.candidate import Candidate
+from qexp.measure.children import Limits
 from qexp.measure.timing import LEAST_WINDOWS, Rules
 from qexp.metrics import METRICS
 from tests import configured

@@ -10,7 +10,8 @@ import pytest
 
 from qexp.artifact import Artifact
 from qexp.launch import Child, ChildFailed
-from qexp.measure.candidate import Candidate, Limits, new_child
+from qexp.measure.candidate import Candidate
+from qexp.measure.children import Limits, new_child
 from qexp.measure.images import EvaluationSet
 from tests.measure.conftest import measuring_children
 from tests.measure.fake_engines import Fails, Fake, Scores
