@@ -181,6 +181,7 @@ class Nursery:
             arguments = [nursery.__name__, str(theirs.fileno()), module, json.dumps(argument)]
             streams = (nothing.fileno(), self.errors.fileno(), self.errors.fileno())
             self.process = _start(arguments, threads, streams, theirs.fileno())
+        self.children: list[Forked] = []
         self.expected: Forked | None = None  # the child of which it has not told the id yet
         self.taken = False  # whether it has become a child itself
 
@@ -190,11 +191,18 @@ class Nursery:
         self.hear(wait=False)
         return not (self.expected or self.taken) and self.process.poll() is None
 
+    @property
+    def idle(self) -> bool:
+        """Whether all its children have ended."""
+        self.children = [child for child in self.children if child.returncode is None]
+        return not self.children
+
     def fork(self, streams: tuple[int, int, int]) -> Forked:
         """Make a child, whose standard input, output and error are the given descriptors."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the child tells how the nursery has ended
             socket.send_fds(self.socket, [b"{}"], list(streams))
         self.expected = Forked(self)
+        self.children.append(self.expected)
         return self.expected
 
     def hear(self, wait: bool) -> None:
@@ -217,10 +225,9 @@ class Nursery:
         return None
 
     def stop(self) -> None:
-        """End the process. Its children go on, unless it has become one itself."""
-        if not self.taken:
-            self.process.kill()
-            self.process.wait()
+        """End the process, all of whose children have ended."""
+        self.process.kill()
+        self.process.wait()
         self.socket.close()
         self.errors.close()
 

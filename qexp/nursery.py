@@ -41,7 +41,6 @@ def main() -> None:
     before = _threads()
     prepared = module.prepared(**json.loads(sys.argv[3]))
     runs = resident() if _threads() == before else None
-    gc.collect()
     gc.freeze()  # otherwise the collector of each child would copy all pages with objects
     while True:
         message, streams, _, _ = socket.recv_fds(parent, 4096, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from qexp.artifact import Artifact
 from qexp.engine.base import Engine
 from qexp.files import made_since, write_json
 from qexp.keys import key, plain
@@ -155,6 +156,10 @@ def measure(
     left = [*ranked] or [*candidates]
     while True:
         name = left.pop(0)
+        if left and (worse := outdone(config, candidates, name, measures.get("accuracy"), notes)):
+            candidates[name].close()
+            notes[f"candidate {name}"] = f"left out: {worse}"
+            continue
         context = Context(candidates[name], baseline, tests, cache, best_fp32, notes=notes)
         try:
             return Outcome(context.candidate, [*run_measures(measures, context), *timings], context.texts, notes)
@@ -162,6 +167,36 @@ def measure(
             if not left:
                 raise
             notes[f"candidate {name}"] = f"left out: {error}"
+
+
+def quantise_unlike(artifacts: Iterable[Artifact]) -> bool:
+    """Whether some artifacts spell out the integer arithmetic, and others leave it to their engine."""
+    return len({artifact.has_qdq for artifact in artifacts}) > 1
+
+
+def outdone(
+    config: DictConfig, candidates: dict[str, Candidate], name: str, accuracy: Any, notes: dict[str, str]
+) -> str:
+    """Why a candidate that quantises by itself is worse than the one that runs the graph.
+
+    Returns:
+        The reason, or an empty string if it is not worse, runs the graph itself, or cannot be compared.
+    """
+    candidate, cache = candidates[name], Path(config.outputs) / "cache"
+    rivals = [n for n, c in candidates.items() if c.artifact.has_qdq and f"candidate {n}" not in notes]
+    if accuracy is None or candidate.artifact.has_qdq or not rivals:
+        return ""
+    images = EvaluationSet.validation(candidate.artifact, cache, config.engine.accept_images)
+    if images is None or not images.meaningful:
+        return ""
+    rival = candidates[rivals[0]]
+    try:
+        worse: str = accuracy.outdone(candidate, rival, images, cache, config.engine.accept_points)
+    except ChildFailed:  # whichever failed says so when it is measured itself
+        return ""
+    finally:
+        rival.close()
+    return worse
 
 
 def check_fp32(

@@ -12,7 +12,15 @@ from omegaconf import DictConfig
 from qexp.artifact import Artifact
 from qexp.data.base import ImageData
 from qexp.jobs.artifact_factory import ASSUMED, prepare
-from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, measure, test_images
+from qexp.jobs.comparison import (
+    Outcome,
+    accepted_by,
+    engines_of,
+    identities,
+    measure,
+    quantise_unlike,
+    test_images,
+)
 from qexp.jobs.run import JobPlan, run_job
 from qexp.measure.images import EvaluationSet
 from qexp.model.checkpoint import claimed_top1
@@ -43,6 +51,9 @@ def compress(config: DictConfig) -> JobPlan:
         for name, note in factory.data.notes().items():
             print(f"  {name}: {note}", flush=True)
         candidates = accepted_by(engines, lambda engine: factory.candidate(method, engine), notes)
+        artifacts = [candidate.artifact for candidate in candidates.values()]
+        if quantise_unlike(artifacts) and len(factory.data.validation_indices):
+            factory.data.prepare_evaluation("validation", config.engine.accept_images)
         baseline = factory.candidate(fp32, baseline_engine, persistent=True)
         compared = accepted_by(fp32_engines, lambda engine: factory.candidate(fp32, engine), {})
         tests = EvaluationSet.test(baseline.artifact, Path(config.outputs) / "cache", tested)

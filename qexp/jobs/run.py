@@ -195,9 +195,10 @@ def job_key(kind: str, job: JobPlan, config: DictConfig) -> str:
         OmegaConf.to_container(OmegaConf.create([config[node].get("trial")]), resolve=True)
         for node in ("engine", "fp32_engines")
     ]
+    accepted = [config.engine.get(option) for option in ("accept_points", "accept_images")]
     return key(
         kind, code=["qexp.jobs.comparison"], identity=job.identity, batch_size=config.batch_size,
-        threads=config.threads, how=how, trials=trials, place=place(),
+        threads=config.threads, how=how, trials=trials, accepted=accepted, place=place(),
     )  # fmt: skip
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from qexp.measure.base import Context, Measure
+from qexp.measure.candidate import Candidate
+from qexp.measure.images import EvaluationSet
 from qexp.metrics import METRICS, VALIDATION
 from qexp.records import Measurement
 from qexp.types import UserError, nearest
 
+SIGNIFICANT = 0.05  # p-value below which one network is worse than another
 PARTS = {"test": ("",), "validation": (VALIDATION,), "both": ("", VALIDATION)}  # with the prefixes of their metrics
 
 
@@ -53,6 +58,32 @@ class Accuracy(Measure):
             found["mcnemar_p"] = mcnemar(*(top_k_hits(each, labels, 1) for each in (reference, logits)))
         made = [METRICS[prefix + name].of(value) for name, value in found.items()]
         return made if prefix else [*made, METRICS["test_seconds"].of(seconds)]
+
+    def outdone(self, candidate: Candidate, rival: Candidate, images: EvaluationSet, cache: Path, points: float) -> str:
+        """Compare a candidate with one that quantises the same network in another way.
+
+        Args:
+            candidate: The candidate.
+            rival: What it is compared with.
+            images: The images on which both are compared, which no result is reported of.
+            cache: Folder below which logits are kept.
+            points: Percentage points of top-1 that it may lose against the rival.
+
+        Returns:
+            Why it is worse than the rival, or an empty string if it is not.
+        """
+        labels = images.classes
+        ours, theirs = (
+            top_k_hits(each.logits(images, self.batch_size, cache)[0], labels, 1) for each in (candidate, rival)
+        )
+        chance = mcnemar(ours, theirs)
+        if theirs.mean() - ours.mean() <= points / 100 and (chance >= SIGNIFICANT or ours.mean() >= theirs.mean()):
+            return ""
+        return (
+            f"it quantises by itself and gets {ours.mean():.2%} of {len(labels)} validation images right, and the "
+            f"graph on {rival.engine.name} gets {theirs.mean():.2%} (McNemar's test: p = {chance:.2g}), while "
+            f"engine.accept_points is {points:g}"
+        )
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -47,20 +47,18 @@ class Nurseries:
         self.kept: dict[str, Nursery] = {}  # the most recently used is the last
 
     def get(self, engine: Engine, threads: int) -> Nursery | None:
-        """The nursery of an engine, which is started if there is none, or None if it makes another child now."""
+        """The nursery of an engine, which is started if there is none, or None if it is busy with another child."""
         # A child looks for the files that it loads from the folder in which it was started.
         wanted = repr((engine.target, engine.options, threads, os.getcwd()))
         nursery = self.kept.pop(wanted, None)
-        if nursery and not nursery.free and nursery.expected:
-            self.kept[wanted] = nursery
-            return None
-        if nursery and not nursery.free:
+        if nursery and not nursery.free and nursery.idle:
             nursery.stop()
             nursery = None
-        self.kept[wanted] = nursery or Nursery(measuring_child.__name__, _target(engine), threads)
-        while len(self.kept) > self.most:
-            self.kept.pop(next(iter(self.kept))).stop()
-        return self.kept[wanted]
+        self.kept[wanted] = found = nursery or Nursery(measuring_child.__name__, _target(engine), threads)
+        spare = [name for name, kept in self.kept.items() if kept is not found and kept.idle]
+        for name in spare[: max(0, len(self.kept) - self.most)]:
+            self.kept.pop(name).stop()
+        return found if found.free else None
 
     def stop(self) -> None:
         while self.kept:
