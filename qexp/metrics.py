@@ -218,6 +218,8 @@ _TABLE = (
     _cost("memory_mb", unit="MB", title="memory MB", axis="memory"),
     _cost("device_memory_mb", unit="MB", title="device MB", axis="memory of the accelerator"),
     _cost("allocated_mib", unit="MiB", title="allocated MiB", axis="memory that operators allocated"),
+    _share("float_time_share", title="float time", axis="time of operators in floating point"),
+    _share("conversion_time_share", title="conversion time", axis="time of conversions between number formats"),
     _cost("energy_mj_per_image", unit="mJ", title="mJ per image", axis="energy per image"),
 )  # fmt: skip
 METRICS: dict[str, Metric] = {each.name: each for metric in _TABLE for each in metric.with_validation}

@@ -92,7 +92,9 @@ def fastest_is_found_once(tmp_path: Path, finished: dict[tuple[str, str], Any]) 
         k for k in finished if k[1] == "onnxruntime"
     }
     profiles = list((tmp_path / "outputs" / "sweeps").rglob("operators.json"))
-    assert len(profiles) == 2 and all(json.loads(profile.read_text()) for profile in profiles)
+    assert len(profiles) == len(finished) and all(json.loads(profile.read_text()) for profile in profiles)
+    shares = {k: metrics(r)["float_time_share"] for k, r in finished.items() if k[1] == "onnxruntime"}
+    assert shares["none", "onnxruntime"] > 0.9 > 0.5 > shares["static", "onnxruntime"]
 
 
 def everything_is_in_mlflow(tmp_path: Path, static: dict[str, float]) -> None:

@@ -230,15 +230,18 @@ class Engine(ABC):
         """
         return None
 
-    def operators(self, forward: Forward, x: np.ndarray) -> dict[str, Any] | None:
+    def operators(self, file: Path, threads: int, forward: Forward, x: np.ndarray) -> dict[str, Any] | None:
         """Profile one call by operator.
 
         Args:
+            file: The file that was opened, plain or coded.
+            threads: The number of threads that compute.
             forward: What `load` returned.
             x: Images x[B,C,H,W] float32.
 
         Returns:
-            `text` (a table), `rows` (the same as data) and `allocated_mib`, or None if the engine has no profiler.
+            `text` (a table), `rows` (the same as data, see `profiles.OperatorTime`) and `allocated_mib` (None if the
+            profiler does not tell it), or None if the engine has no profiler.
         """
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ class TorchEngine(Engine):
 
     device = "cpu"
 
-    def operators(self, forward: Forward, x: np.ndarray) -> dict[str, Any]:
+    def operators(self, file: Path, threads: int, forward: Forward, x: np.ndarray) -> dict[str, Any]:
         return operator_table(forward, x)
 
     def device_memory_mb(self) -> float | None:

@@ -40,6 +40,7 @@ class Session:
     def __init__(self, engine: Engine, tell: Callable[[dict[str, Any]], None]):
         self.engine, self.tell = engine, tell
         self.forward: Any = None  # the loaded network
+        self.file, self.threads = Path(), 1
 
     def ready(self) -> dict[str, Any]:
         """Answer as soon as the engine is imported."""
@@ -58,7 +59,7 @@ class Session:
             loading, and `device_memory_mb`, the peak of an accelerator's memory. The last two are None if the system
             cannot tell them or there is no such device.
         """
-        self.forward = None
+        self.forward, self.file, self.threads = None, Path(file), threads
         self.x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         self.forward, figures = timing.start(lambda: self.engine.open(Path(file), threads), self.x)
         return {**figures, "device_memory_mb": self.engine.device_memory_mb()}
@@ -73,7 +74,7 @@ class Session:
         return {}
 
     def operators(self) -> dict[str, Any]:
-        return {"profile": self.engine.operators(self.forward, self.x)}
+        return {"profile": self.engine.operators(self.file, self.threads, self.forward, self.x)}
 
     def predict(
         self, folder: str, part: str, chosen: str, count: int | None, how: dict[str, Any], batch: int, out: str

@@ -19,6 +19,8 @@ from qexp.report.terms import equal_terms
 
 SIGNIFICANT = 0.05  # p-value below which a difference is claimed
 BEST_FP32 = "speedup_vs_best_fp32"
+FAST = 2.0  # times as fast as the best fp32, below which a verdict says what holds a run back
+EXPLAINED = 3  # runs of which a verdict says that, the fastest first
 GAINS = (METRICS["speedup"], METRICS[BEST_FP32])
 LATENCY, SIZE = METRICS["latency_ms"], METRICS["size_mb"]
 NO_ACCURACY = "No accuracy was measured: these are pretend images, or random weights."
@@ -87,9 +89,8 @@ def of_model(rows: list[Run], benefit: Metric | None, points: float) -> list[str
     """
     names = Names(rows)
     if benefit is None:
-        return list(
-            filter(None, [NO_ACCURACY, names.leader("Fastest", rows, LATENCY), names.leader("Smallest", rows, SIZE)])
-        )
+        leaders = [names.leader("Fastest", rows, LATENCY), names.leader("Smallest", rows, SIZE)]
+        return [*filter(None, [NO_ACCURACY, *leaders]), *held_back(rows, names)]
     drop = METRICS[f"{benefit.name}_drop"]
     compared = [run for run in rows if {benefit.name, drop.name} <= run.record.metrics.keys()]
     if not compared:
@@ -114,7 +115,21 @@ def of_model(rows: list[Run], benefit: Metric | None, points: float) -> list[str
             f"Smallest of all: {names.of(smallest, SIZE, benefit)}, "
             f"{drop.text(_value(smallest, drop))} points lower than fp32."
         )
-    return [*filter(None, said), *knees(rows, benefit), *difference(compared, names, benefit)]
+    return [*filter(None, said), *held_back(rows, names), *knees(rows, benefit), *difference(compared, names, benefit)]
+
+
+def held_back(rows: list[Run], names: Names) -> list[str]:
+    """Say of runs that are hardly faster than the best fp32 where their time goes, if the engine's profiler told it."""
+    gain = METRICS[BEST_FP32]
+    slow = [
+        run for run in rows
+        if "operators" in run.record.notes and run.record.metrics.get(gain.name, math.inf) < FAST
+    ]  # fmt: skip
+    slow.sort(key=lambda run: -_value(run, gain))
+    return [
+        f"{names.short(run)} is {times(_value(run, gain))} as fast as the best fp32: {run.record.notes['operators']}."
+        for run in slow[:EXPLAINED]
+    ]
 
 
 def could_be_fastest(rows: list[Run], points: float) -> list[Run]:

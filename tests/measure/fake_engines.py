@@ -207,7 +207,7 @@ class Tells(Fake):
     def __init__(self, numbers: list[int] | None = None, flag: bool = False):
         self.numbers, self.flag = numbers, flag
 
-    def operators(self, forward: Forward, x: np.ndarray) -> dict[str, Any]:
+    def operators(self, file: Path, threads: int, forward: Forward, x: np.ndarray) -> dict[str, Any]:
         helper = subprocess.Popen(["sleep", "3600"])
         known = {
             "modules": sorted(sys.modules),
@@ -249,7 +249,7 @@ class Profiled(Scores):
 
     name = "profiled"
 
-    def operators(self, run: Forward, x: np.ndarray) -> dict[str, Any]:
+    def operators(self, file: Path, threads: int, run: Forward, x: np.ndarray) -> dict[str, Any]:
         return {"text": "", "rows": [], "allocated_mib": 2.5}
 
     def device_memory_mb(self) -> float | None:

@@ -161,3 +161,19 @@ def test_one_run_has_no_verdict(rows: list[Run]) -> None:
 def test_as_markdown() -> None:
     text = as_text(verdicts([FP32, INT8], 1))
     assert text.startswith("**vgg, pets**\n\n- Fastest within") and text.endswith(CAUTION)
+
+
+def test_what_holds_a_run_back_is_said_of_those_that_are_hardly_faster_than_fp32() -> None:
+    why = {"operators": "45% of the time goes to floating point (14 HardSwish)"}
+
+    def held(label: str, gain: float, notes: dict[str, str]) -> Run:
+        run = row(label, 0.895, 2.5, 1, 0.2, speedup_vs_best_fp32=gain)
+        return replace(run, record=replace(run.record, notes=notes))
+
+    rows = [FP32, held("static a", 1.9, why), held("static b", 2.0, why), held("static c", 0.8, why)]
+    rows += [held("static d", 0.5, {}), held("static e", 0.6, why), held("static f", 0.4, why)]
+    said = [sentence for sentence in only(verdicts(rows, points=1)) if "as fast as the best fp32:" in sentence]
+    assert said == [
+        f"static {name} on eager is {gain} as fast as the best fp32: {why['operators']}."
+        for name, gain in (("a", "1.90x"), ("c", "0.80x"), ("e", "0.60x"))
+    ]

@@ -41,19 +41,24 @@ function operatorsOf(row) {
   const { rows, all } = DATA.texts[row.texts.operators];
   const ms = (us) => (us / 1000).toFixed(3),
     mb = (bytes) => (bytes / 1e6).toFixed(3);
+  // torch's profiler tells memory and what operators call, those of other engines the numbers they compute in.
+  const ofTorch = rows.some((each) => "cpu_memory_bytes" in each);
+  const titles = ofTorch
+    ? ["operator", "calls", "own ms", "ms", "own MB", "MB"]
+    : ["operator", "calls", "ms", "computes in"];
   const cells = rows.map((each) => [
     escaped(each.name),
     each.calls,
     ms(each.self_cpu_time_us),
-    ms(each.cpu_time_us),
-    mb(each.self_cpu_memory_bytes),
-    mb(each.cpu_memory_bytes),
+    ...(ofTorch
+      ? [ms(each.cpu_time_us), mb(each.self_cpu_memory_bytes), mb(each.cpu_memory_bytes)]
+      : [escaped(each.computes)]),
   ]);
   const rest =
     all > rows.length
       ? `<p class="quiet">The ${rows.length} that take longest of ${all}; all are in operators.txt in the run's folder.</p>`
       : "";
-  return more("Operators, by time", plain(["operator", "calls", "own ms", "ms", "own MB", "MB"], cells, [1, 2, 3, 4, 5]) + rest);
+  return more("Operators, by time", plain(titles, cells, ofTorch ? [1, 2, 3, 4, 5] : [1, 2]) + rest);
 }
 
 function picturesOf(row) {
