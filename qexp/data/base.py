@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
-from functools import cache as memoised
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qexp.data.agreement import check_agreement
 from qexp.data.augment import Augmentation
 from qexp.data.generated import GENERATED, Generator
 from qexp.data.images import CalibrationImages, Images
+from qexp.data.normalising import mean_pixel, normalised
 from qexp.data.options import check_whole, geometry, per_channel
-from qexp.data.pixels import factors
 from qexp.data.splitting import channel_statistics, split_train, spread
 from qexp.data.store import Listing, Split, open_or_make
 from qexp.data.transforming import function
 from qexp.files import write_json
 from qexp.keys import key
-from qexp.types import DataSpec, Preprocessing, UserError, cache_name, digest, nearest
+from qexp.types import DataSpec, UserError, cache_name, digest, nearest
 
 # Sources import these too, but they do not decode: a change of them keeps the decoded images. All that a file of labels
 # says is in the digest of the images.
@@ -303,15 +303,9 @@ class ImageData:
     def normalise(self, images: Tensor) -> Tensor:
         """Turn images[B,H,W,C] uint8 into x[B,C,H,W] float32, in the channels_last memory format.
 
-        Each value becomes (value / 255 * pixel_range - mean) / std of its channel. Images in float32, which a function
-        of the user made, keep their values.
+        See `normalised`.
         """
-        x = images
-        if images.dtype == torch.uint8:
-            scale, shift, _ = _constants(self.spec.preprocessing, images.device)
-            x = torch.addcmul(shift, images.float(), scale)
-        # With one channel both memory orders are the same, but the strides would say channels_last to a convolution.
-        return x.permute(0, 3, 1, 2) if self.channels > 1 else x.reshape(len(x), 1, *x.shape[1:3])
+        return normalised(images, self.spec.preprocessing)
 
     def normalise_like(self, other: DataSpec) -> dict[str, str]:
         """Take mean and standard deviation from the data that a baseline was trained on.
@@ -323,31 +317,7 @@ class ImageData:
             UserError: The classes, the preparation of the images or the validation part are not the same.
         """
         spec = self.open()
-        if other.class_names != spec.class_names or other.input_shape != spec.input_shape:
-            raise UserError(
-                f"The baseline was trained on {other.num_classes} classes of {other.input_shape} images "
-                f"({', '.join(other.class_names[:5])}, ...), {self.name} has {spec.num_classes} of {spec.input_shape} "
-                f"({', '.join(spec.class_names[:5])}, ...). Choose the data, and the data.classes, it was trained on."
-            )
-        if (other.logits, other.outputs) != (spec.logits, spec.outputs):
-            raise UserError(
-                f"The baseline was trained to answer with the logits {_as_listed(other)}, and {self.name} asks for "
-                f"{_as_listed(spec)}. Give the data.classes and data.among that it was trained with."
-            )
-        theirs, own = asdict(other.preprocessing), asdict(spec.preprocessing)
-        given = {name for name, values in zip(("mean", "std"), self.given, strict=True) if values}
-        asked = spec.preprocessing.geometry.keys() | {"pixel_range"} | given
-        if different := [name for name in own if name in asked and not _alike(own[name], theirs[name])]:
-            raise UserError(
-                "The baseline was trained on images that were prepared otherwise. Give what it was trained with: "
-                + " ".join(f"data.{name}={_as_override(theirs[name])}" for name in different)
-            )
-        if (other.split_seed, other.validation_share) != (spec.split_seed, spec.validation_share):
-            raise UserError(
-                f"The baseline was trained on another part of {self.name!r}, so that it knows images of this "
-                f"validation part. Give its data.split_seed={other.split_seed} "
-                f"data.validation_share={other.validation_share:g}, or train it again."
-            )
+        check_agreement(spec, other, {name for name, values in zip(("mean", "std"), self.given, strict=True) if values})
         self.spec = replace(spec, preprocessing=other.preprocessing)
         if other.digest == spec.digest:
             return {}
@@ -364,7 +334,7 @@ class ImageData:
         Returns:
             The changed images, of the same shape.
         """
-        fill = _constants(self.spec.preprocessing, images.device)[2]
+        fill = mean_pixel(self.spec.preprocessing, images.device)
         return self.augmentation.change(images, fill, self.seed, step, rank)
 
     def mix(self, x: Tensor, labels: Tensor, step: int, rank: int = 0) -> tuple[Tensor, Tensor]:
@@ -380,33 +350,3 @@ class ImageData:
             The images with the share [B,K] float32 of each class in them; or both as they were, if none are mixed.
         """
         return self.augmentation.mix(x, labels, self.spec.num_classes, self.seed, step, rank)
-
-
-def _as_listed(spec: DataSpec) -> str:
-    """Which of a network's logits are the classes, for a message."""
-    first = ", ".join(map(str, spec.logits[:5])) + ", ..." * (len(spec.logits) > 5)
-    return f"{first} of {spec.outputs}" if spec.logits else "of its classes alone"
-
-
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two options mean the same. Means and deviations may be rounded."""
-    numbers = isinstance(one, tuple) and all(isinstance(value, float) for value in one)
-    return bool(np.allclose(one, other, atol=1e-3)) if numbers else one == other
-
-
-def _as_override(value: Any) -> str:
-    """A value as one writes it on the command line."""
-    if isinstance(value, tuple):
-        return f"[{','.join(f'{each:.6g}' for each in value)}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-@memoised
-def _constants(how: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale[C] and shift[C] of the normalisation, and the mean pixel[C].
-
-    They are kept on the device, because copying them to a GPU would wait for it each time.
-    """
-    scale, shift = (torch.from_numpy(values).to(device) for values in factors(how))
-    middle = [round(255 * mean / how.pixel_range) for mean in how.mean]
-    return scale, shift, torch.tensor(middle, device=device).clamp(0, 255).to(torch.uint8)
