@@ -9,7 +9,8 @@ from qexp.measure.base import Context, Measure
 from qexp.metrics import METRICS
 from qexp.records import Measurement
 
-NAMED = 3  # types of operators in floating point that the sentence names
+NAMED = 3  # types of operators of one kind that a sentence names
+INTEGER, FLOAT, CONVERSION = "integer", "floating point", "conversion"  # as engines tell what an operator computes
 LEAST_SHARE = 0.05  # of the time, from which anything is worth mentioning
 
 
@@ -27,12 +28,11 @@ class Operators(Measure):
         if profile["allocated_mib"] is not None:
             return [METRICS["allocated_mib"].of(profile["allocated_mib"])]
         context.notes["allocated_mib"] = f"{name}'s profiler does not tell what operators allocate"
-        shares = {kind: share_of(rows, kind) for kind in ("floating point", "conversion")}
-        if any(layer.quantized for layer in context.candidate.artifact.layers) and (said := sentence(rows)):
-            context.notes["operators"] = said
+        if any(layer.quantized for layer in context.candidate.artifact.layers):
+            context.notes["operators"] = sentence(rows)
         return [
-            METRICS["float_time_share"].of(shares["floating point"]),
-            METRICS["conversion_time_share"].of(shares["conversion"]),
+            METRICS["float_time_share"].of(share_of(rows, FLOAT)),
+            METRICS["conversion_time_share"].of(share_of(rows, CONVERSION)),
         ]
 
 
@@ -49,17 +49,24 @@ def sentence(rows: list[dict[str, Any]]) -> str:
         rows: The rows of a profile, the slowest first.
 
     Returns:
-        Such as `45% of the time goes to floating point (14 HardSwish, 2 Softmax) and 12% to 28 conversions`, or an
-        empty text if nearly all of the time goes to integers.
+        Such as `45% of the time goes to floating point (14 HardSwish, 2 Softmax) and 12% to 28 conversions between
+        formats` or, if it spends hardly any elsewhere, `97% of the time goes to integers (52 QLinearConv)`.
     """
-    floats = [row for row in rows if row["computes"] == "floating point"]
-    conversions = [row for row in rows if row["computes"] == "conversion"]
-    parts = []
-    if (share := share_of(rows, "floating point")) >= LEAST_SHARE:
-        named = ", ".join(f"{row['calls']:.0f} {row['name']}" for row in floats[:NAMED])
-        parts.append(f"{share:.0%} of the time goes to floating point ({named}{', ...' * (len(floats) > NAMED)})")
-    if (share := share_of(rows, "conversion")) >= LEAST_SHARE:
-        count = round(sum(row["calls"] for row in conversions))
-        what = f"{count} conversion{'s' * (count != 1)} between formats"
-        parts.append(f"{share:.0%} {'' if parts else 'of the time goes '}to {what}")
-    return " and ".join(parts)
+    conversions = round(sum(row["calls"] for row in rows if row["computes"] == CONVERSION))
+    several = "s" * (conversions != 1)
+    goes_to = {
+        FLOAT: f"floating point ({named(rows, FLOAT)})",
+        CONVERSION: f"{conversions} conversion{several} between formats",
+        INTEGER: f"integers ({named(rows, INTEGER)})",
+    }
+    elsewhere = [kind for kind in (FLOAT, CONVERSION) if share_of(rows, kind) >= LEAST_SHARE]
+    first, *others = [(f"{share_of(rows, kind):.0%}", goes_to[kind]) for kind in elsewhere or [INTEGER]]
+    return " and ".join(
+        [f"{first[0]} of the time goes to {first[1]}", *(f"{share} to {what}" for share, what in others)]
+    )
+
+
+def named(rows: list[dict[str, Any]], kind: str) -> str:
+    """The types of operators of one kind that take longest, with how many there are of each."""
+    of_kind = [f"{row['calls']:.0f} {row['name']}" for row in rows if row["computes"] == kind]
+    return ", ".join(of_kind[:NAMED] + ["..."] * (len(of_kind) > NAMED))
