@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from qexp.engine.profiles import CONVERSION, FLOAT, INTEGER
 from qexp.measure.base import Context, Measure
 from qexp.metrics import METRICS
 from qexp.records import Measurement
 
 NAMED = 3  # types of operators of one kind that a sentence names
-INTEGER, FLOAT, CONVERSION = "integer", "floating point", "conversion"  # as engines tell what an operator computes
 LEAST_SHARE = 0.05  # of the time, from which anything is worth mentioning
 
 
