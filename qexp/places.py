@@ -1,12 +1,20 @@
-"""Where the files of options lie: qexp's own, and before them those of the user's folder."""
+"""Where files lie that are no code: options, qexp's own and before them those of the user's folder, and an example."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-# In a clone conf/ lies beside the package, and in an installed wheel inside it.
-CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+
+
+def _placed(in_wheel: str, in_clone: str) -> Path:
+    """A folder that an installed wheel has inside the package, and a clone beside it."""
+    installed = PACKAGE / in_wheel
+    return installed if installed.is_dir() else PACKAGE.parent / in_clone
+
+
+CONF = _placed("conf", "conf")
+EXAMPLE = _placed("example", "examples/own_folder")  # what `qexp init` writes
 
 
 def conf_folders() -> list[Path]:

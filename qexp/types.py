@@ -211,6 +211,27 @@ def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{package: metadata.version(package) for package in packages}}
 
 
+SCRIPTS = ("train", "compress", "benchmark")  # programs that are scripts of a clone too
+
+
 def command_line() -> str:
     """The command that started this process, quoted so that a shell takes it as it is."""
-    return shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    program, *words = sys.argv
+    called = program.split() if program.startswith("qexp ") else ["python", os.path.basename(program)]
+    return shlex.join([*called, *words])
+
+
+def typed(program: str) -> str:
+    """How the user of this process calls one of qexp's programs.
+
+    Args:
+        program: Its name, as the command `qexp` knows it.
+
+    Returns:
+        `qexp NAME` or, where a script of a clone was started, `python train.py` or `python -m qexp.report`.
+    """
+    if os.path.basename(sys.argv[0]) not in {f"{script}.py" for script in SCRIPTS}:
+        return f"qexp {program}"
+    if program in SCRIPTS:
+        return f"python {program}.py"
+    return f"python -m qexp.{'tracking ' if program in ('sync', 'import') else ''}{program}"

@@ -1,6 +1,6 @@
 """Writes the minimal folder that a device needs to run a compressed network.
 
-python -m qexp.deploy artifact=FOLDER engine=NAME to=FOLDER [batch_size=N] [threads=N]
+qexp deploy artifact=FOLDER engine=NAME to=FOLDER [batch_size=N] [threads=N]
 
 artifact: folder below outputs/artifacts, or runs:/ID/artifact of MLflow
 engine: onnxruntime, openvino, executorch, inductor, eager or torch_ao (the artifact is made ready for it if it is not)

@@ -177,4 +177,4 @@ def main(config: DictConfig) -> None:
     values = [f"{name} {baseline.metrics[name]:.4f}" for name in ("val_top1", "test_top1", "test_top5")]
     print("  ".join([*values, f"{baseline.seconds:.0f} s", str(baseline.folder)]))
     groups = r"model(?!\.pretrained)|data|outputs"  # the baseline has taken the place of the pretrained weights
-    print(f"Compress it: {same_choices('compress.py', groups)}")
+    print(f"Compress it: {same_choices('compress', groups)}")

@@ -1,8 +1,8 @@
 """Logs records on disk to MLflow, from the command line.
 
-python -m qexp.tracking sync [outputs=FOLDER] [uri=URI]
+qexp sync [outputs=FOLDER] [uri=URI]
     Log all records on disk that tracking has not seen yet.
-python -m qexp.tracking import FILE ... [outputs=FOLDER] [uri=URI]
+qexp import FILE ... [outputs=FOLDER] [uri=URI]
     Add what a deployment's benchmark.py wrote on its device to the sweep that the network comes from, and log it.
 
 outputs: folder of the sweeps' outputs (default: outputs)
