@@ -211,6 +211,18 @@ def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{package: metadata.version(package) for package in packages}}
 
 
+def other_version(versions: Any) -> str:
+    """What an error says of a file that another version of qexp wrote. Empty if this one did, or it does not say.
+
+    Args:
+        versions: The versions in the file, by name of the package.
+    """
+    wrote, reads = versions.get("qexp") if isinstance(versions, dict) else None, metadata.version("qexp")
+    if wrote in (None, reads):
+        return ""
+    return f" qexp {wrote} wrote it, and this is qexp {reads}; pip install qexp=={wrote} reads it."
+
+
 SCRIPTS = ("train", "compress", "benchmark")  # programs that are scripts of a clone too
 
 
