@@ -15,6 +15,8 @@ from qexp.types import Unsupported
 
 
 class OpenVino(Engine):
+    """Runs ONNX files with the CPU plugin of OpenVINO."""
+
     name = "openvino"
     spec = EngineSpec(half=("bfloat16",))
     file = "model.onnx"
