@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qexp.types import DataSpec, UserError
+from qexp.types import DataSpec, UserError, other_version
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,10 @@ class Artifact:
         Raises:
             UserError: The folder holds no artifact.
         """
+        versions = None
         try:
             values = json.loads((folder / "artifact.json").read_text())
+            versions = values["versions"]
             values["data"] = DataSpec.from_json(values["data"])
             if "form" in values:  # as version 0.1 called it at first
                 values["engine_spec"] = values.pop("form")
@@ -185,7 +187,8 @@ class Artifact:
             return cls(folder=folder, **values)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{folder} holds no artifact: {error}. Give one that compress.py wrote, below outputs/artifacts."
+                f"{folder} holds no artifact: {error}.{other_version(versions)} "
+                "Give one that compress.py wrote, below outputs/artifacts."
             ) from error
 
     def to_json(self) -> dict[str, Any]:

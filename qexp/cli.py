@@ -8,7 +8,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -16,11 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from qexp.errors import LEFT_OPEN, check_words, do_what_is_left, end_if_explained, for_each_choice, report_errors
-from qexp.startup import collector_at_rest, import_for_good
-from qexp.types import command_line
+from qexp.places import CONF
+from qexp.startup import collector_at_rest, import_for_good, own_folder_first
+from qexp.types import command_line, typed
 from qexp.worker import Portable
-
-CONF = Path(__file__).parents[1] / "conf"
 
 
 def program(name: str) -> Callable[[], None]:
@@ -44,6 +42,7 @@ def program(name: str) -> Callable[[], None]:
     run_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(Portable(run))
 
     def main() -> None:
+        own_folder_first()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # or Ray would merge lines that differ only in numbers
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
@@ -66,12 +65,12 @@ def program(name: str) -> Callable[[], None]:
     return main
 
 
-def same_choices(script: str, groups: str = "model|data|outputs|recipe|trainer") -> str:
-    """Return the command that runs another script with this job's choices.
+def same_choices(program: str, groups: str = "model|data|outputs|recipe|trainer") -> str:
+    """Return the command that runs another program with this job's choices.
 
     Args:
-        script: File name of the script.
+        program: `train`, `compress` or `benchmark`.
         groups: The config groups whose choices are taken over, separated by `|`.
     """
     chosen = [override for override in HydraConfig.get().overrides.task if re.match(rf"[+~]*({groups})\b", override)]
-    return shlex.join(["python", script, *chosen])
+    return shlex.join([*typed(program).split(), *chosen])

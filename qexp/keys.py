@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import json
 import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -223,8 +225,19 @@ def _find(name: str) -> _Place | None:
             without_file.append(folder)
     if without_file:
         return _Place(None, tuple(without_file))
+    if not parent and (told := _told_by_finders(name)):
+        return told
     imported = getattr(sys.modules.get(name), "__file__", None)  # a script, for one, is not found by its path
     return _Place(Path(imported)) if imported else None
+
+
+def _told_by_finders(top: str) -> _Place | None:
+    """Where a top-level module lies that no folder of sys.path has, as of a package that was installed to be edited."""
+    with suppress(ImportError, ValueError):  # of a module without a spec, such as `__main__`
+        spec = importlib.util.find_spec(top)
+        if spec and spec.has_location and spec.origin:
+            return _Place(Path(spec.origin), tuple(map(Path, spec.submodule_search_locations or ())))
+    return None
 
 
 @cache

@@ -13,14 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 
 from qexp import nursery
-
-ROOT = Path(__file__).parents[1]
 
 
 class ChildFailed(Exception):
@@ -267,7 +264,8 @@ class Forked:
 
 def _start(arguments: list[str], threads: int, streams: tuple[int, int, int], *kept: int) -> subprocess.Popen[bytes]:
     """Run `python -m ARGUMENTS` with these descriptors as standard input, output and error, and others to keep."""
-    path = os.pathsep.join([str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    # It finds what this process finds, wherever that was started from: qexp, and modules of the user's own.
+    path = os.pathsep.join(place or os.getcwd() for place in sys.path)
     own = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     asked, answering, errors = streams
     return subprocess.Popen(

@@ -25,7 +25,7 @@ from qexp.data.pixels import normalise, softmax
 from qexp.engine.base import Engine
 from qexp.files import RECORDS, check_digests
 from qexp.inputs import Given, OneImage, is_many, pixels_of
-from qexp.types import Unsupported, UserError, nearest
+from qexp.types import Unsupported, UserError, nearest, typed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -190,7 +190,7 @@ def choose(artifact: Artifact, engine: str | None) -> Executable:
         UserError: The artifact has no file for the engine, or none at all.
     """
     if not artifact.executables:
-        command = f"python benchmark.py artifact={artifact.folder} engine=onnxruntime"
+        command = f"{typed('benchmark')} artifact={artifact.folder} engine=onnxruntime"
         raise UserError(
             f"{artifact.folder} does not tell which engines it was made ready for. Measure it again: {command}"
         )

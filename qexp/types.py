@@ -211,6 +211,39 @@ def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{package: metadata.version(package) for package in packages}}
 
 
+def other_version(versions: Any) -> str:
+    """What an error says of a file that another version of qexp wrote. Empty if this one did, or it does not say.
+
+    Args:
+        versions: The versions in the file, by name of the package.
+    """
+    wrote, reads = versions.get("qexp") if isinstance(versions, dict) else None, metadata.version("qexp")
+    if wrote in (None, reads):
+        return ""
+    return f" qexp {wrote} wrote it, and this is qexp {reads}; pip install qexp=={wrote} reads it."
+
+
+SCRIPTS = ("train", "compress", "benchmark")  # programs that are scripts of a clone too
+
+
 def command_line() -> str:
     """The command that started this process, quoted so that a shell takes it as it is."""
-    return shlex.join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    program, *words = sys.argv
+    called = program.split() if program.startswith("qexp ") else ["python", os.path.basename(program)]
+    return shlex.join([*called, *words])
+
+
+def typed(program: str) -> str:
+    """How the user of this process calls one of qexp's programs.
+
+    Args:
+        program: Its name, as the command `qexp` knows it.
+
+    Returns:
+        `qexp NAME` or, where a script of a clone was started, `python train.py` or `python -m qexp.report`.
+    """
+    if os.path.basename(sys.argv[0]) not in {f"{script}.py" for script in SCRIPTS}:
+        return f"qexp {program}"
+    if program in SCRIPTS:
+        return f"python {program}.py"
+    return f"python -m qexp.{'tracking ' if program in ('sync', 'import') else ''}{program}"

@@ -77,7 +77,7 @@ def arrive(folder: str, path: list[str], argv: list[str]) -> Portable:
             "start it in a shared folder."
         )
     os.chdir(folder)
-    sys.path += [place for place in path if place not in sys.path]
+    sys.path[:] = [*path, *(place for place in sys.path if place not in path)]  # the user's modules are found first
     sys.argv[:] = argv
     return Portable.__new__(Portable)
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from qexp.__main__ import PROGRAMS
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 HYDRA = (
@@ -41,7 +43,9 @@ PLACEHOLDERS = {
 }
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)\n```$", re.M | re.S)
-INLINE = re.compile(r"(uv run|python|pip|mlflow|ray|\S+\.py)\s+\S")  # a span that names a program alone is no command
+INLINE = re.compile(
+    r"(uv run|qexp [a-z]|python|pip|mlflow|ray|\S+\.py)\s+\S"
+)  # a span that names a program alone is no command
 ROW = re.compile(r"^\| `([\w.]+=\w[^`|]*)`", re.M)
 
 
@@ -60,7 +64,16 @@ def bare(words: list[str]) -> list[str]:
         words = words[2:]
         while words[0] in ("--extra", "--group"):
             words = words[2:]
+    if words[0] == "qexp":
+        return as_in_a_clone(words[1:])
     return words[1:] if words[0] == "python" else words
+
+
+def as_in_a_clone(words: list[str]) -> list[str]:
+    """The words of a command of `qexp`, as they are without it."""
+    program, *rest = words
+    module, inner = PROGRAMS[program].module, PROGRAMS[program].words
+    return [f"{program}.py", *rest] if module is None else ["-m", module.removesuffix(".__main__"), *inner, *rest]
 
 
 def complete(command: list[str], row: list[str]) -> list[str]:

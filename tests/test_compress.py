@@ -194,7 +194,7 @@ def test_auto_notes_who_was_left_out(run: RunCommand, tmp_path: Path) -> None:
     }  # fmt: skip
     assert {n: note for n, note in record["notes"].items() if n.startswith("candidate ")} == {
         "candidate openvino": "left out: missing needs no_such_library, which is not installed: "
-        "uv pip install no_such_library",
+        "pip install no_such_library",
         "candidate executorch": "left out: it crashed with SIGSEGV",
     }
 

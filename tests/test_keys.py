@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from qexp.measure.images import EvaluationSet
 from qexp.method.artifacts import REFERENCE, artifact_name
 from qexp.method.base import Method
 from qexp.method.none import NoCompression
+from qexp.places import CONF
 from qexp.search.search import CODE
 from tests import configured
 from tests.method.training import TRAINER
@@ -213,6 +215,24 @@ def test_a_users_own_network_counts_with_what_it_imports(
     assert len({before, edited, name()}) == 3
 
 
+def test_code_counts_that_only_a_finder_knows(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As setuptools installs a package that is to be edited."""
+    far = tree.parent / "far"
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+            file = far / "__init__.py"
+            return (
+                spec_from_file_location("far", file, submodule_search_locations=[str(far)]) if name == "far" else None
+            )
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    for name, text in {"__init__.py": "", "net.py": "from far.blocks import x"}.items():
+        of(far, name, text, "math")
+    assert of(far, "blocks.py", "x = 1", "far.net") != of(far, "blocks.py", "x = 2", "far.net")
+
+
 # Which keys change with a line of which file, of an ONNX Runtime run of a ResNet on a folder of images.
 ARTIFACTS = {"static", "qat", "fp32"}
 MEASURED = {"run", "logits", "fastest"}
@@ -256,7 +276,7 @@ SHOWN = ("metrics.py", "report/table.py", "tracking/store.py", "deploy/write.py"
 
 
 def all_keys(network: nn.Module, images: Path) -> Callable[[], dict[str, str]]:
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+    with initialize_config_dir(str(CONF), version_base=None):
         words = [
             "model=resnet8",
             "data=folder",

@@ -47,7 +47,7 @@ python benchmark.py                 # times it on this machine, writes record.js
 
 `labels.json` names the classes, `preprocessing.json` says what becomes of an image, \
 `{executable.file}` is the network. On the machine with
-the other results, `python -m qexp.tracking import record.json` adds those of this one.
+the other results, `qexp import record.json` adds those of this one.
 
 ## Measured
 

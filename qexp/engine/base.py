@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,9 @@ class Engine(ABC):
         """
         missing = [package for package in self.packages if find_spec(package) is None]
         if missing:
-            raise Unsupported(
-                f"{self.name} needs {' and '.join(missing)}, which is not installed: uv pip install {missing[0]}"
-            )
+            extra = self.name in (metadata.metadata("qexp").get_all("Provides-Extra") or ())
+            what = f"qexp[{self.name}]" if extra else " ".join(missing)
+            raise Unsupported(f"{self.name} needs {' and '.join(missing)}, which is not installed: pip install {what}")
 
     def check(self, artifact: Artifact) -> None:
         """Check that this engine can execute an artifact.

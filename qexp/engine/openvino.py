@@ -21,6 +21,8 @@ UNTIMED = {"Input", "Output", "Parameter", "Result", "Const"}
 
 
 class OpenVino(Engine):
+    """Runs ONNX files with the CPU plugin of OpenVINO."""
+
     name = "openvino"
     spec = EngineSpec(half=("bfloat16",))
     file = "model.onnx"

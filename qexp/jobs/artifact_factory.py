@@ -201,6 +201,6 @@ def newest_baseline(config: DictConfig, data: ImageData) -> Baseline:
         return train_baseline(config, data, anew=False)
     raise UserError(
         f"There is no trained {config.model.id} for the data {data.spec.name!r} in {config.outputs}/baselines. "
-        f"Train it with\n  {same_choices('train.py')}\n"
+        f"Train it with\n  {same_choices('train')}\n"
         "or give checkpoint=FILE, checkpoint=random (size and latency only) or train_missing=true."
     )

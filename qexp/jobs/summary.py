@@ -24,7 +24,7 @@ from qexp.report.runs import Run, runs_of
 from qexp.report.screen import screen, show
 from qexp.report.write import Style, write_report
 from qexp.tracking.sync import sync
-from qexp.types import UserError, first_line
+from qexp.types import UserError, first_line, typed
 
 SEARCH = "hydra_plugins.qexp_search.OptunaSweeper"
 
@@ -137,7 +137,7 @@ def log_what_waits(outputs: Path) -> None:
     _, failures = sync(outputs, instantiate)
     for failure in failures:
         print(
-            f"records of earlier runs wait for tracking (python -m qexp.tracking sync): {failure}",
+            f"records of earlier runs wait for tracking ({typed('sync')}): {failure}",
             file=sys.stderr,
             flush=True,
         )

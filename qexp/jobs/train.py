@@ -152,7 +152,7 @@ def train(
         folder=folder, model=plan["model"], data=spec, recipe=plan["recipe"], seed=config.seed,
         metrics={"val_top1": float(best.best_model_score), **tested},
         created=datetime.now(UTC).isoformat(timespec="milliseconds"), command=command_line(),
-        seconds=round(module.train_seconds, 1), versions=versions("torch", "torchvision", "pytorch-lightning"),
+        seconds=round(module.train_seconds, 1), versions=versions("qexp", "torch", "torchvision", "pytorch-lightning"),
     ).write(module.network.state_dict())  # fmt: skip
     for checkpoint in folder.glob("*.ckpt"):
         checkpoint.unlink()
@@ -177,4 +177,4 @@ def main(config: DictConfig) -> None:
     values = [f"{name} {baseline.metrics[name]:.4f}" for name in ("val_top1", "test_top1", "test_top5")]
     print("  ".join([*values, f"{baseline.seconds:.0f} s", str(baseline.folder)]))
     groups = r"model(?!\.pretrained)|data|outputs"  # the baseline has taken the place of the pretrained weights
-    print(f"Compress it: {same_choices('compress.py', groups)}")
+    print(f"Compress it: {same_choices('compress', groups)}")

@@ -50,7 +50,7 @@ def counters() -> Callable[[], float]:
         from zeus.device import get_cpus, get_gpus
         from zeus.device.exception import ZeusBaseCPUError, ZeusBaseGPUError
     except ImportError as error:
-        raise LookupError("Zeus, which reads energy counters, is not installed: uv sync --extra energy") from error
+        raise LookupError("Zeus, which reads energy counters, is not installed: pip install qexp[energy]") from error
 
     def of_cpus() -> list[Callable[[], float]]:
         cpus = get_cpus()

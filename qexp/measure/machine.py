@@ -17,7 +17,7 @@ try:
 except ImportError:
     psutil = None  # type: ignore[assignment]
 
-PACKAGES = ("torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "numpy")
+PACKAGES = ("qexp", "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "numpy")
 CPUINFO = Path("/proc/cpuinfo")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

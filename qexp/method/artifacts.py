@@ -20,7 +20,7 @@ from qexp.method.layers_csv import LAYERS_FILE, layers_csv, weight_range
 from qexp.method.verification import check_alone
 from qexp.types import versions
 
-PACKAGES = ("torch", "torchao", "onnx", "onnxscript")
+PACKAGES = ("qexp", "torch", "torchao", "onnx", "onnxscript")
 # The method of the fp32 artifact that others are compared with, in the form that `plain` gives. It is written out here
 # because nothing imports the module of a single method.
 REFERENCE = {"_target_": "qexp.method.none.NoCompression", "bits": 32}

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qexp.files import file_digest, write_json
-from qexp.types import DataSpec, UserError
+from qexp.types import DataSpec, UserError, other_version
 
 PACKAGED = Path(__file__).parents[1] / "baselines"
 FORMAT = 1
@@ -75,14 +75,17 @@ class Baseline:
             UserError: The folder has no readable manifest.
         """
         manifest = folder / "manifest.json"
+        versions = None
         try:
             values = json.loads(manifest.read_text())
+            versions = values.get("versions")
             if values.pop("format", None) != FORMAT:
                 raise ValueError("it was written by another program or version")
             return cls(folder=folder, **{**values, "data": DataSpec.from_json(values["data"])})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{manifest} is no manifest of a baseline: {error}. Give a folder that train.py wrote."
+                f"{manifest} is no manifest of a baseline: {error}.{other_version(versions)} "
+                "Give a folder that train.py wrote."
             ) from error
 
     def write(self, weights: dict[str, Tensor]) -> Baseline:

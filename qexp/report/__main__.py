@@ -1,6 +1,6 @@
 """Reports on the runs on disk: writes tables, pictures and one page, report.html.
 
-    python -m qexp.report [KEY=VALUE ...]
+    qexp report [KEY=VALUE ...]
 
 Options:
     sweep: Name of a sweep, `latest` or `all` (default: latest).

@@ -27,11 +27,11 @@ def command_of(run: Run) -> str:
         swept = _read(hydra / "hydra.yaml")["hydra"]["mode"] == "MULTIRUN" and not several
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return "" if several else record.command
-    script = f"{record.kind}.py"
     if "threads" in record.params and not any(override.startswith("threads=") for override in overrides):
         overrides = [*overrides, f"threads={record.params['threads']}"]
     # A command without -m can still be a sweep, because an experiment may ask for one itself.
-    return shlex.join(["python", script, *overrides, *(["hydra.mode=RUN"] if swept else [])])
+    called = ["qexp", record.kind] if words[:1] == ["qexp"] else ["python", f"{record.kind}.py"]
+    return shlex.join([*called, *overrides, *(["hydra.mode=RUN"] if swept else [])])
 
 
 def _read(file: Path) -> Any:

@@ -19,7 +19,7 @@ from pathlib import Path
 from qexp.report.reference import Reference
 from qexp.report.runs import Run, runs_of, sweeps_with_records
 from qexp.report.table import markdown_table
-from qexp.types import UserError
+from qexp.types import UserError, typed
 
 HEAD = """# The reference tables, run with qexp
 
@@ -46,7 +46,7 @@ def results(outputs: list[Path], before: str = "") -> str:
         if reference := Reference.read(folder, runs):
             newest[reference.title] = (folder, runs, reference)
     if not newest:
-        run = "run one first (python compress.py experiment=lenet5_mnist), or give its outputs=FOLDER"
+        run = f"run one first ({typed('compress')} experiment=lenet5_mnist), or give its outputs=FOLDER"
         raise UserError(f"There is no sweep of a table in {', '.join(map(str, outputs))}; {run}.")
     kept = {
         text.partition("\n")[0]: f"## {text.rstrip()}\n" for text in re.split(r"^## ", before, flags=re.MULTILINE)[1:]

@@ -16,7 +16,7 @@ from qexp.records import Record
 from qexp.report.options import option_texts
 from qexp.report.terms import HEAT
 from qexp.tracking.store import read_folders
-from qexp.types import UserError, nearest
+from qexp.types import UserError, nearest, typed
 
 HEAT_FILE = "heat.json"  # in the folder of a sweep
 SAME_IMAGES = ("data", "image_size")  # accuracies on different images cannot be compared
@@ -71,7 +71,8 @@ def read_runs(outputs: Path, sweep: str) -> list[Run]:
     folders = sweeps_with_records(outputs)
     if not folders:
         raise UserError(
-            f"{outputs} holds no finished runs: give outputs=FOLDER, or make some with compress.py or benchmark.py."
+            f"{outputs} holds no finished runs: give outputs=FOLDER, or make some with {typed('compress')} or "
+            f"{typed('benchmark')}."
         )
     if sweep == "all":
         found = [run for folder in folders for run in runs_of(folder)]

@@ -106,7 +106,7 @@ class MlflowView:
         """The address of a page of MLflow's, with the command that must be running for it if `uri` is not a server."""
         if self.uri.startswith("http"):
             return self.uri.rstrip("/") + page
-        return f"http://localhost:5000{page} (while this runs: uv run mlflow ui --backend-store-uri {self.uri})"
+        return f"http://localhost:5000{page} (while this runs: mlflow ui --backend-store-uri {self.uri})"
 
     def training_logger(self, folder: Path, run_name: str, params: dict[str, Any], data: DataSpec, source: str) -> Any:
         """Make Lightning's MLflow logger for the curves of a training. A resumed training continues its run.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 from qexp.artifact import Artifact
 from qexp.files import RECORDS, not_writable, write_json
 from qexp.metrics import metrics_of
 from qexp.records import Record
-from qexp.types import UserError
+from qexp.types import UserError, other_version
 
 NOTE = ".mlflow.json"  # file beside a record that says where it was logged
 
@@ -49,12 +50,18 @@ def read_record(file: Path) -> Record:
     Raises:
         UserError: The file holds no record of this version of qexp.
     """
+    values: Any = None
     try:
-        record = Record.from_json(json.loads(file.read_text()))
+        values = json.loads(file.read_text())
+        record = Record.from_json(values)
         metrics_of([record])  # so that what it says of its metrics itself is right for everyone who reads it
         return record
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} holds no record of this version of qexp: {error}. Move it away to go on.") from error
+        environment = values.get("environment") if isinstance(values, dict) else None
+        told = other_version(environment.get("versions") if isinstance(environment, dict) else None)
+        raise UserError(
+            f"{file} holds no record of this version of qexp: {error}.{told} Move it away to go on."
+        ) from error
 
 
 def read_records(sweep: Path) -> list[Record]:

@@ -326,7 +326,7 @@ def test_what_cannot_be_is_told(
 
 def test_the_command_line_is_explained(capsys: Any) -> None:
     assert deploy(["artifact=a"]) == deploy(["artifact=a", "engine=b", "to=c", "typo=d"]) == 2
-    assert "python -m qexp.deploy artifact=FOLDER" in capsys.readouterr().err
+    assert "qexp deploy artifact=FOLDER" in capsys.readouterr().err
 
 
 @pytest.mark.network

@@ -170,7 +170,7 @@ def test_engines_that_are_missing_or_refuse_are_left_out_with_their_reasons() ->
     assert notes == {
         "candidate one": "left out: takes has no kernels for it",
         "candidate missing": "left out: missing needs no_such_library, which is not installed: "
-        "uv pip install no_such_library",
+        "pip install no_such_library",
         "candidate three": "left out: the graph cannot be translated",
     }
 

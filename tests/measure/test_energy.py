@@ -133,7 +133,7 @@ def test_without_zeus_a_note_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "zeus", None)  # as if it was not installed
     assert Energy(seconds=2).measure(context) == [] and network.images == 0
-    assert "uv sync --extra energy" in context.notes["energy_mj_per_image"]
+    assert "pip install qexp[energy]" in context.notes["energy_mj_per_image"]
 
 
 def test_a_simulated_format_has_no_energy(zeus: Callable[..., None], network: Network, context: Context) -> None:

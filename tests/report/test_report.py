@@ -97,7 +97,7 @@ def test_what_cannot_be(word: str, message: str, outputs: Path, capsys: Printed)
 
 def test_help(capsys: Printed) -> None:
     assert main(["--help"]) == 0
-    assert "python -m qexp.report" in capsys.readouterr().out
+    assert "qexp report" in capsys.readouterr().out
 
 
 def test_the_table_in_latex() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from qexp.places import CONF
 from qexp.report.reproduce import command_of
 from qexp.report.runs import Run, read_runs
 from tests.commands import NOWHERE
@@ -16,8 +18,6 @@ from tests.commands import RunCommand as Command
 from tests.tiers import more
 
 pytestmark = pytest.mark.integration
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,14 @@ def test_it_makes_one_run(run: Command, tmp_path: Path) -> None:
     run(*shlex.split(command_of(chosen))[2:])
     (again,) = read_runs(tmp_path / "outputs", "latest")
     assert again.record.config == chosen.record.config and again.record.sweep != chosen.record.sweep
+
+
+@pytest.mark.integration
+def test_it_is_called_as_the_sweep_was(run: Command, tmp_path: Path) -> None:
+    run("-m", "method=static,half", *NOWHERE)
+    found = read_runs(tmp_path / "outputs", "latest")[0]
+    called = Run(replace(found.record, command="qexp compress -m method=static,half"), found.folder)
+    assert command_of(called) == command_of(found).replace("python compress.py", "qexp compress")
 
 
 @pytest.mark.thorough

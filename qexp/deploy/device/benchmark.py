@@ -2,7 +2,7 @@
 
 Nothing else should run meanwhile. Loading, the first call and the steady state are timed separately, by the rules of
 qexp: a warm-up until two windows agree, then windows of calls. The result is the median of the windows with a 95 %
-interval, percentiles and the spread. `python -m qexp.tracking import record.json` adds it to other results.
+interval, percentiles and the spread. `qexp import record.json` adds it to other results.
 """
 
 from __future__ import annotations
