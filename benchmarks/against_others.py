@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, composed, machine
+from common import composed, machine
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,6 +32,7 @@ from qexp.measure.candidate import Candidate
 from qexp.measure.disturbance import DISTURBED
 from qexp.measure.images import EvaluationSet
 from qexp.measure.latency import Latency, speedup
+from qexp.places import CONF
 
 
 def onnxruntime_static(fp32: Path, images: np.ndarray, folder: Path) -> str:
@@ -106,7 +107,7 @@ def ours(config: DictConfig, factory: ArtifactFactory) -> Candidate:
 
 
 def engine_named(name: str) -> Engine:
-    return instantiate(OmegaConf.load(ROOT / "conf" / "engine" / f"{name}.yaml"))
+    return instantiate(OmegaConf.load(CONF / "engine" / f"{name}.yaml"))
 
 
 def main(options: list[str]) -> None:

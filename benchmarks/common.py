@@ -12,11 +12,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from qexp.measure.machine import environment, physical_cores  # noqa: E402
+from qexp.places import CONF  # noqa: E402
 
 
 def composed(options: list[str]) -> DictConfig:
     """Compose the config of compress.py with these options, and with a number for `threads`."""
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("compress", options)
     if config.threads == "auto":
         config.threads = physical_cores()

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from qexp.places import CONF
+
 ROOT = Path(__file__).parents[1]
 DEFAULTS = ["data=random", "model=resnet20", "recipe=one_cycle"]
 
@@ -30,7 +32,7 @@ def main(options: list[str]) -> None:
     from qexp.model.trainer import make_trainer
 
     chosen = {option.partition("=")[0] for option in options}
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("train", [d for d in DEFAULTS if d.partition("=")[0] not in chosen] + options)
     data = open_data(config)
     trainer = make_trainer(**config.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)

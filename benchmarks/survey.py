@@ -34,6 +34,7 @@ from qexp.launch import Child, ChildFailed
 from qexp.measure import candidate as candidates
 from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.images import EvaluationSet
+from qexp.places import CONF
 from qexp.types import UserError, nearest
 
 OPTIONS = ROOT / "benchmarks" / "survey.yaml"
@@ -145,7 +146,7 @@ class Network:
 
     def candidate(self, method: str, engine: str) -> Candidate:
         """The artifact of a method, made and lowered for an engine."""
-        node = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "engine" / f"{engine}.yaml"))
+        node = OmegaConf.to_container(OmegaConf.load(CONF / "engine" / f"{engine}.yaml"))
         batch, threads = self.options.batch_size, self.options.threads
         config = composed([f"method={method}", "data=random", "model=custom"]).method
         asked: Any = OmegaConf.to_container(config, resolve=True)
@@ -182,7 +183,7 @@ def figures(candidate: Candidate, network: Network) -> dict[str, Any]:
         limits, threads = candidate.limits, candidate.threads
         reference = Candidate(artifact, engine_named("eager"), candidate.batch, threads, limits, persistent=True)
         expected, _ = reference.logits(tests, candidate.batch, cache)
-        parity = instantiate(OmegaConf.load(ROOT / "conf" / "measure" / "parity.yaml").parity)
+        parity = instantiate(OmegaConf.load(CONF / "measure" / "parity.yaml").parity)
         parity.check_error(candidate, logits, expected, lambda: exact)
         parity.check_rounding(candidate, logits, expected, lambda: exact)
     return {
@@ -195,7 +196,7 @@ def figures(candidate: Candidate, network: Network) -> dict[str, Any]:
 
 
 def engine_named(name: str) -> Any:
-    return instantiate(OmegaConf.load(ROOT / "conf" / "engine" / f"{name}.yaml"))
+    return instantiate(OmegaConf.load(CONF / "engine" / f"{name}.yaml"))
 
 
 def read_results(file: Path) -> dict[tuple[str, ...], dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,8 @@ from qexp.method.quantize.numerics import Grid, quantize, sqnr_db
 from qexp.method.quantize.placement import FUSED_ACTIVATIONS
 from qexp.model.base import build_network, load_weights, read_weights
 from qexp.model.baseline import PACKAGED, Baseline
+from qexp.places import CONF
 
-CONF = Path(__file__).parents[1] / "conf"
 BASELINE = Baseline.read(PACKAGED / "resnet8-cifar10-jpeg")
 LAYER = "stem.0"
 Array = np.ndarray

@@ -8,7 +8,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -16,11 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from qexp.errors import LEFT_OPEN, check_words, do_what_is_left, end_if_explained, for_each_choice, report_errors
+from qexp.places import CONF
 from qexp.startup import collector_at_rest, import_for_good
 from qexp.types import command_line
 from qexp.worker import Portable
-
-CONF = Path(__file__).parents[1] / "conf"
 
 
 def program(name: str) -> Callable[[], None]:

@@ -12,12 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
-
-ROOT = Path(__file__).parents[1]
 
 
 class ChildFailed(Exception):
@@ -43,7 +40,8 @@ class Child:
         self._received = b""  # of its answers, what was not read yet
         self.holds: object = None  # kept for the caller: what the child was last told to load
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
-        path = os.pathsep.join([str(ROOT), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+        # It finds what this process finds, wherever that was started from: qexp, and modules of the user's own.
+        path = os.pathsep.join(place or os.getcwd() for place in sys.path)
         environment = {
             **os.environ,
             "PYTHONPATH": path,

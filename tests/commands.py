@@ -12,6 +12,8 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image
 
+from qexp.places import CONF
+
 
 def static_label() -> str:
     """Return what a table says of static quantisation on this processor."""
@@ -25,7 +27,6 @@ def without(node: str, *engines: str) -> list[str]:
     return [f"{node}.candidates.{engine}=null" for engine in engines]
 
 
-CONF = Path(__file__).parents[1] / "conf"
 SLOW = ("inductor", "executorch", "openvino")  # to prepare
 FEW_WINDOWS = [
     "measure.latency.windows=2", "measure.latency.calls=2", "measure.latency.window_s=0.01",

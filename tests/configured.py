@@ -15,10 +15,10 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from qexp.places import CONF
+
 if TYPE_CHECKING:
     from qexp.data.random import RandomData
-
-CONF = Path(__file__).parents[1] / "conf"
 
 
 @functools.cache

@@ -19,9 +19,9 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from qexp.errors import explain
+from qexp.places import CONF
 from qexp.search.search import Options
 
-CONF = Path(__file__).parents[1] / "conf"
 LAUNCHERS = sorted((CONF / "hydra" / "launcher").glob("*.yaml"))
 SWEEPERS = sorted((CONF / "hydra" / "sweeper").rglob("*.yaml"))
 FILES = sorted([*LAUNCHERS, *SWEEPERS, *(f for f in CONF.rglob("*.yaml") if "hydra" not in f.relative_to(CONF).parts)])

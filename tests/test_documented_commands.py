@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import qexp.cli
 from qexp.jobs.summary import Summary, check_end
+from qexp.places import CONF
 from tests.chain import ADDED, CHAIN, IMAGES, run, working_folder
 from tests.commands import QUICK, without
 from tests.documents import COMMANDS, DOCUMENTS, HYDRA, ROOT, call, documented
@@ -145,7 +146,7 @@ def test_every_extra_that_is_to_be_installed_exists() -> None:
 def is_untimed(words: list[str]) -> bool:
     """Whether it is an experiment that measures no latency, which then has no options."""
     names = [word.removeprefix("experiment=") for word in words if word.startswith("experiment=")]
-    measures = [OmegaConf.load(ROOT / "conf" / "experiment" / f"{name}.yaml").get("measure", {}) for name in names]
+    measures = [OmegaConf.load(CONF / "experiment" / f"{name}.yaml").get("measure", {}) for name in names]
     return any(measure.get("latency", ...) is None for measure in measures)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qexp.places import CONF
+
 ROOT = Path(__file__).parents[1]
 BASIC = {"qexp.types", "qexp.artifact", "qexp.records", "qexp.files", "qexp.progress"}
 KEYED = BASIC | {"qexp.keys"}
@@ -25,10 +27,11 @@ ALLOWED = {
     "keys": set(),
     "launch": set(),
     "questions": set(),
+    "places": set(),
     "coding": {"qexp.types"},
     "coded_file": {"qexp.coding", "qexp.types"},
     "errors": {"qexp.types"},
-    "cli": {"qexp.errors", "qexp.startup", "qexp.types", "qexp.worker"},
+    "cli": {"qexp.errors", "qexp.places", "qexp.startup", "qexp.types", "qexp.worker"},
     "startup": set(),
     "worker": {"qexp.types"},
     "data": KEYED,
@@ -36,7 +39,7 @@ ALLOWED = {
     "onnx_file": {"qexp.types", "qexp.onnx_rewrites"},
     "onnx_rewrites": set(),
     "engine": KEYED | {"qexp.coded_file", "qexp.onnx_file"},
-    "tracking": BASIC | {"qexp.metrics"},
+    "tracking": BASIC | {"qexp.metrics", "qexp.places"},
     "method": KEYED
     | {"qexp.data.base", "qexp.data.images", "qexp.data.loaders"}
     | {"qexp.model.base", "qexp.model.training_module", "qexp.model.trainer"}
@@ -56,6 +59,7 @@ ALLOWED = {
         "qexp.measure.timing",
         "qexp.measure.machine",
         "qexp.metrics",
+        "qexp.places",
         "qexp.report.render",
         "qexp.tracking.store",
     },
@@ -123,7 +127,7 @@ def leaves() -> set[str]:
             for value in node.values():
                 walk(value)
 
-    for file in (ROOT / "conf").rglob("*.yaml"):
+    for file in CONF.rglob("*.yaml"):
         walk(yaml.safe_load(file.read_text()))
     return found - {"qexp.data.augment", "qexp.method.fine_tuning"}  # Augmentation and FineTuning are nouns, not leaves
 

@@ -28,6 +28,7 @@ from qexp.measure.images import EvaluationSet
 from qexp.method.artifacts import REFERENCE, artifact_name
 from qexp.method.base import Method
 from qexp.method.none import NoCompression
+from qexp.places import CONF
 from qexp.search.search import CODE
 from tests import configured
 from tests.method.training import TRAINER
@@ -255,7 +256,7 @@ SHOWN = ("metrics.py", "report/table.py", "tracking/store.py", "deploy/write.py"
 
 
 def all_keys(network: nn.Module, images: Path) -> Callable[[], dict[str, str]]:
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+    with initialize_config_dir(str(CONF), version_base=None):
         words = [
             "model=resnet8",
             "data=folder",

@@ -23,9 +23,9 @@ from qexp.jobs.compress import hint_at_preprocessing
 from qexp.jobs.preprocessing import adopt_preprocessing, of_size
 from qexp.metrics import METRICS
 from qexp.model.baseline import Baseline
+from qexp.places import CONF
 from qexp.types import DataSpec, Preprocessing, UserError
 
-CONF = Path(__file__).parents[1] / "conf"
 PICTURES = [
     Image.fromarray(np.random.default_rng(width).integers(256, size=(height, width, 3), dtype=np.uint8)).resize(size)
     for width, height, size in ((50, 40, (500, 375)), (30, 40, (333, 500)), (20, 20, (240, 240)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from qexp.places import CONF
 from qexp.records import Record
 from qexp.report.reference import BETTER, WORSE, Reference
 from qexp.report.results import results
@@ -18,7 +19,6 @@ from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake
 from tests.report.support import record
 from tests.tiers import more
 
-CONF = Path(__file__).parents[1] / "conf"
 LISTED = [
     {"name": "fp32", "run": "method=none", "top1": 0.9, "size_mb": 8.0, "latency_ms": 40.0},
     {"name": "int8", "run": "method=static", "top1": 0.88, "size_mb": 2.0, "latency_ms": 10.0},

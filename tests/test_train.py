@@ -28,6 +28,7 @@ from qexp.jobs.train import train_baseline
 from qexp.model.base import build_network, load_weights
 from qexp.model.baseline import Baseline
 from qexp.model.training_module import TrainingModule
+from qexp.places import CONF
 from qexp.types import UserError
 from tests.tiers import more
 
@@ -82,7 +83,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def config_of(*overrides: str) -> DictConfig:
     given = [*DATA, "trainer=cpu", "tracking=none", "model=lenet5", "recipe.epochs=1", *overrides]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", given)
 
 
@@ -192,7 +193,7 @@ def test_fine_tuning_of_pretrained_weights(here: Path, tmp_path: Path, monkeypat
 
     file.unlink()  # what was trained from it does not need it any more
     for asks in (["checkpoint=auto"], [f"checkpoint={tuned.folder}", "model.pretrained=true"]):
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("compress", [*DATA, *asked, *asks])
         network, source, _ = trained_network(config, open_data(config))
         newest = tuned if asks[0] != "checkpoint=auto" else given
@@ -222,7 +223,7 @@ def test_pretend_data_is_refused(here: Path) -> None:
 
 
 def config_with(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", list(overrides))
 
 

@@ -24,10 +24,8 @@ from qexp.engine.base import Engine
 from qexp.loading import choose, engine_of, local_folder
 from qexp.measure.machine import physical_cores
 from qexp.measure.timing import Rules
+from qexp.places import CONF, choices, conf_file
 from qexp.types import Unsupported, UserError, nearest
-
-CONF = Path(__file__).parents[2] / "conf"
-ENGINES = CONF / "engine"
 
 
 def main(words: list[str]) -> int:
@@ -84,12 +82,12 @@ def ready(
     if found and batch_size is None and threads is None:
         best = choose(artifact, name)
         return artifact, engine_of(best, trust=True), best
-    file = ENGINES / f"{name}.yaml"
-    if not found and not (file.exists() and name != "auto"):
-        raise UserError(
-            f"engine={name} is unknown. {nearest(name, (f.stem for f in ENGINES.glob('*.yaml') if f.stem != 'auto'))}"
-        )
-    engine: Engine = engine_of(found[0], trust=True) if found else instantiate(OmegaConf.load(file))
+    known = [choice for choice in choices("engine") if choice != "auto"]
+    if not found and name not in known:
+        raise UserError(f"engine={name} is unknown. {nearest(name, known)}")
+    engine: Engine = (
+        engine_of(found[0], trust=True) if found else instantiate(OmegaConf.load(conf_file(f"engine/{name}.yaml")))
+    )
     if not (
         engine.spec.reads(artifact.engine_spec) or engine.runs_simulated and artifact.engine_spec.formats == ("pt2",)
     ):

@@ -19,11 +19,10 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from qexp.places import conf_file
 from qexp.tracking.imported import import_record
 from qexp.tracking.sync import Tracking, sync
 from qexp.types import UserError, first_line
-
-DEFAULT = Path(__file__).parents[2] / "conf" / "tracking" / "mlflow.yaml"
 
 
 def main(words: list[str]) -> int:
@@ -44,7 +43,8 @@ def main(words: list[str]) -> int:
     def tracking_of(config: dict[str, Any] | None) -> Tracking:
         if config and "uri" not in given:
             return instantiate(config)
-        composed = OmegaConf.create({"outputs": str(outputs), "tracking": OmegaConf.load(DEFAULT)})
+        default = OmegaConf.load(conf_file("tracking/mlflow.yaml"))
+        composed = OmegaConf.create({"outputs": str(outputs), "tracking": default})
         return instantiate(
             OmegaConf.merge(composed, {"tracking": {"uri": given["uri"]} if "uri" in given else {}}).tracking
         )

@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 
 from qexp.data.base import ImageData
 from qexp.data.opening import _build, open_data
+from qexp.places import CONF
 from qexp.types import UserError
 
-CONF = Path(__file__).parents[2] / "conf"
 NEEDED = {"dataset": [f"data.{part}._target_=torchvision.datasets.FakeData" for part in ("train", "test")]}
 NAMES = sorted(file.stem for file in (CONF / "data").glob("[!_]*.yaml"))
 Compose = Callable[..., DictConfig]

@@ -19,13 +19,13 @@ from torchvision.datasets import FakeData, ImageFolder
 from qexp.data.dataset import TWICE, DatasetData
 from qexp.data.opening import open_data
 from qexp.errors import explain
+from qexp.places import CONF
 from qexp.types import UserError
 from tests import configured
 from tests.data.support import every
 from tests.data.toys import pixels
 
 TOY = "tests.data.toys.Toy"
-CONF = Path(__file__).parents[2] / "conf"
 Make = Callable[..., DatasetData]
 
 

@@ -6,7 +6,6 @@ These are the engines of conf/engine, errors relative to the largest logit, and 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,17 +16,17 @@ from omegaconf import OmegaConf
 
 from qexp.artifact import Artifact
 from qexp.engine.base import Engine
+from qexp.places import CONF
 
-CONF = Path(__file__).parents[2] / "conf" / "engine"
 BATCH = 2  # images per call of the files that are made for one number
 ANIMAL_ENGINES = ("onnxruntime", "openvino", "executorch", "eager")  # of the fixture animal_artifact
 NAMES = sorted(
-    file.stem for file in CONF.glob("*.yaml") if file.stem not in ("auto", "tensorrt")
+    file.stem for file in (CONF / "engine").glob("*.yaml") if file.stem not in ("auto", "tensorrt")
 )  # tensorrt needs its hardware
 
 
 def engine_named(name: str) -> Engine:
-    return instantiate(OmegaConf.load(CONF / f"{name}.yaml"))
+    return instantiate(OmegaConf.load(CONF / "engine" / f"{name}.yaml"))
 
 
 def run(engine: Engine, artifact: Artifact, x: np.ndarray) -> np.ndarray:

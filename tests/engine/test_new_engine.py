@@ -27,6 +27,7 @@ from qexp.measure.candidate import Candidate, Limits
 from qexp.measure.images import EvaluationSet
 from qexp.method.base import Method
 from qexp.method.graph import export, save_graph
+from qexp.places import CONF
 from qexp.types import Unsupported
 from tests import configured
 from tests.engine.minimal_engine import OnnxReference
@@ -34,8 +35,6 @@ from tests.engine.support import BATCH, engine_named, error
 from tests.tiers import more
 
 pytestmark = pytest.mark.integration
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 @pytest.fixture(scope="module")

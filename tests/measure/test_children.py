@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from qexp.engine.base import Engine
-from qexp.launch import ROOT, Child, ChildFailed
+from qexp.launch import Child, ChildFailed
 from qexp.measure.base import Context
 from qexp.measure.candidate import Candidate
 from qexp.measure.memory import Memory
@@ -74,7 +74,7 @@ child = new_child(Fails("hang", importing=True), 1, Limits(600, None))
 Path({str(ids)!r}).write_text(str(child.process.pid))
 child.ask("ready")
 """
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
+    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2]) as parent:
         while not ids.exists() or not ids.read_text():
             assert parent.poll() is None
             time.sleep(0.05)

@@ -19,12 +19,12 @@ from qexp.method.chain import Chain
 from qexp.method.fine_tuning import FineTuningSession
 from qexp.method.prune.base import NetworkMethod, restore
 from qexp.method.quantize.qat import QAT
+from qexp.places import CONF
 from qexp.types import Unsupported, UserError
 from tests import configured
 from tests.method.training import SOURCE, TORCHSCRIPT, pruning, pruning_channels, qat
 
 pytestmark = pytest.mark.integration  # compresses whole networks
-CONF = Path(__file__).parents[2] / "conf"
 
 
 class Scaled(NetworkMethod):

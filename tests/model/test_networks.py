@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +17,9 @@ from torchvision.models import vgg
 from qexp.model.base import build_network
 from qexp.model.mobilenet import STAGES
 from qexp.model.resnet import ResidualBlock
+from qexp.places import CONF
 from tests import configured
 
-CONF = Path(__file__).parents[2] / "conf"
 MODELS = sorted(p.stem for p in (CONF / "model").glob("[!_]*.yaml"))
 NEEDED = {
     "timm": ["model.name=test_vit", "data.image_size=32"],

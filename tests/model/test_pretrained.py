@@ -22,9 +22,9 @@ from qexp.data.opening import open_data
 from qexp.jobs.artifact_factory import trained_network
 from qexp.model.base import build_network
 from qexp.model.pretrained import SECONDS, note_of, weights_digest
+from qexp.places import CONF
 from qexp.types import UserError
 
-CONF = Path(__file__).parents[2] / "conf"
 SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"  # torchvision's file
 GREY = "data.channels=1"
 

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from qexp.method.fine_tuning import FineTuningModule
 from qexp.model.trainer import make_trainer
 from qexp.model.training_module import TrainingModule
+from qexp.places import CONF
 from qexp.types import UserError
 from tests import configured
 
-CONF = Path(__file__).parents[2] / "conf"
 RECIPES = sorted(p.stem for p in (CONF / "recipe").glob("[!_]*.yaml"))
 EPOCHS, BATCHES = 5, 3
 

@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from qexp.places import CONF
 from qexp.report.reproduce import command_of
 from qexp.report.runs import Run, read_runs
 from tests.commands import NOWHERE
@@ -16,8 +17,6 @@ from tests.commands import RunCommand as Command
 from tests.tiers import more
 
 pytestmark = pytest.mark.integration
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,12 @@ from qexp.method.prune.base import WEIGHTS_FILE, restore
 from qexp.method.prune.channels import removed
 from qexp.method.prune.dependency_graph import IMPORTANCES, groups_of, without
 from qexp.model.base import build_network
+from qexp.places import CONF
 from qexp.types import UserError
 from tests import configured
 from tests.method.pruning import distinct, masked
 from tests.method.training import SOURCE, pruning_channels
 from tests.tiers import more
-
-CONF = Path(__file__).parents[3] / "conf"
 
 
 def data_of(image_size: int, tmp_path: Path, channels: int = 3) -> RandomData:
