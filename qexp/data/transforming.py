@@ -12,6 +12,8 @@ from PIL import Image
 
 from qexp.types import Preprocessing, UserError
 
+AS_GIVEN = f"{__name__}.as_given"  # in place of a function of the user, where a dataset gives x[C,H,W] itself
+
 
 def transformed(image: Image.Image, how: Preprocessing) -> np.ndarray:
     """The array[H,W,C] float32 that the function `how.transform` makes of an image.
@@ -54,3 +56,22 @@ def function(name: str) -> Any:
     if not callable(found):
         raise UserError(f"data.transform={name} is no function.")
     return found
+
+
+def as_given(image: Any) -> torch.Tensor:
+    """What a network takes, from what a dataset gave as just that.
+
+    Args:
+        image: x[C,H,W] of floats, as a tensor or an array.
+
+    Raises:
+        UserError: It is something else, which nothing says how to prepare.
+    """
+    x = torch.as_tensor(image) if isinstance(image, (np.ndarray, torch.Tensor)) else None
+    if x is None or not x.is_floating_point():
+        raise UserError(
+            "The dataset of this network gave tensors, so that nothing says how an image becomes one. Give tensors "
+            "x[C,H,W] of floats that are prepared like those, or compress the network with images of uint8 or files, "
+            "and say with mean, std, ... how they are prepared."
+        )
+    return x

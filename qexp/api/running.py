@@ -1,0 +1,134 @@
+"""Runs jobs of the command line inside another program, whose own Hydra and random numbers stay as they were."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from qexp.errors import do_what_is_left, explain, for_each_choice
+from qexp.jobs.given import Given
+from qexp.jobs.run import sweep_folder
+from qexp.jobs.summary import Summary
+from qexp.measure.candidate import PERSISTENT
+from qexp.places import CONF
+from qexp.types import UserError
+
+# The program's logging stays as it is, and what came out is returned instead of printed.
+WITHIN = (
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+    f"hydra.callbacks.summary._target_={__name__}.Quiet",
+)
+
+
+class Quiet(Summary):
+    """Does what is done after the jobs, and leaves it to the program to show it."""
+
+    def finish(self, config: DictConfig, sweep: Path, log: bool) -> None:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            super().finish(config, sweep, log)
+
+
+def composed(program: str, words: Sequence[str]) -> DictConfig:
+    """Compose the config of a program, such as `compress`.
+
+    Raises:
+        UserError: An override is wrong.
+    """
+    with explained(), own_hydra(program) as hydra:
+        return hydra.compose_config(program, [*words], run_mode=RunMode.RUN, with_log_configuration=False)
+
+
+def run(program: str, words: Sequence[str], given: Given) -> tuple[Path, list[Any]]:
+    """Run the jobs of a command as `-m` does.
+
+    Args:
+        program: Name of the config and of the job, such as `compress`.
+        words: Overrides as on the command line.
+        given: Objects that stand in for nodes of the config.
+
+    Returns:
+        The folder of the sweep, and what each job returned.
+
+    Raises:
+        UserError: The command cannot be run. What becomes of each job is in its record.
+    """
+    folders, returned = list[Path](), list[Any]()
+
+    def task(config: DictConfig) -> None:
+        folders.append(sweep_folder())
+        returned.append(import_module(f"qexp.jobs.{program}").main(config, given))
+
+    several = for_each_choice(["-m", *words])[1:]
+    with explained(), own_hydra(program) as hydra, same_random_numbers():
+        try:
+            hydra.multirun(program, task, [*several, *WITHIN], with_log_configuration=False)
+        except BaseException:
+            do_what_is_left()
+            raise
+        finally:
+            PERSISTENT.stop()
+    return folders[0], returned
+
+
+@contextlib.contextmanager
+def own_hydra(program: str) -> Iterator[Hydra]:
+    """Hydra for one command. That of the program around, with its config, is put back afterwards."""
+    others = dict(Singleton._instances)
+    for kind in [*others]:
+        if kind not in (Plugins, ConfigStore):
+            del Singleton._instances[kind]
+    try:
+        version.setbase("1.3")
+        yield Hydra.create_main_hydra2(program, create_config_search_path(str(CONF)))
+    finally:
+        Singleton._instances.clear()
+        Singleton._instances.update(others)
+
+
+@contextlib.contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Let a program's random numbers go on as if nothing had drawn any meanwhile."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn errors that the caller can put right into a UserError with their message alone.
+
+    Raises:
+        UserError: One of them was raised.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise error.with_traceback(None) from None
+    except SystemExit as end:  # as the command line ends
+        raise UserError(str(end.code).removeprefix("error: ")) from None
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        raise UserError(message) from None
