@@ -45,6 +45,11 @@ def words_of(
         raise UserError(f"overrides={overrides!r} must be a list of strings, such as ['data.mean=[0.5,0.5,0.5]'].")
     given = {RENAMED.get(name, name): value for name, value in options.items()}
     chosen = {name: value for name, value in given.items() if not isinstance(value, Mapping) and choices(name)}
+    for name, value in chosen.items():
+        if isinstance(value, list) and not sweeps:
+            raise UserError(
+                f"{name}={value!r} has several values, and this takes one. qexp.sweep goes through several."
+            )
     configs = [
         composed(program, [f"{key}={value}" for key, value in {**nodes, **one}.items()]) for one in _each(chosen)
     ]
@@ -84,9 +89,8 @@ def _place(name: str, configs: Sequence[DictConfig]) -> str:
     top = {str(key) for config in configs for key in config} - {"hydra"}
     if name in top:
         return name
-    nodes = [
-        node for node in ("method", "recipe", "data") if node in top and not (node == "recipe" and "method" in top)
-    ]
+    # Where there is a method, the recipe is that of a missing baseline.
+    nodes = ["method", "data"] if "method" in top else ["recipe", "data"]
     keys = {
         node: {str(key) for config in configs for key in config[node] if not str(key).startswith("_")} for node in nodes
     }
@@ -103,9 +107,8 @@ def _place(name: str, configs: Sequence[DictConfig]) -> str:
 def _flat(place: str, values: Mapping[str, Any]) -> Words:
     found: Words = {}
     for name, value in values.items():
-        found |= (
-            _flat(f"{place}.{name}", value) if isinstance(value, Mapping) else {f"{place}.{name}": literal(value, name)}
-        )
+        key = f"{place}.{name}"
+        found |= _flat(key, value) if isinstance(value, Mapping) else {key: literal(value, name)}
     return found
 
 
@@ -132,7 +135,8 @@ def literal(value: Any, name: str) -> str:
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{_string(str(key))}:{literal(each, name)}' for key, each in value.items())}}}"
     raise UserError(
-        f"{name} is a {type(value).__name__}; give None, a bool, a number, a string, a path, or a list or dict of these."
+        f"{name} is a {type(value).__name__}; give None, a bool, a number, a string, a path, or a list or dict of "
+        "these."
     )
 
 

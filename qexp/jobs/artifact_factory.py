@@ -135,7 +135,7 @@ def trained_network(
     source = {"model": model.id, "network": OmegaConf.to_container(model, resolve=True)}
     if pretrained:
         check_unseen(config, data, None)
-        notes = assumption(data) if given.has(model) else {"weights": note_of(network)}
+        notes = assumption(data, "the network") if given.has(model) else {"weights": note_of(network)}
         for name, note in notes.items():
             print(f"  {name} of {model.id}: {note}", flush=True)
         if of_imagenet(data.spec):
@@ -164,11 +164,16 @@ def trained_network(
     return bake(network), {**source, "weights": baseline.weights_digest}, notes
 
 
-def assumption(data: ImageData) -> dict[str, str]:
-    """Note how images are prepared for weights that do not say it, unless the command line or the images said so."""
+def assumption(data: ImageData, silent: str = "the file") -> dict[str, str]:
+    """Note how images are prepared, unless the command line or the images said so.
+
+    Args:
+        data: The images.
+        silent: What does not say it.
+    """
     if PREPARING & given_options() or data.spec.preprocessing.transform:
         return {}
-    return {ASSUMED: f"assumed, since the file does not say it: {data.spec.preprocessing.steps}"}
+    return {ASSUMED: f"assumed, since {silent} does not say it: {data.spec.preprocessing.steps}"}
 
 
 def seed_note(config: DictConfig, baseline: Baseline) -> dict[str, str]:
