@@ -29,12 +29,9 @@ from qexp.measure.candidate import PERSISTENT
 from qexp.places import CONF
 from qexp.types import UserError
 
-# The program's logging stays as it is, and what came out is returned instead of printed.
-WITHIN = (
-    "hydra/job_logging=none",
-    "hydra/hydra_logging=none",
-    f"hydra.callbacks.summary._target_={__name__}.Quiet",
-)
+SAME_LOGGING = ("hydra/job_logging=none", "hydra/hydra_logging=none")  # as the program has set it up
+# Of programs that end with a summary: what came out is returned instead of printed.
+SUMMARY = {"compress": (f"hydra.callbacks.summary._target_={__name__}.Quiet",)}
 
 
 class Quiet(Summary):
@@ -75,10 +72,10 @@ def run(program: str, words: Sequence[str], given: Given) -> tuple[Path, list[An
         folders.append(sweep_folder())
         returned.append(import_module(f"qexp.jobs.{program}").main(config, given))
 
-    several = for_each_choice(["-m", *words])[1:]
+    several = [*for_each_choice(["-m", *words])[1:], *SAME_LOGGING, *SUMMARY.get(program, ())]
     with explained(), own_hydra(program) as hydra, same_random_numbers():
         try:
-            hydra.multirun(program, task, [*several, *WITHIN], with_log_configuration=False)
+            hydra.multirun(program, task, several, with_log_configuration=False)
         except BaseException:
             do_what_is_left()
             raise

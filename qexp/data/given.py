@@ -14,10 +14,9 @@ from qexp.data.held import Held
 from qexp.data.items import ItemsData
 from qexp.data.parts import Parts
 from qexp.data.splitting import split_train
-from qexp.data.transforming import AS_GIVEN
 from qexp.keys import key
 from qexp.progress import progress
-from qexp.types import Preprocessing, UserError, digest
+from qexp.types import AS_GIVEN, Preprocessing, UserError, digest
 
 ALL = 4096  # training images, up to which all of them are looked at to tell what they are
 UNLIKE = 3  # times as wide as that of the test images, from which the range of the training images is another one
@@ -82,6 +81,10 @@ class GivenData(ItemsData):
 
     def found_classes(self) -> tuple[str, ...]:
         found = super().found_classes()
+        if self.parts.class_names:
+            if len(self.parts.class_names) < len(found):
+                raise UserError(f"There are {len(self.parts.class_names)} class_names, but {len(found)} classes.")
+            return self.parts.class_names
         if self._outputs is None or self.table or self._outputs == len(found):
             return found
         if self._outputs < len(found) or any(name != str(place) for place, name in enumerate(found)):
@@ -107,7 +110,8 @@ class GivenData(ItemsData):
         if self.floats:
             self._check_ranges({part: (low, high) for part, (_, low, high) in content.items()})
         listed = {part: known.tolist() for part, known in labels.items()}
-        return digest([self._held.content, listed, {part: found for part, (found, *_) in content.items()}])
+        seen = {part: found for part, (found, *_) in content.items()}
+        return digest([self._held.content, listed, self.found_classes(), seen])
 
     def source_version(self) -> str:
         return key("given", times=self._held.times)

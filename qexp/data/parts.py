@@ -30,11 +30,12 @@ class Parts:
 
     Args:
         given: A torch dataset whose items are (image, class); a pair of arrays or tensors, images and labels[N]; or a
-            mapping of `train`, `test` and `calibration` to one of these, where `calibration` needs no classes. Of a
-            single dataset, a fixed fifth of each class is set aside to test on.
+            mapping of `train`, `test` and `calibration` to one of these, where `calibration` needs no classes, and of
+            `class_names` to their names. Of a single dataset, a fixed fifth of each class is set aside to test on.
 
     Attributes:
         datasets: The dataset of each part, whose items are (image, class).
+        class_names: Names of the classes, or empty for those that the datasets have.
         split: Whether the test images were set aside here.
         seen: Digests of images that were looked at, by what decides them, so that one call looks at them once.
 
@@ -44,15 +45,18 @@ class Parts:
 
     def __init__(self, given: Any):
         self.seen: dict[str, Any] = {}
+        self.class_names: tuple[str, ...] = ()
         self.split = not isinstance(given, Mapping)
         if not isinstance(given, Mapping):
             self.name = _name(given)
             whole = _dataset(given, "data")
             self.datasets = dict(zip(("train", "test"), _set_aside(whole), strict=True))
             return
+        given = dict(given)
+        self.class_names = tuple(map(str, given.pop("class_names", ())))
         for name in given:
             if name not in NAMES:
-                raise UserError(f"data has a part {name!r}. {nearest(str(name), NAMES)}")
+                raise UserError(f"data has a part {name!r}. {nearest(str(name), (*NAMES, 'class_names'))}")
         if "test" not in given or len(given) < 2:
             raise UserError(
                 f"data has the parts {', '.join(given) or 'none'}. Give 'test', and 'train' or 'calibration' beside it."

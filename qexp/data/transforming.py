@@ -12,8 +12,6 @@ from PIL import Image
 
 from qexp.types import Preprocessing, UserError
 
-AS_GIVEN = f"{__name__}.as_given"  # in place of a function of the user, where a dataset gives x[C,H,W] itself
-
 
 def transformed(image: Image.Image, how: Preprocessing) -> np.ndarray:
     """The array[H,W,C] float32 that the function `how.transform` makes of an image.

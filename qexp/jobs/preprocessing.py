@@ -12,10 +12,9 @@ from omegaconf import DictConfig
 
 from qexp.data.opening import name_of
 from qexp.data.options import size_of
-from qexp.data.transforming import AS_GIVEN
 from qexp.model.baseline import Baseline, find_baseline
 from qexp.model.pretrained import wanted
-from qexp.types import Preprocessing, UserError
+from qexp.types import AS_GIVEN, Preprocessing, UserError
 
 
 def adopt_preprocessing(config: DictConfig, trains: bool = False) -> None:

@@ -63,7 +63,7 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool, given: Given
     start = weights_file(config.init) if config.init else None
     if start and (told := load_checkpoint(network, start)):
         print(f"weights of {start}: {told}", flush=True)
-    if wanted(model):
+    if wanted(model) and not given.has(model):
         print(f"weights of {model.id}: {note_of(network)}", flush=True)
     plan: dict[str, Any] = {
         "model": OmegaConf.to_container(model, resolve=True),
