@@ -133,11 +133,20 @@ def literal(value: Any, name: str) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{','.join(literal(each, name) for each in value)}]"
     if isinstance(value, Mapping):
-        return f"{{{','.join(f'{_string(str(key))}:{literal(each, name)}' for key, each in value.items())}}}"
+        return f"{{{','.join(f'{_key(str(key))}:{literal(each, name)}' for key, each in value.items())}}}"
     raise UserError(
         f"{name} is a {type(value).__name__}; give None, a bool, a number, a string, a path, or a list or dict of "
         "these."
     )
+
+
+def _key(text: str) -> str:
+    """A key of a dict, which Hydra's grammar knows without quotes only."""
+    if re.search("[\"'#]", text) or not text:
+        raise UserError(
+            f"The key {text!r} cannot be written down: leave quotes out, with * in their place where it may."
+        )
+    return re.sub(r"([()\[\]{}:=,\s\\])", r"\\\1", text)
 
 
 def _string(text: str) -> str:

@@ -15,9 +15,10 @@ import torch
 from hydra import version
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
+from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -29,6 +30,7 @@ from qexp.measure.candidate import PERSISTENT
 from qexp.places import CONF
 from qexp.types import UserError
 
+OF_A_PROGRAM = (GlobalHydra, HydraConfig, JobRuntime, version.VersionBase)  # what Hydra keeps of one program
 SAME_LOGGING = ("hydra/job_logging=none", "hydra/hydra_logging=none")  # as the program has set it up
 # Of programs that end with a summary: what came out is returned instead of printed.
 SUMMARY = {"compress": (f"hydra.callbacks.summary._target_={__name__}.Quiet",)}
@@ -87,16 +89,15 @@ def run(program: str, words: Sequence[str], given: Given) -> tuple[Path, list[An
 @contextlib.contextmanager
 def own_hydra(program: str) -> Iterator[Hydra]:
     """Hydra for one command. That of the program around, with its config, is put back afterwards."""
-    others = dict(Singleton._instances)
-    for kind in [*others]:
-        if kind not in (Plugins, ConfigStore):
-            del Singleton._instances[kind]
+    instances: Any = Singleton._instances
+    others = {kind: instances.pop(kind) for kind in OF_A_PROGRAM if kind in instances}
     try:
         version.setbase("1.3")
         yield Hydra.create_main_hydra2(program, create_config_search_path(str(CONF)))
     finally:
-        Singleton._instances.clear()
-        Singleton._instances.update(others)
+        for kind in OF_A_PROGRAM:
+            instances.pop(kind, None)
+        instances.update(others)
 
 
 @contextlib.contextmanager
