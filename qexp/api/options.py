@@ -143,9 +143,7 @@ def literal(value: Any, name: str) -> str:
 def _key(text: str) -> str:
     """A key of a dict, which Hydra's grammar knows without quotes only."""
     if re.search("[\"'#]", text) or not text:
-        raise UserError(
-            f"The key {text!r} cannot be written down: leave quotes out, with * in their place where it may."
-        )
+        raise UserError(f"The key {text!r} cannot be written down. Put * in the place of quotes, if names take it.")
     return re.sub(r"([()\[\]{}:=,\s\\])", r"\\\1", text)
 
 

@@ -53,7 +53,7 @@ def test_keywords_are_keys_of_the_command_the_method_or_the_images() -> None:
     assert words == {
         "method": "static", "bits": "8", "method.observer": "mse", "data.mean": "[0.5,0.5,0.5]",
         "data.calibration_images": "16", "measure.accuracy.images": "5", "measure.energy": "null",
-        "engine": "onnxruntime", "method.layer_bits": "{'a.*':8}",
+        "engine": "onnxruntime", "method.layer_bits": "{a.*:8}",
     }  # fmt: skip
     assert more == ["report.points=2"]
 
