@@ -14,7 +14,7 @@ from qexp.api.comparison import Comparison, comparison
 from qexp.api.compressed import Compressed
 from qexp.api.nodes import Network, call_text, images_of, modules_of, network_of
 from qexp.api.options import Words, literal, of_a_method, words_of
-from qexp.api.running import explained, run
+from qexp.api.running import run, told_alone
 from qexp.api.trained import Trained
 from qexp.data.parts import Parts
 from qexp.jobs.given import Given
@@ -27,6 +27,7 @@ IMAGES = ("data", "data.root", "data.name")  # overrides that say which images t
 NO_PAGE = {"report.formats": "[]"}  # of a sweep in which nothing was measured
 
 
+@told_alone
 def compress(
     network: Any, data: Any, *, method: str = "static", bits: int | str = "auto", name: str | None = None,
     overrides: Sequence[str] = (), **options: Any,
@@ -47,9 +48,9 @@ def compress(
         bits: Bits of weights and activations: 8 to 2, `"w4a8"`, or `"auto"`.
         name: What tables call the network, by default the name of its class.
         overrides: Further options as on the command line, such as `["method.recipe.epochs=2"]`.
-        **options: Options of the method (`observer="mse"`), of the images (`image_size=224, mean=[...], std=[...]`) and
-            of the command (`engine="onnxruntime"`, `calibration_images=256`, `outputs="elsewhere"`), with the names
-            and values that they have in conf/.
+        **options: Options of the method (`observer="mse"`, `recipe={"epochs": 2}`), of the images (`image_size=224,
+            mean=[...], std=[...], calibration_images=256`) and of the command (`engine="onnxruntime"`,
+            `outputs="elsewhere"`), with the names and values that they have in conf/.
 
     Returns:
         The compressed network, which predicts, is deployed, and is compared.
@@ -63,17 +64,16 @@ def compress(
         'cat'
     """
     call = call_text("compress", {"network": network, "data": data, "method": method, "bits": bits, **options})
-    with explained():
-        chosen = network_of(network, name)
-        nodes, images = images_of(data)
-        words, more = words_of(
-            "compress", {**chosen.words, **nodes}, {"method": method, "bits": bits, **options}, overrides
-        )
-        all_words = [*_listed({**chosen.words, **nodes, **NO_PAGE, **words, "phase": "compress"}), *more]
-        folder, _ = run("compress", all_words, Given(modules_of([chosen]), images, call))
-        record = runs_of(folder)[0].record
-        if record.status != "compressed":
-            raise UserError(record.reason)
+    chosen = network_of(network, name)
+    nodes, images = images_of(data)
+    words, more = words_of(
+        "compress", {**chosen.words, **nodes}, {"method": method, "bits": bits, **options}, overrides
+    )
+    all_words = [*_listed({**chosen.words, **nodes, **NO_PAGE, **words, "phase": "compress"}), *more]
+    folder, _ = run("compress", all_words, Given(modules_of([chosen]), images, call))
+    record = runs_of(folder)[0].record
+    if record.status != "compressed":
+        raise UserError(record.reason)
     root, prefix = Path(record.artifact).parent, "artifact for "
     return Compressed(
         network=chosen,
@@ -87,6 +87,7 @@ def compress(
     )  # fmt: skip
 
 
+@told_alone
 def compare(
     networks: Sequence[Any] | Mapping[str, Any], data: Any = None, *, engines: str | list[str] = "auto",
     batch_size: int | list[int] = 1, overrides: Sequence[str] = (), **options: Any,
@@ -120,30 +121,30 @@ def compare(
     """
     arguments = {"engines": engines, "batch_size": batch_size, **options}
     call = call_text("compare", {"networks": networks, "data": data, **arguments})
-    with explained():
-        named = networks.items() if isinstance(networks, Mapping) else ((None, network) for network in networks)
-        items = [each if isinstance(each, Compressed) else network_of(each, name) for name, each in named]
-        made = [item for item in items if isinstance(item, Compressed)]
-        if not items:
-            raise UserError("There is no network to compare. Give a list of them.")
-        shared, shared_more, images = _shared(made, data)
-        chosen = [item.network if isinstance(item, Compressed) else item for item in items]
-        words, more = words_of("compress", {**chosen[0].words, **shared}, arguments, overrides, sweeps=True)
-        for key in words:
-            if of_a_method(key):
-                raise UserError(f"{key} is fixed by each network. Give it to qexp.compress.")
-        rows = {_row(item): item for item in items}
-        text = literal([{"name": name, "run": run_words} for name, run_words in rows], "rows")
-        all_words = [
-            *_listed({**shared, **words}), *shared_more, *more, "hydra/sweeper=rows", f"hydra.sweeper.rows={text}",
-        ]  # fmt: skip
-        expected = frozenset(item.artifact.data.digest for item in made)
-        folder, _ = run("compress", all_words, Given(modules_of(chosen), images, call, expected))
-        found = comparison(folder)
-        _check_measured([*rows.values()], found)
+    named = networks.items() if isinstance(networks, Mapping) else ((None, network) for network in networks)
+    items = [each if isinstance(each, Compressed) else network_of(each, name) for name, each in named]
+    made = [item for item in items if isinstance(item, Compressed)]
+    if not items:
+        raise UserError("There is no network to compare. Give a list of them.")
+    shared, shared_more, images = _shared(made, data)
+    chosen = [item.network if isinstance(item, Compressed) else item for item in items]
+    words, more = words_of("compress", {**chosen[0].words, **shared}, arguments, overrides, sweeps=True)
+    for key in words:
+        if of_a_method(key):
+            raise UserError(f"{key} is fixed by each network. Give it to qexp.compress.")
+    rows = {_row(item): item for item in items}
+    text = literal([{"name": name, "run": run_words} for name, run_words in rows], "rows")
+    all_words = [
+        *_listed({**shared, **words}), *shared_more, *more, "hydra/sweeper=rows", f"hydra.sweeper.rows={text}",
+    ]  # fmt: skip
+    expected = frozenset(item.artifact.data.digest for item in made)
+    folder, _ = run("compress", all_words, Given(modules_of(chosen), images, call, expected))
+    found = comparison(folder)
+    _check_measured([*rows.values()], found)
     return found
 
 
+@told_alone
 def sweep(
     network: Any, data: Any, *, name: str | None = None, overrides: Sequence[str] = (), **options: Any
 ) -> Comparison:
@@ -167,15 +168,15 @@ def sweep(
         >>> qexp.sweep(network, "pictures", method=["none", "dynamic", "static"], bits=[8, 4], engine="auto")
     """
     call = call_text("sweep", {"network": network, "data": data, **options})
-    with explained():
-        chosen = network_of(network, name)
-        nodes, images = images_of(data)
-        words, more = words_of("compress", {**chosen.words, **nodes}, options, overrides, sweeps=True)
-        all_words = [*_listed({**chosen.words, **nodes, **words}), *more]
-        folder, _ = run("compress", all_words, Given(modules_of([chosen]), images, call))
-        return comparison(folder)
+    chosen = network_of(network, name)
+    nodes, images = images_of(data)
+    words, more = words_of("compress", {**chosen.words, **nodes}, options, overrides, sweeps=True)
+    all_words = [*_listed({**chosen.words, **nodes, **words}), *more]
+    folder, _ = run("compress", all_words, Given(modules_of([chosen]), images, call))
+    return comparison(folder)
 
 
+@told_alone
 def train(
     network: Any, data: Any, *, recipe: str = "one_cycle", name: str | None = None, overrides: Sequence[str] = (),
     **options: Any,
@@ -203,19 +204,19 @@ def train(
         >>> small = qexp.compress(trained, "pictures", method="static", image_size=32)
     """
     call = call_text("train", {"network": network, "data": data, "recipe": recipe, **options})
-    with explained():
-        chosen = network_of(network, name, trains=True)
-        nodes, images = images_of(data)
-        words, more = words_of("train", {**chosen.words, **nodes}, {"recipe": recipe, **options}, overrides)
-        given = Given(modules_of([chosen]), images, call)
-        all_words = [*_listed({**chosen.words, **nodes, **words}), *more]
-        _, (baseline,) = run("train", all_words, given)
-        if chosen.module is None:
-            made = network_for(OmegaConf.create(baseline.model), baseline.data)
-        else:
-            made = copy.deepcopy(chosen.module)
-        load_weights(made, read_weights(baseline.weights), str(baseline.folder))
-    return Trained(chosen.name, made.eval(), dict(baseline.metrics), baseline.folder, chosen.module)
+    chosen = network_of(network, name, trains=True)
+    nodes, images = images_of(data)
+    words, more = words_of("train", {**chosen.words, **nodes}, {"recipe": recipe, **options}, overrides)
+    given = Given(modules_of([chosen]), images, call)
+    all_words = [*_listed({**chosen.words, **nodes, **words}), *more]
+    _, (baseline,) = run("train", all_words, given)
+    built_by = chosen.name if chosen.module is None else ""
+    if chosen.module is None:
+        made = network_for(OmegaConf.create(baseline.model), baseline.data)
+    else:
+        made = copy.deepcopy(chosen.module)
+    load_weights(made, read_weights(baseline.weights), str(baseline.folder))
+    return Trained(chosen.name, made.eval(), dict(baseline.metrics), baseline.folder, built_by)
 
 
 def _listed(words: Words) -> list[str]:

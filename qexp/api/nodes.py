@@ -59,7 +59,7 @@ def network_of(network: Any, name: str | None = None, trains: bool = False) -> N
         return Network(network, {"model": network})
     if isinstance(network, Trained):
         words = {"checkpoint": literal(str(network.folder), "folder")}
-        inner = network_of(network.start if network.start is not None else network.name, network.name, trains)
+        inner = network_of(network.built_by or network.network, name or network.name, trains)
         return Network(inner.name, {**inner.words, **words}, inner.module)
     module = taken(network, trains)
     name = name or type(module).__name__

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from qexp.api.running import composed
 from qexp.places import choices
@@ -31,7 +31,8 @@ def words_of(
     Args:
         program: Name of the config, such as `compress`.
         nodes: Overrides that say which network and data there are.
-        options: Keywords and their values. The value of a group is the name of a choice, or a dict of its keys.
+        options: Keywords and their values. The value of a group is the name of a choice, or a dict of its keys, and a
+            dict for `recipe` holds keys of the method's own recipe, if it has one.
         overrides: Overrides as on the command line.
         sweeps: Whether a list holds several values to go through. A list for an option of the data is always one value.
 
@@ -55,9 +56,9 @@ def words_of(
     ]
     words: Words = {}
     for name, value in given.items():
-        place = name if name in chosen else _place(name, configs)
+        place = name if name in chosen else _place(name, configs, isinstance(value, Mapping))
         several = sweeps and isinstance(value, list) and not place.startswith("data.")
-        if isinstance(value, Mapping) and not several and place in configs[0]:
+        if isinstance(value, Mapping) and isinstance(OmegaConf.select(configs[0], place), DictConfig):
             words |= _flat(place, value)
         elif several:
             words[place] = ",".join(literal(each, name) for each in value)
@@ -80,14 +81,19 @@ def _each(chosen: Mapping[str, Any]) -> Iterable[dict[str, str]]:
         yield {name: literal(values[min(place, len(values) - 1)], name) for name, values in listed.items() if values}
 
 
-def _place(name: str, configs: Sequence[DictConfig]) -> str:
+def _place(name: str, configs: Sequence[DictConfig], node: bool) -> str:
     """The key of the config that a keyword means.
+
+    Args:
+        name: The keyword.
+        configs: Configs with the choices of which it may be an option.
+        node: Whether its value is a node of keys. `recipe` is then that of the method, if the method has one.
 
     Raises:
         UserError: There is none, or there are several.
     """
     top = {str(key) for config in configs for key in config} - {"hydra"}
-    if name in top:
+    if name in top and not (node and any(name in config.get("method", ()) for config in configs)):
         return name
     # Where there is a method, the recipe is that of a missing baseline.
     nodes = ["method", "data"] if "method" in top else ["recipe", "data"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ from qexp.measure.candidate import PERSISTENT
 from qexp.places import CONF
 from qexp.types import UserError
 
+P = ParamSpec("P")
+T = TypeVar("T")
 OF_A_PROGRAM = (GlobalHydra, HydraConfig, JobRuntime, version.VersionBase)  # what Hydra keeps of one program
 SAME_LOGGING = ("hydra/job_logging=none", "hydra/hydra_logging=none")  # as the program has set it up
 # Of programs that end with a summary: what came out is returned instead of printed.
@@ -112,6 +115,21 @@ def same_random_numbers() -> Iterator[None]:
             np.random.set_state(states[1])
 
 
+def told_alone(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a public function raise a UserError without the way that it took through qexp, which tells a user nothing."""
+
+    @functools.wraps(function)
+    def public(*args: P.args, **kwargs: P.kwargs) -> T:
+        __tracebackhide__ = True  # of notebooks and of pytest
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            message = str(error)
+        raise UserError(message)
+
+    return public
+
+
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
     """Turn errors that the caller can put right into a UserError with their message alone.
@@ -121,8 +139,6 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
-        raise error.with_traceback(None) from None
     except SystemExit as end:  # as the command line ends
         raise UserError(str(end.code).removeprefix("error: ")) from None
     except Exception as error:

@@ -18,7 +18,7 @@ class Trained:
         metrics: Accuracies as fractions: `val_top1` of the validation images, by which the epoch was chosen, and
             `test_top1` and `test_top5` of the test images.
         folder: The baseline on disk: weights (safetensors) and a manifest of how they came about.
-        start: The network that the training began with, or None if the config builds it.
+        built_by: Name of the file in conf/model that builds the network, or empty if the program made it.
 
     Example:
         >>> trained = qexp.train(network, "pictures", epochs=5)
@@ -30,4 +30,4 @@ class Trained:
     network: nn.Module = field(repr=False)
     metrics: dict[str, float]
     folder: Path
-    start: nn.Module | None = field(default=None, repr=False)
+    built_by: str = ""

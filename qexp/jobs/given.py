@@ -15,6 +15,7 @@ from qexp.data.base import ImageData
 from qexp.data.opening import open_data
 from qexp.data.parts import Parts
 from qexp.method.graph import trace
+from qexp.model.base import identity_of, know_by
 from qexp.model.outputs import network_for
 from qexp.model.pretrained import tensors_digest
 from qexp.types import DataSpec, UserError, digest
@@ -64,7 +65,7 @@ class Given:
         return network_for(model, data, copy.deepcopy(self.networks[model.id]) if self.has(model) else None)
 
     def identity(self, model: DictConfig, network: nn.Module, data: ImageData) -> dict[str, str]:
-        """Say which network this is: by its graph and weights if an object stands in for it, and else by nothing more.
+        """Tell and write down which network this is, by its graph and weights, if an object stands in for it.
 
         Args:
             model: Config of the model.
@@ -74,10 +75,14 @@ class Given:
         Raises:
             UserError: The network cannot be traced.
         """
-        return {"graph": self._digest_of(model, network, data, "eval")} if self.has(model) else {}
+        if not self.has(model):
+            return {}
+        found = {"graph": self._digest_of(model, network, data, "eval")}
+        know_by(network, {**identity_of(network), **found})
+        return found
 
     def training_identity(self, model: DictConfig, network: nn.Module, data: ImageData) -> dict[str, str]:
-        """Say what the network computes while it is trained, which its graph does not show.
+        """Tell and write down what the network computes while it is trained, which its graph does not show.
 
         Arguments are those of `identity`.
 
@@ -87,12 +92,14 @@ class Given:
         if not self.has(model):
             return {}
         try:
-            return {"training_graph": self._digest_of(model, copy.deepcopy(network).train(), data, "train")}
+            found = {"training_graph": self._digest_of(model, copy.deepcopy(network).train(), data, "train")}
         except UserError as error:
             raise UserError(
                 f"What {model.id} computes in training mode cannot be told, so that its result could not be found "
                 f"again: {error} Training it needs a class: `model._target_=MODULE.CLASS` on the command line."
             ) from error
+        know_by(network, {**identity_of(network), **found})
+        return found
 
     def _digest_of(self, model: DictConfig, network: nn.Module, data: ImageData, mode: str) -> str:
         where = digest([model.id, str(model.output), data.spec.to_json(), tensors_digest(network.state_dict()), mode])

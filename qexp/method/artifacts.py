@@ -18,6 +18,7 @@ from qexp.method.graph import count_macs
 from qexp.method.layers import weight_named
 from qexp.method.layers_csv import LAYERS_FILE, layers_csv, weight_range
 from qexp.method.verification import check_alone
+from qexp.model.base import identity_of
 from qexp.types import versions
 
 PACKAGES = ("torch", "torchao", "onnx", "onnxscript")
@@ -83,7 +84,7 @@ def _folder_name(
     method: str, bits: int | str, engine_spec: EngineSpec, node: dict[str, Any], network: nn.Module, data: ImageData,
     source: dict[str, Any], training: dict[str, Any] | None = None,
 ) -> str:  # fmt: skip
-    code = [data] if "graph" in source else [network, data]  # a graph says what the code of the network computes
+    code = [data] if identity_of(network) else [network, data]
     made = key(
         "artifact", code=["qexp.method.artifacts", *code], name=method, method=node, engine_spec=engine_spec,
         source=source, spec=data.spec, calibration_images=data.calibration_images, training=training,

@@ -58,6 +58,12 @@ def test_keywords_are_keys_of_the_command_the_method_or_the_images() -> None:
     assert more == ["report.points=2"]
 
 
+def test_a_node_of_the_method_comes_before_that_of_the_command() -> None:
+    words, _ = words_of("compress", NODES, {"method": "qat", "recipe": {"epochs": 2}}, [])
+    assert words == {"method": "qat", "method.recipe.epochs": "2"}
+    assert words_of("compress", NODES, {"recipe": {"epochs": 2}}, [])[0] == {"recipe.epochs": "2"}
+
+
 def test_a_training_has_the_options_of_its_recipe() -> None:
     words, _ = words_of("train", NODES, {"recipe": "finetune", "epochs": 2, "seed": 1}, [])
     assert words == {"recipe": "finetune", "recipe.epochs": "2", "seed": "1"}
