@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qexp.api.comparison import Comparison
-    from qexp.api.compressed import Compressed
+    from qexp.api.compressed import CompressedNetwork
     from qexp.api.functions import compare, compress, sweep, train
-    from qexp.api.trained import Trained
+    from qexp.api.trained import TrainedNetwork
     from qexp.loading import Classifier, Prediction, load
     from qexp.types import UserError
 
 __all__ = [
-    "Classifier", "Comparison", "Compressed", "Prediction", "Trained", "UserError",
+    "Classifier", "Comparison", "CompressedNetwork", "Prediction", "TrainedNetwork", "UserError",
     "compare", "compress", "load", "sweep", "train",
 ]  # fmt: skip
 PLACES = {
     "qexp.api.comparison": ("Comparison",),
-    "qexp.api.compressed": ("Compressed",),
+    "qexp.api.compressed": ("CompressedNetwork",),
     "qexp.api.functions": ("compare", "compress", "sweep", "train"),
-    "qexp.api.trained": ("Trained",),
+    "qexp.api.trained": ("TrainedNetwork",),
     "qexp.loading": ("Classifier", "Prediction", "load"),
     "qexp.types": ("UserError",),
 }

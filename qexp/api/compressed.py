@@ -21,7 +21,7 @@ from qexp.types import Unsupported, UserError, nearest
 
 
 @dataclass(frozen=True, repr=False)
-class Compressed:
+class CompressedNetwork:
     """A compressed network: one artifact for all engines that read the same graph, and others for other engines.
 
     Attributes:

@@ -11,11 +11,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from qexp.api.comparison import Comparison, comparison
-from qexp.api.compressed import Compressed
+from qexp.api.compressed import CompressedNetwork
 from qexp.api.nodes import Network, call_text, images_of, modules_of, network_of
 from qexp.api.options import Words, literal, of_a_method, words_of
 from qexp.api.running import run, told_alone
-from qexp.api.trained import Trained
+from qexp.api.trained import TrainedNetwork
 from qexp.data.parts import Parts
 from qexp.jobs.given import Given
 from qexp.model.base import load_weights, read_weights
@@ -31,7 +31,7 @@ NO_PAGE = {"report.formats": "[]"}  # of a sweep in which nothing was measured
 def compress(
     network: Any, data: Any, *, method: str = "static", bits: int | str = "auto", name: str | None = None,
     overrides: Sequence[str] = (), **options: Any,
-) -> Compressed:  # fmt: skip
+) -> CompressedNetwork:  # fmt: skip
     """Compress a network, as `compress.py phase=compress` does. What was made before is found again and reused.
 
     Args:
@@ -75,7 +75,7 @@ def compress(
     if record.status != "compressed":
         raise UserError(record.reason)
     root, prefix = Path(record.artifact).parent, "artifact for "
-    return Compressed(
+    return CompressedNetwork(
         network=chosen,
         artifacts={
             note.removeprefix(prefix): root / value for note, value in record.notes.items() if note.startswith(prefix)
@@ -122,12 +122,12 @@ def compare(
     arguments = {"engines": engines, "batch_size": batch_size, **options}
     call = call_text("compare", {"networks": networks, "data": data, **arguments})
     named = networks.items() if isinstance(networks, Mapping) else ((None, network) for network in networks)
-    items = [each if isinstance(each, Compressed) else network_of(each, name) for name, each in named]
-    made = [item for item in items if isinstance(item, Compressed)]
+    items = [each if isinstance(each, CompressedNetwork) else network_of(each, name) for name, each in named]
+    made = [item for item in items if isinstance(item, CompressedNetwork)]
     if not items:
         raise UserError("There is no network to compare. Give a list of them.")
     shared, shared_more, images = _shared(made, data)
-    chosen = [item.network if isinstance(item, Compressed) else item for item in items]
+    chosen = [item.network if isinstance(item, CompressedNetwork) else item for item in items]
     words, more = words_of("compress", {**chosen[0].words, **shared}, arguments, overrides, sweeps=True)
     for key in words:
         if of_a_method(key):
@@ -180,7 +180,7 @@ def sweep(
 def train(
     network: Any, data: Any, *, recipe: str = "one_cycle", name: str | None = None, overrides: Sequence[str] = (),
     **options: Any,
-) -> Trained:  # fmt: skip
+) -> TrainedNetwork:  # fmt: skip
     """Train a network, or fine-tune it, as `train.py` does. The epoch with the best validation accuracy is kept.
 
     Args:
@@ -216,14 +216,14 @@ def train(
     else:
         made = copy.deepcopy(chosen.module)
     load_weights(made, read_weights(baseline.weights), str(baseline.folder))
-    return Trained(chosen.name, made.eval(), dict(baseline.metrics), baseline.folder, built_by)
+    return TrainedNetwork(chosen.name, made.eval(), dict(baseline.metrics), baseline.folder, built_by)
 
 
 def _listed(words: Words) -> list[str]:
     return [f"{key}={value}" for key, value in words.items()]
 
 
-def _row(item: Network | Compressed) -> tuple[str, str]:
+def _row(item: Network | CompressedNetwork) -> tuple[str, str]:
     """What a row is called, and its overrides."""
     if isinstance(item, Network):
         return f"{item.name} fp32", shlex.join(_listed({**item.words, "method": "none"}))
@@ -231,11 +231,11 @@ def _row(item: Network | Compressed) -> tuple[str, str]:
     return f"{item.network.name} {item.label}", shlex.join([*_listed({**item.network.words, **item.method}), *own])
 
 
-def _shared(made: Sequence[Compressed], data: Any) -> tuple[Words, list[str], Parts | None]:
+def _shared(made: Sequence[CompressedNetwork], data: Any) -> tuple[Words, list[str], Parts | None]:
     """What all rows of a comparison have in common: overrides, and the object that stands in for the images.
 
     Raises:
-        UserError: Compressed networks were made with different options, or there are no images.
+        UserError: CompressedNetwork networks were made with different options, or there are no images.
     """
     if data is None and not made:
         raise UserError("There are no images to compare the networks on. Give data, such as a folder.")
@@ -259,7 +259,7 @@ def _shared(made: Sequence[Compressed], data: Any) -> tuple[Words, list[str], Pa
     return {**options, **nodes}, more, images
 
 
-def _check_measured(rows: Sequence[Network | Compressed], found: Comparison) -> None:
+def _check_measured(rows: Sequence[Network | CompressedNetwork], found: Comparison) -> None:
     """Check that what was measured is what qexp.compress gave.
 
     Raises:
@@ -267,7 +267,7 @@ def _check_measured(rows: Sequence[Network | Compressed], found: Comparison) -> 
     """
     for run_ in found.runs:
         item, record = rows[int(run_.folder.name) % len(rows)], run_.record
-        if not isinstance(item, Compressed) or record.status != "finished":
+        if not isinstance(item, CompressedNetwork) or record.status != "finished":
             continue
         made = item.artifacts.get(record.params["engine"])
         if made is not None and made.name != Path(record.artifact).name:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from qexp.api.options import Words, literal
-from qexp.api.trained import Trained
+from qexp.api.trained import TrainedNetwork
 from qexp.data.parts import FORMS, Parts
 from qexp.model.given import taken
 from qexp.model.pretrained import weights_digest
@@ -57,7 +57,7 @@ def network_of(network: Any, name: str | None = None, trains: bool = False) -> N
         if network not in known:
             raise UserError(f"There is no model {network!r}. {nearest(network, known)}. Or give a torch.nn.Module.")
         return Network(network, {"model": network})
-    if isinstance(network, Trained):
+    if isinstance(network, TrainedNetwork):
         words = {"checkpoint": literal(str(network.folder), "folder")}
         inner = network_of(network.built_by or network.network, name or network.name, trains)
         return Network(inner.name, {**inner.words, **words}, inner.module)

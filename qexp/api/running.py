@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import random
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
@@ -26,7 +25,6 @@ from omegaconf import DictConfig
 from qexp.errors import do_what_is_left, explain, for_each_choice
 from qexp.jobs.given import Given
 from qexp.jobs.run import sweep_folder
-from qexp.jobs.summary import Summary
 from qexp.measure.candidate import PERSISTENT
 from qexp.places import CONF
 from qexp.types import UserError
@@ -36,15 +34,7 @@ T = TypeVar("T")
 OF_A_PROGRAM = (GlobalHydra, HydraConfig, JobRuntime, version.VersionBase)  # what Hydra keeps of one program
 SAME_LOGGING = ("hydra/job_logging=none", "hydra/hydra_logging=none")  # as the program has set it up
 # Of programs that end with a summary: what came out is returned instead of printed.
-SUMMARY = {"compress": (f"hydra.callbacks.summary._target_={__name__}.Quiet",)}
-
-
-class Quiet(Summary):
-    """Does what is done after the jobs, and leaves it to the program to show it."""
-
-    def finish(self, config: DictConfig, sweep: Path, log: bool) -> None:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-            super().finish(config, sweep, log)
+SUMMARY = {"compress": ("hydra.callbacks.summary.shows=false",)}
 
 
 def composed(program: str, words: Sequence[str]) -> DictConfig:

@@ -9,7 +9,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """A network that `qexp.train` has trained. `qexp.compress` and `qexp.compare` take it in place of a network.
 
     Attributes:
