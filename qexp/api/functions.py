@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from torch import nn
 
 from qexp.api.comparison import Comparison, comparison
 from qexp.api.compressed import CompressedNetwork
@@ -121,6 +122,8 @@ def compare(
     """
     arguments = {"engines": engines, "batch_size": batch_size, **options}
     call = call_text("compare", {"networks": networks, "data": data, **arguments})
+    if isinstance(networks, (str, nn.Module, CompressedNetwork, TrainedNetwork)):
+        raise UserError("qexp.compare takes a list of networks, such as [network, small].")
     named = networks.items() if isinstance(networks, Mapping) else ((None, network) for network in networks)
     items = [each if isinstance(each, CompressedNetwork) else network_of(each, name) for name, each in named]
     made = [item for item in items if isinstance(item, CompressedNetwork)]

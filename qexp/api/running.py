@@ -33,6 +33,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 OF_A_PROGRAM = (GlobalHydra, HydraConfig, JobRuntime, version.VersionBase)  # what Hydra keeps of one program
 SAME_LOGGING = ("hydra/job_logging=none", "hydra/hydra_logging=none")  # as the program has set it up
+ELSEWHERE = ("hydra/launcher=", "trainer=ddp")
+COMMANDS = "Use train.py or compress.py for that, with model._target_=MODULE.CLASS"
 # Of programs that end with a summary: what came out is returned instead of printed.
 SUMMARY = {"compress": ("hydra.callbacks.summary.shows=false",)}
 
@@ -61,11 +63,17 @@ def run(program: str, words: Sequence[str], given: Given) -> tuple[Path, list[An
     Raises:
         UserError: The command cannot be run. What becomes of each job is in its record.
     """
-    folders, returned = list[Path](), list[Any]()
+    for word in words:
+        if word.startswith(ELSEWHERE):
+            raise UserError(f"{word} starts other processes, which the objects of a program do not reach. {COMMANDS}.")
+    folders, returned, failures = list[Path](), list[Any](), list[UserError]()
 
     def task(config: DictConfig) -> None:
         folders.append(sweep_folder())
-        returned.append(import_module(f"qexp.jobs.{program}").main(config, given))
+        try:
+            returned.append(import_module(f"qexp.jobs.{program}").main(config, given))
+        except UserError as error:  # of a training, which has no record
+            failures.append(error)
 
     several = [*for_each_choice(["-m", *words])[1:], *SAME_LOGGING, *SUMMARY.get(program, ())]
     with explained(), own_hydra(program) as hydra, same_random_numbers():
@@ -76,6 +84,8 @@ def run(program: str, words: Sequence[str], given: Given) -> tuple[Path, list[An
             raise
         finally:
             PERSISTENT.stop()
+    if failures:
+        raise failures[0]
     return folders[0], returned
 
 

@@ -169,9 +169,12 @@ def _check_indexed(given: Any, where: str) -> None:
         hasattr(given, "__getitem__") and hasattr(given, "__len__")
     ):
         kind = type(given).__name__
-        once = " gives each image once and then ends, and qexp reads images several times: give list(...) of it, or"
-        also = once if hasattr(given, "__iter__") or hasattr(given, "__next__") else " has no __getitem__ and __len__:"
-        raise UserError(f"{where} is a {kind}, which{also} something else. {FORMS}.")
+        why = (
+            "which gives each image once and then ends, but qexp reads images several times. Give list(...) of it"
+            if hasattr(given, "__iter__")
+            else "which has no __getitem__ and __len__"
+        )
+        raise UserError(f"{where} is a {kind}, {why}. {FORMS}.")
     if not len(given):
         raise UserError(f"{where} is empty.")
 

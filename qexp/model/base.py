@@ -182,12 +182,12 @@ def know_by(network: nn.Module, identity: dict[str, str]) -> None:
         network: A network that a program gave, which may be defined in a cell of a notebook.
         identity: Digests of what it computes.
     """
-    network.known_by = identity  # type: ignore[assignment]
+    network._qexp_identity = identity  # type: ignore[assignment]
 
 
 def identity_of(network: nn.Module) -> dict[str, str]:
     """What `know_by` wrote down, or nothing if the code of its class identifies the network."""
-    found: Any = getattr(network, "known_by", {})
+    found: Any = getattr(network, "_qexp_identity", {})
     return found
 
 

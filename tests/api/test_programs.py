@@ -127,6 +127,9 @@ def test_tensors_of_a_dataset_are_measured_and_predicted_as_they_are() -> None:
         (lambda: qexp.compress(Small().eval(), "picture"), "There is no folder .*picture. Give a folder"),
         (lambda: qexp.compress(Small().eval(), "pictures", image_size=16, tracking="none"), "cannot take images of 3x"),
         (lambda: qexp.compare([], "pictures"), "There is no network to compare"),
+        (lambda: qexp.compare(Small().eval(), "pictures"), "takes a list of networks"),  # type: ignore[arg-type]
+        (lambda: qexp.train(Small(), "pictures", trainer="ddp"), "trainer=ddp starts other processes"),
+        (lambda: qexp.train(Small(), "pictures", epochs=0, image_size=16, channels=1), "recipe.epochs is 0"),
         (lambda: qexp.compare([Small().eval()]), "There are no images to compare the networks on"),
         (lambda: qexp.compare([Small().eval()], "pictures", bits=4), "bits is fixed by each network"),
     ],

@@ -154,7 +154,7 @@ class Stream(IterableDataset[Any]):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (generator(), "data is a generator, which gives each image once and then ends.* give list"),
+        (generator(), "data is a generator, which gives each image once and then ends.* Give list"),
         ({"train": Stream(), "test": (PIXELS, LABELS)}, "is a Stream, which gives each image once"),
         (DataLoader(TensorDataset(FLOATS)), "is a DataLoader. Give its dataset, loader.dataset"),
         (PIXELS, r"has images without classes. Accuracy needs classes: give \(images, labels\)"),
