@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,4 +135,4 @@ class RowsSweeper(ProductSweeper):
         return super().sweep(arguments)
 
     def get_job_batch(self) -> Sequence[Sequence[str]]:
-        return [[*job, *row.run.split()] for job in super().get_job_batch() for row in self.rows]
+        return [[*job, *shlex.split(row.run)] for job in super().get_job_batch() for row in self.rows]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union
 import numpy as np
 
 from qexp.data.pixels import to_array
-from qexp.types import Preprocessing, UserError
+from qexp.types import AS_GIVEN, Preprocessing, UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,16 +19,18 @@ Given = TypeVar("Given", bound=OneImage)  # lets a type checker take a list of p
 
 
 def is_many(images: Any) -> bool:
-    return isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
+    return isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
 
 
 def pixels_of(image: OneImage, how: Preprocessing) -> np.ndarray:
     """Turn an image in any form that `Classifier.predict` takes into an array [H,W,C] of uint8, prepared as `how` says.
 
-    It is float32 where a function of the user prepares it.
+    It is float32 where a function of the user prepares it, and where a dataset gave such tensors.
     """
     from PIL import Image
 
+    if how.transform == AS_GIVEN and not isinstance(image, str | bytes | os.PathLike):
+        return _prepared(image, how)
     if isinstance(image, np.ndarray):
         array = _eight_bits(image)
         if array.shape == (*how.size, how.channels) and not how.resize_to and not how.transform:
@@ -49,7 +51,7 @@ def pixels_of(image: OneImage, how: Preprocessing) -> np.ndarray:
         raise UserError(f"Cannot read the image {what}: {error}. Replace or remove it.") from error
 
 
-def _prepared(image: Image.Image, how: Preprocessing) -> np.ndarray:
+def _prepared(image: Any, how: Preprocessing) -> np.ndarray:
     if not how.transform:
         return to_array(image, how)
     from qexp.data.transforming import transformed  # imports torch

@@ -17,6 +17,9 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
+# The `transform` of a preprocessing where a dataset gives what the network takes: x[C,H,W] of floats.
+AS_GIVEN = "qexp.data.transforming.as_given"
+
 
 class UserError(Exception):
     """An error that the user can put right. The message says what is wrong, what was given and what to do."""
@@ -95,7 +98,7 @@ class Preprocessing:
     def steps(self) -> str:
         """What is done, in words."""
         if self.transform:
-            return f"by {self.transform}"
+            return "as the dataset gives them" if self.transform == AS_GIVEN else f"by {self.transform}"
         height, width = self.size
         first = "turned as EXIF says, " * self.orient + ("grey" if self.channels == 1 else "RGB")
         short = f" with a short side of {self.resize_to}" if self.resize_to else ""

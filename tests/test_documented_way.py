@@ -23,9 +23,13 @@ from tests.documents import COMMANDS, DOCUMENTS, FENCE, ROOT
 pytestmark = [pytest.mark.integration, pytest.mark.thorough]
 
 PYTHON = {code for file in DOCUMENTS for language, code in FENCE.findall(file.read_text()) if language == "python"}
-# All but the file that a reader is to write, and what needs MLflow's server (tests/test_serving.py loads from one).
+# All but the file that a reader is to write, what needs MLflow's server (tests/test_serving.py loads from one), and
+# what takes a network of the reader's (tests/api/test_programs.py gives it one).
+ELSEWHERE = ('"runs:/', "qexp.compress")
 LOADING = sorted(
-    code for code in PYTHON if code.strip() not in {text.strip() for _, text in SHOWN} and '"runs:/' not in code
+    code
+    for code in PYTHON
+    if code.strip() not in {text.strip() for _, text in SHOWN} and not any(word in code for word in ELSEWHERE)
 )
 
 

@@ -53,7 +53,15 @@ ALLOWED = {
     | {"qexp.engine.profiles"},
     "report": BASIC | {"qexp.metrics", "qexp.tracking.store"},
     "search": KEYED | {"qexp.metrics", "qexp.tracking.store", "qexp.report.best", "qexp.jobs.reuse"},
-    "": {"qexp.loading"},  # qexp/__init__.py, for type checkers
+    # qexp/__init__.py, for type checkers
+    "": {"qexp.loading", "qexp.types"}
+    | {f"qexp.api.{name}" for name in ("comparison", "compressed", "functions", "trained")},
+    "api": BASIC
+    | {"qexp.data.parts", "qexp.deploy.__main__", "qexp.deploy.write", "qexp.errors", "qexp.loading", "qexp.places"}
+    | {"qexp.jobs.given", "qexp.jobs.run"}
+    | {"qexp.measure.candidate", "qexp.metrics"}
+    | {f"qexp.model.{name}" for name in ("base", "given", "outputs", "pretrained")}
+    | {f"qexp.report.{name}" for name in ("axes", "pareto", "render", "runs", "screen", "table", "verdict", "write")},
     "inputs": {"qexp.types", "qexp.data.pixels", "qexp.data.transforming"},
     "loading": BASIC | {"qexp.coded_file", "qexp.engine.base", "qexp.data.pixels", "qexp.inputs"},
     "serving": {"qexp.types", "qexp.inputs", "qexp.loading"},
@@ -78,9 +86,11 @@ ALLOWED = {
         "qexp.data.loaders",
         "qexp.data.opening",
         "qexp.data.options",
+        "qexp.data.parts",
         "qexp.engine.base",
         "qexp.method.base",
         "qexp.method.artifacts",
+        "qexp.method.graph",
     }
     | {
         "qexp.model.base",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -12,15 +13,19 @@ from qexp.data.base import ImageData
 from qexp.types import UserError
 
 
-def open_data(config: DictConfig) -> ImageData:
+def open_data(config: DictConfig, **objects: Any) -> ImageData:
     """Make and open the dataset of `config.data`.
 
     Its name and the number of the network's logits are put into the config, where the model finds them.
 
+    Args:
+        config: Config of the job.
+        **objects: Arguments of the dataset that a config cannot hold.
+
     Raises:
         UserError: Options are missing or wrong, or images are missing, corrupt or contradictory.
     """
-    data = _build(config.data)
+    data = _build(config.data, **objects)
     spec = data.open()
     config.data.name, config.data.num_classes = spec.name, spec.network_outputs
     return data
@@ -31,12 +36,12 @@ def name_of(config: DictConfig) -> str:
     return _build(config).name
 
 
-def _build(config: DictConfig) -> ImageData:
+def _build(config: DictConfig, **objects: Any) -> ImageData:
     if isinstance(config.transform, DictConfig):  # data.transform._target_, to be called later
         config = copy.deepcopy(config)
         config.transform = config.transform._target_
     try:
-        data = instantiate(config)
+        data = instantiate(config, **objects)
     except MissingMandatoryValue as error:
         key = str(error.full_key)
         way = "FOLDER or set the environment variable QEXP_DATA" if key == "data.root" else "VALUE"

@@ -52,7 +52,7 @@ def geometry(
     Raises:
         UserError: An option is out of range, or two contradict each other.
     """
-    if channels not in (1, 3):
+    if channels not in (1, 3) and not transform:
         raise UserError(f"data.channels is {channels}; images have 1 (grey) or 3 (colour) channels.")
     size = size_of(image_size)
     for name, value, known in (("resize", resize, RESIZE), ("interpolation", interpolation, INTERPOLATION)):

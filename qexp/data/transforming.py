@@ -54,3 +54,22 @@ def function(name: str) -> Any:
     if not callable(found):
         raise UserError(f"data.transform={name} is no function.")
     return found
+
+
+def as_given(image: Any) -> torch.Tensor:
+    """What a network takes, from what a dataset gave as just that.
+
+    Args:
+        image: x[C,H,W] of floats, as a tensor or an array.
+
+    Raises:
+        UserError: It is something else, which nothing says how to prepare.
+    """
+    x = torch.as_tensor(image) if isinstance(image, (np.ndarray, torch.Tensor)) else None
+    if x is None or not x.is_floating_point():
+        raise UserError(
+            "The dataset of this network gave tensors, so that nothing says how an image becomes one. Give tensors "
+            "x[C,H,W] of floats that are prepared like those, or compress the network with images of uint8 or files, "
+            "and say with mean, std, ... how they are prepared."
+        )
+    return x

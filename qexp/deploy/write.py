@@ -58,7 +58,7 @@ def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: ti
     how = artifact.data.preprocessing
     if how.transform:
         raise UserError(
-            f"Images of this network are prepared by {how.transform}, which a device does not have. Deploy a network "
+            f"Images of this network are prepared {how.steps}, which a device does not have. Deploy a network "
             "whose images qexp prepares (data.resize, data.mean, ...), or load this one with qexp.load."
         )
     load = engine.standalone()

@@ -15,10 +15,10 @@ from torch import nn
 from qexp.artifact import Artifact
 from qexp.cli import same_choices
 from qexp.data.base import ImageData
-from qexp.data.opening import open_data
 from qexp.engine.base import Engine
 from qexp.files import file_digest
 from qexp.jobs.comparison import limits_of
+from qexp.jobs.given import NOTHING, Given
 from qexp.jobs.preprocessing import adopt_preprocessing, given_options
 from qexp.jobs.run import forced_since
 from qexp.measure.candidate import Candidate
@@ -27,7 +27,6 @@ from qexp.method.base import Method
 from qexp.model.base import IMAGENET_HINT, bake, load_weights, of_imagenet, read_weights
 from qexp.model.baseline import Baseline, find_baseline
 from qexp.model.checkpoint import load_checkpoint
-from qexp.model.outputs import network_for
 from qexp.model.pretrained import note_of, wanted, weights_digest, without_pretrained
 from qexp.progress import doing
 from qexp.types import DataSpec, UserError
@@ -47,6 +46,7 @@ class ArtifactFactory:
         network: The network with its weights, in eval mode.
         source: Where the weights come from, as `make_artifact` takes it.
         notes: What records say of the weights.
+        given: Objects that stand in for nodes of the config.
     """
 
     config: DictConfig
@@ -55,10 +55,18 @@ class ArtifactFactory:
     network: nn.Module
     source: dict[str, Any]
     notes: dict[str, str]
+    given: Given = NOTHING
+
+    def source_for(self, method: Method) -> dict[str, Any]:
+        """What identifies the network for a method."""
+        if not method.trains:
+            return self.source
+        return {**self.source, **self.given.training_identity(self.config.model, self.network, self.data)}
 
     def named(self, method: Method) -> Callable[[Engine], str]:
         """A function that gives the folder name of an engine's artifact, which need not be made for that."""
-        return lambda engine: artifact_name(method, self.network, self.data, engine.spec, self.source)
+        source = self.source_for(method)
+        return lambda engine: artifact_name(method, self.network, self.data, engine.spec, source)
 
     def artifact(self, method: Method, engine: Engine) -> Artifact:
         """Find the artifact, or make it unless this is phase=measure.
@@ -77,7 +85,7 @@ class ArtifactFactory:
         # Trainings show a bar of their own.
         shown = nullcontext() if method.trains else doing(f"Making {method.name} for {engine.name}")
         with shown:
-            return make_artifact(method, self.network, self.data, engine.spec, self.source, root, since)
+            return make_artifact(method, self.network, self.data, engine.spec, self.source_for(method), root, since)
 
     def candidate(self, method: Method, engine: Engine, persistent: bool = False) -> Candidate:
         """The artifact of the method on an engine, lowered for it.
@@ -94,19 +102,22 @@ class ArtifactFactory:
         return Candidate(artifact, engine, batch, threads, limits_of(self.config), persistent, self.since)
 
 
-def prepare(config: DictConfig) -> ArtifactFactory:
+def prepare(config: DictConfig, given: Given = NOTHING) -> ArtifactFactory:
     """Open the data and load the trained network of a job, training it first if need be."""
     adopt_preprocessing(config)
-    data = open_data(config)
-    network, source, notes = trained_network(config, data)
+    data = given.open(config)
+    network, source, notes = trained_network(config, data, given)
+    source = {**source, **given.identity(config.model, network, data)}
     if data.generates:
         source = {**source, "calibration": data.generate_from(network, source)}
         notes = {**notes, "calibration": source["calibration"].rpartition(" ")[0] + ", made from the batch norms"}
         print(f"  calibration: {notes['calibration']}", flush=True)
-    return ArtifactFactory(config, data, forced_since(config), network, source, notes)
+    return ArtifactFactory(config, data, forced_since(config), network, source, notes, given)
 
 
-def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
+def trained_network(
+    config: DictConfig, data: ImageData, given: Given = NOTHING
+) -> tuple[nn.Module, dict[str, Any], dict[str, str]]:
     """Make the network with its weights: those that `checkpoint` names, or the pretrained ones of its library.
 
     The data is normalised like that of the baseline.
@@ -120,15 +131,17 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
     torch.manual_seed(config.seed)
     pretrained = wanted(config.model) and config.checkpoint == "auto" and config.train_missing is not True
     model = config.model if pretrained else without_pretrained(config.model)
-    network = network_for(model, data.open()).eval()
+    network = given.network(model, data.open()).eval()
     source = {"model": model.id, "network": OmegaConf.to_container(model, resolve=True)}
     if pretrained:
         check_unseen(config, data, None)
-        print(f"  weights of {model.id}: {note_of(network)}", flush=True)
+        notes = assumption(data, "the network") if given.has(model) else {"weights": note_of(network)}
+        for name, note in notes.items():
+            print(f"  {name} of {model.id}: {note}", flush=True)
         if of_imagenet(data.spec):
             print(f"  {IMAGENET_HINT}", flush=True)
         weights = f"pretrained {weights_digest(network)}"
-        return bake(network), {**source, "weights": weights}, {"weights": note_of(network)}
+        return bake(network), {**source, "weights": weights}, notes
     if config.checkpoint == "random":
         return bake(network), {**source, "weights": "random", "seed": config.seed}, {}
     path = Path(config.checkpoint)
@@ -141,7 +154,7 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
             print(f"  {name} of {path.name}: {note}", flush=True)
         weights = file_digest(path) + (f" {place}" if place else "")
         return bake(network), {**source, "weights": weights}, notes
-    baseline = newest_baseline(config, data) if config.checkpoint == "auto" else Baseline.read(path)
+    baseline = newest_baseline(config, data, given) if config.checkpoint == "auto" else Baseline.read(path)
     baseline.check()
     check_unseen(config, data, baseline.data)
     load_weights(network, read_weights(baseline.weights), str(baseline.folder))
@@ -151,11 +164,16 @@ def trained_network(config: DictConfig, data: ImageData) -> tuple[nn.Module, dic
     return bake(network), {**source, "weights": baseline.weights_digest}, notes
 
 
-def assumption(data: ImageData) -> dict[str, str]:
-    """Note how images are prepared for weights of a file, which does not say it, unless the command line said so."""
-    if PREPARING & given_options():
+def assumption(data: ImageData, silent: str = "the file") -> dict[str, str]:
+    """Note how images are prepared, unless the command line or the images said so.
+
+    Args:
+        data: The images.
+        silent: What does not say it.
+    """
+    if PREPARING & given_options() or data.spec.preprocessing.transform:
         return {}
-    return {ASSUMED: f"assumed, since the file does not say it: {data.spec.preprocessing.steps}"}
+    return {ASSUMED: f"assumed, since {silent} does not say it: {data.spec.preprocessing.steps}"}
 
 
 def seed_note(config: DictConfig, baseline: Baseline) -> dict[str, str]:
@@ -183,7 +201,7 @@ def check_unseen(config: DictConfig, data: ImageData, trained_on: DataSpec | Non
         )
 
 
-def newest_baseline(config: DictConfig, data: ImageData) -> Baseline:
+def newest_baseline(config: DictConfig, data: ImageData, given: Given) -> Baseline:
     """Find the newest baseline of this model and data, preferably of this seed.
 
     If there is none and `train_missing` allows it, one is trained.
@@ -198,7 +216,7 @@ def newest_baseline(config: DictConfig, data: ImageData) -> Baseline:
     if wanted and config.phase != "measure":
         from qexp.jobs.train import train_baseline  # imports Lightning, which takes seconds
 
-        return train_baseline(config, data, anew=False)
+        return train_baseline(config, data, anew=False, given=given)
     raise UserError(
         f"There is no trained {config.model.id} for the data {data.spec.name!r} in {config.outputs}/baselines. "
         f"Train it with\n  {same_choices('train')}\n"

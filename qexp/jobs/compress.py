@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from qexp.jobs.comparison import (
     quantise_unlike,
     test_images,
 )
+from qexp.jobs.given import NOTHING, Given
 from qexp.jobs.run import JobPlan, run_job
 from qexp.measure.images import EvaluationSet
 from qexp.model.checkpoint import claimed_top1
@@ -29,21 +31,21 @@ BELOW_CLAIM = 0.05  # top-1 below what a checkpoint says it reached, from which 
 NEAR_CHANCE = 4  # times as good as chance, above which a network seems to see what it was trained on
 
 
-def main(config: DictConfig) -> None:
-    run_job(config, "compress", planned_params(config), compress)
+def main(config: DictConfig, given: Given = NOTHING) -> None:
+    run_job(config, "compress", planned_params(config), partial(compress, given=given), given.call)
 
 
-def compress(config: DictConfig) -> JobPlan:
-    """Plan to compress the network of the config, and to measure it against fp32."""
+def compress(config: DictConfig, given: Given = NOTHING) -> JobPlan:
+    """Plan to compress the network of the config, or one that stands in for it, and to measure it against fp32."""
     method, fp32 = instantiate(config.method), instantiate(config.baseline.method)
     engines, fp32_engines = engines_of(config.engine), engines_of(config.fp32_engines)
     baseline_engine = instantiate(config.baseline.engine)
-    factory = prepare(config)
+    factory = prepare(config, given)
 
-    def make() -> Artifact:
+    def make(notes: dict[str, str]) -> dict[str, Artifact]:
         for engine in [baseline_engine, *fp32_engines.values()]:
             accepted_by({engine.name: engine}, lambda engine: factory.artifact(fp32, engine), {})
-        return next(iter(accepted_by(engines, lambda engine: factory.artifact(method, engine), {}).values()))
+        return accepted_by(engines, lambda engine: factory.artifact(method, engine), notes)
 
     def run() -> Outcome:
         tested = prepare_images(config, factory.data)
@@ -58,7 +60,8 @@ def compress(config: DictConfig) -> JobPlan:
         compared = accepted_by(fp32_engines, lambda engine: factory.candidate(fp32, engine), {})
         tests = EvaluationSet.test(baseline.artifact, Path(config.outputs) / "cache", tested)
         outcome = measure(config, candidates, baseline, compared, tests, notes)
-        claimed = claimed_top1(Path(config.checkpoint), config.trust_checkpoint) if ASSUMED in notes else None
+        in_file = ASSUMED in notes and config.checkpoint != "auto"
+        claimed = claimed_top1(Path(config.checkpoint), config.trust_checkpoint) if in_file else None
         hint_at_preprocessing(outcome, baseline.artifact.data.num_classes, claimed)
         return outcome
 

@@ -14,7 +14,7 @@ from qexp.data.opening import name_of
 from qexp.data.options import size_of
 from qexp.model.baseline import Baseline, find_baseline
 from qexp.model.pretrained import wanted
-from qexp.types import Preprocessing, UserError
+from qexp.types import AS_GIVEN, Preprocessing, UserError
 
 
 def adopt_preprocessing(config: DictConfig, trains: bool = False) -> None:
@@ -32,6 +32,8 @@ def adopt_preprocessing(config: DictConfig, trains: bool = False) -> None:
     if config.data.preprocess == "data":
         return
     says = said_by_network(config, trains)
+    if says is not None and says.transform == AS_GIVEN:
+        return  # the dataset gives what the network takes
     if says is None:
         if config.data.preprocess == "model":
             raise UserError(
@@ -53,7 +55,8 @@ def said_by_network(config: DictConfig, trains: bool) -> Preprocessing | None:
     if checkpoint != "auto":
         return Baseline.read(Path(checkpoint)).data.preprocessing if Path(checkpoint).is_dir() else None
     if not trains and (config.train_missing is True or not wanted(config.model)):
-        found = find_baseline(Path(config.outputs) / "baselines", config.model.id, name_of(config.data), config.seed)
+        name = config.data.name or name_of(config.data)
+        found = find_baseline(Path(config.outputs) / "baselines", config.model.id, name, config.seed)
         if found:
             return found.data.preprocessing
     return published(config.model) if wanted(config.model) else None
@@ -68,6 +71,8 @@ def of_size(how: Preprocessing, size: tuple[int, int]) -> Preprocessing:
 
 def published(model: DictConfig) -> Preprocessing | None:
     """How the publisher of a network's pretrained weights prepares images, or None if its library does not say."""
+    if model.get("_target_") is None:
+        return None
     module = import_module(str(model._target_).rpartition(".")[0])
     says = getattr(module, "preprocessing", None)
     return says(model.name, model.in_channels) if says else None

@@ -42,15 +42,18 @@ class JobPlan:
     Attributes:
         identity: The artifacts and engines of the run in plain values, known before anything is made.
         run: Makes what is missing, and measures.
-        make: Only makes what measuring needs. None if everything is there.
+        make: Only makes what measuring needs, and gives the artifact of each engine. Takes notes on engines that are
+            left out. None if everything is there.
     """
 
     identity: Any
     run: Callable[[], Outcome]
-    make: Callable[[], Artifact] | None
+    make: Callable[[dict[str, str]], dict[str, Artifact]] | None
 
 
-def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callable[[DictConfig], JobPlan]) -> None:
+def run_job(
+    config: DictConfig, kind: str, planned: dict[str, Any], plan: Callable[[DictConfig], JobPlan], call: str = ""
+) -> None:
     """Plan a job, run it unless it ended before, and write its record to the run's folder and then to tracking.
 
     Args:
@@ -58,10 +61,11 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callab
         kind: What the job does: `compress` or `benchmark`.
         planned: Params of the record that the config tells: model, data, method and bits.
         plan: Makes the plan.
+        call: The call of a Python program that asked for the job, or empty for the command line.
     """
     if config.threads == "auto":
         config.threads = physical_cores()
-    job = Job(config, kind, planned)
+    job = Job(config, kind, planned, call)
     print(f"{job.name} ...", flush=True)
     if config.on_error == "stop" and any(record.status == "failed" for record in read_records(sweep_folder())):
         print("  left out: another run of this sweep failed (on_error=stop)", flush=True)
@@ -86,8 +90,9 @@ def run_job(config: DictConfig, kind: str, planned: dict[str, Any], plan: Callab
 class Job:
     """One job of a sweep. The arguments are those of `run_job`."""
 
-    def __init__(self, config: DictConfig, kind: str, planned: dict[str, Any]):
+    def __init__(self, config: DictConfig, kind: str, planned: dict[str, Any], call: str = ""):
         self.began, hydra = time.perf_counter(), HydraConfig.get()
+        self.command = call or command_line()
         self.config, self.kind, self.folder = config, kind, Path(hydra.runtime.output_dir)
         self.params = {
             **planned,
@@ -132,8 +137,11 @@ class Job:
         if self.config.phase == "compress":
             if job_plan.make is None:
                 raise UserError("phase=compress has nothing to make: the artifact is given. Leave phase=all.")
-            made = job_plan.make()
-            return self.record(key, "compressed", made.folder.name, made)
+            notes: dict[str, str] = {}
+            made = job_plan.make(notes)
+            notes |= {f"artifact for {engine}": artifact.folder.name for engine, artifact in made.items()}
+            first = next(iter(made.values()))
+            return replace(self.record(key, "compressed", first.folder.name, first), notes=notes)
         # The child of the baseline imports its engine, which takes seconds, while the artifact is made.
         PERSISTENT.get(instantiate(self.config.baseline.engine), self.config.threads, limits_of(self.config))
         outcome = job_plan.run()
@@ -160,7 +168,7 @@ class Job:
         return Record(
             kind=self.kind, key=key, sweep=sweep_folder().name, status=status, reason=reason, label=describe(params),
             params=params, config=resolved, measurements=tuple(outcome.measurements if outcome else ()),
-            environment=environment(Path(__file__).parents[2]), command=command_line(),
+            environment=environment(Path(__file__).parents[2]), command=self.command,
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
             artifact=str(artifact.folder) if artifact else "",
             texts=outcome.texts if outcome else {}, notes=outcome.notes if outcome else {},

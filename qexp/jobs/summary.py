@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import math
 import sys
 from dataclasses import replace
@@ -30,7 +32,14 @@ SEARCH = "hydra_plugins.qexp_search.OptunaSweeper"
 
 
 class Summary(Callback):
-    """Hydra's callback around jobs. It ends the program with exit code 1 if a job failed."""
+    """Hydra's callback around jobs. It ends the program with exit code 1 if a job failed.
+
+    Args:
+        shows: Whether it prints what came out, or leaves that, and what to do about failed jobs, to its caller.
+    """
+
+    def __init__(self, shows: bool):
+        self.shows = shows
 
     # Hydra turns an exception in a callback into a warning, so that only sys.exit ends the program.
 
@@ -55,7 +64,12 @@ class Summary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         LEFT_OPEN.clear()
-        self.finish(config, Path(config.hydra.sweep.dir), log=True)
+        silent = contextlib.ExitStack()
+        if not self.shows:
+            silent.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            silent.enter_context(contextlib.suppress(SystemExit))
+        with silent:
+            self.finish(config, Path(config.hydra.sweep.dir), log=True)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         self.finish(config, Path(config.hydra.run.dir).parent, log=False)

@@ -20,21 +20,20 @@ from torch import Tensor
 from qexp.cli import same_choices
 from qexp.data.base import ImageData
 from qexp.data.loaders import Loaders
-from qexp.data.opening import open_data
 from qexp.files import file_digest
+from qexp.jobs.given import NOTHING, Given
 from qexp.jobs.preprocessing import adopt_preprocessing
 from qexp.keys import key
 from qexp.model.base import load_weights, read_weights
 from qexp.model.baseline import Baseline, check_space, weights_file
 from qexp.model.checkpoint import load_checkpoint
-from qexp.model.outputs import network_for
 from qexp.model.pretrained import note_of, wanted, weights_digest, without_pretrained
 from qexp.model.trainer import be_quiet, best_and_last, leave_one_process, make_trainer, trainer_options
 from qexp.model.training_module import TrainingModule
 from qexp.types import UserError, command_line, versions
 
 
-def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
+def train_baseline(config: DictConfig, data: ImageData, anew: bool, given: Given = NOTHING) -> Baseline:
     """Train a network, or go on from the last whole epoch of an interrupted training of the same config.
 
     The epoch with the best validation accuracy is chosen, and only that is tested. With several processes (DDP), only
@@ -44,6 +43,7 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
         config: Config of the job.
         data: Data to train on.
         anew: Whether to train again if there is a baseline of the same config, which is returned otherwise.
+        given: Objects that stand in for nodes of the config.
 
     Raises:
         UserError: Nothing can be learned from the data, an option is wrong, or the network or the outputs do not fit.
@@ -59,11 +59,11 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
         raise UserError(f"recipe.epochs is {config.recipe.epochs}; it must be at least 1.")
     model = without_pretrained(config.model) if config.init else config.model
     torch.manual_seed(config.seed)  # of a head for other classes than those of pretrained weights
-    network = network_for(model, spec)  # raises its errors before anything is written
+    network = given.network(model, spec)  # raises its errors before anything is written
     start = weights_file(config.init) if config.init else None
     if start and (told := load_checkpoint(network, start)):
         print(f"weights of {start}: {told}", flush=True)
-    if wanted(model):
+    if wanted(model) and not given.has(model):
         print(f"weights of {model.id}: {note_of(network)}", flush=True)
     plan: dict[str, Any] = {
         "model": OmegaConf.to_container(model, resolve=True),
@@ -76,6 +76,7 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
         plan["init"] = file_digest(start)
     elif wanted(model):
         plan["init"] = weights_digest(network)
+    plan |= given.identity(model, network.eval(), data) | given.training_identity(model, network, data)
     name = f"{config.model.id}-{spec.name}-seed{config.seed}-{baseline_key(config, data, plan)[:8]}".replace("/", "_")
     folder = Path(config.outputs) / "baselines" / name
     with alone_with(Path(config.outputs) / "cache" / "training" / f"{name}.lock"):
@@ -84,7 +85,7 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool) -> Baseline:
         if (folder / "manifest.json").exists():
             print(f"Already trained; force=true trains again: {folder}")
             return Baseline.read(folder)
-        return train(config, data, folder, plan, network.state_dict() if "init" in plan else None)
+        return train(config, data, folder, plan, network.state_dict() if "init" in plan else None, given)
 
 
 def baseline_key(config: DictConfig, data: ImageData, plan: dict[str, Any]) -> str:
@@ -110,8 +111,9 @@ def alone_with(lock: Path) -> contextlib.AbstractContextManager[Any]:
 
 
 def train(
-    config: DictConfig, data: ImageData, folder: Path, plan: dict[str, Any], weights: dict[str, Tensor] | None
-) -> Baseline:
+    config: DictConfig, data: ImageData, folder: Path, plan: dict[str, Any], weights: dict[str, Tensor] | None,
+    given: Given,
+) -> Baseline:  # fmt: skip
     """Train the network by a plan, and write the baseline.
 
     Args:
@@ -120,11 +122,12 @@ def train(
         folder: Folder of the baseline.
         plan: What the baseline is made from.
         weights: Initial weights by name, or None for random ones.
+        given: Objects that stand in for nodes of the config.
     """
     data.prepare_training()
     spec = data.spec
     seed_everything(config.seed, verbose=False)
-    network, recipe = network_for(without_pretrained(config.model), spec), instantiate(config.recipe)
+    network, recipe = given.network(without_pretrained(config.model), spec), instantiate(config.recipe)
     check_space(folder, network)
     if weights:
         load_weights(network, weights, str(config.init or config.model.id))
@@ -151,7 +154,7 @@ def train(
     baseline = Baseline(
         folder=folder, model=plan["model"], data=spec, recipe=plan["recipe"], seed=config.seed,
         metrics={"val_top1": float(best.best_model_score), **tested},
-        created=datetime.now(UTC).isoformat(timespec="milliseconds"), command=command_line(),
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"), command=given.call or command_line(),
         seconds=round(module.train_seconds, 1), versions=versions("qexp", "torch", "torchvision", "pytorch-lightning"),
     ).write(module.network.state_dict())  # fmt: skip
     for checkpoint in folder.glob("*.ckpt"):
@@ -171,10 +174,12 @@ def announce(config: DictConfig, data: ImageData, trainer: Trainer, place: str) 
     )
 
 
-def main(config: DictConfig) -> None:
+def main(config: DictConfig, given: Given = NOTHING) -> Baseline:
     adopt_preprocessing(config, trains=True)
-    baseline = train_baseline(config, open_data(config), anew=config.force)
+    baseline = train_baseline(config, given.open(config), config.force, given)
     values = [f"{name} {baseline.metrics[name]:.4f}" for name in ("val_top1", "test_top1", "test_top5")]
     print("  ".join([*values, f"{baseline.seconds:.0f} s", str(baseline.folder)]))
     groups = r"model(?!\.pretrained)|data|outputs"  # the baseline has taken the place of the pretrained weights
-    print(f"Compress it: {same_choices('compress', groups)}")
+    if not given.call:
+        print(f"Compress it: {same_choices('compress', groups)}")
+    return baseline

@@ -18,6 +18,7 @@ from qexp.method.graph import count_macs
 from qexp.method.layers import weight_named
 from qexp.method.layers_csv import LAYERS_FILE, layers_csv, weight_range
 from qexp.method.verification import check_alone
+from qexp.model.base import identity_of
 from qexp.types import versions
 
 PACKAGES = ("qexp", "torch", "torchao", "onnx", "onnxscript")
@@ -42,6 +43,8 @@ def make_artifact(
         source: Identity of the weights. `model` is the id of the model, `weights` is the digest of the weights or
             "random", and `network` is the config that builds the network. If the weights are what another artifact
             holds, `after` is the key of that artifact. `calibration` says which images were generated, if they were.
+            A network that no config builds is known by the digest `graph` of what it computes, and for methods that
+            train also by `training_graph`.
         root: The folder of all artifacts.
         since: An artifact that was made before this time, in nanoseconds, is made anew. The records of its runs stay.
 
@@ -52,7 +55,7 @@ def make_artifact(
     chosen = counterpart(method, engine_spec)
     resolved = chosen.resolve(engine_spec)
     name = artifact_name(method, network, data, engine_spec, source)
-    first = {what: value for what, value in source.items() if what != "after"}
+    first = {what: value for what, value in source.items() if what not in ("after", "training_graph")}
     reference = _folder_name("none", 32, ANY_ENGINE, REFERENCE, network, data, first)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
@@ -81,8 +84,9 @@ def _folder_name(
     method: str, bits: int | str, engine_spec: EngineSpec, node: dict[str, Any], network: nn.Module, data: ImageData,
     source: dict[str, Any], training: dict[str, Any] | None = None,
 ) -> str:  # fmt: skip
+    code = [data] if identity_of(network) else [network, data]
     made = key(
-        "artifact", code=["qexp.method.artifacts", network, data], name=method, method=node, engine_spec=engine_spec,
+        "artifact", code=["qexp.method.artifacts", *code], name=method, method=node, engine_spec=engine_spec,
         source=source, spec=data.spec, calibration_images=data.calibration_images, training=training,
     )  # fmt: skip
     width = f"{bits}bit" if isinstance(bits, int) else bits

@@ -27,7 +27,7 @@ from qexp.data.loaders import Loaders
 from qexp.files import made_since
 from qexp.keys import key
 from qexp.method.base import Method
-from qexp.model.base import load_weights, read_weights
+from qexp.model.base import identity_of, load_weights, read_weights
 from qexp.model.trainer import best_and_last, keeping_freed_memory, make_trainer, trainer_options
 from qexp.model.training_module import TrainingModule
 from qexp.types import UserError
@@ -155,7 +155,8 @@ class FineTuning:
         teacher = method.teacher
         name = key(
             "fine-tuning",
-            code=[network, data],
+            code=[data] if identity_of(network) else [network, data],
+            identity=identity_of(network),
             method=method,
             weights=weights_digest(network),
             teacher=None if teacher is None else weights_digest(teacher),

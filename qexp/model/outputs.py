@@ -13,18 +13,19 @@ from qexp.model.base import build_network, check_logits, evaluating
 from qexp.types import DataSpec, UserError
 
 
-def network_for(config: DictConfig, data: DataSpec) -> nn.Module:
+def network_for(config: DictConfig, data: DataSpec, network: nn.Module | None = None) -> nn.Module:
     """Build the network of a `model` config, which returns the logits of the data's classes and nothing else.
 
     Args:
         config: The config of the model. Its `output` is the place of the logits in the tuple or the dict that the
             network returns. None finds the only one that has their shape.
         data: The dataset.
+        network: A network that stands in for the one of the config, which is changed in place. None builds that.
 
     Raises:
         UserError: The network cannot be built or cannot take the images, or what it returns is not the logits.
     """
-    network = build_network(config)
+    network = build_network(config) if network is None else network
     key = config.get("output")
     found = outputs_of(network, data)
     if found or key is not None:

@@ -1,7 +1,8 @@
-"""A table, and the forms in which people read it: on the screen, as Markdown and as LaTeX."""
+"""A table, and the forms in which people read it: on the screen, as Markdown, as HTML and as LaTeX."""
 
 from __future__ import annotations
 
+import html
 import re
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,29 @@ def markdown(table: Table) -> str:
     rule = "|".join(" --- " if place in table.left else " ---: " for place in range(len(table.titles)))
     rows = [f"| {' | '.join(row)} |" for row in table.marked("**", "**")]
     return "\n".join([f"| {' | '.join(table.titles)} |", f"|{rule}|", *rows, *(f"\n{note}" for note in table.notes)])
+
+
+def html_table(table: Table) -> str:
+    """The table as a `<table>`, as notebooks show it."""
+    places = range(len(table.titles))
+    sides = ["left" if place in table.left else "right" for place in places]
+    head = "".join(
+        f'<th style="text-align:{side}">{html.escape(title)}</th>'
+        for title, side in zip(table.titles, sides, strict=True)
+    )
+    rows = "".join(
+        f"<tr>{''.join(_html_cell(table, row, place, sides[place]) for place in places)}</tr>"
+        for row in range(len(table.rows))
+    )
+    notes = "".join(f"<p><small>{html.escape(note)}</small></p>" for note in table.notes)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{notes}"
+
+
+def _html_cell(table: Table, row: int, place: int, side: str) -> str:
+    text, look = html.escape(table.rows[row][place]), f"text-align:{side}"
+    if (row, place) in table.faint:
+        look += ";opacity:0.5"
+    return f'<td style="{look}">{f"<b>{text}</b>" if (row, place) in table.marks else text}</td>'
 
 
 def latex(table: Table) -> str:

@@ -18,8 +18,11 @@ def command_of(run: Run) -> str:
 
     It has the job's own overrides, which Hydra wrote beside the record, and the number of threads that the run used. If
     those files are lost, it is the command in the record, provided that it made only this run. Otherwise it is empty.
+    Of a run of a Python program it is the call.
     """
     record, hydra = run.record, run.folder / ".hydra"
+    if record.command.startswith("qexp."):  # no command line has the objects of a Python program
+        return record.command
     words = shlex.split(record.command)
     several = any(word in ("-m", "--multirun") for word in words)
     try:

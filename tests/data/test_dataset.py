@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 from PIL import Image
 from torchvision.datasets import FakeData, ImageFolder
 
-from qexp.data.dataset import TWICE, DatasetData
+from qexp.data.dataset import DatasetData
+from qexp.data.items import TWICE
 from qexp.data.opening import open_data
 from qexp.errors import explain
 from qexp.places import CONF
