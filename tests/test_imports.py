@@ -45,6 +45,10 @@ ALLOWED = {
     | {"qexp.metrics", "qexp.launch", "qexp.questions", "qexp.engine.base", "qexp.data.decoded", "qexp.data.pixels"},
     "report": BASIC | {"qexp.metrics", "qexp.tracking.store"},
     "search": KEYED | {"qexp.metrics", "qexp.tracking.store", "qexp.report.best", "qexp.jobs.reuse"},
+    "within": KEYED
+    | {"qexp.metrics", "qexp.records", "qexp.tracking.store", "qexp.data.opening", "qexp.model.baseline"}
+    | {"qexp.model.pretrained", "qexp.jobs.artifact_factory", "qexp.jobs.preprocessing"}
+    | {"qexp.report.plot", "qexp.report.render", "qexp.report.terms", "qexp.deploy.__main__", "qexp.deploy.write"},
     "": {"qexp.loading"},  # qexp/__init__.py, for type checkers
     "inputs": {"qexp.types", "qexp.data.pixels", "qexp.data.transforming"},
     "loading": BASIC | {"qexp.coded_file", "qexp.engine.base", "qexp.data.pixels", "qexp.inputs"},
@@ -92,7 +96,7 @@ ALLOWED = {
         f"qexp.report.{name}"
         for name in ("best", "layers", "reference", "render", "runs", "screen", "verdict", "write")
     }
-    | {"qexp.tracking.store", "qexp.tracking.sync"},
+    | {"qexp.tracking.store", "qexp.tracking.sync", "qexp.within.answer"},
 }
 MODULES = sorted((ROOT / "qexp").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
