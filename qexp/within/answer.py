@@ -176,25 +176,34 @@ def answer_of(seen: Seen, chosen: Result | None, minutes: float) -> Answer:
         minutes: Minutes that the search took.
     """
     told = chosen or next(iter(seen.nearest), None)
-    limits, minimised = seen.limits, [*seen.limits.minimise]
+    minimised = [*seen.limits.minimise]
     judged = seen.judged(told) if told else []
     took = f"after {len(seen.results)} trials in {minutes:.1f} minutes"
     if chosen:
         what = " and ".join(f"the least {name} found" for name in minimised)
         sentence = f"{chosen.trial.name} holds all limits with {what} ({reached(chosen, minimised)}), {took}."
     elif told:
-        missed = "; ".join(str(each) for each in judged if not limits.hold([each]))
-        sentence = f"Nothing that was tried holds all limits, {took}. The nearest is {told.trial.name}: {missed}."
+        sentence = (
+            f"Nothing that was tried holds all limits, {took}. The nearest is {told.trial.name}: "
+            f"{missed_by(seen, told)}."
+        )
     else:
         sentence = f"Nothing that was tried ended, {took}: the table says why."
     rest = [result for result in (seen.holding if chosen else seen.nearest) if result is not told]
     front = seen.front if len(minimised) > 1 else []
     return Answer(
         sentence=sentence, chosen=chosen.trial.name if chosen else "", limits=[str(each) for each in judged],
-        bounds=limits.given, minimised=minimised, rows=[row_of(seen, result) for result in seen.results],
-        dropped=seen.dropped, others=[reached(result, minimised) for result in rest[:OTHERS]],
+        bounds=seen.limits.given, minimised=minimised, rows=[row_of(seen, result) for result in seen.results],
+        dropped=seen.dropped,
+        others=[reached(result, minimised) if chosen else f"{result.trial.name}: {missed_by(seen, result)}"
+                for result in rest[:OTHERS]],
         front=[reached(result, minimised) for result in front],
     )  # fmt: skip
+
+
+def missed_by(seen: Seen, result: Result) -> str:
+    """The limits that a result does not hold."""
+    return "; ".join(str(each) for each in seen.judged(result) if not seen.limits.hold([each]))
 
 
 def on_test_images(record: Record) -> str:

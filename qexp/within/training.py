@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from qexp.within.limits import DROP
+from qexp.within.limits import DROP, MISSED
 from qexp.within.seen import Result, Seen, Trial
 from qexp.within.untrained import FLOATING, INTEGERS
 
@@ -67,8 +67,7 @@ def first_trained(seen: Seen) -> list[Learner]:
     if limits.allows("qat", 8) and any(r.finished and seen.misses_drop(r) for r in seen.of_step(INTEGERS)):
         found.append(Learner("trained int8", engine, ("method=qat", "bits=8"), "method.recipe.epochs"))
     if limits.allows("prune_channels", 8 if integer else 32) and prunes(seen):
-        wanted = [*(name for name in limits.minimise if name != DROP), *limits.given]
-        target = "parameters" if wanted[:1] == ["size_mb"] else "macs"
+        target = "parameters" if wants_size(seen, engine) else "macs"
         stage = "method.stages.prune_channels" if integer else "method"
         method = ("method=prune_channels_static", "bits=8") if integer else ("method=prune_channels", "bits=32")
         for ratio in RATIOS:
@@ -76,6 +75,15 @@ def first_trained(seen: Seen) -> list[Learner]:
             said = f"{ratio:g} times fewer {TARGETS[target]}{', int8' * integer}"
             found.append(Learner(said, engine, words, f"{stage}.recipe.epochs"))
     return found
+
+
+def wants_size(seen: Seen, engine: str) -> bool:
+    """Whether it is the size that channels are pruned for: the only limit that is missed, or what is minimised first."""
+    untrained = next((r for r in seen.of_step(INTEGERS) + seen.of_step(FLOATING) if r.trial.engine == engine), None)
+    judged = seen.judged(untrained) if untrained and untrained.finished else []
+    missed = {each.name for each in judged if each.how == MISSED} - {DROP}
+    minimised = [name for name in seen.limits.minimise if name != DROP]
+    return missed == {"size_mb"} or (not missed and minimised[:1] == ["size_mb"])
 
 
 def prunes(seen: Seen) -> bool:
