@@ -78,7 +78,7 @@ def first_trained(seen: Seen) -> list[Learner]:
 
 
 def wants_size(seen: Seen, engine: str) -> bool:
-    """Whether it is the size that channels are pruned for: the only limit that is missed, or what is minimised first."""
+    """Whether channels are pruned for the size: the only cost whose limit is missed, or what is minimised first."""
     untrained = next((r for r in seen.of_step(INTEGERS) + seen.of_step(FLOATING) if r.trial.engine == engine), None)
     judged = seen.judged(untrained) if untrained and untrained.finished else []
     missed = {each.name for each in judged if each.how == MISSED} - {DROP}

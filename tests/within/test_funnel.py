@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -59,11 +60,24 @@ def test_accuracy_is_won_back_on_the_better_engines_alone_where_it_is_lost() -> 
 def test_who_cannot_be_fast_or_small_enough_is_not_trained_on() -> None:
     seen = searched(CALM, limits(size_mb=0.9))
     reasons = {name: why for name, why in seen.dropped.items() if name.startswith("more epochs")}
-    assert "size_mb 1.33 MB, limit 0.9: missed" in reasons["more epochs for 1.5 times fewer operations, int8"]
-    assert "size_mb 1 MB, limit 0.9: missed" in reasons["more epochs for 2 times fewer operations, int8"]
+    assert "size_mb 1.33 MB, limit 0.9: missed" in reasons["more epochs for 1.5 times fewer parameters, int8"]
+    assert "size_mb 1 MB, limit 0.9: missed" in reasons["more epochs for 2 times fewer parameters, int8"]
     trained = seen.of_step(TRAINING)
     assert trained and min(ratio_of(result.trial) for result in trained) == 3
-    assert "parameters" in " ".join(searched(CALM, limits(minimise=["size_mb"])).of_step(PRUNING)[0].trial.words)
+
+
+@pytest.mark.parametrize(
+    ("asked", "target"),
+    [
+        ({"minimise": ["size_mb"]}, "parameters"), ({"minimise": ["latency_ms"]}, "macs"),
+        ({"size_mb": 1}, "parameters"), ({"size_mb": 1, "latency_ms": 0.5}, "macs"),
+        ({"minimise": ["size_mb"], "latency_ms": 0.5}, "macs"),
+    ],
+)  # fmt: skip
+def test_channels_are_pruned_for_what_is_missed(asked: dict[str, Any], target: str) -> None:
+    """int8 takes 1 ms and 2 MB."""
+    first = searched(CALM, limits(**asked)).of_step(PRUNING)[0]
+    assert f"method.stages.prune_channels.target={target}" in first.trial.words
 
 
 def test_half_of_those_that_train_go_on_and_then_as_long_as_the_trend_asks_for() -> None:
