@@ -1,6 +1,6 @@
-"""Makes the search with Optuna a sweeper of Hydra's, which takes sweepers from this package only.
+"""Makes searches sweepers of Hydra's, which takes sweepers from this package only.
 
-Hydra imports the package for every command, so qexp/search is imported only when a search runs.
+Hydra imports the package for every command, so qexp/search and qexp/within are imported only when a search runs.
 """
 
 from __future__ import annotations
@@ -33,3 +33,16 @@ class OptunaSweeper(Sweeper):
         from qexp.search.search import Options, search
 
         search(Options(**self.options), self, arguments)
+
+
+class WithinSweeper(OptunaSweeper):
+    """The sweeper of `hydra/sweeper=within`.
+
+    Args:
+        **options: What conf/hydra/sweeper/within.yaml explains.
+    """
+
+    def sweep(self, arguments: list[str]) -> None:
+        from qexp.within.search import Options, within
+
+        within(Options(**self.options), self, arguments)

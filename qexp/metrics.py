@@ -170,6 +170,8 @@ _TABLE = (
     _accuracy("top1_low"),
     _accuracy("top1_high"),
     _accuracy("top1_drop", title="drop", axis="top-1 accuracy lost", better=LOWER),
+    _accuracy("top1_drop_low", better=LOWER),
+    _accuracy("top1_drop_high", better=LOWER),
     _accuracy("top5", title="top-5 %", axis="top-5 accuracy"),
     _accuracy("agreement", title="agreement %", axis="same answer as fp32"),
     _accuracy("loss", unit="nats", title="loss", axis="loss", form="significant", better=LOWER),

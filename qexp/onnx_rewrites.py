@@ -1,12 +1,12 @@
-"""Rewrites of ONNX graphs with quantize/dequantize pairs, after which OpenVINO 2026.4 computes what they say.
+"""Rewrites of ONNX graphs with quantize/dequantize pairs, after which runtimes compute what they say.
 
-None of them changes a number.
+None of them changes a number. They were found necessary with OpenVINO 2026.4 and ONNX Runtime 1.31.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,8 @@ MOVING = {
 }  # fmt: skip
 # Operators that only compare values, so that these can be rounded before as well as after.
 COMPARING = {"ReduceMax", "ReduceMin"}
+# Layers whose fp32 weights ONNX Runtime rounds.
+REWEIGHTED = {"Conv", "ConvTranspose", "Gemm"}
 
 
 def count_images(graph: ir.Graph) -> None:
@@ -61,6 +63,43 @@ def move_integers(graph: ir.Graph) -> None:
             _replace(graph, node, _value(source.inputs[0]))
             if not source.outputs[0].uses():
                 graph.remove(source, safe=True)
+
+
+def keep_in_floating_point(graph: ir.Graph) -> None:
+    """Let layers with fp32 weights read what they read with a scale for each channel, all of them the same, in place.
+
+    ONNX Runtime otherwise rounds the weights of convolutions and linear layers whose input has a single scale to 8
+    bits, with one scale for all of them (its optimizer WeightBiasQuantization).
+    """
+    for node in list(graph):
+        source = _dequantize_before(node) if node.op_type in REWEIGHTED else None
+        weight = node.inputs[1].const_value if source and node.inputs[1] else None
+        if source is None or weight is None:
+            continue
+        _, scale, zero = source.inputs
+        if not (scale and scale.const_value and zero and zero.const_value):
+            continue
+        channels = _channels_read(node, weight.shape.numpy())
+        each = [np.full(channels, value.const_value.numpy()) for value in (scale, zero) if value.const_value]
+        made = [ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(values))]) for values in each]
+        inputs = [source.inputs[0], *(constant.outputs[0] for constant in made)]
+        own = ir.Node("", "DequantizeLinear", inputs, [ir.AttrInt64("axis", 1)])
+        own.outputs[0].type, own.outputs[0].shape = source.outputs[0].type, source.outputs[0].shape
+        graph.insert_before(node, [*made, own])
+        node.replace_input_with(0, own.outputs[0])
+        if not source.outputs[0].uses():
+            graph.remove(source, safe=True)
+
+
+def _channels_read(node: ir.Node, shape: Sequence[int]) -> int:
+    """How many channels a layer reads, whose weight has this shape."""
+    if node.op_type == "Conv":
+        group = node.attributes.get("group")
+        return shape[1] * (group.as_int() if group else 1)
+    if node.op_type == "ConvTranspose":
+        return shape[0]
+    turned = node.attributes.get("transB")
+    return shape[1] if turned and turned.as_int() else shape[0]
 
 
 def _rounds_alike(graph: ir.Graph, node: ir.Node) -> bool:

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from qexp.errors import explain
 from qexp.places import CONF
 from qexp.search.search import Options
+from qexp.within.search import Options as WithinOptions
 
 LAUNCHERS = sorted((CONF / "hydra" / "launcher").glob("*.yaml"))
 SWEEPERS = sorted((CONF / "hydra" / "sweeper").rglob("*.yaml"))
@@ -150,11 +151,12 @@ def test_a_yaml_names_all_options_of_what_it_makes_and_python_has_no_defaults(gr
         assert not preset, f"{path}: {preset} have their defaults in the yaml"
 
 
-@pytest.mark.parametrize("sweeper", ["optuna", "rows"])
+@pytest.mark.parametrize("sweeper", ["optuna", "rows", "within"])
 def test_so_do_the_yamls_of_sweepers(sweeper: str) -> None:
-    given = ["model=resnet8", f"hydra/sweeper={sweeper}"]
+    given = ["model=resnet8", "experiment=within" if sweeper == "within" else f"hydra/sweeper={sweeper}"]
     node = compose("compress", given, return_hydra_config=True).hydra.sweeper
-    target = Options if sweeper == "optuna" else get_object(node["_target_"])  # the former's class passes all on
+    passed_on = {"optuna": Options, "within": WithinOptions}  # what the sweeper's own class passes all options to
+    target = passed_on.get(sweeper) or get_object(node["_target_"])
     assert {*node} - {"_target_", "_recursive_"} == {parameter.name for parameter in parameters(target)}
     assert all(parameter.default is parameter.empty for parameter in parameters(target))
 

@@ -51,8 +51,8 @@ def test_validation_follows_from_test() -> None:
     assert METRICS["val_top1_drop"].title == "val drop" and METRICS["val_loss"].unit == "nats"
     assert not metric.on_test and metric.better == "higher" and "val_test_seconds" not in METRICS
     assert {name for name in METRICS if name.startswith("val_")} == {
-        f"val_{name}" for name in ("top1", "top1_low", "top1_high", "top1_drop", "top5", "agreement", "loss",
-        "mcnemar_p")
+        f"val_{name}" for name in ("top1", "top1_low", "top1_high", "top1_drop", "top1_drop_low",
+        "top1_drop_high", "top5", "agreement", "loss", "mcnemar_p")
     }  # fmt: skip
 
 

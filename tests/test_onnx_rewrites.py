@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from qexp.onnx_rewrites import count_images, move_integers
+from qexp.onnx_rewrites import count_images, keep_in_floating_point, move_integers
 
 X = np.random.default_rng(0).normal(size=(3, 2, 4, 4)).astype(np.float32)
 NUMBERS = {
@@ -43,18 +43,19 @@ def rounded(source: str, name: str, scale: str = "scale") -> list[onnx.NodeProto
     ]
 
 
-def model(*nodes: onnx.NodeProto) -> onnx.ModelProto:
-    """A network of images x[B,2,4,4] that gives `y`."""
+def model(*nodes: onnx.NodeProto, **more: np.ndarray) -> onnx.ModelProto:
+    """A network of images x[B,2,4,4] that gives `y`, with NUMBERS and more as constants."""
     given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *X.shape[1:]])]
     made = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
-    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in NUMBERS.items()]
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in (NUMBERS | more).items()]
     graph = helper.make_graph(list(nodes), "graph", given, made, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 
-def run(network: onnx.ModelProto, x: np.ndarray = X) -> np.ndarray:
+def run(network: onnx.ModelProto, x: np.ndarray = X, optimised: bool = False) -> np.ndarray:
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(network.SerializeToString(), options).run(None, {"x": x})[0]
 
@@ -108,3 +109,31 @@ def test_images_are_counted_by_their_values() -> None:
     assert kinds == ["Size", "Div", "Concat", "Expand"]
     for batch in (1, 3):
         assert run(found, X[:batch]).shape == (batch, 3)
+
+
+UNEVEN = {
+    "Conv": ((4, 1, 1, 1), {"group": 2}),
+    "ConvTranspose": ((2, 4, 1, 1), {}),
+    "Gemm": ((32, 5), {}),
+    "Gemm with a turned weight": ((5, 32), {"transB": 1}),
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_fp32_weights_stay_fp32_in_onnx_runtime(name: str) -> None:
+    shape, attributes = UNEVEN[name]
+    kind, (values, bias) = (
+        name.split()[0],
+        (np.random.default_rng(1).normal(size=size).astype(np.float32) for size in (shape, 5)),
+    )
+    values.flat[0] = 1000  # after which 8 bits leave nothing of the others, if all share a scale
+    flat = [helper.make_node("Flatten", ["x"], ["f"])] if kind == "Gemm" else []
+    layer = helper.make_node(kind, ["d", "weight", *["bias"] * len(flat)], ["m"], **attributes)
+    network = model(*flat, *rounded("f" if flat else "x", "d"), layer, *rounded("m", "y"), weight=values, bias=bias)
+    made = ir.from_proto(onnx.shape_inference.infer_shapes(network))
+    move_integers(made.graph)
+    keep_in_floating_point(made.graph)
+    found = ir.to_proto(made)
+    onnx.checker.check_model(found, full_check=True)
+    np.testing.assert_array_equal(run(found), run(network))
+    np.testing.assert_allclose(run(found, optimised=True), run(network), atol=0.03)

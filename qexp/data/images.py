@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qexp.data.splitting import spread
+
 if TYPE_CHECKING:
     from qexp.data.base import ImageData
 
@@ -49,3 +51,17 @@ class CalibrationImages:
     def split(self, batch: int) -> Iterator[Tensor]:
         """x[B,C,H,W] float32 of all images, at most `batch` at a time."""
         return (self[start : start + batch] for start in range(0, len(self), batch))
+
+
+def validation_images(data: ImageData, count: int | None = None) -> tuple[CalibrationImages, np.ndarray]:
+    """The validation images of opened data with their labels[N].
+
+    Args:
+        data: The data.
+        count: How many images, spread over the classes, or None for all. They are those on which accuracy is measured.
+    """
+    labels, chosen = data.splits["train"].labels, data.validation_indices
+    if count is not None:
+        chosen = spread(chosen, labels[chosen], count)
+    chosen = data.prepare("train", chosen)
+    return CalibrationImages(data, "train", chosen), labels[chosen]

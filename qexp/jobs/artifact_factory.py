@@ -187,18 +187,31 @@ def seed_note(config: DictConfig, baseline: Baseline) -> dict[str, str]:
 
 
 def check_unseen(config: DictConfig, data: ImageData, trained_on: DataSpec | None) -> None:
-    """Check that the validation part is known to be unseen, if accuracy is to be measured on it.
+    """Check that the validation part is known to be unseen, if it is to judge anything.
 
     Raises:
         UserError: Accuracy is to be measured on the validation part, and whether the weights know it is unknown.
     """
-    accuracy = config.measure.get("accuracy")
-    if accuracy and accuracy.part != "test" and (trained_on is None or trained_on.digest != data.open().digest):
+    asked = judged_on_validation(config)
+    if asked and (trained_on is None or trained_on.digest != data.open().digest):
         weights = "no baseline of train.py" if trained_on is None else "a baseline of other images"
+        option, instead = asked
         raise UserError(
-            f"measure.accuracy.part={accuracy.part}, but whether these weights were trained on images of the "
-            f"validation part is unknown: they are {weights}. Give measure.accuracy.part=test."
+            f"{option}, but whether these weights were trained on images of the validation part is unknown: "
+            f"they are {weights}. Give {instead}."
         )
+
+
+def judged_on_validation(config: DictConfig) -> tuple[str, str] | None:
+    """The option that asks for accuracy on the validation part, and what to give instead. None if there is none."""
+    accuracy = config.measure.get("accuracy")
+    if accuracy and accuracy.part != "test":
+        return f"measure.accuracy.part={accuracy.part}", "measure.accuracy.part=test"
+    nodes = {"method": config.method, **{f"method.stages.{n}": s for n, s in config.method.get("stages", {}).items()}}
+    for name, node in nodes.items():
+        if node.get("accept_points") is not None:
+            return f"{name}.accept_points={node.accept_points}", f"{name}.accept_points=null"
+    return None
 
 
 def newest_baseline(config: DictConfig, data: ImageData, given: Given) -> Baseline:

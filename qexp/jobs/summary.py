@@ -27,8 +27,9 @@ from qexp.report.screen import screen, show
 from qexp.report.write import Style, write_report
 from qexp.tracking.sync import sync
 from qexp.types import UserError, first_line, typed
+from qexp.within.answer import PICTURE, Answer
 
-SEARCH = "hydra_plugins.qexp_search.OptunaSweeper"
+SEARCHES = "hydra_plugins.qexp_search."  # the sweepers that print a plan of their own
 
 
 class Summary(Callback):
@@ -48,7 +49,7 @@ class Summary(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         check_end(config)
-        if config.hydra.sweeper._target_ != SEARCH:  # a search prints a plan of its own
+        if not config.hydra.sweeper._target_.startswith(SEARCHES):
             print(plan(config), flush=True)
         try:
             instantiate(config.tracking).prepare()
@@ -82,7 +83,7 @@ class Summary(Callback):
             sweep: Folder of the sweep.
             log: Whether tracking also logs the report, as the sweep's summary run.
         """
-        runs, search = runs_of(sweep), Search.read(sweep)
+        runs, search, answer = runs_of(sweep), Search.read(sweep), Answer.read(sweep)
         if not runs:
             return
         if config.heat.rows > 1 and not search:
@@ -96,7 +97,10 @@ class Summary(Callback):
             named = [Run(record, run.folder) for run, record in zip(runs, search.marked(records), strict=True)]
             style = replace(style, lines=False)
         reference = Reference.read(sweep, runs)
-        preface = (search.markdown(records) if search else "") + (reference.markdown() if reference else "")
+        preface = "".join([
+            answer.markdown() if answer else "", search.markdown(records) if search else "",
+            reference.markdown() if reference else "",
+        ])  # fmt: skip
         written = write_report(runs, sweep, f"sweep {sweep.name}", style, preface=preface, named=named)
         show(named, written.verdicts)
         if search:
@@ -105,6 +109,10 @@ class Summary(Callback):
         if reference:
             print()
             screen().print(rich_table(reference.table()))
+        if answer:
+            print()
+            screen().print(rich_table(answer.table()))
+            print("\n" + "\n".join(answer.lines))
         print(f"\nRecords, tables and artifacts: {sweep} and {config.outputs}/artifacts")
         for file in written.files:
             if file.suffix == ".html":
@@ -113,7 +121,8 @@ class Summary(Callback):
             return  # nothing to compare yet
         tracking = instantiate(config.tracking)
         try:
-            page = tracking.log_sweep(sweep.name, records, written.markdown, written.files) if log else ""
+            files = [*written.files, *sweep.glob(PICTURE)]
+            page = tracking.log_sweep(sweep.name, records, written.markdown, files) if log else ""
             if address := tracking.address(page):
                 print(f"Compare the runs in a browser: {address}")
         except Exception as error:
@@ -122,7 +131,8 @@ class Summary(Callback):
                 file=sys.stderr,
                 flush=True,
             )
-        if any(record.status == "failed" for record in records):
+        # A trial that failed is a way that did not lead there.
+        if not answer.chosen if answer else any(record.status == "failed" for record in records):
             sys.exit(1)
 
 

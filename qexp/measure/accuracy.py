@@ -13,6 +13,7 @@ from qexp.metrics import METRICS, VALIDATION
 from qexp.records import Measurement
 from qexp.types import UserError, nearest
 
+NORMAL = 1.959964  # 97.5th percentile of the normal distribution
 SIGNIFICANT = 0.05  # p-value below which one network is worse than another
 PARTS = {"test": ("",), "validation": (VALIDATION,), "both": ("", VALIDATION)}  # with the prefixes of their metrics
 
@@ -53,9 +54,11 @@ class Accuracy(Measure):
         found = score(logits, labels)
         if context.baseline:
             reference, _ = context.baseline.logits(images, self.batch_size, context.cache)
-            found["top1_drop"] = top_k(reference, labels, 1) - top_k(logits, labels, 1)
+            before, after = (top_k_hits(each, labels, 1) for each in (reference, logits))
+            found["top1_drop"] = float(before.mean() - after.mean())
+            found["top1_drop_low"], found["top1_drop_high"] = drop_interval(before, after)
             found["agreement"] = float((reference.argmax(1) == logits.argmax(1)).mean())
-            found["mcnemar_p"] = mcnemar(*(top_k_hits(each, labels, 1) for each in (reference, logits)))
+            found["mcnemar_p"] = mcnemar(before, after)
         made = [METRICS[prefix + name].of(value) for name, value in found.items()]
         return made if prefix else [*made, METRICS["test_seconds"].of(seconds)]
 
@@ -122,6 +125,26 @@ def top_k_hits(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """hits[N]: whether each label is among the k largest of logits[N,K]. Of equal logits, the lower class is first."""
     order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
     return (order == labels[:, None]).any(1)
+
+
+def drop_interval(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the accuracy that one network loses against another on another draw of as many images.
+
+    The images are the same for both, so only those on which one network alone is right decide. See Agresti and Min,
+    "Simple improved confidence intervals for comparing matched proportions", 2005, section 2: Wald's interval after
+    half an image was added to each of the four cells.
+
+    Args:
+        before: before[N], whether the network that is compared with is right on each image.
+        after: after[N], whether the other network is right on the same images.
+
+    Returns:
+        The lower and the upper bound, as fractions.
+    """
+    lost, gained, count = int((before & ~after).sum()) + 0.5, int((after & ~before).sum()) + 0.5, len(before) + 2
+    middle = (lost - gained) / count
+    width = NORMAL * ((lost + gained) / count - middle**2) ** 0.5 / count**0.5
+    return middle - width, middle + width
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> float:

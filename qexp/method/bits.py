@@ -44,6 +44,11 @@ class BitWidths:
         return {self.weight, self.activation} <= {*range(2, 9), FLOAT} and self.weight + self.activation < 2 * FLOAT
 
     @property
+    def is_float(self) -> bool:
+        """Whether both stay in floating point."""
+        return self.weight == self.activation == FLOAT
+
+    @property
     def has_kernels(self) -> bool:
         """Whether integer engines have kernels for these bits."""
         return self.weight == self.activation == 8

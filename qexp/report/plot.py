@@ -58,7 +58,7 @@ def accuracy_plot(
         _intervals(axes, rows, cost, up)
         _fronts(axes, rows, cost, up)
         _scatter(axes, [run.record for run in rows], cost, up)
-        _logarithmic(axes)
+        logarithmic(axes)
         axes.set_xlabel(cost.axis_title)
         axes.grid(True, which="both", alpha=0.2)
     figure.axes[0].set_ylabel(up.axis_title)
@@ -74,7 +74,7 @@ def _saved(figure: Figure, file: Path, formats: Sequence[str]) -> list[Path]:
     return files
 
 
-def _logarithmic(axes: Axes) -> None:
+def logarithmic(axes: Axes) -> None:
     """Make the horizontal axis logarithmic, with plain numbers.
 
     Ticks are evenly spaced on an axis that covers less than a factor of 5, at 1, 2 and 5 of each decade on one that

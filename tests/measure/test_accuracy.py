@@ -19,7 +19,7 @@ from qexp.artifact import Artifact
 from qexp.data.decoded import DecodedPart, write_part
 from qexp.engine.base import Engine
 from qexp.launch import ChildFailed
-from qexp.measure.accuracy import mcnemar, score
+from qexp.measure.accuracy import drop_interval, mcnemar, score
 from qexp.measure.base import Context
 from qexp.measure.candidate import Candidate
 from qexp.measure.images import EvaluationSet
@@ -70,6 +70,15 @@ def test_mcnemar_counts_the_ways_to_toss_coins(only_one: int, only_other: int) -
     assert mcnemar(one, other) == mcnemar(other, one) == pytest.approx(as_far / 2**coins)
 
 
+@pytest.mark.parametrize(("lost", "gained", "images"), [(0.02, 0.01, 500), (0.05, 0.001, 300), (0.3, 0.1, 60)])
+def test_the_interval_of_a_drop_covers_the_truth_as_often_as_it_says(lost: float, gained: float, images: int) -> None:
+    drawn = np.random.default_rng(0).multinomial(images, [lost, gained, 1 - lost - gained], size=1000)
+    intervals = [
+        drop_interval(np.repeat([True, False, True], cells), np.repeat([False, True, True], cells)) for cells in drawn
+    ]
+    assert 0.93 <= np.mean([low <= lost - gained <= high for low, high in intervals]) <= 0.985
+
+
 def test_equal_logits_go_to_the_lower_class() -> None:
     values = score(np.zeros((6, 6), np.float32), np.arange(6))
     assert (values["top1"], values["top5"]) == (pytest.approx(1 / 6), pytest.approx(5 / 6))
@@ -109,6 +118,7 @@ def test_accuracy_is_that_of_the_whole_test_set_and_its_difference_from_the_base
     right = [guess == np.arange(IMAGES) % CLASSES for guess in guesses]
     only = [int((right[i] & ~right[1 - i]).sum()) for i in (0, 1)]
     assert sum(only) >= 1
+    assert found["top1_drop_low"] < found["top1_drop"] < found["top1_drop_high"]
     assert found["mcnemar_p"] == pytest.approx(min(1, 2 * binom.cdf(min(only), sum(only), 0.5)))
 
 

@@ -7,5 +7,6 @@ others), `placement` (where quantizers stand in a graph), `observers` (how a ran
 points and rounding), `fake_quantize` (the quantizer of one tensor), `corrections` (equalisation and bias correction),
 `smoothing` (SmoothQuant), `channel_axis` (where the channels of a tensor go), `remedies` (which of these helps),
 `blocks` (pieces of a graph), `qat_graph` (a graph that can be trained), `sensitivity` and `bit_plan` (how many bits
-each layer gets), `layer_statistics` (what rounding did), `converted` (what computes in integers in the end).
+each layer gets), `accuracy_control` (which layers go back to floating point), `layer_statistics` (what rounding did),
+`converted` (what computes in integers in the end).
 """

@@ -101,9 +101,16 @@ class Quantization(Method):
 
     @property
     def for_engines(self) -> bool:
-        """Whether engines have integer kernels for the result: 8 bits everywhere, with scales that kernels know."""
-        plain = not self.layer_bits and self.group_size is None and self.weight_symmetric
+        """Whether engines have kernels for the result: 8 bits or floating point, with scales that kernels know."""
+        layers = map(BitWidths.parse, self.layer_bits.values())
+        known = all(bits.has_kernels or bits.is_float for bits in layers)
+        plain = known and self.group_size is None and self.weight_symmetric
         return self.widths.has_kernels and self.add_bits == 8 and plain
+
+    @property
+    def leaves_float(self) -> bool:
+        """Whether some layers stay in floating point, or may do so."""
+        return any(BitWidths.parse(bits).is_float for bits in self.layer_bits.values())
 
     def label(self, engine_spec: EngineSpec) -> str:
         reduced = self.reduce_range and self.for_engines and engine_spec.activation == "uint8"
@@ -124,6 +131,7 @@ class Quantization(Method):
         for option, asked in (
             ("fuse=false", not self.fuse),
             ("quantize_before_activation=true", self.quantize_before_activation),
+            ("layer_bits with layers in floating point", self.leaves_float),
         ):
             if asked and engine_spec.placement not in KERNELS:
                 raise Unsupported(

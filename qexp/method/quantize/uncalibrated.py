@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
 from qexp.method.base import Compressed
 from qexp.method.graph import example_input
+from qexp.method.quantize.accuracy_control import right
 from qexp.method.quantize.base import Quantization, observe
 from qexp.method.quantize.fake_quantize import WeightFakeQuantize, quantizers
 from qexp.types import UserError
@@ -45,13 +45,3 @@ class Uncalibrated(Quantization):
             f"{shares[0]:.4f} of the {len(data.validation_indices)} validation images right, and {shares[1]:.4f} in "
             "fp32. Give method=static: it calibrates."
         )
-
-
-def right(model: Callable[[Tensor], Tensor], data: ImageData, batch: int) -> float:
-    """The share of the validation images that the model classifies correctly."""
-    labels, found = data.splits["train"].labels, 0
-    with torch.no_grad():
-        for chosen in torch.from_numpy(data.validation_indices).split(batch):
-            logits = model(data.normalise(torch.from_numpy(data.pixels("train", chosen.numpy()))))
-            found += int((logits.argmax(1) == torch.from_numpy(labels[chosen.numpy()])).sum())
-    return found / len(data.validation_indices)
