@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# Groups in the order of the page, with their titles. Others come after them.
 GROUPS = {
     "": "Programs", "data": "Data", "model": "Networks", "method": "Methods", "engine": "Engines",
     "measure": "Measurements", "recipe": "Training recipes", "trainer": "Trainers", "tracking": "Tracking",
@@ -97,7 +98,9 @@ def code(text: str) -> str:
 
 def reference(conf: Path) -> str:
     """The whole page, in Markdown."""
+    found = sorted({str(file.parent.relative_to(conf)) for file in conf.glob("[!.]*/**/*.yaml")})
+    others = {group: group.capitalize() for group in found if group not in GROUPS and not group.endswith("_logging")}
     made = [HEAD]
-    for group, title in GROUPS.items():
+    for group, title in (GROUPS | others).items():
         made += [f"## {title}", "", *(section(file, group) for file in sorted((conf / group).glob("*.yaml")))]
     return "\n".join(made)

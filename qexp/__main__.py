@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from qexp.startup import own_folder_first
-from qexp.types import nearest
+from qexp.types import nearest, versions
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def main() -> int:
         print(usage())
         return 0
     if name == "--version":
-        print(f"qexp {version('qexp')}")
+        print(f"qexp {versions('qexp').get('qexp', 'of a clone that is not installed')}")
         return 0
     if name not in PROGRAMS:
         print(f"error: There is no program {name!r}. {nearest(name, PROGRAMS)}", file=sys.stderr)

@@ -13,6 +13,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -210,20 +211,24 @@ def cache_name(data: str, content: str, decoder: str) -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions of Python and of `packages`."""
-    return {"python": platform.python_version(), **{package: metadata.version(package) for package in packages}}
+    """Versions of Python and of those of `packages` that are installed, which qexp itself may not be in a clone."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
-def other_version(versions: Any) -> str:
+def other_version(their: Any) -> str:
     """What an error says of a file that another version of qexp wrote. Empty if this one did, or it does not say.
 
     Args:
-        versions: The versions in the file, by name of the package.
+        their: The versions in the file, by name of the package.
     """
-    wrote, reads = versions.get("qexp") if isinstance(versions, dict) else None, metadata.version("qexp")
+    wrote, reads = their.get("qexp") if isinstance(their, dict) else None, versions("qexp").get("qexp", "of a clone")
     if wrote in (None, reads):
         return ""
-    return f" qexp {wrote} wrote it, and this is qexp {reads}; pip install qexp=={wrote} reads it."
+    return f" qexp {wrote} wrote it, and this is qexp {reads}. What pip install qexp=={wrote} installs reads it."
 
 
 SCRIPTS = ("train", "compress", "benchmark")  # programs that are scripts of a clone too

@@ -73,9 +73,8 @@ def test_what_a_later_version_wrote_is_refused_by_name(kind: str, tmp_path: Path
     of_the_future(source, folder / name)
     with pytest.raises(UserError) as raised:
         read()
-    told = (
-        f"not_yet_known'. qexp 99.0.0 wrote it, and this is qexp {metadata.version('qexp')}; pip install qexp==99.0.0"
-    )
+    own = metadata.version("qexp")
+    told = f"not_yet_known'. qexp 99.0.0 wrote it, and this is qexp {own}. What pip install qexp==99.0.0"
     assert told in str(raised.value)
 
 

@@ -99,8 +99,9 @@ class Engine(ABC):
         """
         missing = [package for package in self.packages if find_spec(package) is None]
         if missing:
-            extra = self.name in (metadata.metadata("qexp").get_all("Provides-Extra") or ())
-            what = f"qexp[{self.name}]" if extra else " ".join(missing)
+            own = metadata.distributions(name="qexp")  # none in a clone that is not installed
+            extras = {extra for found in own for extra in found.metadata.get_all("Provides-Extra") or ()}
+            what = f"qexp[{self.name}]" if self.name in extras else " ".join(missing)
             raise Unsupported(f"{self.name} needs {' and '.join(missing)}, which is not installed: pip install {what}")
 
     def check(self, artifact: Artifact) -> None:

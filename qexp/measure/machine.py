@@ -6,9 +6,10 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,15 @@ def environment(root: Path | None) -> dict[str, Any]:
         "memory_gb": _memory_gb(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {package: metadata.version(package) for package in PACKAGES if find_spec(package)},
+        "versions": dict(_versions()),
         "commit": _commit(root) if root else None,
     }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            yield package, metadata.version(package)
 
 
 def _cpu(info: dict[str, str]) -> str:

@@ -219,3 +219,12 @@ def test_a_child_that_says_how_far_it_is_does_not_hang(tmp_path: Path, monkeypat
     with Child("slow_child", None, 1, timeout_s=3, memory_mb=None) as child:  # all of its answer takes 3.6 s
         answer = child.ask("work", lambda done, total: told.append((done, total)), number=7)
     assert answer == {"answer": 7} and told == [(done, 4) for done in range(4)]
+
+
+def test_a_child_finds_the_modules_that_its_parent_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "of_the_users_own.py").write_text(
+        "import sys\nfor line in sys.stdin:\n    print('{\"answer\": 7}', flush=True)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Child("of_the_users_own", {}, 1, 60, None) as child:
+        assert child.ask("anything") == {"answer": 7}
