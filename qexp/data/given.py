@@ -43,13 +43,15 @@ class GivenData(ItemsData):
         **common: What all data take.
 
     Raises:
-        UserError: The first image is none, or options ask that tensors are prepared.
+        UserError: There are no datasets, the first image is none, or options ask that tensors are prepared.
     """
 
     def __init__(
-        self, name: str, parts: Parts, image_size: int | Sequence[int] | None, channels: int | None,
+        self, name: str, parts: Parts | None, image_size: int | Sequence[int] | None, channels: int | None,
         transform: str | None, num_classes: int | None, **common: Any,
     ):  # fmt: skip
+        if parts is None:
+            raise UserError("data=_given stands for images of a Python program. Give data=folder data.root=FOLDER.")
         self.parts, self._outputs = parts, num_classes
         first = self._first(next(iter(parts.datasets)))
         self.floats = isinstance(first, torch.Tensor)

@@ -61,8 +61,16 @@ class Given:
         return "_target_" not in model.keys()  # noqa: SIM118  (a key that is not set yet counts as absent)
 
     def network(self, model: DictConfig, data: DataSpec) -> nn.Module:
-        """Make the network of a `model` node, which returns the logits of the data. Errors: those of `network_for`."""
-        return network_for(model, data, copy.deepcopy(self.networks[model.id]) if self.has(model) else None)
+        """Make the network of a `model` node, which returns the logits of the data.
+
+        Raises:
+            UserError: There is no object for it; or what `network_for` says.
+        """
+        if not self.has(model):
+            return network_for(model, data)
+        if model.id not in self.networks:
+            raise UserError("model=_given stands for a network of a Python program. Give model=NAME or model._target_.")
+        return network_for(model, data, copy.deepcopy(self.networks[model.id]))
 
     def identity(self, model: DictConfig, network: nn.Module, data: ImageData) -> dict[str, str]:
         """Tell and write down which network this is, by its graph and weights, if an object stands in for it.

@@ -55,7 +55,7 @@ def said_by_network(config: DictConfig, trains: bool) -> Preprocessing | None:
     if checkpoint != "auto":
         return Baseline.read(Path(checkpoint)).data.preprocessing if Path(checkpoint).is_dir() else None
     if not trains and (config.train_missing is True or not wanted(config.model)):
-        name = config.data.name or name_of(config.data)
+        name = config.data.name or name_of(config.data)  # images of a program always have a name
         found = find_baseline(Path(config.outputs) / "baselines", config.model.id, name, config.seed)
         if found:
             return found.data.preprocessing
