@@ -21,6 +21,7 @@ HEADER = struct.Struct("<BQII")  # layout, number of values, CRC-32 of the value
 RAW, PLANES, SHARED = range(3)
 SPARSE = 4  # added to the layout if it holds only the values that are not zero
 MOST_SHARED = 256  # values that a palette can have
+MOST_PER_BYTE = 8 * 1032  # values that a byte of code can stand for: each takes a bit, and DEFLATE 1/1032 of that
 
 
 def encode(values: np.ndarray) -> bytes:
@@ -58,6 +59,8 @@ def decode(data: bytes) -> np.ndarray:
     body = data[HEADER.size :]
     if zlib.crc32(body) != body_crc:
         raise damaged("its checksum is wrong")
+    if count > MOST_PER_BYTE * len(body):  # otherwise gigabytes would be allocated for them
+        raise damaged(f"it cannot hold {count} values")
     try:
         words = _decoded(Reader(body), layout, count)
     except (ValueError, IndexError, KeyError, MemoryError, zlib.error) as error:

@@ -130,6 +130,15 @@ def test_a_damaged_array_is_refused(data: st.DataObject) -> None:
         decode(bytes(coded))
 
 
+@pytest.mark.parametrize("values", [np.zeros(10**6, np.float32), np.arange(300, dtype=np.float32)])
+def test_a_damaged_number_of_values_allocates_nothing(values: np.ndarray) -> None:
+    coded = bytearray(encode(values))
+    assert (decode(bytes(coded)).view(np.float32) == values).all()
+    coded[6] ^= 1  # 2^40 more of them
+    with pytest.raises(UserError, match=f"it cannot hold {2**40 + len(values)} values"):
+        decode(bytes(coded))
+
+
 def test_values_are_checked_even_where_the_code_is_whole() -> None:
     zeros, negative = (encode(np.full(100, value, np.float32)) for value in (0.0, -0.0))
     (_, count, crc, _), body = HEADER.unpack_from(zeros), negative[HEADER.size :]
