@@ -45,7 +45,7 @@ KILLS = 20
             (["measure.accuracy=null"], "a search within limits chooses by accuracy"),
             (["limits.engines=[opnvino]"], "limits.engines=opnvino is unknown. did you mean 'openvino'"),
             (["limits.engines=[tensorrt]"], "limits.engines has tensorrt, which does not run here"),
-            (["checkpoint=random", "data=digits"], "weights that were not trained have no accuracy to hold"),
+            (["checkpoint=random"], "weights that were not trained have no accuracy to hold"),
             (["limits.drop=null"], "would find a network that answers at random"),
         ),
     ],
