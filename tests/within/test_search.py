@@ -78,6 +78,7 @@ def answered(outputs: Path) -> tuple[Answer, Path]:
     return answer, last
 
 
+@pytest.mark.thorough
 def test_it_answers_with_what_holds_and_hands_it_over(
     run: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
