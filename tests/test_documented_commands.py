@@ -40,11 +40,11 @@ CLICK = {
 # ADDED composes where the shown files are; `benchmark.py` alone is a device's.
 COMPOSED = [text for text, words in COMMANDS.items() if words[0] in HYDRA and text not in (ADDED, "benchmark.py")]
 FIRST = documented(DOCUMENTS[:2])  # those of README.md and CONTRIBUTING.md, which are always composed
-# Other launchers, the second half of a sweep, what .ci/run calls as it is, libraries that are not installed, and files
-# of weights that are not here.
+# Other launchers, the second half of a sweep, what .ci/run calls as it is, searches that tests/within runs, libraries
+# that are not installed, and files of weights that are not here.
 NOT_HERE = (
-    "hydra/launcher=", " phase=measure$", "^compress.py experiment=quickstart$", "against_others", "my.module",
-    "model.pretrained=true",
+    "hydra/launcher=", " phase=measure$", "^compress.py experiment=quickstart$", "experiment=within", "against_others",
+    "my.module", "model.pretrained=true",
 )  # fmt: skip
 LONG = [text for text in COMPOSED if not any(re.search(known, text) for known in (*CHAIN, *NOT_HERE))]
 PARSED = [text for text, words in COMMANDS.items() if words[0] in CLICK]
@@ -103,6 +103,7 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compose:
     monkeypatch.setattr(
         Summary, "on_multirun_start", lambda summary, config, **kwargs: check_end(config)
     )  # it starts MLflow as well
+    monkeypatch.setattr("qexp.within.search.check_images", lambda config: None)  # there are none here
     monkeypatch.setattr(qexp.cli, "import_for_good", lambda name: SimpleNamespace(main=main_of_job))
 
     def composed(words: list[str]) -> int:

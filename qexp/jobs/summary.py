@@ -131,8 +131,9 @@ class Summary(Callback):
                 file=sys.stderr,
                 flush=True,
             )
-        # A trial that failed is a way that did not lead there.
-        if not answer.chosen if answer else any(record.status == "failed" for record in records):
+        # A trial of a search within limits that failed is a way that did not lead there.
+        failed = not answer.chosen if answer else any(record.status == "failed" for record in records)
+        if failed:
             sys.exit(1)
 
 

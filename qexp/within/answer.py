@@ -180,8 +180,8 @@ def answer_of(seen: Seen, chosen: Result | None, minutes: float) -> Answer:
     judged = seen.judged(told) if told else []
     took = f"after {len(seen.results)} trials in {minutes:.1f} minutes"
     if chosen:
-        what = " and ".join(f"the least {name} found" for name in minimised)
-        sentence = f"{chosen.trial.name} holds all limits with {what} ({reached(chosen, minimised)}), {took}."
+        what = reached(chosen, minimised).removeprefix(f"{chosen.trial.name}: ")
+        sentence = f"{chosen.trial.name} holds all limits with the least {' and '.join(minimised)} ({what}), {took}."
     elif told:
         sentence = (
             f"Nothing that was tried holds all limits, {took}. The nearest is {told.trial.name}: "

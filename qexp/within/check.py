@@ -77,10 +77,12 @@ def check_images(config: DictConfig) -> None:
             "which validates. Give them too, or choose by hand with a sweep."
         )
     path, pretrained = Path(config.checkpoint), wanted(config.model) and config.train_missing is not True
+    trained = None
     if config.checkpoint == "auto" and not pretrained:
-        newest_baseline(config, data, NOTHING)  # trained now if need be, or the first trials would all wait for it
-        return
-    check_unseen(config, data, Baseline.read(path).data if path.is_dir() else None)
+        trained = newest_baseline(config, data, NOTHING)  # trained now if need be, as the first trial would do
+    elif path.is_dir():
+        trained = Baseline.read(path)
+    check_unseen(config, data, trained.data if trained else None)
 
 
 def usable_engines(

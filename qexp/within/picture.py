@@ -12,6 +12,8 @@ from qexp.report.plot import MARKERS, logarithmic
 from qexp.within.answer import REACHED, Answer
 from qexp.within.limits import BOUNDED, DROP
 
+FAR = 20  # points lost, from which on the axis is logarithmic, or what holds would lie on one line
+
 
 def draw(answer: Answer, file: Path) -> bool:
     """Draw the trials of a search, each step with a marker of its own, and in colour the minute of the search.
@@ -48,8 +50,9 @@ def draw(answer: Answer, file: Path) -> bool:
     if DROP in answer.bounds:
         axes.axhline(answer.bounds[DROP], color="grey", linestyle="--")
     logarithmic(axes)
-    axes.set_yscale("symlog", linthresh=1)
-    axes.yaxis.set_major_formatter(ScalarFormatter())
+    if max(row.values[DROP] for row in rows) > FAR:
+        axes.set_yscale("symlog", linthresh=1)
+        axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel(BOUNDED[cost].axis_title)
     axes.set_ylabel("points of top-1 lost on validation images")
     axes.grid(True, which="both", alpha=0.2)

@@ -156,9 +156,7 @@ class Search:
         found = []
         for number, trial in enumerate(trials, first):
             file = self.sweep / str(number) / "record.json"
-            found.append(
-                Result(trial, read_record(file) if file.exists() else None, f"sweeps/{self.sweep.name}/{number}")
-            )
+            found.append(Result(trial, read_record(file) if file.exists() else None))
         return found
 
     def handed_over(self, answer: Answer, best: Result) -> Answer:

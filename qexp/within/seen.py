@@ -38,13 +38,11 @@ class Result:
     Attributes:
         trial: The trial.
         record: Its record, or None if it is the same run as another trial.
-        place: The folder of the record, below `outputs`.
         at: Seconds that the search had taken when it ended.
     """
 
     trial: Trial
     record: Record | None
-    place: str = ""
     at: float = 0.0
 
     @property

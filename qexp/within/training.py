@@ -121,7 +121,8 @@ def next_pool(seen: Seen, pool: list[Learner]) -> list[Learner]:
         epochs = fitting(last, needed[learner.name] if len(learner.past) > 1 else 0, seen.left)
         if epochs is None:
             seen.dropped[f"more epochs for {learner.name}"] = (
-                f"{last.trial.epochs} epochs took {last.seconds / 60:.1f} minutes, and {seen.left / 60:.1f} are left"
+                f"the last {last.trial.epochs} took {last.seconds / 60:.1f} minutes, and {max(0, seen.left) / 60:.1f} "
+                "are left"
             )
         elif len(going) < math.ceil(len(kept) / 2):
             going.append(replace(learner, epochs=epochs, waits=False))

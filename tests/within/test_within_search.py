@@ -45,7 +45,7 @@ KILLS = 20
             (["measure.accuracy=null"], "a search within limits chooses by accuracy"),
             (["limits.engines=[opnvino]"], "limits.engines=opnvino is unknown. did you mean 'openvino'"),
             (["limits.engines=[tensorrt]"], "limits.engines has tensorrt, which does not run here"),
-            (["checkpoint=random", "data=digits"], "weights that were not trained have no accuracy to hold"),
+            (["checkpoint=random"], "weights that were not trained have no accuracy to hold"),
             (["limits.drop=null"], "would find a network that answers at random"),
         ),
     ],
@@ -78,6 +78,7 @@ def answered(outputs: Path) -> tuple[Answer, Path]:
     return answer, last
 
 
+@pytest.mark.thorough
 def test_it_answers_with_what_holds_and_hands_it_over(
     run: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
