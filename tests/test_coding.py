@@ -130,12 +130,12 @@ def test_a_damaged_array_is_refused(data: st.DataObject) -> None:
         decode(bytes(coded))
 
 
-@pytest.mark.parametrize("values", [np.zeros(10**6, np.float32), np.arange(300, dtype=np.float32)])
+@pytest.mark.parametrize("values", [np.zeros((8, 10**5), np.float32), np.ones((3, 100), np.float32)])
 def test_a_damaged_number_of_values_allocates_nothing(values: np.ndarray) -> None:
     coded = bytearray(encode(values))
-    assert (decode(bytes(coded)).view(np.float32) == values).all()
+    assert (decode(bytes(coded)).view(np.float32) == values.reshape(-1)).all()
     coded[6] ^= 1  # 2^40 more of them
-    with pytest.raises(UserError, match=f"it cannot hold {2**40 + len(values)} values"):
+    with pytest.raises(UserError, match=f"it cannot hold {2**40 + values.size} values"):
         decode(bytes(coded))
 
 

@@ -282,7 +282,7 @@ def test_artifacts_of_earlier_versions_are_read_and_told_apart(copied: Artifact)
     del values["executables"]
     (copied.folder / "artifact.json").write_text(json.dumps(values))
     assert Artifact.read(copied.folder).executables == ()
-    with pytest.raises(UserError, match=r"python benchmark\.py artifact="):
+    with pytest.raises(UserError, match="qexp benchmark artifact="):
         qexp.load(copied.folder)
     lowered = engine_named("onnxruntime").lower(Artifact.read(copied.folder), 1, 1)  # what that command does
     assert lowered.files == copied.files and qexp.load(copied.folder).engine == "onnxruntime"

@@ -90,10 +90,11 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool, given: Given
 
 def baseline_key(config: DictConfig, data: ImageData, plan: dict[str, Any]) -> str:
     """Key of what `train` makes of a plan, with the images, the code and the options of the trainer."""
+    # What stands in for nodes is in the plan by its graph. How graphs are made must not train networks anew.
     return key(
-        "baseline", code=[data, "qexp.jobs.train"], plan=plan, spec=data.open(),
-        training=data.training_options, trainer=trainer_options(config.trainer), epochs=config.trainer.max_epochs,
-        precision=config.trainer.precision,
+        "baseline", code=[data, "qexp.jobs.train", "qexp.model.outputs"], without=["qexp.jobs.given"], plan=plan,
+        spec=data.open(), training=data.training_options, trainer=trainer_options(config.trainer),
+        epochs=config.trainer.max_epochs, precision=config.trainer.precision,
     )  # fmt: skip
 
 

@@ -25,15 +25,17 @@ class Operators(Measure):
         rows = profile["rows"]
         context.texts["operators.txt"] = profile["text"]
         context.texts["operators.json"] = json.dumps(rows, indent=1)
-        if profile["allocated_mib"] is not None:
-            return [METRICS["allocated_mib"].of(profile["allocated_mib"])]
-        context.notes["allocated_mib"] = f"{name}'s profiler does not tell what operators allocate"
+        found = []
+        if profile["allocated_mib"] is None:
+            context.notes["allocated_mib"] = f"{name}'s profiler does not tell what operators allocate"
+        else:
+            found.append(METRICS["allocated_mib"].of(profile["allocated_mib"]))
+        if any("computes" not in row for row in rows):
+            return found
         if any(layer.quantized for layer in context.candidate.artifact.layers):
             context.notes["operators"] = sentence(rows)
-        return [
-            METRICS["float_time_share"].of(share_of(rows, FLOAT)),
-            METRICS["conversion_time_share"].of(share_of(rows, CONVERSION)),
-        ]
+        shares = {"float_time_share": FLOAT, "conversion_time_share": CONVERSION}
+        return [*found, *(METRICS[metric].of(share_of(rows, kind)) for metric, kind in shares.items())]
 
 
 def share_of(rows: list[dict[str, Any]], kind: str) -> float:

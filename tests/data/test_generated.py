@@ -104,5 +104,5 @@ def test_what_was_calibrated_on_generated_images_is_marked(pretend_data: RandomD
         name: make_artifact(configured.method(name), network, generates, spec, marked, tmp_path / "a")
         for name in ("static", "none")
     }
-    assert real.label == "static int8" and made["static"].label == "static int8 (generated images)"
+    assert made["static"].label == f"{real.label} (generated images)"
     assert made["none"].label == "fp32" and made["static"].key != real.key
