@@ -7,6 +7,7 @@ and are split here. The references come from qexp/ and conf/ themselves.
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ SPLIT = {
 }
 REST = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 TITLES = {"To add ...": "How to add each thing"}
-LINKS = {"](docs/": "](", "](CONTRIBUTING.md": "](contributing.md", "](README.md": "](index.md"}
+LINKS = {
+    "](docs/": "](", "](CONTRIBUTING.md": "](contributing.md", "](README.md": "](index.md",
+    "](examples/choose.ipynb": "](notebook.md",
+}  # fmt: skip
 OPTIONS = "::: {}\n    options: {{heading_level: 2}}\n"
 # What users derive from or are given, beside the public names of the package.
 BASES = (
@@ -56,6 +60,7 @@ def pages() -> dict[str, str]:
         made = {page: text.replace(old, new) for page, text in made.items()}
     return made | {
         "options.md": reference(ROOT / "conf"), "python.md": python(), "bases.md": bases(), "command.md": command(),
+        "notebook.md": notebook(),
     }  # fmt: skip
 
 
@@ -82,6 +87,16 @@ def value_of(module: ast.Module, name: str) -> ast.expr:
     """What a module assigns to a name."""
     assigned = (node for node in module.body if isinstance(node, ast.Assign))
     return next(node.value for node in assigned if ast.unparse(node.targets[0]) == name)
+
+
+def notebook() -> str:
+    """The cells of the example notebook."""
+    cells = json.loads((ROOT / "examples" / "choose.ipynb").read_text())["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    return "\n\n".join(
+        text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
+        for cell, text in zip(cells, texts, strict=True)
+    )
 
 
 def bases() -> str:

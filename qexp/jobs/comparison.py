@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from qexp.artifact import Artifact
 from qexp.engine.base import Engine
@@ -29,6 +29,7 @@ from qexp.records import Measurement
 from qexp.types import Unsupported, UserError, nearest
 
 Made = TypeVar("Made")
+OF_AUTO = ("candidates", "trial", "accept_points", "accept_images")  # options of conf/engine/auto.yaml
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,18 @@ class Outcome:
 def engines_of(config: DictConfig) -> dict[str, Engine]:
     """Make the engine of a config node, or all candidates of the node of `auto`, by name.
 
+    What an experiment says of the candidates of `auto` is taken out of the node of an engine that is chosen by name.
+
     Raises:
         UserError: All candidates are null.
     """
-    candidates = config.get("candidates")
-    if candidates is None:
+    if "_target_" in config:
+        with open_dict(config):
+            for option in OF_AUTO:
+                config.pop(option, None)
         engine = instantiate(config)
         return {engine.name: engine}
+    candidates = config.candidates
     engines = {name: instantiate(engine) for name, engine in candidates.items() if engine is not None}
     if not engines:
         raise UserError(

@@ -220,6 +220,13 @@ def test_engines_of_a_choice_and_of_its_candidates() -> None:
     assert list(engines) == ["a", "b"] and vars(engines["a"])["ms"] == 4
 
 
+def test_what_an_experiment_says_of_candidates_is_not_for_an_engine_that_is_named() -> None:
+    named = OmegaConf.create({**target("Says", answer=3), "candidates": {"onnxruntime": None}, "accept_points": 1})
+    OmegaConf.set_struct(named, True)
+    assert vars(engines_of(named)["says"]) == {"answer": 3}
+    assert [*named] == ["_target_", "answer"]  # as records have it
+
+
 def test_candidates_that_are_all_null_are_a_clear_error() -> None:
     with pytest.raises(UserError, match=r"Every candidate is null \(onnxruntime, openvino\)"):
         engines_of(OmegaConf.create({"candidates": {"onnxruntime": None, "openvino": None}}))
