@@ -63,7 +63,7 @@ ALLOWED = {
     "api": BASIC
     | {"qexp.data.parts", "qexp.deploy.__main__", "qexp.deploy.write", "qexp.errors", "qexp.loading", "qexp.places"}
     | {"qexp.jobs.given", "qexp.jobs.run"}
-    | {"qexp.measure.candidate", "qexp.metrics"}
+    | {"qexp.measure.children", "qexp.metrics"}
     | {f"qexp.model.{name}" for name in ("base", "given", "outputs", "pretrained")}
     | {f"qexp.report.{name}" for name in ("axes", "pareto", "render", "runs", "screen", "table", "verdict", "write")},
     "inputs": {"qexp.types", "qexp.data.pixels", "qexp.data.transforming"},

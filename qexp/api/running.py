@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from qexp.errors import do_what_is_left, explain, for_each_choice
 from qexp.jobs.given import Given
 from qexp.jobs.run import sweep_folder
-from qexp.measure.candidate import PERSISTENT
+from qexp.measure.children import NURSERIES, PERSISTENT
 from qexp.places import CONF
 from qexp.types import UserError
 
@@ -84,6 +84,7 @@ def run(program: str, words: Sequence[str], given: Given) -> tuple[Path, list[An
             raise
         finally:
             PERSISTENT.stop()
+            NURSERIES.stop()
     if failures:
         raise failures[0]
     return folders[0], returned

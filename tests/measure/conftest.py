@@ -14,6 +14,7 @@ import psutil
 import pytest
 from filelock import FileLock, Timeout
 
+from qexp import nursery
 from qexp.artifact import Artifact, EngineSpec, Layer
 from qexp.data.decoded import write_part
 from qexp.engine.base import Engine
@@ -35,11 +36,17 @@ IMAGES = 50
 
 def measuring_children() -> set[int]:
     """The ids of all measuring children of this process that live."""
-    return {
-        child.pid for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE and "qexp.measure.child" in child.cmdline()
-        and os.readlink(f"/proc/{child.pid}/fd/0") != os.devnull  # a nursery
-    }  # fmt: skip
+    own = [child for child in psutil.Process().children() if "qexp.measure.child" in words_of(child)]
+    nurseries = [child for child in own if nursery.__name__ in words_of(child)]
+    forked = [child for each in nurseries for child in each.children()]
+    # A nursery with a standard input has become a child itself.
+    waiting = [each for each in nurseries if os.readlink(f"/proc/{each.pid}/fd/0") == os.devnull]
+    return {child.pid for child in [*own, *forked] if child not in waiting and "qexp.measure.child" in words_of(child)}
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """The command line of a process, which is empty if it has ended."""
+    return [] if process.status() == psutil.STATUS_ZOMBIE else process.cmdline()
 
 
 def is_free() -> bool:

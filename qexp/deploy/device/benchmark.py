@@ -2,7 +2,8 @@
 
 Nothing else should run meanwhile. Loading, the first call and the steady state are timed separately, by the rules of
 qexp: a warm-up until two windows agree, then windows of calls. The result is the median of the windows with a 95 %
-interval, percentiles and the spread. `qexp import record.json` adds it to other results.
+interval, percentiles and the spread. Windows in which other processes used the cores are taken again, unless the
+variable QEXP_WATCH is false. `qexp import record.json` adds it to other results.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def measure(threads: int, batch: int) -> dict[str, Any]:
     x = np.random.default_rng(0).standard_normal((batch, infer.HOW.channels, *infer.HOW.size), dtype=np.float32)
     forward, started = timing.start(lambda: infer.network(threads), x)
     rules = timing.Rules(**about["rules"])
-    watch = Watch(lambda: [os.getpid()], threads, physical_cores())
+    watched = os.environ.get("QEXP_WATCH", "true") != "false"
+    watch = Watch(lambda: [os.getpid()], threads, physical_cores()) if watched else None
     taken = rules.take_turns([lambda calls, seconds: timing.window(forward, x, calls, seconds)], watch)
     (windows,), kind = taken.windows, "measured" if taken.trusted else "disturbed"
     units = {"memory_mb": "MB"}
