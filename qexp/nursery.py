@@ -40,7 +40,7 @@ def main() -> None:
     module = importlib.import_module(sys.argv[2])
     before = _threads()
     prepared = module.prepared(**json.loads(sys.argv[3]))
-    runs = resident() if _threads() == before else None
+    runs = _to_map_again() if _threads() == before else None
     gc.freeze()  # otherwise the collector of each child would copy all pages with objects
     while True:
         message, streams, _, _ = socket.recv_fds(parent, 4096, 3)
@@ -77,6 +77,15 @@ def _threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
+def _to_map_again() -> list[Run] | None:
+    """What a fork leaves out, or None where the system cannot tell it or map it again (Linux before 5.14)."""
+    try:
+        runs = resident()
+    except OSError:
+        return None
+    return runs if populate(runs) else None
+
+
 def resident() -> list[Run]:
     """The parts of mapped files that are in the memory of this process."""
     runs: list[Run] = []
@@ -93,14 +102,17 @@ def resident() -> list[Run]:
     return runs
 
 
-def populate(runs: list[Run]) -> None:
+def populate(runs: list[Run]) -> bool:
     """Map again what a fork leaves out: pages of files, which are otherwise mapped when they are first touched.
 
     They would then count as memory of the network, although the engine's import has touched them.
+
+    Returns:
+        Whether all of them are mapped now.
     """
     madvise = ctypes.CDLL(None).madvise
-    for address, length in runs:
-        madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), POPULATE_READ)
+    failed = [madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), POPULATE_READ) for start, length in runs]
+    return not any(failed)
 
 
 if __name__ == "__main__":

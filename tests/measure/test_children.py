@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from qexp import nursery
 from qexp.engine.base import Engine
 from qexp.launch import Child, ChildFailed
 from qexp.measure.base import Context
@@ -84,6 +85,13 @@ child.ask("ready")
         parent.kill()
     _, alive = psutil.wait_procs([child], timeout=60)
     assert not alive
+
+
+def test_where_pages_cannot_be_mapped_again_nothing_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that the engine's import takes would count as the network's."""
+    assert nursery._to_map_again()
+    monkeypatch.setattr(nursery, "POPULATE_READ", 999)  # as unknown here as the real one is to Linux before 5.14
+    assert nursery._to_map_again() is None
 
 
 def test_memory_below_the_limit_is_no_reason(make_candidate: MakeCandidate) -> None:
