@@ -23,6 +23,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
+from qexp.data.images import in_steps
 from qexp.method.base import Compressed, Method
 from qexp.method.graph import example_input, graph_of, layer_table, trace, with_formats
 from qexp.method.layers import weight_named
@@ -131,7 +132,7 @@ class ClassicStatic(Classic):
                 ) from error
             # A copy, since the observers see what it is shown.
             verify(copy.deepcopy(prepared), network, data.calibration(), "The graph of torch.fx")
-            for images in data.calibration().split(self.calibration_batch):
+            for images in in_steps(data.calibration(), self.calibration_batch):
                 prepared(images)
             return save_torchscript(convert_fx(prepared), network, data, folder)
 

@@ -10,14 +10,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter, Node
 
-from qexp.data.images import Images
+from qexp.data.images import LARGE, Images
 from qexp.method.batch_norms import FOLDED
 from qexp.types import UserError
 
 TOLERANCE = 1e-4  # largest error, as a share of the largest value
 BATCH_TOLERANCE = 1e-3  # the same between one image alone and several, for which other kernels may run
 ROUNDINGS = 4  # how much more than a change of last digits a right graph may change the logits
-IMAGES = 8  # how many are compared
+IMAGES, LARGE_IMAGES = 8, 2  # how many are compared, and how many that have more pixels than LARGE
+
+
+def compared(images: Images) -> Tensor:
+    """The first few images, on which graphs are compared. A large network takes seconds for each large image."""
+    first = images[:IMAGES]
+    return first[:LARGE_IMAGES] if first.shape[-2:].numel() > LARGE else first
 
 
 def verify(graph: nn.Module, network: nn.Module, images: Images, what: str) -> None:
@@ -26,7 +32,7 @@ def verify(graph: nn.Module, network: nn.Module, images: Images, what: str) -> N
     Args:
         graph: The graph, which may be a GraphModule that torch.export made, or any module.
         network: The network in eval mode that the graph was made from.
-        images: Normalised images x[N,C,H,W], of which the first IMAGES are used.
+        images: Normalised images x[N,C,H,W], of which the first few are used.
         what: What the graph is, for the message.
 
     Raises:
@@ -34,7 +40,7 @@ def verify(graph: nn.Module, network: nn.Module, images: Images, what: str) -> N
             TOLERANCE of the largest logit, and above what rounding does to them if that is more. The message names the
             first module at which the two part, where that can be told.
     """
-    x = images[:IMAGES]
+    x = compared(images)
     name = type(network).__name__
     with torch.no_grad():
         wanted = network(x)
@@ -90,13 +96,13 @@ def check_alone(network: nn.Module, images: Images) -> None:
 
     Args:
         network: The network in eval mode.
-        images: Normalised images x[N,C,H,W], of which the first IMAGES are used.
+        images: Normalised images x[N,C,H,W], of which the first few are used.
 
     Raises:
         UserError: They do, or change at a second call. The message names batch norms that have no statistics of their
             own.
     """
-    x = images[:IMAGES]
+    x = compared(images)
     with torch.no_grad():
         together, alone = network(x), torch.cat([network(image) for image in x.split(1)])
         _check_repeatable(network, x, together)

@@ -23,7 +23,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 
 from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
-from qexp.data.images import Images
+from qexp.data.images import Images, in_steps
 from qexp.method.base import Compressed, Method
 from qexp.method.bits import FLOAT, BitWidths, plan_bits
 from qexp.method.graph import export, folded_graph, layer_table, node_macs, save_graph, with_formats
@@ -279,5 +279,5 @@ def products_saturate() -> bool:
 def observe(prepared: GraphModule, images: Images, batch: int) -> None:
     """Show images x[N,C,H,W] to all quantizers, `batch` of them at a time."""
     with torch.no_grad():
-        for chunk in images.split(batch):
+        for chunk in in_steps(images, batch):
             prepared(chunk)

@@ -17,11 +17,11 @@ from torch.fx import GraphModule, Interpreter, Node
 from qexp.data.images import Images
 from qexp.method.layers import is_weighted, layer_name
 from qexp.method.quantize.fake_quantize import FakeQuantize, in_floating_point, quantizers
-from qexp.method.quantize.numerics import decibels, pieces, power
+from qexp.method.quantize.numerics import count_in_bins, decibels, pieces, power
 
 HISTOGRAMS = "histograms.npz"
-IMAGES = 128  # calibration images that are looked at, at most
-PIXELS = 16 * 224 * 224  # of them together, at most, because the results of all layers are held in memory
+IMAGES = 64  # calibration images that are looked at, at most
+PIXELS = 8 * 224 * 224  # of them together, at most, because the results of all layers are held in memory
 BINS = 200  # of a histogram
 
 See = Callable[[Node, Any, Any], None]  # takes a node, its first argument and its result
@@ -78,7 +78,9 @@ class TensorStatistics:
         self.clipped = sum(self._clipped(piece) for piece in pieces(quantizer.rows(x)))
         low, high = min(self.low, self.clip[0]), max(self.high, self.clip[1])
         self.edges = np.linspace(low, high + 1e-6 * (high - low), BINS + 1)
-        self.before, self.after = (np.histogram(values.numpy(), self.edges)[0] for values in (x, rounded))
+        self.before, self.after = (
+            count_in_bins(values.flatten(), self.edges[0], self.edges[-1], BINS).numpy() for values in (x, rounded)
+        )
 
     def _clipped(self, rows: Tensor) -> int:
         """How many values of rows[R,N] lie outside the grid."""

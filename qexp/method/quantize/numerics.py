@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SMALLEST_WIDTH = 1e-30  # of the range of a histogram
 PIECE = 2**15  # elements that fit a core's own cache with a few temporary tensors, and that torch leaves to one thread
 
 
@@ -194,6 +195,27 @@ def pieces(rows: Tensor) -> Iterator[Tensor]:
     would wait for its slowest thread.
     """
     return iter(rows.split(max(1, PIECE // len(rows)), 1))
+
+
+def count_in_bins(values: Tensor, low: float, high: float, bins: int, counts: Tensor | None = None) -> Tensor:
+    """Count how many values lie in each of equal bins from `low` to `high`.
+
+    Args:
+        values: values[N], none of which is below `low` or above `high`.
+        low: The lower end of the first bin.
+        high: The upper end of the last bin.
+        bins: How many bins there are.
+        counts: How often each value counts, int64[N]. Once if None.
+
+    Returns:
+        int64[bins].
+    """
+    factor = bins / max(high - low, SMALLEST_WIDTH)
+    found = torch.zeros(bins, dtype=torch.int64, device=values.device)
+    for piece, *weights in zip(*(t.split(PIECE) for t in (values, counts) if t is not None), strict=True):
+        indices = piece.sub(low).mul_(factor).clamp_(0, bins - 1).int()
+        found += torch.bincount(indices, *(w.double() for w in weights), minlength=bins).long()
+    return found
 
 
 def sqnr_db(reference: Tensor, approximation: Tensor) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qexp.method.quantize.numerics import Grid, fake_quantize, pieces, scale_and_zero_point
+from qexp.method.quantize.numerics import Grid, count_in_bins, fake_quantize, scale_and_zero_point
 
 Range = tuple[Tensor, Tensor]
 BINS = 2048
@@ -111,19 +111,16 @@ class Histogram(Observer):
         low, high = low.clamp(max=0), high.clamp(min=0)  # every grid contains 0
         if self.counts is None:
             self.low, self.high = low, high
-            # In float64, since float32 stops counting at 2^24.
-            self.counts = torch.zeros(len(rows), BINS, dtype=torch.float64, device=rows.device)
+            self.counts = torch.zeros(len(rows), BINS, dtype=torch.int64, device=rows.device)
         elif bool((low < self.low).any() or (high > self.high).any()):
             centres, counts = self.centres(), self.counts
             self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
-            self.counts = torch.zeros_like(counts).scatter_add_(1, self._bins(centres), counts)
-        one = torch.ones((), dtype=torch.float64, device=rows.device)
-        for piece in pieces(rows):
-            self.counts.scatter_add_(1, self._bins(piece), one.expand_as(piece))
-
-    def _bins(self, values: Tensor) -> Tensor:
-        width = (self.high - self.low).clamp(min=1e-30)[:, None]
-        return (values - self.low[:, None]).div_(width).mul_(BINS).long().clamp_(0, BINS - 1)
+            rows_of_counts = zip(centres, counts, self.low.tolist(), self.high.tolist(), strict=True)
+            self.counts = torch.stack(
+                [count_in_bins(middles, *limits, BINS, row) for middles, row, *limits in rows_of_counts]
+            )
+        for row, counted, *limits in zip(rows, self.counts, self.low.tolist(), self.high.tolist(), strict=True):
+            counted.add_(count_in_bins(row, *limits, BINS))
 
     def centres(self) -> Tensor:
         """The centres of the bins, [R,BINS]."""

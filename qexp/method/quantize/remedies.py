@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
-from qexp.data.images import Images
+from qexp.data.images import Images, in_steps
 from qexp.method.quantize.corrections import correct_bias
 from qexp.method.quantize.fake_quantize import in_floating_point
 from qexp.method.quantize.numerics import sqnr_db
@@ -122,4 +122,4 @@ def spread(images: Images, count: int) -> Tensor:
 
 def _logits(graph: GraphModule, images: Tensor, batch: int) -> Tensor:
     with torch.no_grad():
-        return torch.cat([graph(chunk) for chunk in images.split(batch)])
+        return torch.cat([graph(chunk) for chunk in in_steps(images, batch)])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from qexp.data.images import Images
+from qexp.data.images import Images, in_steps
 from qexp.method.batch_norms import readers_of_constants
 from qexp.method.layers import aten, constant_value, is_weighted
 from qexp.method.quantize.channel_axis import axis_after
@@ -215,7 +215,7 @@ def largest_magnitudes(graph: GraphModule, images: Images, batch: int, axes: Map
     """
     run = _Largest(graph, axes)
     with torch.no_grad():
-        for chunk in images.split(batch):
+        for chunk in in_steps(images, batch):
             run.run(chunk)
     return run.largest
 
