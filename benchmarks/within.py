@@ -23,9 +23,9 @@ from common import ROOT, machine
 from qexp.records import Record
 from qexp.report.terms import equal_terms
 from qexp.tracking.store import read_records
-from qexp.within.answer import Answer, verdict
-from qexp.within.limits import Limits
-from qexp.within.training import RATIOS
+from qexp.within_limits.answer import Answer, verdict
+from qexp.within_limits.limits import Limits
+from qexp.within_limits.training import RATIOS
 
 NETWORKS = {
     "resnet20": ["model=resnet20"], "vgg19": ["model=vgg19"],

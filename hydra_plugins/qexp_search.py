@@ -1,6 +1,6 @@
 """Makes searches sweepers of Hydra's, which takes sweepers from this package only.
 
-Hydra imports the package for every command, so qexp/search and qexp/within are imported only when a search runs.
+Hydra imports the package for every command, so qexp/search and qexp/within_limits are imported only when a search runs.
 """
 
 from __future__ import annotations
@@ -43,6 +43,6 @@ class WithinSweeper(OptunaSweeper):
     """
 
     def sweep(self, arguments: list[str]) -> None:
-        from qexp.within.search import Options, within
+        from qexp.within_limits.search import Options, within
 
         within(Options(**self.options), self, arguments)

@@ -14,18 +14,20 @@ if TYPE_CHECKING:
     from qexp.api.comparison import Comparison
     from qexp.api.compressed import CompressedNetwork
     from qexp.api.functions import compare, compress, sweep, train
+    from qexp.api.search import Found, within
     from qexp.api.trained import TrainedNetwork
     from qexp.loading import Classifier, Prediction, load
     from qexp.types import UserError
 
 __all__ = [
-    "Classifier", "Comparison", "CompressedNetwork", "Prediction", "TrainedNetwork", "UserError",
-    "compare", "compress", "load", "sweep", "train",
+    "Classifier", "Comparison", "CompressedNetwork", "Found", "Prediction", "TrainedNetwork", "UserError",
+    "compare", "compress", "load", "sweep", "train", "within",
 ]  # fmt: skip
 PLACES = {
     "qexp.api.comparison": ("Comparison",),
     "qexp.api.compressed": ("CompressedNetwork",),
     "qexp.api.functions": ("compare", "compress", "sweep", "train"),
+    "qexp.api.search": ("Found", "within"),
     "qexp.api.trained": ("TrainedNetwork",),
     "qexp.loading": ("Classifier", "Prediction", "load"),
     "qexp.types": ("UserError",),

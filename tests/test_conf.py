@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from qexp.errors import explain
 from qexp.places import CONF
 from qexp.search.search import Options
-from qexp.within.search import Options as WithinOptions
+from qexp.within_limits.search import Options as WithinOptions
 
 LAUNCHERS = sorted((CONF / "hydra" / "launcher").glob("*.yaml"))
 SWEEPERS = sorted((CONF / "hydra" / "sweeper").rglob("*.yaml"))

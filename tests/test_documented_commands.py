@@ -103,7 +103,7 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compose:
     monkeypatch.setattr(
         Summary, "on_multirun_start", lambda summary, config, **kwargs: check_end(config)
     )  # it starts MLflow as well
-    monkeypatch.setattr("qexp.within.search.check_images", lambda config: None)  # there are none here
+    monkeypatch.setattr("qexp.within_limits.search.check_images", lambda config: "")  # there are none here
     monkeypatch.setattr(qexp.cli, "import_for_good", lambda name: SimpleNamespace(main=main_of_job))
 
     def composed(words: list[str]) -> int:

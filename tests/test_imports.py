@@ -53,17 +53,17 @@ ALLOWED = {
     | {"qexp.engine.profiles"},
     "report": BASIC | {"qexp.metrics", "qexp.tracking.store"},
     "search": KEYED | {"qexp.metrics", "qexp.tracking.store", "qexp.report.best", "qexp.jobs.reuse"},
-    "within": KEYED
+    "within_limits": KEYED
     | {"qexp.metrics", "qexp.records", "qexp.tracking.store", "qexp.data.opening", "qexp.model.baseline"}
     | {"qexp.model.pretrained", "qexp.jobs.artifact_factory", "qexp.jobs.given", "qexp.jobs.preprocessing"}
     | {"qexp.report.plot", "qexp.report.render", "qexp.report.terms", "qexp.deploy.__main__", "qexp.deploy.write"},
     # qexp/__init__.py, for type checkers
     "": {"qexp.loading", "qexp.types"}
-    | {f"qexp.api.{name}" for name in ("comparison", "compressed", "functions", "trained")},
+    | {f"qexp.api.{name}" for name in ("comparison", "compressed", "functions", "search", "trained")},
     "api": BASIC
     | {"qexp.data.parts", "qexp.deploy.__main__", "qexp.deploy.write", "qexp.errors", "qexp.loading", "qexp.places"}
     | {"qexp.jobs.given", "qexp.jobs.run"}
-    | {"qexp.measure.children", "qexp.metrics"}
+    | {"qexp.measure.children", "qexp.metrics", "qexp.within_limits.answer"}
     | {f"qexp.model.{name}" for name in ("base", "given", "outputs", "pretrained")}
     | {f"qexp.report.{name}" for name in ("axes", "pareto", "render", "runs", "screen", "table", "verdict", "write")},
     "inputs": {"qexp.types", "qexp.data.pixels", "qexp.data.transforming"},
@@ -116,7 +116,7 @@ ALLOWED = {
         f"qexp.report.{name}"
         for name in ("best", "layers", "reference", "render", "runs", "screen", "verdict", "write")
     }
-    | {"qexp.tracking.store", "qexp.tracking.sync", "qexp.within.answer"},
+    | {"qexp.tracking.store", "qexp.tracking.sync", "qexp.within_limits.answer"},
 }
 MODULES = sorted((ROOT / "qexp").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))

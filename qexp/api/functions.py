@@ -14,7 +14,7 @@ from torch import nn
 from qexp.api.comparison import Comparison, comparison
 from qexp.api.compressed import CompressedNetwork
 from qexp.api.nodes import Network, call_text, images_of, modules_of, network_of
-from qexp.api.options import Words, literal, of_a_method, words_of
+from qexp.api.options import Words, listed, literal, of_a_method, words_of
 from qexp.api.running import run, told_alone
 from qexp.api.trained import TrainedNetwork
 from qexp.data.parts import Parts
@@ -70,7 +70,7 @@ def compress(
     words, more = words_of(
         "compress", {**chosen.words, **nodes}, {"method": method, "bits": bits, **options}, overrides
     )
-    all_words = [*_listed({**chosen.words, **nodes, **NO_PAGE, **words, "phase": "compress"}), *more]
+    all_words = [*listed({**chosen.words, **nodes, **NO_PAGE, **words, "phase": "compress"}), *more]
     folder, _ = run("compress", all_words, Given(modules_of([chosen]), images, call))
     record = runs_of(folder)[0].record
     if record.status != "compressed":
@@ -138,7 +138,7 @@ def compare(
     rows = {_row(item): item for item in items}
     text = literal([{"name": name, "run": run_words} for name, run_words in rows], "rows")
     all_words = [
-        *_listed({**shared, **words}), *shared_more, *more, "hydra/sweeper=rows", f"hydra.sweeper.rows={text}",
+        *listed({**shared, **words}), *shared_more, *more, "hydra/sweeper=rows", f"hydra.sweeper.rows={text}",
     ]  # fmt: skip
     expected = frozenset(item.artifact.data.digest for item in made)
     folder, _ = run("compress", all_words, Given(modules_of(chosen), images, call, expected))
@@ -174,7 +174,7 @@ def sweep(
     chosen = network_of(network, name)
     nodes, images = images_of(data)
     words, more = words_of("compress", {**chosen.words, **nodes}, options, overrides, sweeps=True)
-    all_words = [*_listed({**chosen.words, **nodes, **words}), *more]
+    all_words = [*listed({**chosen.words, **nodes, **words}), *more]
     folder, _ = run("compress", all_words, Given(modules_of([chosen]), images, call))
     return comparison(folder)
 
@@ -211,7 +211,7 @@ def train(
     nodes, images = images_of(data)
     words, more = words_of("train", {**chosen.words, **nodes}, {"recipe": recipe, **options}, overrides)
     given = Given(modules_of([chosen]), images, call)
-    all_words = [*_listed({**chosen.words, **nodes, **words}), *more]
+    all_words = [*listed({**chosen.words, **nodes, **words}), *more]
     _, (baseline,) = run("train", all_words, given)
     built_by = chosen.name if chosen.module is None else ""
     if chosen.module is None:
@@ -222,16 +222,12 @@ def train(
     return TrainedNetwork(chosen.name, made.eval(), dict(baseline.metrics), baseline.folder, built_by)
 
 
-def _listed(words: Words) -> list[str]:
-    return [f"{key}={value}" for key, value in words.items()]
-
-
 def _row(item: Network | CompressedNetwork) -> tuple[str, str]:
     """What a row is called, and its overrides."""
     if isinstance(item, Network):
-        return f"{item.name} fp32", shlex.join(_listed({**item.words, "method": "none"}))
+        return f"{item.name} fp32", shlex.join(listed({**item.words, "method": "none"}))
     own = [override for override in item.overrides if of_a_method(override)]
-    return f"{item.network.name} {item.label}", shlex.join([*_listed({**item.network.words, **item.method}), *own])
+    return f"{item.network.name} {item.label}", shlex.join([*listed({**item.network.words, **item.method}), *own])
 
 
 def _shared(made: Sequence[CompressedNetwork], data: Any) -> tuple[Words, list[str], Parts | None]:

@@ -67,6 +67,11 @@ def words_of(
     return words, list(overrides)
 
 
+def listed(words: Words) -> list[str]:
+    """The overrides as on the command line."""
+    return [f"{key}={value}" for key, value in words.items()]
+
+
 def of_a_method(key: str) -> bool:
     """Whether an override says how one network is compressed. The others are the same for all that are compared."""
     name = key.lstrip("+~").partition("=")[0]

@@ -32,6 +32,11 @@ from qexp.progress import doing
 from qexp.types import DataSpec, UserError
 
 ASSUMED = "preprocessing"  # the note that says which preprocessing was assumed
+REFUSE, ACCEPT = "refuse", "accept"  # values of validation_seen
+SEEN_NOTE = (
+    "these weights may have been trained on the validation images, so that losses on them may seem too small; test "
+    "images are not concerned"
+)
 PREPARING = {"resize", "resize_to", "interpolation", "orient", "mean", "std", "pixel_range", "transform"}  # options
 
 
@@ -134,8 +139,9 @@ def trained_network(
     network = given.network(model, data.open()).eval()
     source = {"model": model.id, "network": OmegaConf.to_container(model, resolve=True)}
     if pretrained:
-        check_unseen(config, data, None)
+        unseen = check_unseen(config, data, None)
         notes = assumption(data, "the network") if given.has(model) else {"weights": note_of(network)}
+        notes |= unseen
         for name, note in notes.items():
             print(f"  {name} of {model.id}: {note}", flush=True)
         if of_imagenet(data.spec):
@@ -146,19 +152,19 @@ def trained_network(
         return bake(network), {**source, "weights": "random", "seed": config.seed}, {}
     path = Path(config.checkpoint)
     if config.checkpoint != "auto" and not path.is_dir():
-        check_unseen(config, data, None)
+        unseen = check_unseen(config, data, None)
         place = config.checkpoint_key
         told = load_checkpoint(network, path, place, config.trust_checkpoint)
-        notes = {**({"weights": told} if told else {}), **assumption(data)}
+        notes = {**({"weights": told} if told else {}), **assumption(data), **unseen}
         for name, note in notes.items():
             print(f"  {name} of {path.name}: {note}", flush=True)
         weights = file_digest(path) + (f" {place}" if place else "")
         return bake(network), {**source, "weights": weights}, notes
     baseline = newest_baseline(config, data, given) if config.checkpoint == "auto" else Baseline.read(path)
     baseline.check()
-    check_unseen(config, data, baseline.data)
+    unseen = check_unseen(config, data, baseline.data)
     load_weights(network, read_weights(baseline.weights), str(baseline.folder))
-    notes = {**data.normalise_like(baseline.data), **seed_note(config, baseline)}
+    notes = {**data.normalise_like(baseline.data), **seed_note(config, baseline), **unseen}
     for name, note in notes.items():
         print(f"  {name}: {note}", flush=True)
     return bake(network), {**source, "weights": baseline.weights_digest}, notes
@@ -186,20 +192,28 @@ def seed_note(config: DictConfig, baseline: Baseline) -> dict[str, str]:
     return {"network": f"trained with seed {baseline.seed}: {config.outputs}/baselines has none of seed {config.seed}"}
 
 
-def check_unseen(config: DictConfig, data: ImageData, trained_on: DataSpec | None) -> None:
+def check_unseen(config: DictConfig, data: ImageData, trained_on: DataSpec | None) -> dict[str, str]:
     """Check that the validation part is known to be unseen, if it is to judge anything.
 
+    Returns:
+        A note for the record if that is not known, and accepted.
+
     Raises:
-        UserError: Accuracy is to be measured on the validation part, and whether the weights know it is unknown.
+        UserError: It is not known, and not accepted.
     """
+    if config.validation_seen not in (REFUSE, ACCEPT):
+        raise UserError(f"There is no validation_seen={config.validation_seen}. Give {REFUSE} or {ACCEPT}.")
     asked = judged_on_validation(config)
-    if asked and (trained_on is None or trained_on.digest != data.open().digest):
-        weights = "no baseline of train.py" if trained_on is None else "a baseline of other images"
-        option, instead = asked
-        raise UserError(
-            f"{option}, but whether these weights were trained on images of the validation part is unknown: "
-            f"they are {weights}. Give {instead}."
-        )
+    if not asked or (trained_on is not None and trained_on.digest == data.open().digest):
+        return {}
+    if config.validation_seen == ACCEPT:
+        return {"validation": SEEN_NOTE}
+    weights = "no baseline of train.py" if trained_on is None else "a baseline of other images"
+    option, instead = asked
+    raise UserError(
+        f"{option}, but whether these weights were trained on images of the validation part is unknown: "
+        f"they are {weights}. Give {instead}, or validation_seen={ACCEPT}, which the record then says."
+    )
 
 
 def judged_on_validation(config: DictConfig) -> tuple[str, str] | None:

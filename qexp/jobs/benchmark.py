@@ -20,7 +20,7 @@ from qexp.types import Unsupported
 
 OF_A_NETWORK = (
     "model", "data", "method", "bits", "recipe", "trainer", "checkpoint", "checkpoint_key", "trust_checkpoint",
-    "train_missing", "init",
+    "validation_seen", "train_missing", "init",
 )  # fmt: skip
 
 

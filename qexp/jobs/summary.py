@@ -27,7 +27,7 @@ from qexp.report.screen import screen, show
 from qexp.report.write import Style, write_report
 from qexp.tracking.sync import sync
 from qexp.types import UserError, first_line, typed
-from qexp.within.answer import PICTURE, Answer
+from qexp.within_limits.answer import PICTURE, Answer
 
 SEARCHES = "hydra_plugins.qexp_search."  # the sweepers that print a plan of their own
 

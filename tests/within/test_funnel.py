@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from qexp.records import Record
-from qexp.within.seen import Result, Seen, Trial
-from qexp.within.training import ELSEWHERE, PRUNING, TRAINING, fitting
-from qexp.within.untrained import FEWER, FLOATING, INTEGERS, RECOVERY
+from qexp.within_limits.seen import Result, Seen, Trial
+from qexp.within_limits.training import ELSEWHERE, PRUNING, TRAINING, fitting
+from qexp.within_limits.untrained import FEWER, FLOATING, INTEGERS, RECOVERY
 from tests.within.worlds import ENGINES, Numbers, exhaustive, limits, ratio_of, searched, some
 
 CALM = Numbers(dict(zip(ENGINES, (1.0, 2.0, 4.0), strict=True)), dict.fromkeys(ENGINES, 0.1), 4.0, 0.6)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from qexp.types import UserError
-from qexp.within.answer import on_test_images, verdict
-from qexp.within.limits import MISSED, SEEN, SURELY, UNKNOWN
+from qexp.within_limits.answer import on_test_images, verdict
+from qexp.within_limits.limits import MISSED, SEEN, SURELY, UNKNOWN
 from tests.report.support import record
 from tests.within.worlds import limits
 

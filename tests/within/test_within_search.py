@@ -13,7 +13,7 @@ import pytest
 
 from qexp.artifact import Artifact
 from qexp.tracking.store import read_records
-from qexp.within.answer import Answer
+from qexp.within_limits.answer import Answer
 from tests.commands import FEW_WINDOWS, PRETEND, TRAINED, RunCommand, write_images
 from tests.processes import started
 from tests.tiers import more

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from qexp.records import Record
-from qexp.within.funnel import funnel
-from qexp.within.limits import Limits
-from qexp.within.seen import Result, Seen, Trial
-from qexp.within.training import Learner, first_trained
-from qexp.within.untrained import floating, integers, recovery
+from qexp.within_limits.funnel import funnel
+from qexp.within_limits.limits import Limits
+from qexp.within_limits.seen import Result, Seen, Trial
+from qexp.within_limits.training import Learner, first_trained
+from qexp.within_limits.untrained import floating, integers, recovery
 from tests.report.support import record
 
 ENGINES = ("quick", "middling", "slow")

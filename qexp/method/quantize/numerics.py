@@ -212,9 +212,10 @@ def count_in_bins(values: Tensor, low: float, high: float, bins: int, counts: Te
     """
     factor = bins / max(high - low, SMALLEST_WIDTH)
     found = torch.zeros(bins, dtype=torch.int64, device=values.device)
-    for piece, *weights in zip(*(t.split(PIECE) for t in (values, counts) if t is not None), strict=True):
-        indices = piece.sub(low).mul_(factor).clamp_(0, bins - 1).int()
-        found += torch.bincount(indices, *(w.double() for w in weights), minlength=bins).long()
+    for start in range(0, len(values), PIECE):
+        indices = values[start : start + PIECE].sub(low).mul_(factor).clamp_(0, bins - 1).int()
+        weights = None if counts is None else counts[start : start + PIECE].double()
+        found += torch.bincount(indices, weights, bins).long()
     return found
 
 

@@ -115,12 +115,14 @@ class Histogram(Observer):
         elif bool((low < self.low).any() or (high > self.high).any()):
             centres, counts = self.centres(), self.counts
             self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
-            rows_of_counts = zip(centres, counts, self.low.tolist(), self.high.tolist(), strict=True)
-            self.counts = torch.stack(
-                [count_in_bins(middles, *limits, BINS, row) for middles, row, *limits in rows_of_counts]
-            )
-        for row, counted, *limits in zip(rows, self.counts, self.low.tolist(), self.high.tolist(), strict=True):
-            counted.add_(count_in_bins(row, *limits, BINS))
+            self.counts = self._count(centres, counts)
+        self.counts += self._count(rows)
+
+    def _count(self, rows: Tensor, counts: Tensor | None = None) -> Tensor:
+        """How many of the values rows[R,N], each taken counts[R,N] times, lie in each bin, [R,BINS]."""
+        times = [None] * len(rows) if counts is None else counts
+        limits = zip(rows, self.low.tolist(), self.high.tolist(), times, strict=True)
+        return torch.stack([count_in_bins(row, low, high, BINS, seen) for row, low, high, seen in limits])
 
     def centres(self) -> Tensor:
         """The centres of the bins, [R,BINS]."""

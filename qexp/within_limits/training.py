@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from qexp.within.limits import DROP, MISSED
-from qexp.within.seen import Result, Seen, Trial
-from qexp.within.untrained import FLOATING, INTEGERS
+from qexp.within_limits.limits import DROP, MISSED
+from qexp.within_limits.seen import Result, Seen, Trial
+from qexp.within_limits.untrained import FLOATING, INTEGERS
 
 PRUNING, TRAINING, ELSEWHERE = "first epochs of training", "longer training", "what was trained, on other engines"
 RATIOS = (1.5, 2, 3, 4)  # times as few of the target

@@ -9,8 +9,8 @@ from matplotlib.ticker import ScalarFormatter
 
 from qexp.files import not_writable
 from qexp.report.plot import MARKERS, logarithmic
-from qexp.within.answer import REACHED, Answer
-from qexp.within.limits import BOUNDED, DROP
+from qexp.within_limits.answer import REACHED, Answer
+from qexp.within_limits.limits import BOUNDED, DROP
 
 FAR = 20  # points lost, from which on the axis is logarithmic, or what holds would lie on one line
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qexp.within.seen import Seen, Trial
-from qexp.within.training import trained
-from qexp.within.untrained import fewer_bits, floating, integers, recovery
+from qexp.within_limits.seen import Seen, Trial
+from qexp.within_limits.training import trained
+from qexp.within_limits.untrained import fewer_bits, floating, integers, recovery
 
 
 def funnel(seen: Seen) -> Iterator[list[Trial]]:

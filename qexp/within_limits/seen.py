@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from qexp.metrics import METRICS
 from qexp.records import Record
 from qexp.report.terms import equal_terms
-from qexp.within.limits import BOUNDED, DROP, MISSED, Judged, Limits
+from qexp.within_limits.limits import BOUNDED, DROP, MISSED, Judged, Limits
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from qexp.within.seen import Seen, Trial
+from qexp.within_limits.seen import Seen, Trial
 
 FLOATING, INTEGERS = "floating point and half precision", "8-bit integers without training"
 RECOVERY, FEWER = "accuracy won back without training", "fewer than 8 bits"

@@ -12,8 +12,8 @@ from qexp.files import write_json
 from qexp.metrics import METRICS
 from qexp.records import Record
 from qexp.report.render import NONE, Table, markdown
-from qexp.within.limits import BOUNDED, DROP, MISSED, SEEN, SURELY, UNKNOWN, Judged
-from qexp.within.seen import Result, Seen
+from qexp.within_limits.limits import BOUNDED, DROP, MISSED, SEEN, SURELY, UNKNOWN, Judged
+from qexp.within_limits.seen import Result, Seen
 
 FILE = "within.json"  # in the folder of the sweep
 PICTURE = "within.png"
@@ -65,6 +65,8 @@ class Answer:
         command: The command that makes the artifact again without the search.
         artifact: Folder of the artifact.
         folder: Folder that is ready to deploy, or why there is none.
+        words: The overrides of the chosen trial.
+        caveat: Why the validation images may show smaller losses than there are, if that is so.
     """
 
     sentence: str
@@ -80,6 +82,8 @@ class Answer:
     command: str = ""
     artifact: str = ""
     folder: str = ""
+    words: list[str] = field(default_factory=list)
+    caveat: str = ""
 
     def write(self, sweep: Path) -> None:
         write_json(sweep / FILE, asdict(self))
@@ -99,6 +103,7 @@ class Answer:
         listed = {
             "": [self.sentence],
             "limits": self.limits,
+            "note": [self.caveat] if self.caveat else [],
             "on test images": [self.test] if self.test else [],
             "Pareto set": self.front,
             "next best" if self.chosen else "nearest": self.others,

@@ -19,12 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from qexp.tracking.store import read_record
 from qexp.types import Unsupported, UserError, typed
-from qexp.within.answer import PICTURE, Answer, answer_of, on_test_images
-from qexp.within.check import check_images, check_measures, check_words, usable_engines
-from qexp.within.funnel import funnel
-from qexp.within.limits import Limits
-from qexp.within.picture import draw
-from qexp.within.seen import Result, Seen, Trial
+from qexp.within_limits.answer import PICTURE, Answer, answer_of, on_test_images
+from qexp.within_limits.check import check_images, check_measures, check_words, usable_engines
+from qexp.within_limits.funnel import funnel
+from qexp.within_limits.limits import Limits
+from qexp.within_limits.picture import draw
+from qexp.within_limits.seen import Result, Seen, Trial
 
 OWN = r"(limits\.|minimise=|experiment=within$|hydra\.)"  # words that only the search understands
 
@@ -77,16 +77,17 @@ def within(options: Options, sweeper: Sweeper, arguments: list[str]) -> None:
     engines, reasons = usable_engines(
         config, limits, known, lambda name: loader.load_sweep_config(config, [*arguments, f"engine={name}"])
     )
-    check_images(loader.load_sweep_config(config, arguments))
-    Search(options, sweeper, arguments, Seen(limits, engines, dropped=reasons)).run()
+    caveat = check_images(loader.load_sweep_config(config, arguments))
+    Search(options, sweeper, arguments, Seen(limits, engines, dropped=reasons), caveat).run()
 
 
 class Search:
     """The search of one command. What earlier commands have run is found by the jobs themselves."""
 
-    def __init__(self, options: Options, sweeper: Sweeper, arguments: list[str], seen: Seen):
+    def __init__(self, options: Options, sweeper: Sweeper, arguments: list[str], seen: Seen, caveat: str):
         assert sweeper.config
         self.options, self.sweeper, self.arguments, self.seen = options, sweeper, arguments, seen
+        self.caveat = caveat
         self.config: DictConfig = sweeper.config
         self.outputs, self.sweep = Path(self.config.outputs), Path(self.config.hydra.sweep.dir)
         self.jobs, self.spent, self.stopped = 0, 0.0, False
@@ -96,6 +97,8 @@ class Search:
         wanted = ", ".join(f"{name} at most {limit:g}" for name, limit in limits.given.items())
         least, engines = ", ".join(limits.minimise), ", ".join(self.seen.engines)
         print(f"search within limits: {wanted}; least {least}; engines {engines}", flush=True)
+        if self.caveat:
+            print(f"  {self.caveat}", flush=True)
         self.sweep.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, self.sweep / "multirun.yaml")
         self.spend(0)
@@ -104,7 +107,7 @@ class Search:
                 self.run_step(trials)
         best = self.best()
         answer = answer_of(self.seen, best, self.spent / 60)
-        answer = self.handed_over(answer, best) if best else answer
+        answer = replace(self.handed_over(answer, best) if best else answer, caveat=self.caveat)
         draw(answer, self.sweep / PICTURE)
         answer.write(self.sweep)
 
@@ -169,7 +172,7 @@ class Search:
         artifact = Path(final.record.artifact)
         return replace(
             answer, test=on_test_images(final.record), artifact=str(artifact), folder=self.deployed(final),
-            command=again(self.arguments, best.trial, final.record.params["threads"]),
+            command=again(self.arguments, best.trial, final.record.params["threads"]), words=[*best.trial.words],
         )  # fmt: skip
 
     def deployed(self, final: Result) -> str:

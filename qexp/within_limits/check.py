@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from qexp.types import Unsupported, UserError, nearest
-from qexp.within.limits import Limits
+from qexp.within_limits.limits import Limits
 
 # What the search decides, by the beginnings of keys, and what to give instead.
 DECIDED = {
@@ -51,8 +51,11 @@ def check_measures(config: DictConfig, limits: Limits) -> None:
             raise UserError(f"measure.{measure} is null, and {name} is limited or minimised. Leave it.")
 
 
-def check_images(config: DictConfig) -> None:
+def check_images(config: DictConfig) -> str:
     """Check that there are validation images that the weights do not know.
+
+    Returns:
+        A caveat where it is accepted that the weights may know them, otherwise nothing.
 
     Raises:
         UserError: There are none, or accuracy means nothing.
@@ -82,7 +85,7 @@ def check_images(config: DictConfig) -> None:
         trained = newest_baseline(config, data, NOTHING)  # trained now if need be, as the first trial would do
     elif path.is_dir():
         trained = Baseline.read(path)
-    check_unseen(config, data, trained.data if trained else None)
+    return "".join(check_unseen(config, data, trained.data if trained else None).values())
 
 
 def usable_engines(
