@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.node import map_aggregate
 
 from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
@@ -70,9 +72,24 @@ class Half(Method):
 class _InHalf(nn.Module):
     """A network that takes x[B,C,H,W] and gives logits[B,K] in float32, and computes in `dtype` in between."""
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype):
+    def __init__(self, graph: GraphModule, dtype: torch.dtype):
         super().__init__()
-        self.network, self.dtype = copy.deepcopy(network).to(dtype), dtype
+        self.network, self.dtype = copy.deepcopy(graph).to(dtype), dtype
+        for part in self.network.modules():
+            if isinstance(part, GraphModule):
+                _cast_to(part, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x.to(self.dtype)).float()
+
+
+def _cast_to(graph: GraphModule, dtype: torch.dtype) -> None:
+    """Let an fp32 graph that casts to float32, as `x.float()` and `y.to(x.dtype)` do, cast to `dtype` instead."""
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.graph.erase_node(node)  # it says what was a float32 tensor
+        else:
+            node.args, node.kwargs = map_aggregate(
+                (node.args, node.kwargs), lambda value: dtype if value is torch.float32 else value
+            )
+    graph.recompile()

@@ -81,3 +81,32 @@ def test_auto_takes_the_format_that_the_engine_favours(engine_spec: EngineSpec, 
 def test_an_unknown_format_names_the_nearest() -> None:
     with pytest.raises(UserError, match="no half precision 'bfloat'. did you mean 'bfloat16'"):
         configured.method("half", dtype="bfloat")
+
+
+class Casting(nn.Module):
+    """Computes in float32 on purpose, and goes back to the type of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.convolution(x)
+        with torch.autocast(x.device.type, enabled=False):
+            normal = y.float() / y.float().square().mean((1, 2, 3), keepdim=True).sqrt()
+        ramp = torch.arange(y.shape[-1], dtype=torch.float32, device=x.device) / 16
+        return self.linear((normal.to(y.dtype) * ramp.type_as(y)).mean((2, 3)))
+
+
+def test_casts_to_float32_become_casts_to_half_precision(pretend_data: RandomData, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Casting().eval()
+    artifact = make_artifact(
+        configured.method("half", dtype="bfloat16"), network, pretend_data, WANTS, SOURCE, tmp_path
+    )
+    graph = torch.export.load(artifact.folder / artifact.graph).module()
+    x = pretend_data.calibration()[:8]
+    with torch.no_grad():
+        expected, found = network.double()(x.double()), graph(x)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() < 0.03 * expected.abs().max()  # bfloat16 has 8 bits
