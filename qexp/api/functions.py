@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ def compare(
 
     Args:
         networks: Networks as `compress` takes them, which are measured in fp32, and what it gave. A mapping names them.
+            Or folders of artifacts, such as `outputs/artifacts/NAME`, as `benchmark.py artifact=` takes them.
         data: Images as `compress` takes them. None: those that the first compressed network was calibrated with. They
             must be the same for all.
         engines: `"auto"` measures each network on the fastest engine that runs here. A name or a list of names, such as
@@ -124,6 +125,8 @@ def compare(
     call = call_text("compare", {"networks": networks, "data": data, **arguments})
     if isinstance(networks, (str, nn.Module, CompressedNetwork, TrainedNetwork)):
         raise UserError("qexp.compare takes a list of networks, such as [network, small].")
+    if any(map(_is_artifact, networks)):
+        return _artifacts_compared(networks, data, arguments, overrides, call)
     named = networks.items() if isinstance(networks, Mapping) else ((None, network) for network in networks)
     items = [each if isinstance(each, CompressedNetwork) else network_of(each, name) for name, each in named]
     made = [item for item in items if isinstance(item, CompressedNetwork)]
@@ -220,6 +223,29 @@ def train(
         made = copy.deepcopy(chosen.module)
     load_weights(made, read_weights(baseline.weights), str(baseline.folder))
     return TrainedNetwork(chosen.name, made.eval(), dict(baseline.metrics), baseline.folder, built_by)
+
+
+def _is_artifact(network: Any) -> bool:
+    return isinstance(network, (str, Path)) and (Path(network) / "artifact.json").is_file()
+
+
+def _artifacts_compared(
+    folders: Iterable[Any], data: Any, arguments: Mapping[str, Any], overrides: Sequence[str], call: str
+) -> Comparison:
+    """Measure folders of artifacts, as `benchmark.py -m artifact=...` does.
+
+    Raises:
+        UserError: Something else is among them, images are given, or no row could be measured.
+    """
+    if data is not None or not all(map(_is_artifact, folders)):
+        raise UserError(
+            "An artifact is measured on the test images that it was made with, and beside other artifacts only. Leave "
+            "data out, and give qexp.compare either folders of artifacts or networks."
+        )
+    words, more = words_of("benchmark", {}, arguments, overrides, sweeps=True)
+    words["artifact"] = ",".join(literal(str(folder), "artifact") for folder in folders)
+    folder, _ = run("benchmark", [*listed(words), *more], Given({}, None, call))
+    return comparison(folder)
 
 
 def _row(item: Network | CompressedNetwork) -> tuple[str, str]:

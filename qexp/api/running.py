@@ -36,7 +36,7 @@ SAME_LOGGING = ("hydra/job_logging=none", "hydra/hydra_logging=none")  # as the 
 ELSEWHERE = ("hydra/launcher=", "trainer=ddp")
 COMMANDS = "Use train.py or compress.py for that, with model._target_=MODULE.CLASS"
 # Of programs that end with a summary: what came out is returned instead of printed.
-SUMMARY = {"compress": ("hydra.callbacks.summary.shows=false",)}
+SUMMARY = dict.fromkeys(("compress", "benchmark"), ("hydra.callbacks.summary.shows=false",))
 
 
 def composed(program: str, words: Sequence[str]) -> DictConfig:

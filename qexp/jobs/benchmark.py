@@ -13,6 +13,7 @@ from qexp.engine.base import Engine
 from qexp.files import check_digests
 from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, limits_of, measure, test_images
 from qexp.jobs.compress import compress, planned_params
+from qexp.jobs.given import NOTHING, Given
 from qexp.jobs.run import JobPlan, forced_since, run_job
 from qexp.measure.candidate import Candidate
 from qexp.measure.images import EvaluationSet
@@ -70,12 +71,12 @@ def benchmark(config: DictConfig) -> JobPlan:
     return JobPlan([artifact.files[artifact.graph], measured, reference], run, None)
 
 
-def main(config: DictConfig) -> None:
+def main(config: DictConfig, given: Given = NOTHING) -> None:
     if config.artifact is None:
-        run_job(config, "benchmark", planned_params(config), compress)
+        run_job(config, "benchmark", planned_params(config), compress, given.call)
         return
     planned: dict[str, Any] = Artifact.read(Path(config.artifact)).params
     with open_dict(config):
         for key in OF_A_NETWORK:
             config.pop(key)
-    run_job(config, "benchmark", planned, benchmark)
+    run_job(config, "benchmark", planned, benchmark, given.call)

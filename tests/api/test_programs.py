@@ -19,6 +19,7 @@ import qexp
 from qexp.artifact import Artifact
 from qexp.measure import base
 from qexp.tracking.store import read_record
+from qexp.types import UserError
 from tests.api.nets import Small
 from tests.commands import CHEAP, FEW_FORMATS, QUICK, RunCommand, metrics, records, without, write_images
 from tests.documents import FENCE, ROOT
@@ -147,6 +148,7 @@ import torch
 import qexp
 from qexp.measure import base
 from qexp.tracking.store import read_record
+from qexp.types import UserError
 base.HOST_LOCK = __import__("pathlib").Path("measure.lock")
 class Net(torch.nn.Sequential):
     pass
@@ -202,3 +204,18 @@ def test_a_sweep_goes_through_lists_and_leaves_out_what_a_method_does_not_have()
     assert {run.folder for run in table.front("size_mb").runs} <= {run.folder for run in table.runs}
     with pytest.raises(qexp.UserError, match="No run has the metric 'size'. did you mean 'size_mb'"):
         table.front("size")
+
+
+def test_folders_of_artifacts_are_compared_too() -> None:
+    small = compressed(Small().eval())
+    folder = small.artifact.folder
+    plain = qexp.compress(Small().eval(), "pictures", method="none", engine="onnxruntime", overrides=CHEAPEST, **IMAGES)
+    table = qexp.compare(
+        [plain.artifact.folder, str(folder)], engines="onnxruntime", overrides=[*CHEAPEST, "threads=1"]
+    )
+    assert [record.artifact for record in table.records] == [str(plain.artifact.folder), str(folder)]
+    assert {record.status for record in table.records} == {"finished"}
+    assert table.records[1].metrics["size_mb"] < table.records[0].metrics["size_mb"]
+    for networks, data in (([folder], "pictures"), ([folder, Small().eval()], None)):
+        with pytest.raises(UserError, match="either folders of artifacts or networks"):
+            qexp.compare(networks, data)
