@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qexp.types import UserError
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule, Node
 
 BFLOAT16_OPSET = 22  # the first one in which convolutions take bfloat16
 
@@ -28,13 +33,20 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
     from qexp.onnx_rewrites import count_images, keep_in_floating_point, move_integers
 
     program = torch.export.load(graph)
+    spell_out_attention(program.graph_module)
     try:
         exported = torch.onnx.export(
             program, (torch.zeros(2, *input_shape),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},),
             input_names=["x"], output_names=["logits"], opset_version=opset, verbose=False,
         )  # fmt: skip
     except Exception as error:
-        raise UserError(f"torch.onnx cannot export this network: {str(error)[:600]}") from error
+        # The reasons stand below advice to developers of PyTorch.
+        reasons = (
+            str(error)
+            .rpartition("## Exception summary")[2]
+            .replace("\N{UPWARDS BLACK ARROW}\N{VARIATION SELECTOR-16}", "")
+        )
+        raise UserError(f"torch.onnx cannot export this network: {' '.join(reasons.split())[:600]}") from error
     assert exported is not None
     count_images(exported.model.graph)
     move_integers(exported.model.graph)
@@ -44,3 +56,37 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
         node.metadata_props.clear()
         node.doc_string = None
     exported.save(file)
+
+
+def spell_out_attention(graph: GraphModule) -> None:
+    """Replace attentions that torch.onnx does not translate by products and a softmax, in place.
+
+    Those are attentions of queries that have another number of dimensions than four.
+    """
+    import torch
+
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    for node in graph.graph.find_nodes(op="call_function", target=attention):
+        causal = node.kwargs.get("is_causal", len(node.args) > 5 and node.args[5])
+        if node.args[0].meta["val"].dim() != 4 and not causal and not node.kwargs.get("enable_gqa"):
+            with graph.graph.inserting_before(node):
+                node.replace_all_uses_with(_products(node))
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _products(node: Node) -> Node:
+    """The nodes that compute softmax(scale * queries keys^T + mask) values, in front of an attention."""
+    import torch
+
+    aten, add = torch.ops.aten, node.graph.call_function
+    queries, keys, values, mask = (*node.args[:4], None)[:4]
+    mask = node.kwargs.get("attn_mask", mask)
+    scale = node.kwargs.get("scale") or 1 / math.sqrt(queries.meta["val"].shape[-1])  # type: ignore[union-attr]
+    scores = add(aten.matmul.default, (queries, add(aten.transpose.int, (keys, -2, -1))))
+    scores = add(aten.mul.Scalar, (scores, scale))
+    if mask is not None and mask.meta["val"].dtype == torch.bool:  # type: ignore[union-attr]
+        scores = add(aten.masked_fill.Scalar, (scores, add(aten.logical_not.default, (mask,)), -math.inf))
+    elif mask is not None:
+        scores = add(aten.add.Tensor, (scores, mask))
+    return add(aten.matmul.default, (add(aten.softmax.int, (scores, -1)), values))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
-from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -54,12 +53,12 @@ def count_macs(network: nn.Module, data: ImageData) -> int:
     It does not see into the fast path of torch's transformer layers, which is therefore off. Where a module is given a
     view of a parameter, it looks for the gradient, so that parameters may have none here.
     """
-    weights = {name: value.detach() for name, value in network.named_parameters()}
+    alike = copy.deepcopy(network).requires_grad_(False)
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            functional_call(network, weights, example_input(data, 1))
+            alike(example_input(data, 1))
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
     return counter.get_total_flops() // 2

@@ -44,6 +44,22 @@ def test_macs_match_the_count_by_hand(pretend_data: RandomData, network: nn.Modu
     )
 
 
+def test_counting_leaves_modules_that_are_called_twice_as_they_were(pretend_data: RandomData) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
+            self.other = nn.Sequential(self.one, nn.Conv2d(3, 10, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.other(self.one(x)).mean((2, 3))
+
+    network = Twice().eval()
+    assert count_macs(network, pretend_data) == 2 * 16 * 16 * 3 * 27 + 14 * 14 * 10 * 27
+    assert all(isinstance(module.weight, nn.Parameter) for module in network.modules() if isinstance(module, nn.Conv2d))
+    export(network, pretend_data)
+
+
 def test_operations_outside_of_layers_count_as_not_quantised(pretend_data: RandomData, tmp_path: Path) -> None:
     class WithProduct(nn.Module):
         def __init__(self) -> None:
