@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qexp.types import UserError
 
@@ -34,6 +34,8 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
 
     program = torch.export.load(graph)
     spell_out_attention(program.graph_module)
+    for view in program.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        view.target = torch.ops.aten.reshape.default  # what was spelled out has another memory order
     try:
         exported = torch.onnx.export(
             program, (torch.zeros(2, *input_shape),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -59,33 +61,34 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
 
 
 def spell_out_attention(graph: GraphModule) -> None:
-    """Replace attentions that torch.onnx does not translate by products and a softmax, in place.
+    """Replace attentions that torch.onnx cannot translate by products and a softmax, in place.
 
-    Those are attentions of queries that have another number of dimensions than four.
+    Those are attentions of queries that have another number of dimensions than four, and attentions with a mask, whose
+    results get another memory order on the way, which the views behind them refuse.
     """
     import torch
 
     attention = torch.ops.aten.scaled_dot_product_attention.default
     for node in graph.graph.find_nodes(op="call_function", target=attention):
+        four, mask = node.args[0].meta["val"].dim() == 4, node.kwargs.get("attn_mask", [*node.args, None, None][3])
         causal = node.kwargs.get("is_causal", len(node.args) > 5 and node.args[5])
-        if node.args[0].meta["val"].dim() != 4 and not causal and not node.kwargs.get("enable_gqa"):
+        if (not four or mask is not None) and not causal and not node.kwargs.get("enable_gqa"):
             with graph.graph.inserting_before(node):
-                node.replace_all_uses_with(_products(node))
+                node.replace_all_uses_with(_products(node, mask))
             graph.graph.erase_node(node)
     graph.recompile()
 
 
-def _products(node: Node) -> Node:
+def _products(node: Node, mask: Any) -> Node:
     """The nodes that compute softmax(scale * queries keys^T + mask) values, in front of an attention."""
     import torch
 
     aten, add = torch.ops.aten, node.graph.call_function
-    queries, keys, values, mask = (*node.args[:4], None)[:4]
-    mask = node.kwargs.get("attn_mask", mask)
+    queries, keys, values = node.args[:3]
     scale = node.kwargs.get("scale") or 1 / math.sqrt(queries.meta["val"].shape[-1])  # type: ignore[union-attr]
     scores = add(aten.matmul.default, (queries, add(aten.transpose.int, (keys, -2, -1))))
     scores = add(aten.mul.Scalar, (scores, scale))
-    if mask is not None and mask.meta["val"].dtype == torch.bool:  # type: ignore[union-attr]
+    if mask is not None and mask.meta["val"].dtype == torch.bool:
         scores = add(aten.masked_fill.Scalar, (scores, add(aten.logical_not.default, (mask,)), -math.inf))
     elif mask is not None:
         scores = add(aten.add.Tensor, (scores, mask))
