@@ -14,7 +14,7 @@ from qexp.report.axes import default_benefit
 from qexp.report.options import differing_options, option_suffix
 from qexp.report.pareto import knee, pareto_front
 from qexp.report.runs import SAME_CALL, SAME_IMAGES, Run, differing, grouped
-from qexp.report.table import tied
+from qexp.report.table import one_machine_each, tied
 from qexp.report.terms import equal_terms
 
 SIGNIFICANT = 0.05  # p-value below which a difference is claimed
@@ -24,7 +24,10 @@ EXPLAINED = 3  # runs of which a verdict says that, the fastest first
 GAINS = (METRICS["speedup"], METRICS[BEST_FP32])
 LATENCY, SIZE = METRICS["latency_ms"], METRICS["size_mb"]
 NO_ACCURACY = "No accuracy was measured: these are pretend images, or random weights."
-SETTING = {"data": "", "image_size": "{} pixels", "batch_size": "batch {}", "threads": "{} threads", "machine": "on {}"}
+SETTING = {
+    "data": "", "image_size": "{} pixels", "batch_size": "batch {}", "threads": "{} threads", "machine": "on {}",
+    "device": "on {}",
+}  # fmt: skip
 CAUTION = (
     "The verdict describes these rows. To choose between many variants, sweep with measure.accuracy.part=validation."
 )
@@ -57,6 +60,8 @@ def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
     """
     finished = [run for run in runs if run.record.status == "finished"]
     apart = differing(finished, SETTING)
+    if one_machine_each([run.record for run in finished]):
+        apart = [name for name in apart if name != "machine"]  # the device says it already
     found: list[Verdict] = []
     for setting, together in grouped(finished, SAME_IMAGES + SAME_CALL).items():
         models = {model: on_equal_terms(rows) for (model,), rows in grouped(together, ["model"]).items()}

@@ -79,7 +79,7 @@ function drawPareto() {
 
 function note(x, y, rows) {
   const finished = state.visible.filter((row) => row.status === "finished");
-  const same = { batch_size: "batch size", threads: "threads", machine: "machine", data: "data", image_size: "image size" };
+  const same = { batch_size: "batch size", threads: "threads", machine: "machine", device: "device", data: "data", image_size: "image size" };
   const apart = distinct([...x.same, ...y.same]).filter((name) => distinct(rows.map((row) => nameOf(row, name))).length > 1);
   const missing = finished.length - rows.length;
   element("pareto-note").textContent = [
