@@ -73,18 +73,18 @@ def benchmark(config: DictConfig, device: Device) -> JobPlan:
         candidates = accepted_by(engines, lambda engine: candidate(artifact, engine), notes)
         tests = EvaluationSet.test(artifact, Path(config.outputs) / "cache", test_images(config))
         if fp32 is None:
-            return measure(config, candidates, None, None, {}, tests, notes)
+            return measure(config, candidates, None, {}, tests, notes)
         exact = candidate(fp32, baseline_engine, device if device.here else HERE, persistent=True)
         on_device = partial(candidate, fp32)
         compared = fp32_on(device, fp32_engines, on_device)
         baseline = exact if device.here else baseline_on(device, baseline_engine, compared, on_device, notes)
-        return measure(config, candidates, baseline, exact, compared, tests, notes)
+        return measure(config, candidates, baseline, compared, tests, notes, exact)
 
     def named(engine: Engine) -> str:
         return fp32.key if fp32 else ""
 
     measured = identities(engines, lambda engine: artifact.key, device)
-    reference = identities({"baseline": baseline_engine}, named, HERE) if fp32 else []
+    reference = identities({"baseline": baseline_engine}, named) if fp32 else []
     reference += identities(fp32_engines, named, device) if fp32 else []
     return JobPlan([artifact.files[artifact.graph], measured, reference], run, None)
 

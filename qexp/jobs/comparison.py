@@ -74,7 +74,7 @@ def engines_of(config: DictConfig) -> dict[str, Engine]:
     return engines
 
 
-def identities(engines: dict[str, Engine], name: Callable[[Engine], str], device: Device) -> list[Any]:
+def identities(engines: dict[str, Engine], name: Callable[[Engine], str], device: Device = HERE) -> list[Any]:
     """Say what each engine will run, in plain values that keys can be made of.
 
     Args:
@@ -132,8 +132,9 @@ def sentence(error: Exception) -> str:
 
 
 def measure(
-    config: DictConfig, candidates: dict[str, Candidate], baseline: Candidate | None, exact: Candidate | None,
+    config: DictConfig, candidates: dict[str, Candidate], baseline: Candidate | None,
     fp32_engines: dict[str, Candidate], tests: EvaluationSet | None, notes: dict[str, str],
+    exact: Candidate | None = None,
 ) -> Outcome:  # fmt: skip
     """Take all measurements of the config on the fastest candidate that computes what its graph says.
 
@@ -141,10 +142,11 @@ def measure(
         config: Config of the job.
         candidates: Candidates by engine.
         baseline: What the candidate is timed in turns with, or None.
-        exact: The fp32 artifact on eager torch on this machine, with whose logits all others are compared, or None.
         fp32_engines: The fp32 artifact on each engine, of which the fastest is compared too. May be empty.
         tests: The test images, or None if there are none.
         notes: Says afterwards what was left out or is missing, and why.
+        exact: The fp32 artifact on eager torch on this machine, with whose logits others are compared. None: that is
+            the baseline.
 
     Raises:
         ChildFailed: A measuring child failed.
@@ -154,7 +156,7 @@ def measure(
     check_picture(
         config.picture, [layer.name for candidate in candidates.values() for layer in candidate.artifact.layers]
     )
-    cache = Path(config.outputs) / "cache"
+    cache, exact = Path(config.outputs) / "cache", exact or baseline
     measures = {name: instantiate(node) for name, node in config.measure.items() if isinstance(node, DictConfig)}
     best_fp32 = None
     if fp32_engines:

@@ -65,7 +65,7 @@ def compress(config: DictConfig, device: Device, given: Given = NOTHING) -> JobP
         compared = fp32_on(device, fp32_engines, on_device)
         baseline = exact if device.here else baseline_on(device, baseline_engine, compared, on_device, notes)
         tests = EvaluationSet.test(exact.artifact, Path(config.outputs) / "cache", tested)
-        outcome = measure(config, candidates, baseline, exact, compared, tests, notes)
+        outcome = measure(config, candidates, baseline, compared, tests, notes, exact)
         in_file = ASSUMED in notes and config.checkpoint != "auto"
         claimed = claimed_top1(Path(config.checkpoint), config.trust_checkpoint) if in_file else None
         hint_at_preprocessing(outcome, exact.artifact.data.num_classes, claimed)
@@ -73,7 +73,7 @@ def compress(config: DictConfig, device: Device, given: Given = NOTHING) -> JobP
 
     identity = [
         identities(engines, factory.named(method), device),
-        identities({"baseline": baseline_engine}, factory.named(fp32), HERE),
+        identities({"baseline": baseline_engine}, factory.named(fp32)),
         identities(fp32_engines, factory.named(fp32), device),
     ]
     return JobPlan(identity, run, make)

@@ -76,6 +76,7 @@ class Accuracy(Measure):
         """Compute the logits that are scored, and those of fp32, unless a device classifies the images itself."""
         if context.judged:
             self.measure(context)
+            context.judged.close()
 
     def outdone(self, candidate: Candidate, rival: Candidate, images: EvaluationSet, cache: Path, points: float) -> str:
         """Compare a candidate with one that quantises the same network in another way.

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from qexp.launch import ChildFailed
 from qexp.measure.candidate import Candidate
 from qexp.measure.device import HERE, Device
+from qexp.measure.disturbance import DISTURBED
 from qexp.measure.images import EvaluationSet
 from qexp.measure.timing import Taken
 from qexp.metrics import Metric, known_metric
@@ -173,7 +174,7 @@ def ranking(candidates: dict[str, Candidate], trial: Turns, notes: dict[str, str
                 candidate.close()
             raise
     if not taken.trusted:
-        notes["trial"] = f"the engines were compared while {taken.reason}"
+        notes["trial"] = f"the engines were compared while {taken.reason or DISTURBED}"
     medians = {
         name: statistics.median(statistics.median(w) for w in windows)
         for name, windows in zip(alive, taken.windows, strict=True)
