@@ -1,18 +1,17 @@
-"""Says on a device which engines run there: `python -m qexp.device.able ENGINES`, where ENGINES is JSON.
+"""Says on a device which engines run there.
 
-It runs in a process of its own, since some engines import their libraries to find out.
+It is a process of its own, since some engines import their libraries to find out, and it ends before anything is timed.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-import sys
 from importlib.util import find_spec
 from typing import Any
 
 from qexp.engine.base import Engine
-from qexp.types import Unsupported, UserError, versions
+from qexp.questions import private_output, questions, tell, told
+from qexp.types import Unsupported, UserError
 
 
 def able(target: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -23,21 +22,25 @@ def able(target: str, options: dict[str, Any]) -> dict[str, Any]:
         options: Arguments of that class.
 
     Returns:
-        `missing`, its packages that are not installed, `versions` of the others, and `reason`, why it does not run, or
-        an empty string if it does.
+        `missing`, its packages that are not installed, and `reason`, why it does not run, or "" if it does.
     """
     module, _, name = target.rpartition(".")
     engine: Engine = getattr(importlib.import_module(module), name)(**options)
-    found = {
-        "missing": [package for package in engine.packages if find_spec(package) is None],
-        "versions": versions(*engine.packages),
-    }
+    missing = [package for package in engine.packages if find_spec(package) is None]
     try:
         engine.check_machine()
     except (Unsupported, UserError) as reason:
-        return {**found, "reason": str(reason)}
-    return {**found, "reason": ""}
+        return {"missing": missing, "reason": str(reason)}
+    return {"missing": missing, "reason": ""}
+
+
+def main() -> None:
+    answers, asked = private_output(), questions()
+    for question in asked:
+        del question["command"]  # there is only one
+        answer, _ = told(able, **question)
+        tell(answer, answers)
 
 
 if __name__ == "__main__":
-    print(json.dumps([able(**engine) for engine in json.loads(sys.argv[1])]))
+    main()

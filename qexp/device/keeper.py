@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,8 +28,6 @@ from qexp.measure.throttling import Throttling, temperature_c
 from qexp.questions import private_output, questions, tell, told
 
 CODE, FILES, ANSWERS = "code", "files", "answers"  # the folders of everything that is kept
-ABLE = "qexp.device.able"  # which a process of its own runs
-ABLE_S = 300  # seconds that engines may take to say whether they run here
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 KERNEL_ARCH = Path("/proc/sys/kernel/arch")  # of Linux 6.1 and newer
 
@@ -60,16 +57,6 @@ class Keeper:
         """The folder of the code in an archive, or `lacks` if it was not given and is not here."""
         code = unpacked(str(self.folder), digest, archive)
         return {"code": code} if code else {"lacks": digest}
-
-    def able(self, code: str, engines: list[dict[str, Any]]) -> dict[str, Any]:
-        """Which engines run here, by the same order, as `qexp.device.able` tells it."""
-        asked = subprocess.run(
-            [sys.executable, "-m", ABLE, json.dumps(engines)], capture_output=True, text=True,
-            timeout=ABLE_S, env={**os.environ, "PYTHONPATH": code},
-        )  # fmt: skip
-        if asked.returncode:
-            raise RuntimeError(" | ".join(asked.stderr.strip().splitlines()[-3:]))
-        return {"engines": json.loads(asked.stdout)}
 
     def has(self, name: str) -> dict[str, Any]:
         """The path of a file that was sent as `name`, or None if it is not here."""

@@ -22,6 +22,7 @@ from qexp.data.decoded import DecodedPart, evenly, write_part
 from qexp.device.answers import Implausible, check_facts, number, number_or_none, text
 from qexp.device.archive import archive_of
 from qexp.device.connection import Address, Keeper, RemoteChild
+from qexp.device.watch import RemoteWatch
 from qexp.engine.base import Engine
 from qexp.files import file_digest
 from qexp.keys import plain
@@ -30,15 +31,15 @@ from qexp.measure import child as measuring_child
 from qexp.measure import host_lock
 from qexp.measure.children import Limits
 from qexp.measure.device import Device, Result, Told
-from qexp.measure.disturbance import DISTURBED
 from qexp.measure.images import EvaluationSet
 from qexp.measure.machine import environment
-from qexp.measure.throttling import THROTTLED
 from qexp.measure.timing import Watched
 from qexp.progress import counted, doing
 from qexp.types import DataSpec, Unsupported, UserError, command_line, digest, versions
 
-KEEPER, ABLE = "qexp.device.keeper", "qexp.device.able"  # what runs there, beside the measuring children
+# What runs there, beside the measuring children, and the engines, all of which are in one archive.
+KEEPER, ABLE, ENGINES = "qexp.device.keeper", "qexp.device.able", "qexp.engine"
+ABLE_S = 300.0  # seconds that an engine may take to say whether it runs there
 HEADER_BYTES = 4096  # more than the header of a file of NumPy takes
 MEMORY_EVERY_S = 1.0  # seconds between two questions for the memory of a child
 
@@ -81,6 +82,8 @@ class Ssh(Device):
         self._keeper: Keeper | None = None
         self._children: list[RemoteChild] = []
         self._facts: dict[str, Any] = {}
+        self._asked: RemoteChild | None = None  # who knows which engines run there
+        self._code: dict[str, str] = {}  # folders there of the code for engines, by their targets
         self._able: dict[str, str] = {}  # why engines do not run there, or nothing, by what they are
 
     @property
@@ -152,11 +155,14 @@ class Ssh(Device):
 
     def missing(self, engine: Engine) -> str:
         """Why an engine does not run there, with the command that changes this, or an empty string if it does."""
-        asked = [{"target": engine.target, "options": engine.options}]
         with doing(f"Asking {self.name} for {engine.name}"):
-            found = self.keeper.ask("able", code=self.code(engine), engines=asked)
+            code = self.code(engine)
+            if self._asked is None or self._asked.holds != code:
+                self._end_asking()
+                self._asked = RemoteChild(self.address, ["-m", ABLE], {"PYTHONPATH": code}, ABLE_S)
+                self._asked.holds = code
+            told = self._asked.ask("able", target=engine.target, options=engine.options)
         try:
-            (told,) = found["engines"]
             missing = [name for name in engine.packages if name in told["missing"]]
             reason = text(told["reason"], "reason")
         except (KeyError, TypeError, ValueError, Implausible) as error:
@@ -164,6 +170,11 @@ class Ssh(Device):
         if not missing:
             return reason and f"{self.name}: {reason}"
         return f"{self.name} has no {' and '.join(missing)}: {self.install(missing)}"
+
+    def _end_asking(self) -> None:
+        if self._asked is not None:
+            self._asked.stop()
+            self._asked = None
 
     def install(self, packages: Iterable[str]) -> str:
         """The command that installs packages there, in the versions that are here."""
@@ -173,9 +184,13 @@ class Ssh(Device):
 
     def code(self, engine: Engine) -> str:
         """The folder there of the code that a child with this engine needs."""
-        return self.keeper.unpack(archive_of([measuring_child.__name__, ABLE, engine.target]))
+        if engine.target not in self._code:
+            names = [measuring_child.__name__, ABLE, ENGINES, engine.target]
+            self._code[engine.target] = self.keeper.unpack(archive_of(names))
+        return self._code[engine.target]
 
     def child(self, engine: Engine, threads: int, limits: Limits, persistent: bool) -> Child:
+        self._end_asking()  # the libraries that it has imported would take memory
         made = plain({"target": engine.target, "options": engine.options}, "engine")
         variables = {
             "PYTHONPATH": self.code(engine), "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
@@ -261,7 +276,7 @@ class Ssh(Device):
                 self._keeper.ask("unlock")
 
     def watch(self, processes: Callable[[], Iterable[int]], threads: int) -> Watched:
-        return RemoteWatch(self, processes, threads)
+        return RemoteWatch(lambda: self.keeper, processes, threads)
 
     def steadily(self, run: Callable[[], Result]) -> Result:
         for _ in range(self.retries):
@@ -278,35 +293,10 @@ class Ssh(Device):
 
     def close(self) -> None:
         keeper, self._keeper = self._keeper, None
+        self._end_asking()
         for child in self._children:
             child.stop()
         self._children.clear()
+        self._code.clear()  # of what is there, nothing is known when the connection is made again
         if keeper is not None:
             keeper.stop()
-
-
-class RemoteWatch:
-    """Watches processes on a device, by its keeper.
-
-    Args:
-        device: The device.
-        processes: Gives the ids of the processes there.
-        threads: Threads of each.
-    """
-
-    def __init__(self, device: Ssh, processes: Callable[[], Iterable[int]], threads: int):
-        self.device, self.processes, self.threads = device, processes, threads
-        self.throttled = False
-
-    @property
-    def reason(self) -> str:
-        return THROTTLED if self.throttled else DISTURBED
-
-    def begin(self) -> None:
-        self.device.keeper.ask("watch", processes=[*self.processes()], threads=self.threads)
-
-    def disturbed(self) -> bool | None:
-        told = self.device.keeper.ask("disturbed")
-        self.throttled |= told.get("throttled") is True
-        found = told.get("disturbed")
-        return None if found is None else found is not False or told.get("throttled") is True
