@@ -123,8 +123,11 @@ class Ssh(Device):
 
     @property
     def decides(self) -> dict[str, Any]:
-        asked = {"parity_images": self.parity_images, "accuracy_images": self.accuracy_images}
-        return {"device": {**asked, "emulated": self.emulated}}
+        asked = {
+            "parity_images": self.parity_images, "accuracy_images": self.accuracy_images,
+            "emulated": self.emulated,
+        }  # fmt: skip
+        return {"device": {"_target_": f"{type(self).__module__}.{type(self).__qualname__}", **asked}}
 
     def place(self) -> dict[str, Any]:
         return {

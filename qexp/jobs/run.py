@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 import traceback
@@ -67,9 +68,17 @@ def run_job(
         plan: Makes the plan, for the device on which the network is measured.
         call: The call of a Python program that asked for the job, or empty for the command line.
     """
-    device: Device = instantiate(config.device)
+    try:
+        device: Device = instantiate(config.device)
+    except Exception as error:
+        device, plan = HERE, functools.partial(refuse, error)
     with closing(device):
         run_on(device, config, kind, planned, plan, call)
+
+
+def refuse(error: Exception, config: DictConfig, device: Device) -> JobPlan:
+    """In the place of a plan: fail for a reason that was found before there was a job."""
+    raise error
 
 
 def run_on(

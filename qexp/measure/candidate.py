@@ -144,9 +144,10 @@ class Candidate:
     def logits_key(self, tests: EvaluationSet, batch: int, count: int | None) -> str:
         """Key of everything that decides what `logits` gives for the same arguments."""
         how, file = self.artifact.data.preprocessing, self.identity["file"]
+        where = self.device.place() | self.device.decides
         return key(
             "logits", code=["qexp.measure.candidate"], engine=self.engine, file=file, images=tests.content,
-            preprocessing=how, batch=batch, threads=self.threads, count=count, place=self.device.place(),
+            preprocessing=how, batch=batch, threads=self.threads, count=count, place=where,
         )  # fmt: skip
 
     def close(self) -> None:

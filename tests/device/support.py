@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from qexp.device.ssh import Ssh
@@ -41,8 +40,9 @@ def options_of(folder: Path, **options: Any) -> dict[str, Any]:
 
 
 def device(folder: Path, **options: Any) -> Ssh:
-    made: Ssh = instantiate(options_of(folder, **options))
-    return made
+    given = options_of(folder, **options)
+    del given["_target_"]
+    return Ssh(**given)
 
 
 def answering(folder: Path, answers: str) -> Path:
@@ -58,3 +58,10 @@ def answering(folder: Path, answers: str) -> Path:
         f"#!{sys.executable}\nimport sys, time\n\ndef answer(question):\n{body}\n"
         "for number, line in enumerate(sys.stdin):\n    print(answer(number), flush=True)\n",
     )
+
+
+def write_device(folder: Path, name: str, **options: Any) -> None:
+    """Write conf/device/NAME.yaml for a device that is this machine into a folder of the user's own."""
+    place = folder / "conf" / "device"
+    place.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(options_of(folder, name=name, **options), place / f"{name}.yaml")

@@ -184,7 +184,7 @@ def test_a_lost_connection_is_tried_again_and_then_told(
 def end_ssh(candidate: Candidate) -> None:
     """End what stands for ssh as a lost connection does: it closes the pipes, and its exit code is ssh's own."""
     child: Any = candidate.ready_child()
-    child.process.send_signal(signal.SIGKILL)
+    os.killpg(child.process.pid, signal.SIGKILL)
     child.process.wait()
     child.process.returncode = 255
 
