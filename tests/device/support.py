@@ -32,15 +32,15 @@ def fake_ssh(folder: Path) -> Path:
     return script(folder / "ssh", FAKE_SSH.format(home=folder / "home"))
 
 
-def options_of(folder: Path, **options: Any) -> dict[str, Any]:
+def options_of(place: Path, /, **options: Any) -> dict[str, Any]:
     """The options of conf/device/ssh.yaml for a device that is this machine."""
     node: Any = OmegaConf.to_container(OmegaConf.load(CONF / "device" / "ssh.yaml"))
-    own = {"name": "loopback", "host": "loopback", "ssh": str(fake_ssh(folder)), "python": sys.executable}
+    own = {"name": "loopback", "host": "loopback", "ssh": str(fake_ssh(place)), "python": sys.executable}
     return {**node, **own, "retry_s": 0.01, **options}
 
 
-def device(folder: Path, **options: Any) -> Ssh:
-    given = options_of(folder, **options)
+def device(place: Path, /, **options: Any) -> Ssh:
+    given = options_of(place, **options)
     del given["_target_"]
     return Ssh(**given)
 
@@ -60,8 +60,8 @@ def answering(folder: Path, answers: str) -> Path:
     )
 
 
-def write_device(folder: Path, name: str, **options: Any) -> None:
+def write_device(root: Path, name: str, **options: Any) -> None:
     """Write conf/device/NAME.yaml for a device that is this machine into a folder of the user's own."""
-    place = folder / "conf" / "device"
+    place = root / "conf" / "device"
     place.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(options_of(folder, name=name, **options), place / f"{name}.yaml")
+    OmegaConf.save(options_of(root, name=name, **options), place / f"{name}.yaml")
