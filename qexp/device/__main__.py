@@ -20,7 +20,6 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from qexp.device.answers import Implausible
 from qexp.engine.base import Engine
 from qexp.errors import explain
 from qexp.launch import ChildFailed, ConnectionLost
@@ -41,7 +40,7 @@ def main(words: list[str]) -> int:
         with contextlib.closing(device_of(overrides)) as device:
             device.connect()
             print("\n".join(check(device) if command == "check" else [clean(device)]))
-    except (ChildFailed, ConnectionLost, Implausible) as error:
+    except (ChildFailed, ConnectionLost) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Exception as error:

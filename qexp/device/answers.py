@@ -6,13 +6,18 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from qexp.launch import ChildFailed
+
 LONGEST = 500  # characters of a text
 MOST_ROWS = 10_000  # of a profile, and of other lists of unknown length
 COMPUTES = ("integer", "floating point", "conversion", "other")
 
 
-class Implausible(Exception):
-    """An answer is not what was asked for. The message says of which field."""
+class Implausible(ChildFailed):
+    """An answer is not what was asked for. The message says which field of it."""
+
+    def __init__(self, wrong: str):
+        super().__init__(f"answered with what cannot be: {wrong}")
 
 
 def check_answer(command: str, answer: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
@@ -153,5 +158,5 @@ def check_facts(facts: dict[str, Any]) -> dict[str, Any]:
         "physical_cores": whole(facts.get("physical_cores"), "physical_cores", 1, 100_000),
         "temperature_c": None if facts.get("temperature_c") is None
         else number(facts["temperature_c"], "temperature_c", -273.15, 1000),
-        "boot": texts("boot"), "emulated": facts.get("emulated") is True, "python_file": texts("python_file"),
+        "boot": texts("boot"), "emulated": facts.get("emulated") is True,
     }  # fmt: skip

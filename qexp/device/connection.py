@@ -122,11 +122,11 @@ class RemoteChild(Child):
         """
         try:
             answer = check_answer(command, super().ask(command, told, **arguments), arguments)
+        except Implausible:
+            self.stop()
+            raise
         except ChildFailed as error:
             raise ChildFailed(printable(str(error))) from None
-        except Implausible as error:
-            self.stop()
-            raise ChildFailed(f"answered {command!r} on {self.address.name} with what cannot be: {error}") from None
         if command == "ready":
             self._there = answer["process"]
         return answer
@@ -181,7 +181,7 @@ class Keeper(RemoteChild):
         super().__init__(address, ["-c", BOOT], {}, connect_s + KEEPER_S)
         try:
             self.folder = self._boot(folder, archive)
-        except (ChildFailed, Implausible) as error:
+        except ChildFailed as error:
             self.stop()
             raise UserError(f"{address.name} cannot be used: {error}") from error
         except BaseException:

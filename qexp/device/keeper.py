@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from datetime import datetime
@@ -50,7 +49,6 @@ class Keeper:
         return {
             **environment(None), "physical_cores": physical_cores(), "temperature_c": temperature_c(),
             "boot": BOOT_ID.read_text().strip() if BOOT_ID.exists() else None, "emulated": is_emulated(),
-            "python_file": sys.executable,
         }  # fmt: skip
 
     def unpack(self, digest: str, archive: str | None) -> dict[str, Any]:

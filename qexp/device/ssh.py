@@ -101,7 +101,7 @@ class Ssh(Device):
                 try:
                     facts = check_facts(self._keeper.ask("facts"))
                 except Implausible as error:
-                    raise UserError(f"{self.name} says of itself what cannot be: {error}.") from error
+                    raise UserError(f"{self.name} cannot be used: it {error}.") from error
             restarted = self._facts and facts["boot"] != self._facts["boot"]
             self._facts = facts
             if restarted:
@@ -136,7 +136,7 @@ class Ssh(Device):
         }
 
     def environment(self, root: Path) -> dict[str, Any]:
-        known = {name: value for name, value in self._facts.items() if name not in ("boot", "python_file")}
+        known = {name: value for name, value in self._facts.items() if name != "boot"}
         return {**known, "device": self.name, "commit": environment(root)["commit"]}
 
     def physical_cores(self) -> int:
@@ -168,8 +168,8 @@ class Ssh(Device):
         try:
             missing = [name for name in engine.packages if name in told["missing"]]
             reason = text(told["reason"], "reason")
-        except (KeyError, TypeError, ValueError, Implausible) as error:
-            raise UserError(f"{self.name} does not say which engines it has: {error}.") from error
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.name} does not say which engines it has: {told!r:.200}.") from error
         if not missing:
             return reason and f"{self.name}: {reason}"
         return f"{self.name} has no {' and '.join(missing)}: {self.install(missing)}"

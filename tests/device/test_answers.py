@@ -12,7 +12,6 @@ FACTS: dict[str, Any] = {
     "host": "board", "cpu": "Cortex-A72", "cores": 4, "cpu_flags": ["asimddp"], "affinity": [0, 1, 2, 3],
     "governor": "ondemand", "load": 0.1, "memory_gb": 3.9, "system": "Linux", "python": "3.11.2",
     "versions": {"numpy": "2.4.6"}, "physical_cores": 4, "temperature_c": 48.3, "boot": "b", "emulated": False,
-    "python_file": "/usr/bin/python3",
 }  # fmt: skip
 
 

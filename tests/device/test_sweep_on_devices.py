@@ -14,6 +14,7 @@ from tests.device.support import script, write_device
 
 pytestmark = pytest.mark.integration
 
+FAKE_CLASSES = ["data.num_classes=6"]  # as many as the fake engines give
 ROWS = ["-m", *PRETEND, *QUICK, "engine=onnxruntime"]
 
 
@@ -52,7 +53,7 @@ def test_rows_of_each_device_are_measured_and_found_again(run: RunCommand, tmp_p
 def test_a_device_that_cannot_be_reached_is_a_row_and_the_others_go_on(run: RunCommand, tmp_path: Path) -> None:
     refuses = script(tmp_path / "refuses", "#!/bin/sh\necho 'ssh: connect to host x: No route to host' >&2\nexit 255\n")
     write_device(tmp_path, "away", ssh=str(refuses), retries=1)
-    words = ["-m", *PRETEND, *FEW_WINDOWS, *fake("Fake"), "method=none", "threads=auto"]
+    words = ["-m", *PRETEND, *FAKE_CLASSES, *FEW_WINDOWS, *fake("Fake"), "method=none", "threads=auto"]
     code, printed = run(*words, "device=away,local")
     assert code == 1 and "trying again in 0.01 s" in printed
     found = records_of(tmp_path / "outputs")
@@ -64,18 +65,20 @@ def test_a_device_that_cannot_be_reached_is_a_row_and_the_others_go_on(run: RunC
 
 
 def test_a_crash_there_is_one_failed_row(run: RunCommand, tmp_path: Path) -> None:
-    code, printed = run("-m", *PRETEND, *FEW_WINDOWS, *fake("Fails", "how=segfault,survive"), "device=board")
+    code, printed = run(
+        "-m", *PRETEND, *FAKE_CLASSES, *FEW_WINDOWS, *fake("Fails", "how=segfault,survive"), "device=board"
+    )
     assert code == 1
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
     assert [(record.status, record.reason) for record in read_records(sweep)] == [
-        ("failed", "the measurement crashed with SIGSEGV"), ("finished", ""),
+        ("failed", "the measurement crashed with SIGSEGV: Segmentation fault"), ("finished", ""),
     ]  # fmt: skip
 
 
 def test_an_engine_that_the_device_lacks_is_a_row_with_the_command_that_installs_it(
     run: RunCommand, tmp_path: Path
 ) -> None:
-    code, _ = run("-m", *PRETEND, *FEW_WINDOWS, *fake("Missing"), "device=board", "method=none")
+    code, _ = run("-m", *PRETEND, *FAKE_CLASSES, *FEW_WINDOWS, *fake("Missing"), "device=board", "method=none")
     found = records_of(tmp_path / "outputs")["none", "board"]
     assert code == 0 and found.status == "unsupported"
     assert "board has no no_such_library: ssh loopback" in found.reason.replace(str(tmp_path / "ssh"), "ssh")
