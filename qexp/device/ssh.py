@@ -35,6 +35,7 @@ from qexp.measure.images import EvaluationSet
 from qexp.measure.machine import environment
 from qexp.measure.timing import Watched
 from qexp.progress import counted, doing
+from qexp.records import LOCAL
 from qexp.types import DataSpec, Unsupported, UserError, command_line, digest, versions
 
 # What runs there, beside the measuring children, and the engines, all of which are in one archive.
@@ -60,25 +61,21 @@ class Ssh(Device):
     ):  # fmt: skip
         if host.startswith("-") or not host.strip():
             raise UserError(f"device.host={host!r} is no machine. Give HOST, USER@HOST or a name of ~/.ssh/config.")
+        if name == LOCAL:
+            raise UserError(f"device.name={name} is the machine of qexp itself. Give the device another name.")
         for option, value in (("parity_images", parity_images), ("accuracy_images", accuracy_images)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise UserError(f"device.{option}={value} is out of range; give a whole number of at least 1.")
         self.name, self.folder, self.connect_s = name or host, folder, connect_s
         self.parity_images, self.accuracy_images = parity_images, accuracy_images
         self.retries, self.retry_s, self.asked_emulated = retries, retry_s, emulated
-        options = {
-            "BatchMode": "yes", "ConnectTimeout": f"{connect_s:.0f}",
-            "ServerAliveInterval": str(max(1, silence_s // 3)), "ServerAliveCountMax": "3",
-        }  # fmt: skip
-        words = [
-            *shlex.split(ssh),
-            "-T",
-            "-a",
-            "-x",
-            *(part for o, v in options.items() for part in ("-o", f"{o}={v}")),
-        ]
-        words += [*(["-p", str(port)] if port else []), *(["-i", os.path.expanduser(identity)] if identity else [])]
-        self.address = Address(self.name, host, tuple(words), python)
+        # It asks nothing and forwards nothing, and notices soon that the other side is gone.
+        options = [
+            "-T", "-a", "-x", "-oBatchMode=yes", f"-oConnectTimeout={connect_s:.0f}",
+            f"-oServerAliveInterval={max(1, silence_s // 3)}", "-oServerAliveCountMax=3",
+        ]  # fmt: skip
+        options += [f"-p{port}"] * (port is not None) + (["-i", os.path.expanduser(identity)] if identity else [])
+        self.address = Address(self.name, host, (*shlex.split(ssh), *options), python)
         self._keeper: Keeper | None = None
         self._children: list[RemoteChild] = []
         self._facts: dict[str, Any] = {}
