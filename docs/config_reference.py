@@ -11,8 +11,8 @@ from pathlib import Path
 GROUPS = {
     "": "Programs", "data": "Data", "model": "Networks", "method": "Methods", "engine": "Engines",
     "device": "Devices", "measure": "Measurements", "recipe": "Training recipes", "trainer": "Trainers",
-    "tracking": "Tracking", "experiment": "Experiments", "hydra/launcher": "Launchers", "hydra/sweeper": "Sweeps and searches",
-    "hydra/sweeper/sampler": "Samplers of searches",
+    "tracking": "Tracking", "experiment": "Experiments", "hydra/launcher": "Launchers",
+    "hydra/sweeper": "Sweeps and searches", "hydra/sweeper/sampler": "Samplers of searches",
 }  # fmt: skip
 HEAD = """# Options
 
