@@ -176,7 +176,9 @@ def measure(
             notes[f"candidate {name}"] = f"left out: {worse}"
             continue
         judged = judge_of(candidates[name], exact, notes)
-        context = Context(candidates[name], baseline, tests, cache, best_fp32, notes=notes, exact=exact, judged=judged)
+        context = Context(
+            candidates[name], baseline, tests, cache, best_fp32, notes=notes, fp32_here=exact, judged=judged
+        )
         try:
             found = [*run_measures(measures, context), *timings]
             return Outcome(context.candidate, found, context.texts, notes, baseline)

@@ -36,8 +36,7 @@ class Context:
         best_fp32: The fp32 artifact on the fastest fp32 engine, or None.
         texts: Tables for people, by file name. Measures add to them.
         notes: Why a number is missing or what was left out, by its name. Measures add to them.
-        exact: The fp32 artifact on eager torch on this machine, with whose logits others are compared. None: that is
-            the baseline.
+        fp32_here: The fp32 artifact on eager torch on this machine where the baseline is on another device, or None.
         judged: What is scored on the test images in the place of a candidate on another device. None: the candidate is.
     """
 
@@ -48,11 +47,13 @@ class Context:
     best_fp32: Candidate | None = None
     texts: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-    exact: Candidate | None = None
+    fp32_here: Candidate | None = None
     judged: Candidate | None = None
 
-    def __post_init__(self) -> None:
-        self.exact = self.exact or self.baseline
+    @property
+    def exact(self) -> Candidate | None:
+        """The fp32 artifact on eager torch on this machine, with whose logits all others are compared."""
+        return self.fp32_here or self.baseline
 
     def validation_set(self, images: int | None) -> EvaluationSet | None:
         """So many images by which something may be chosen. Those of `test_set` only judge the result."""

@@ -11,7 +11,7 @@ from qexp.report.table import OF_DEVICES, best_rows, cell, cell_name, left_colum
 
 TITLE = "Latency on each device, ms"
 LATENCY = METRICS["latency_ms"]
-NOTE = "bold: the fastest on its device, among rows of one model with the same batch size; several if they tie"
+NOTE = "marked: the fastest on its device among rows of one model and batch size; several if they tie"
 
 
 def device_matrix(records: Sequence[Record]) -> Table | None:

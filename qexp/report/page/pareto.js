@@ -106,7 +106,7 @@ function setUpPareto() {
   );
   const names = DATA.facets.map((facet) => facet.name).filter((name) => name !== "status");
   const options = [["", "the same"], ...names.map((name) => [name, titleOf(name)])];
-  const others = ["label", "model", "engine", "batch_size"].filter((name) => names.includes(name) && name !== DATA.colour);
+  const others = ["label", "model", "device", "engine", "batch_size"].filter((name) => names.includes(name) && name !== DATA.colour);
   [state.colour, state.shape] = [DATA.colour || others.shift() || "", others.shift() || ""];
   fill(element("colour"), options, state.colour);
   fill(element("shape"), options, state.shape);
