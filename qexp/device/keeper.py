@@ -117,7 +117,7 @@ class Keeper:
         Returns:
             `taken`, and `holder`, who has it otherwise.
         """
-        number, about = os.open(file, os.O_RDWR | os.O_CREAT, 0o666), Path(file).with_suffix(".json")
+        number, about = _opened(file), Path(file).with_suffix(".json")
         with contextlib.suppress(OSError):  # every user of the machine takes it in turn
             os.fchmod(number, 0o666)
         end = time.monotonic() + patience_s
@@ -195,6 +195,14 @@ def family(arch: str) -> str:
     if arch.startswith(("arm", "aarch64")):
         return "arm"
     return "x86" if arch in ("x86_64", "i386", "i486", "i586", "i686") else arch
+
+
+def _opened(file: str) -> int:
+    """The descriptor of a file that every user may write, which is made if it is not there."""
+    try:
+        return os.open(file, os.O_RDWR)  # Linux lets no user create what another one has made in /tmp
+    except FileNotFoundError:
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
 
 
 def _holder(about: Path) -> str:

@@ -19,6 +19,7 @@ import pytest
 from qexp.artifact import Artifact
 from qexp.device.ssh import Ssh
 from qexp.engine.base import Engine
+from qexp.jobs.comparison import judge_of
 from qexp.launch import ChildFailed, ConnectionLost
 from qexp.measure.base import Context, marked_as_emulated, ranking, run_measures
 from qexp.measure.candidate import Candidate
@@ -319,3 +320,36 @@ def test_a_command_cleans_and_tells(tmp_path: Path, make_artifact: MakeArtifact)
     candidate.start()  # everything is sent again
     candidate.close()
     board.close()
+
+
+def test_accuracy_is_that_of_the_file_here_or_of_images_that_the_device_classifies(
+    make_artifact: MakeArtifact, tests_of: TestsOf, weights: Any, colours: np.ndarray, tmp_path: Path
+) -> None:
+    artifact = make_artifact(weights=weights[0])
+    images = tests_of(artifact)
+    right = (colours @ weights[0]).argmax(1) == images.classes
+    accuracy = configured.measure("accuracy", batch_size=7)
+    for count in (None, 9):
+        board, notes = device(tmp_path, accuracy_images=count), dict[str, str]()
+        candidate = on(board, Scores(), artifact)
+        judged = judge_of(candidate, None, notes)
+        context = Context(candidate, None, images, tmp_path / "cache", judged=judged, notes=notes)
+        accuracy.prepare(context)
+        found = {m.name: m.value for m in accuracy.measure(context)}
+        chosen = right if count is None else right[np.linspace(0, len(right) - 1, count).round().astype(int)]
+        assert found["top1"] == pytest.approx(chosen.mean())
+        assert ("test_seconds" in found) is (count is not None), "that is the time of a device, if of any"
+        said = "agrees on the images of parity" if count is None else "of 9 images, spread over all of them"
+        assert said in notes["top1"]
+        context.close()
+        board.close()
+
+
+def test_accuracy_of_an_engine_that_is_not_here_is_the_devices_own_or_none(
+    board: Ssh, make_artifact: MakeArtifact, tests_of: TestsOf, tmp_path: Path
+) -> None:
+    candidate, notes = on(board, Missing(), make_artifact()), dict[str, str]()
+    context = Context(candidate, None, tests_of(candidate.artifact), tmp_path / "cache", notes=notes)
+    assert judge_of(candidate, None, notes) is None
+    assert configured.measure("accuracy").measure(context) == []
+    assert "missing does not run on this machine: device.accuracy_images" in notes["top1"]
