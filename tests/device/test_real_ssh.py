@@ -16,10 +16,12 @@ import pytest
 from qexp.device.ssh import Ssh
 from qexp.launch import ChildFailed, ConnectionLost
 from qexp.measure.children import Limits
+from qexp.tracking.store import read_records
 from qexp.types import Unsupported, UserError
 from tests import configured
+from tests.commands import FEW_WINDOWS, PRETEND, RunCommand, fake
 from tests.device.sshd import AVAILABLE, Server, make_key
-from tests.device.support import device
+from tests.device.support import device, write_device
 from tests.measure.fake_engines import Fails, Fake, Missing
 
 pytestmark = [
@@ -199,3 +201,31 @@ def test_the_shell_of_the_device_may_take_its_time(board: Made, tmp_path: Path) 
     slow.write_text(f'#!/bin/sh\nsleep 1\nexec {sys.executable} "$@"\n')
     slow.chmod(0o755)
     assert board(python=f"'{slow}'").facts["host"]
+
+
+def test_a_server_that_dies_in_the_middle_of_a_sweep_is_one_failed_row(
+    server: Server, run: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_device(tmp_path, "loopback", **{**server.options(tmp_path), "retries": 1, "retry_s": 0.2, "connect_s": 5})
+
+    def die() -> None:
+        end = time.monotonic() + 120
+        while not [*(tmp_path / "there").rglob("model.pt2")] and time.monotonic() < end:
+            time.sleep(0.1)
+        time.sleep(2)  # the network hangs now at its first call
+        server.stop()
+
+    killer = threading.Thread(target=die)
+    killer.start()
+    words = ["-m", *PRETEND, "data.num_classes=6", *FEW_WINDOWS, *fake("Fails", "how=hang"), "measure.timeout_s=100"]
+    try:
+        code, printed = run(*words, "device=loopback", "method=none", "measure.parity=null", "measure.accuracy=null")
+    finally:
+        killer.join()
+        server.start()
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    (record,) = read_records(sweep)
+    assert code == 1 and record.status == "failed" and "trying again in 0.2 s" in printed
+    assert record.reason.startswith("the connection to loopback was lost: "), record.reason
+    assert "Connection refused" in record.reason and record.environment["host"], "what it is was known before"
