@@ -78,7 +78,10 @@ def table(records: list[Record], title: str = "", reused: str = REUSED) -> Table
 
 def name_columns(records: list[Record]) -> dict[str, str]:
     """Titles of the parameters and options of methods that tell the rows apart, by name."""
-    several = {key: title for key, title in IF_SEVERAL.items() if len({_value(key, r) for r in records} - {None}) > 1}
+    values = {key: {_value(key, record) for record in records} - {None} for key in IF_SEVERAL}
+    several = {key: title for key, title in IF_SEVERAL.items() if len(values[key]) > 1}
+    if values["device"] - {LOCAL}:
+        several["device"] = IF_SEVERAL["device"]  # it is said of a single one, too
     if one_machine_each(records):
         several.pop("host", None)  # the device says it already
     metrics = [*(METRICS[name] for name in COLUMNS), *own_metrics(metrics_of(records))]
