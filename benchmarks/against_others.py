@@ -27,9 +27,10 @@ from qexp.files import building, file_digest
 from qexp.jobs.artifact_factory import ArtifactFactory, prepare
 from qexp.jobs.comparison import accepted_by, engines_of, fastest_known
 from qexp.measure.accuracy import top_k
-from qexp.measure.base import alone_on_host, ranking, ready
+from qexp.measure.base import ranking, ready
 from qexp.measure.candidate import Candidate
 from qexp.measure.disturbance import DISTURBED
+from qexp.measure.host_lock import alone_on_host
 from qexp.measure.images import EvaluationSet
 from qexp.measure.latency import Latency, speedup
 from qexp.places import CONF

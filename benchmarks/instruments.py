@@ -38,9 +38,10 @@ from omegaconf import DictConfig
 
 from qexp.jobs.artifact_factory import prepare
 from qexp.jobs.heat import Heat, timed
-from qexp.measure.base import alone_on_host, ready
+from qexp.measure.base import ready
 from qexp.measure.candidate import Candidate
 from qexp.measure.cores import MOVED, watched
+from qexp.measure.host_lock import alone_on_host
 from qexp.measure.latency import Latency, speedup
 from qexp.measure.timing import LEAST_WINDOWS, window
 

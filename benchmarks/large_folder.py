@@ -23,7 +23,7 @@ from common import composed
 
 from qexp.data.loaders import Loaders
 from qexp.data.opening import open_data
-from qexp.measure.base import HOST_LOCK
+from qexp.measure.host_lock import HOST_LOCK
 
 OPTIONS = (
     "model=torchvision", "model.name=mobilenet_v2", "checkpoint=random", "method=static", "data=folder",

@@ -10,9 +10,9 @@ from pathlib import Path
 # Groups in the order of the page, with their titles. Others come after them.
 GROUPS = {
     "": "Programs", "data": "Data", "model": "Networks", "method": "Methods", "engine": "Engines",
-    "measure": "Measurements", "recipe": "Training recipes", "trainer": "Trainers", "tracking": "Tracking",
-    "experiment": "Experiments", "hydra/launcher": "Launchers", "hydra/sweeper": "Sweeps and searches",
-    "hydra/sweeper/sampler": "Samplers of searches",
+    "device": "Devices", "measure": "Measurements", "recipe": "Training recipes", "trainer": "Trainers",
+    "tracking": "Tracking", "experiment": "Experiments", "hydra/launcher": "Launchers",
+    "hydra/sweeper": "Sweeps and searches", "hydra/sweeper/sampler": "Samplers of searches",
 }  # fmt: skip
 HEAD = """# Options
 

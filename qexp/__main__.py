@@ -33,6 +33,7 @@ PROGRAMS = {
     "benchmark": Program("time artifacts or networks"),
     "report": Program("write tables, pictures and a page of the runs on disk", "qexp.report.__main__"),
     "deploy": Program("write the folder that a device needs", "qexp.deploy.__main__"),
+    "device": Program("tell what a device is, or remove what is kept there", "qexp.device.__main__"),
     "sync": Program("log records that tracking has not seen yet", "qexp.tracking.__main__", ("sync",)),
     "import": Program("add what a deployment measured on its device", "qexp.tracking.__main__", ("import",)),
 }

@@ -110,7 +110,12 @@ def code_digests(names: Iterable[str], without: Iterable[str] = ()) -> dict[str,
     Raises:
         ModuleNotFoundError: One of `names` cannot be found.
     """
-    left_out, found = (*INDIFFERENT, *without), dict[str, str]()
+    return _followed(names, (*INDIFFERENT, *without))
+
+
+def _followed(names: Iterable[str], left_out: Iterable[str]) -> dict[str, str]:
+    """What `code_digests` gives, for code of which `left_out` does not count."""
+    found = dict[str, str]()
     waiting = [each for name in sorted(names) for each in _roots(name)]
     while waiting:
         name = waiting.pop()
@@ -129,6 +134,22 @@ def code_digests(names: Iterable[str], without: Iterable[str] = ()) -> dict[str,
                 found[module] = source.digest
                 waiting += source.imports
     return found
+
+
+def own_sources(names: Iterable[str]) -> dict[str, Path]:
+    """The files of the named code and of all that it imports when it runs, but for libraries.
+
+    Args:
+        names: Dotted names of modules, packages or classes, as `key` takes them.
+
+    Returns:
+        The file of each module by its dotted name.
+
+    Raises:
+        ModuleNotFoundError: One of `names` cannot be found.
+    """
+    found = {name: place.file for name in _followed(names, ()) if (place := _find(name)) and place.file}
+    return {name: file for name, file in found.items() if not _installed(name.partition(".")[0])}
 
 
 def _class_name(value: object) -> str:

@@ -19,9 +19,15 @@ import psutil
 
 from qexp import nursery
 
+MOST_BYTES = 16_000_000  # of one answer, and of what a child writes to its standard error
+
 
 class ChildFailed(Exception):
     """The child crashed, hung, used too much memory or reported an error. The message says which."""
+
+
+class ConnectionLost(Exception):
+    """The machine on which a child ran can no longer be reached. The message says which, and what is known of why."""
 
 
 class Process(Protocol):
@@ -37,6 +43,13 @@ class Process(Protocol):
     def kill(self) -> None: ...
 
 
+class Origin(Protocol):
+    """What makes the process of a child, such as a `Nursery`."""
+
+    def fork(self, streams: tuple[int, int, int]) -> Process:
+        """Make a process whose standard input, output and error are the given descriptors."""
+
+
 class Child:
     """Runs `python -m MODULE ARGUMENT`, which answers each line of JSON on its input with a line of JSON on its output.
 
@@ -49,19 +62,24 @@ class Child:
         threads: Number of threads of OpenMP and of MKL.
         timeout_s: Seconds that the child may take to answer, or to say how far it is.
         memory_mb: Resident memory that the child may hold, in MB (10^6 bytes), or None for no limit.
-        origin: Where to fork the child, which has the same module, argument and threads. None: the child is started.
+        origin: What makes the child, which has the same module, argument and threads. None: it is started here.
     """
+
+    limit = "measure.timeout_s"  # what messages call the limit of time
 
     def __init__(
         self, module: str, argument: Any, threads: int, timeout_s: float, memory_mb: float | None,
-        origin: Nursery | None = None,
+        origin: Origin | None = None,
     ):  # fmt: skip
         self.timeout_s, self.memory_mb = timeout_s, memory_mb
         self._received = b""  # of its answers, what was not read yet
         self.holds: object = None  # kept for the caller: what the child was last told to load
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by stop)
         (asked, questions), (answers, answering) = os.pipe(), os.pipe()
-        self.questions, self.answers = os.fdopen(questions, "wb"), os.fdopen(answers, "rb", buffering=0)
+        self.questions, self.answers = (
+            os.fdopen(questions, "wb", buffering=0), os.fdopen(answers, "rb", buffering=0),
+        )  # fmt: skip
+        os.set_blocking(questions, False)
         streams = (asked, answering, self.errors.fileno())
         self.process: Process = (
             origin.fork(streams) if origin else _start([module, json.dumps(argument)], threads, streams)
@@ -78,6 +96,11 @@ class Child:
     @property
     def alive(self) -> bool:
         return self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Its id on the machine on which it runs."""
+        return self.process.pid
 
     def ask(
         self, command: str, told: Callable[[int, int], None] = lambda done, total: None, **arguments: Any
@@ -96,24 +119,58 @@ class Child:
             ChildFailed: The child crashed, hung, used too much memory or reported an error.
         """
         try:
-            self.questions.write(json.dumps({"command": command, **arguments}).encode() + b"\n")
-            self.questions.flush()
-            while "done" in (answer := json.loads(self._read_line(command))):
-                told(answer["done"], answer["total"])
+            self._write(json.dumps({"command": command, **arguments}).encode() + b"\n", command)
+            done = -1
+            while "done" in (answer := self._read_answer(command)):
+                done = self._progress(answer, done)
+                told(done, answer["total"])
         except BrokenPipeError:
             raise self._ended() from None
         except KeyboardInterrupt:
             self.stop()  # or its late answer would pass for the answer to the next question
             raise
         if "error" in answer:
-            raise ChildFailed(answer["error"])
+            raise ChildFailed(str(answer["error"]))
         return answer
+
+    def _write(self, question: bytes, command: str) -> None:
+        """Send a question, however large, to a child that may never read it."""
+        deadline = time.monotonic() + self.timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.questions, selectors.EVENT_WRITE)
+            while question:
+                if selector.select(timeout=0.1):
+                    question = question[os.write(self.questions.fileno(), question[: 1 << 16]) :]
+                elif time.monotonic() > deadline:
+                    raise self._hung(command)
+
+    def _read_answer(self, command: str) -> dict[str, Any]:
+        line = self._read_line(command)
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            self.stop()
+            raise ChildFailed(f"answered {command!r} with what is no JSON object: {line[:80]!r}")
+        return answer
+
+    def _progress(self, answer: dict[str, Any], before: int) -> int:
+        """How far the child says that it is. It has to get further each time, since time then counts anew."""
+        done, total = answer["done"], answer.get("total")
+        if not (isinstance(done, int) and isinstance(total, int) and before < done <= total):
+            self.stop()
+            raise ChildFailed(f"said that it has done {done!r:.20} of {total!r:.20}, after {max(before, 0)}")
+        return done
 
     def _read_line(self, command: str) -> bytes:
         deadline = time.monotonic() + self.timeout_s
         with selectors.DefaultSelector() as selector:
             selector.register(self.answers, selectors.EVENT_READ)
             while b"\n" not in self._received:
+                if max(len(self._received), os.fstat(self.errors.fileno()).st_size) > MOST_BYTES:
+                    self.stop()
+                    raise ChildFailed(f"wrote more than {MOST_BYTES / 1e6:g} MB instead of an answer to {command!r}")
                 if selector.select(timeout=0.1):
                     # A buffered reader would keep a second line from the selector.
                     if not (more := os.read(self.answers.fileno(), 1 << 16)):
@@ -121,11 +178,14 @@ class Child:
                     self._received += more
                     continue
                 if time.monotonic() > deadline:
-                    self.stop()
-                    raise ChildFailed(f"hung: no answer to {command!r} within {self.timeout_s:g} s (measure.timeout_s)")
+                    raise self._hung(command)
                 self._check_memory()
         line, _, self._received = self._received.partition(b"\n")
         return line
+
+    def _hung(self, command: str) -> ChildFailed:
+        self.stop()
+        return ChildFailed(f"hung: no answer to {command!r} within {self.timeout_s:g} s ({self.limit})")
 
     def _check_memory(self) -> None:
         if self.memory_mb is None:
@@ -135,20 +195,28 @@ class Child:
         except psutil.NoSuchProcess:
             return
         if used > self.memory_mb:
-            self.stop()
-            raise ChildFailed(
-                f"out of memory: it held {used:.0f} MB, more than {self.memory_mb:g} MB (measure.memory_mb)"
-            )
+            self._too_much(used)
 
-    def _ended(self) -> ChildFailed:
+    def _too_much(self, used_mb: float) -> None:
+        self.stop()
+        raise ChildFailed(
+            f"out of memory: it held {used_mb:.0f} MB, more than {self.memory_mb:g} MB (measure.memory_mb)"
+        )
+
+    def _ended(self) -> Exception:
         """Explain why the child is gone, and quote the last lines that it wrote to its standard error."""
-        code = self.process.wait()
+        return self._explained(self.process.wait(), self._said())
+
+    def _said(self) -> str:
+        """The last lines that the child wrote to its standard error."""
         errors = self.errors
         if isinstance(self.process, Forked) and self.process.told is None:  # it ended before it could be forked
             errors = self.process.nursery.errors
         errors.seek(0)
-        last = errors.read().decode(errors="replace").strip().splitlines()[-3:]
-        said = f": {' | '.join(last)}" if last else ""
+        return " | ".join(errors.read(MOST_BYTES).decode(errors="replace").strip().splitlines()[-3:])
+
+    def _explained(self, code: int, said: str) -> Exception:
+        said = f": {said}" if said else ""
         if code == -signal.SIGKILL:
             return ChildFailed(f"killed by SIGKILL, as the system does when memory runs out{said}")
         if code < 0:

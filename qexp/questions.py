@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TextIO
 
 
 def questions() -> Iterator[dict[str, Any]]:
@@ -31,3 +32,26 @@ def questions() -> Iterator[dict[str, Any]]:
     # It waits in the system, which disturbs nothing that is timed.
     threading.Thread(target=read, daemon=True).start()
     return iter(lambda: json.loads(asked.get()), None)
+
+
+def private_output() -> TextIO:
+    """A copy of the standard output for answers alone, since libraries may print to that itself."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def tell(answer: dict[str, Any], answers: TextIO) -> None:
+    print(json.dumps(answer), file=answers, flush=True)
+
+
+def told(function: Callable[..., Any], **arguments: Any) -> tuple[dict[str, Any], Any]:
+    """Call a function, and give the answer to the parent (the message if it fails) and what the function returned."""
+    try:
+        result = function(**arguments)
+        return result if isinstance(result, dict) else {}, result
+    except MemoryError:
+        return {"error": "out of memory: an allocation was refused"}, None
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {str(error)[:500]}"}, None

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+ONLY_SHOWN = ("disturbed", "emulated")  # kinds of measurements by which nothing may be ranked
+FP32_ENGINE = "fp32_engine"  # in the environment of another device: the engine with which all on it is compared
+LOCAL = "local"  # name of the machine of qexp itself, which params leave out
+
 
 @dataclass(frozen=True)
 class Measurement:
     """The value of one metric, made by `Metric.of` in qexp.metrics.
 
     Attributes:
-        kind: How the value came about: `measured`, `estimated` or `simulated`, or `disturbed` if it was measured while
-            something else used the machine.
+        kind: How the value came about: `measured`, `estimated` or `simulated`, `disturbed` if it was measured while
+            something else used the machine, or `emulated` if one processor imitated another.
         samples: The single values that it summarises, or empty.
         description: Fields of its `Metric`. Empty if the table in qexp.metrics has the metric.
     """
@@ -35,7 +39,8 @@ class Record:
         status: `finished`, `unsupported` or `failed`, or `compressed` if only the artifact was made.
         reason: Why the run is `unsupported` or `failed`, or the artifact's folder name if it is `compressed`.
         label: What tables call the run.
-        params: What tables show: model, data, method, bits, engine, batch_size, threads and seed.
+        params: What tables show: model, data, method, bits, engine, batch_size, threads and seed, and the device
+            if that is not the machine of qexp itself.
         config: The resolved config.
         environment: Machine and versions.
         command: Command line that started the run.
@@ -67,13 +72,28 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All values by the names of their metrics, except those that were disturbed, which nothing may rank."""
-        return {m.name: m.value for m in self.measurements if m.kind != "disturbed"}
+        """All values by the names of their metrics, except those that are only shown, which nothing may rank."""
+        return {m.name: m.value for m in self.measurements if m.kind not in ONLY_SHOWN}
+
+    @property
+    def only_shown(self) -> dict[str, float]:
+        """The values that were disturbed or emulated."""
+        return {m.name: m.value for m in self.measurements if m.kind in ONLY_SHOWN}
 
     @property
     def disturbed(self) -> dict[str, float]:
-        """The values that were disturbed, which are only shown."""
+        """The values that were disturbed, and are measured again when they are asked for again."""
         return {m.name: m.value for m in self.measurements if m.kind == "disturbed"}
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the processor was emulated."""
+        return any(m.kind == "emulated" for m in self.measurements)
+
+    @property
+    def device(self) -> str:
+        """Name of the device on which it was measured. It is `local` for the machine of qexp itself."""
+        return str(self.params.get("device", LOCAL))
 
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object. Empty descriptions are left out, as in records of earlier versions."""

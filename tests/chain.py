@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import qexp.method
-from qexp.measure import base
+from qexp.measure import host_lock
 from qexp.records import Record
 from qexp.tracking.store import read_records
 from tests.commands import PRETEND, QUICK, small, without, write_images
@@ -75,7 +75,7 @@ def working_folder(folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(str(ROOT / "benchmarks"))
-        patch.setattr(base, "HOST_LOCK", folder / "measure.lock")
+        patch.setattr(host_lock, "HOST_LOCK", folder / "measure.lock")
         patch.setattr(qexp.method, "__path__", [*qexp.method.__path__, str(folder / "added" / "qexp" / "method")])
         yield
 

@@ -13,7 +13,7 @@ from PIL import Image
 import benchmark
 import compress
 from qexp.artifact import Artifact
-from qexp.measure import base
+from qexp.measure import host_lock
 from tests import configured
 from tests.commands import FEW_FORMATS, RunCommand, write_images
 
@@ -162,7 +162,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     has to be made, and the pictures of a sweep's report.
     No time is checked here, so nobody has to wait until this machine measures nothing else.
     """
-    monkeypatch.setattr(base, "HOST_LOCK", tmp_path / "measure.lock")
+    monkeypatch.setattr(host_lock, "HOST_LOCK", tmp_path / "measure.lock")
 
     def call(*overrides: str, script: Any = compress) -> tuple[int, str]:
         defaults = {"outputs=": f"outputs={tmp_path / 'outputs'}", "tracking": "tracking=none"}

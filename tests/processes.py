@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 import compress
-from qexp.measure import base
+from qexp.measure import host_lock
 from tests.commands import write_images
 
 # In one list: the server from which all processes are forked imports it once.
@@ -30,7 +30,7 @@ class OwnLock(Callback):
         self.file = Path(file)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        base.HOST_LOCK = self.file
+        host_lock.HOST_LOCK = self.file
 
 
 def own_lock(folder: Path) -> list[str]:
@@ -41,7 +41,7 @@ def own_lock(folder: Path) -> list[str]:
 
 def command(folder: Path, words: list[str]) -> None:
     os.chdir(folder)
-    base.HOST_LOCK = folder / "measure.lock"  # no time is checked here
+    host_lock.HOST_LOCK = folder / "measure.lock"  # no time is checked here
     sys.argv = ["compress.py", *words]
     with (folder / "log.txt").open("a") as log:
         os.dup2(log.fileno(), 1)

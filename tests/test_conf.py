@@ -26,7 +26,7 @@ from qexp.within_limits.search import Options as WithinOptions
 LAUNCHERS = sorted((CONF / "hydra" / "launcher").glob("*.yaml"))
 SWEEPERS = sorted((CONF / "hydra" / "sweeper").rglob("*.yaml"))
 FILES = sorted([*LAUNCHERS, *SWEEPERS, *(f for f in CONF.rglob("*.yaml") if "hydra" not in f.relative_to(CONF).parts)])
-GROUPS = {"data", "engine", "method", "model", "recipe", "tracking", "trainer"}
+GROUPS = {"data", "device", "engine", "method", "model", "recipe", "tracking", "trainer"}
 CHOICES = sorted((f.parent.name, f.stem) for f in FILES if f.parent.name in GROUPS and not f.stem.startswith("_"))
 NEEDED = {
     "custom": ["model._target_=torch.nn.Identity"],
@@ -34,6 +34,7 @@ NEEDED = {
     "torchvision": ["model.name=resnet18"],
     "folder": ["data.root=somewhere", "data.name=x"],
     "dataset": [f"data.{part}._target_=torchvision.datasets.FakeData" for part in ("train", "test")],
+    "ssh": ["device.host=board"],
     "server": ["tracking.uri=http://somewhere:5000"],
 }
 

@@ -40,13 +40,15 @@ CLICK = {
 # ADDED composes where the shown files are; `benchmark.py` alone is a device's.
 COMPOSED = [text for text, words in COMMANDS.items() if words[0] in HYDRA and text not in (ADDED, "benchmark.py")]
 FIRST = documented(DOCUMENTS[:2])  # those of README.md and CONTRIBUTING.md, which are always composed
-# Other launchers, the second half of a sweep, what .ci/run calls as it is, searches that tests/within runs, libraries
-# that are not installed, and files of weights that are not here.
+# Devices, other launchers, the second half of a sweep, what .ci/run calls as it is, searches that tests/within runs,
+# libraries that are not installed, and files of weights that are not here.
 NOT_HERE = (
     "hydra/launcher=", " phase=measure$", "^compress.py experiment=quickstart$", "experiment=within", "against_others",
-    "my.module", "model.pretrained=true",
+    "my.module", "model.pretrained=true", "device=",
 )  # fmt: skip
 LONG = [text for text in COMPOSED if not any(re.search(known, text) for known in (*CHAIN, *NOT_HERE))]
+# The file of a device that docs/devices.md shows.
+BOARD = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "devices.md").read_text(), re.M | re.S)[0]
 PARSED = [text for text, words in COMMANDS.items() if words[0] in CLICK]
 
 
@@ -98,6 +100,8 @@ def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compose:
         jobs.append(config)
 
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "device").mkdir(parents=True)
+    (tmp_path / "conf" / "device" / "board.yaml").write_text(BOARD)
     monkeypatch.setattr(BasicSweeper, "validate_batch_is_legal", check_batch)
     monkeypatch.setattr(Plugins, "instantiate_launcher", launcher)
     monkeypatch.setattr(

@@ -51,6 +51,11 @@ ALLOWED = {
     "measure": KEYED
     | {"qexp.metrics", "qexp.launch", "qexp.questions", "qexp.engine.base", "qexp.data.decoded", "qexp.data.pixels"}
     | {"qexp.engine.profiles"},
+    "device": KEYED
+    | {"qexp.launch", "qexp.questions", "qexp.engine.base", "qexp.data.decoded", "qexp.errors", "qexp.places"}
+    | {"qexp.measure.child"}  # the name of the program that runs there
+    | {f"qexp.measure.{name}" for name in ("children", "device", "disturbance", "host_lock", "images", "machine")}
+    | {f"qexp.measure.{name}" for name in ("throttling", "timing")},
     "report": BASIC | {"qexp.metrics", "qexp.tracking.store"},
     "search": KEYED | {"qexp.metrics", "qexp.tracking.store", "qexp.report.best", "qexp.jobs.reuse"},
     "within_limits": KEYED
@@ -107,6 +112,7 @@ ALLOWED = {
         "qexp.measure.base",
         "qexp.measure.candidate",
         "qexp.measure.children",
+        "qexp.measure.device",
         "qexp.measure.disturbance",
         "qexp.measure.images",
         "qexp.measure.machine",

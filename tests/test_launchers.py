@@ -15,7 +15,7 @@ import torch
 from mlflow.tracking import MlflowClient
 
 import compress
-from qexp.measure import base
+from qexp.measure import host_lock
 from qexp.tracking.store import read_records
 from tests.commands import CHEAP, PRETEND, TRAINED, RunCommand, fake, write_images
 from tests.processes import own_lock
@@ -37,7 +37,7 @@ def sweep(folder: Path, launcher: str, *more: str) -> None:
     """The sweep in this process, started in `folder`."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "HOST_LOCK", folder / "measure.lock")
+        patch.setattr(host_lock, "HOST_LOCK", folder / "measure.lock")
         patch.setenv("OMP_NUM_THREADS", "1")  # a training ends with the same weights in every process
         patch.setattr(sys, "argv", ["compress.py", *words(folder, launcher, *more)])
         patch.chdir(folder)

@@ -70,3 +70,10 @@ def write_part(folder: Path, part: str, images: np.ndarray, labels: np.ndarray) 
     (folder / f"{part}_pixels.bin").write_bytes(images.tobytes())
     np.save(folder / f"{part}_labels.npy", labels)
     np.save(folder / f"{part}_rows.npy", np.arange(len(labels)))
+
+
+def evenly(available: int, count: int | None) -> np.ndarray:
+    """indices[N] of `count` of the available images, spread evenly, or of all if there are fewer or it is None."""
+    if count is None:
+        return np.arange(available)
+    return np.unique(np.linspace(0, available - 1, count).round().astype(int))

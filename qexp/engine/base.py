@@ -51,6 +51,8 @@ class Engine(ABC):
     thread_safe: Whether several threads may call a loaded network at once. By default they take turns.
     carries_code: Whether loading or running a file of this format can run code that somebody put into it. By default it
         can, and qexp.load asks for trust. Set it to False for a format that holds nothing but a graph and weights.
+    native: Whether its file is machine code of the machine that writes it, which no other device can run. By default it
+        is not.
     runs_simulated: Whether it runs number formats that no kernel has. By default it does not. Only a reference should.
     check_machine: Raises Unsupported if it cannot run here. By default, it does so if a package is missing. Extend it
         for devices and compilers.
@@ -69,6 +71,7 @@ class Engine(ABC):
     packages: tuple[str, ...]
     thread_safe = False
     carries_code = True
+    native = False
     runs_simulated = False
 
     @property

@@ -41,6 +41,7 @@ class Inductor(TorchEngine):
 
     def __init__(self, device: str, packaged: bool):
         self.device, self.packaged = known_device(device), packaged
+        self.native = packaged
         self.spec = EngineSpec(placement="x86_inductor", half=("bfloat16", "float16"))
         if not packaged:
             self.file = "model.pt2"

@@ -22,6 +22,7 @@ from qexp.jobs.given import NOTHING, Given
 from qexp.jobs.preprocessing import adopt_preprocessing, given_options
 from qexp.jobs.run import forced_since
 from qexp.measure.candidate import Candidate
+from qexp.measure.device import HERE, Device
 from qexp.method.artifacts import artifact_name, make_artifact
 from qexp.method.base import Method
 from qexp.model.base import IMAGENET_HINT, bake, load_weights, of_imagenet, read_weights
@@ -92,19 +93,29 @@ class ArtifactFactory:
         with shown:
             return make_artifact(method, self.network, self.data, engine.spec, self.source_for(method), root, since)
 
-    def candidate(self, method: Method, engine: Engine, persistent: bool = False) -> Candidate:
-        """The artifact of the method on an engine, lowered for it.
+    def candidate(
+        self, method: Method, engine: Engine, persistent: bool = False, device: Device = HERE,
+        threads: int | None = None,
+    ) -> Candidate:  # fmt: skip
+        """The artifact of the method on an engine of a device, lowered for it.
+
+        Args:
+            method: The method.
+            engine: The engine.
+            persistent: Whether its child may be shared with others on the same engine.
+            device: Where it runs.
+            threads: Threads of the engine, or None for those of the config.
 
         Raises:
             Unsupported: The engine does not run here, or has no kernels for the artifact.
             UserError: The artifact is missing or cannot be made.
         """
-        engine.check_machine()
-        batch, threads = self.config.batch_size, self.config.threads
+        device.check(engine)
+        batch, threads = self.config.batch_size, threads or self.config.threads
         artifact = self.artifact(method, engine)
         with doing(f"Preparing it for {engine.name}"):
             artifact = engine.lower(artifact, batch, threads, self.since)
-        return Candidate(artifact, engine, batch, threads, limits_of(self.config), persistent, self.since)
+        return Candidate(artifact, engine, batch, threads, limits_of(self.config), persistent, self.since, device)
 
 
 def prepare(config: DictConfig, given: Given = NOTHING) -> ArtifactFactory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,22 @@ from omegaconf import DictConfig, open_dict
 from qexp.artifact import Artifact
 from qexp.engine.base import Engine
 from qexp.files import check_digests
-from qexp.jobs.comparison import Outcome, accepted_by, engines_of, identities, limits_of, measure, test_images
+from qexp.jobs.comparison import (
+    Outcome,
+    accepted_by,
+    baseline_on,
+    engines_of,
+    fp32_on,
+    identities,
+    limits_of,
+    measure,
+    test_images,
+)
 from qexp.jobs.compress import compress, planned_params
 from qexp.jobs.given import NOTHING, Given
 from qexp.jobs.run import JobPlan, forced_since, run_job
 from qexp.measure.candidate import Candidate
+from qexp.measure.device import HERE, Device
 from qexp.measure.images import EvaluationSet
 from qexp.types import Unsupported
 
@@ -25,8 +37,8 @@ OF_A_NETWORK = (
 )  # fmt: skip
 
 
-def benchmark(config: DictConfig) -> JobPlan:
-    """Plan to measure the artifact that the config names.
+def benchmark(config: DictConfig, device: Device) -> JobPlan:
+    """Plan to measure the artifact that the config names, on a device.
 
     It is compared with the fp32 artifact of the same weights if that lies beside it.
 
@@ -43,7 +55,7 @@ def benchmark(config: DictConfig) -> JobPlan:
         instantiate(config.baseline.engine),
     )
 
-    def candidate(artifact: Artifact, engine: Engine, persistent: bool = False) -> Candidate:
+    def candidate(artifact: Artifact, engine: Engine, on: Device = device, persistent: bool = False) -> Candidate:
         if not (
             engine.spec.reads(artifact.engine_spec)
             or engine.runs_simulated
@@ -52,9 +64,10 @@ def benchmark(config: DictConfig) -> JobPlan:
             raise Unsupported(
                 f"{engine.name} does not run {artifact.folder.name}, which was made for other kernels; compress for it"
             )
-        engine.check_machine()
-        artifact = engine.lower(artifact, config.batch_size, config.threads, since)
-        return Candidate(artifact, engine, config.batch_size, config.threads, limits_of(config), persistent, since)
+        on.check(engine)
+        threads = config.threads if on is device else HERE.physical_cores()
+        artifact = engine.lower(artifact, config.batch_size, threads, since)
+        return Candidate(artifact, engine, config.batch_size, threads, limits_of(config), persistent, since, on)
 
     def run() -> Outcome:
         notes: dict[str, str] = {}
@@ -62,12 +75,18 @@ def benchmark(config: DictConfig) -> JobPlan:
         tests = EvaluationSet.test(artifact, Path(config.outputs) / "cache", test_images(config))
         if fp32 is None:
             return measure(config, candidates, None, {}, tests, notes)
-        compared = accepted_by(fp32_engines, lambda engine: candidate(fp32, engine), {})
-        return measure(config, candidates, candidate(fp32, baseline_engine, persistent=True), compared, tests, notes)
+        exact = candidate(fp32, baseline_engine, device if device.here else HERE, persistent=True)
+        on_device = partial(candidate, fp32)
+        compared = fp32_on(device, fp32_engines, on_device)
+        baseline = exact if device.here else baseline_on(device, baseline_engine, compared, on_device, notes)
+        return measure(config, candidates, baseline, compared, tests, notes, exact)
 
-    compared_with = {"baseline": baseline_engine, **fp32_engines} if fp32 else {}
-    measured = identities(engines, lambda engine: artifact.key)
-    reference = identities(compared_with, lambda engine: fp32.key if fp32 else "")
+    def named(engine: Engine) -> str:
+        return fp32.key if fp32 else ""
+
+    measured = identities(engines, lambda engine: artifact.key, device)
+    reference = identities({"baseline": baseline_engine}, named) if fp32 else []
+    reference += identities(fp32_engines, named, device) if fp32 else []
     return JobPlan([artifact.files[artifact.graph], measured, reference], run, None)
 
 

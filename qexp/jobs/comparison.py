@@ -17,13 +17,13 @@ from qexp.artifact import Artifact
 from qexp.engine.base import Engine
 from qexp.files import made_since, write_json
 from qexp.keys import key, plain
-from qexp.launch import ChildFailed
+from qexp.launch import ChildFailed, ConnectionLost
 from qexp.measure.base import Context, ParityError, Turns, ranking, run_measures
 from qexp.measure.candidate import Candidate
 from qexp.measure.children import Limits
+from qexp.measure.device import HERE, Device
 from qexp.measure.disturbance import DISTURBED
 from qexp.measure.images import EvaluationSet
-from qexp.measure.machine import place
 from qexp.metrics import candidate_metric
 from qexp.records import Measurement
 from qexp.types import Unsupported, UserError, nearest
@@ -41,12 +41,14 @@ class Outcome:
         measurements: The numbers.
         texts: Tables for people, by file name.
         notes: Why a number is missing or what was left out, by its name.
+        baseline: What it was timed in turns with, or None.
     """
 
     candidate: Candidate
     measurements: list[Measurement]
     texts: dict[str, str]
     notes: dict[str, str]
+    baseline: Candidate | None = None
 
 
 def engines_of(config: DictConfig) -> dict[str, Engine]:
@@ -72,12 +74,13 @@ def engines_of(config: DictConfig) -> dict[str, Engine]:
     return engines
 
 
-def identities(engines: dict[str, Engine], name: Callable[[Engine], str]) -> list[Any]:
+def identities(engines: dict[str, Engine], name: Callable[[Engine], str], device: Device = HERE) -> list[Any]:
     """Say what each engine will run, in plain values that keys can be made of.
 
     Args:
         engines: Engines by name.
         name: Gives the name of what an engine runs.
+        device: Where they run.
 
     Returns:
         For each engine, the name of what it runs and its options, or its own name and the reason why it runs nothing.
@@ -85,7 +88,7 @@ def identities(engines: dict[str, Engine], name: Callable[[Engine], str]) -> lis
     found: list[Any] = []
     for engine in engines.values():
         try:
-            engine.check_machine()
+            device.check(engine)
             found.append([name(engine), plain(engine, "engine")])
         except (Unsupported, UserError) as reason:
             found.append([engine.name, str(reason)])
@@ -104,12 +107,15 @@ def accepted_by(engines: dict[str, Engine], make: Callable[[Engine], Made], note
         What `make` returned, by engine.
 
     Raises:
+        ConnectionLost: The device can no longer be reached, which is no reason to leave an engine out.
         Exception: All engines are left out, the first one for this reason.
     """
     accepted, refusals = {}, list[Exception]()
     for name, engine in engines.items():
         try:
             accepted[name] = make(engine)
+        except ConnectionLost:
+            raise
         except Exception as reason:  # libraries raise all sorts of errors on networks that they cannot take
             refusals.append(reason)
             notes[f"candidate {name}"] = f"left out: {sentence(reason)}"
@@ -128,16 +134,19 @@ def sentence(error: Exception) -> str:
 def measure(
     config: DictConfig, candidates: dict[str, Candidate], baseline: Candidate | None,
     fp32_engines: dict[str, Candidate], tests: EvaluationSet | None, notes: dict[str, str],
+    exact: Candidate | None = None,
 ) -> Outcome:  # fmt: skip
     """Take all measurements of the config on the fastest candidate that computes what its graph says.
 
     Args:
         config: Config of the job.
         candidates: Candidates by engine.
-        baseline: What the candidate is compared with, or None.
+        baseline: What the candidate is timed in turns with, or None.
         fp32_engines: The fp32 artifact on each engine, of which the fastest is compared too. May be empty.
         tests: The test images, or None if there are none.
         notes: Says afterwards what was left out or is missing, and why.
+        exact: The fp32 artifact on eager torch on this machine, with whose logits others are compared. None: that is
+            the baseline.
 
     Raises:
         ChildFailed: A measuring child failed.
@@ -147,16 +156,16 @@ def measure(
     check_picture(
         config.picture, [layer.name for candidate in candidates.values() for layer in candidate.artifact.layers]
     )
-    cache = Path(config.outputs) / "cache"
+    cache, exact = Path(config.outputs) / "cache", exact or baseline
     measures = {name: instantiate(node) for name, node in config.measure.items() if isinstance(node, DictConfig)}
     best_fp32 = None
     if fp32_engines:
-        judge = partial(check_fp32, measures.get("parity"), baseline, tests, cache)
+        judge = partial(check_fp32, measures.get("parity"), exact, tests, cache)
         best_fp32 = fastest_known(fp32_engines, instantiate(config.fp32_engines.get("trial")), cache, judge)
         if best_fp32 is None:
             notes["speedup_vs_best_fp32"] = f"which engine is the fastest for fp32 is unknown: {DISTURBED}"
     if best_fp32:
-        best_fp32.persistent = True
+        best_fp32.persistent = best_fp32.device.here
     ranked = ranking(candidates, instantiate(config.engine.trial), notes) if len(candidates) > 1 else {}
     timings = [candidate_metric(name).of(ms) for name, ms in ranked.items()]
     left = [*ranked] or [*candidates]
@@ -166,13 +175,80 @@ def measure(
             candidates[name].close()
             notes[f"candidate {name}"] = f"left out: {worse}"
             continue
-        context = Context(candidates[name], baseline, tests, cache, best_fp32, notes=notes)
+        judged = judge_of(candidates[name], exact, notes)
+        context = Context(
+            candidates[name], baseline, tests, cache, best_fp32, notes=notes, fp32_here=exact, judged=judged
+        )
         try:
-            return Outcome(context.candidate, [*run_measures(measures, context), *timings], context.texts, notes)
+            found = [*run_measures(measures, context), *timings]
+            return Outcome(context.candidate, found, context.texts, notes, baseline)
         except ParityError as error:
             if not left:
                 raise
             notes[f"candidate {name}"] = f"left out: {error}"
+
+
+def judge_of(candidate: Candidate, exact: Candidate | None, notes: dict[str, str]) -> Candidate | None:
+    """What is scored on the test images in the place of a candidate that another device times, or None if it is itself.
+
+    It is the same file on the same engine on this machine, or else the graph on eager torch.
+    """
+    device = candidate.device
+    if device.here or device.accuracy_images is not None:
+        if not device.here:
+            notes["top1"] = (
+                f"of {device.accuracy_images} images, spread over all of them, that {device.name} classified"
+            )
+        return None
+    try:
+        judged, by = candidate.on_this_machine(), f"the same file on {candidate.engine.name}"
+    except Unsupported:
+        if exact is None or "pt2" not in candidate.artifact.engine_spec.formats:
+            return None
+        judged, by = exact.beside(candidate.artifact), "the graph on eager torch"
+    notes["top1"] = f"accuracy is what {by} gets on this machine; {device.name} agrees on the images of parity"
+    return judged
+
+
+def fp32_on(device: Device, engines: dict[str, Engine], make: Callable[[Engine], Candidate]) -> dict[str, Candidate]:
+    """The fp32 network on each engine that accepts it. On another device, there may be none."""
+    if device.here:
+        return accepted_by(engines, make, {})
+    there = {name: engine for name, engine in engines.items() if runs(device, engine)}
+    return accepted_by(there, make, {}) if there else {}
+
+
+def baseline_on(
+    device: Device, engine: Engine, compared: dict[str, Candidate], make: Callable[[Engine], Candidate],
+    notes: dict[str, str],
+) -> Candidate | None:  # fmt: skip
+    """The fp32 network with which everything on another device is timed in turns.
+
+    Args:
+        device: The device.
+        engine: The engine of the baseline, if the device has it.
+        compared: The fp32 network on other engines, of which otherwise the first is taken.
+        make: Makes the candidate of an engine.
+        notes: Says afterwards which engine it is.
+
+    Returns:
+        The candidate, or None if no engine there takes the network.
+    """
+    found = fp32_on(device, {engine.name: engine}, make) or compared
+    if not found:
+        notes["speedup"] = f"no engine on {device.name} takes the network in fp32"
+        return None
+    baseline = next(iter(found.values()))
+    notes["speedup"] = f"on {device.name}, everything is compared with fp32 on {baseline.engine.name}"
+    return baseline
+
+
+def runs(device: Device, engine: Engine) -> bool:
+    try:
+        device.check(engine)
+    except (Unsupported, UserError):
+        return False
+    return True
 
 
 def quantise_unlike(artifacts: Iterable[Artifact]) -> bool:
@@ -189,6 +265,8 @@ def outdone(
         The reason, or an empty string if it is not worse, runs the graph itself, or cannot be compared.
     """
     candidate, cache = candidates[name], Path(config.outputs) / "cache"
+    if not candidate.device.here:
+        return ""  # its images are on this machine
     rivals = [n for n, c in candidates.items() if c.artifact.has_qdq and f"candidate {n}" not in notes]
     if accuracy is None or candidate.artifact.has_qdq or not rivals:
         return ""
@@ -270,9 +348,8 @@ def faithful(candidates: dict[str, Candidate], judge: Callable[[Candidate], None
 
 def fastest_key(candidates: dict[str, Candidate], trial: Turns) -> str:
     asked = {name: [s.identity, s.batch, s.threads, s.limits] for name, s in candidates.items()}
-    return key(
-        "fastest", code=["qexp.measure.base", "qexp.measure.parity"], candidates=asked, trial=trial, place=place()
-    )
+    where = next((candidate.device for candidate in candidates.values()), HERE).place()
+    return key("fastest", code=["qexp.measure.base", "qexp.measure.parity"], candidates=asked, trial=trial, place=where)
 
 
 def test_images(config: DictConfig) -> int | None:

@@ -16,7 +16,9 @@ from qexp.jobs.artifact_factory import ASSUMED, prepare
 from qexp.jobs.comparison import (
     Outcome,
     accepted_by,
+    baseline_on,
     engines_of,
+    fp32_on,
     identities,
     measure,
     quantise_unlike,
@@ -24,6 +26,7 @@ from qexp.jobs.comparison import (
 )
 from qexp.jobs.given import NOTHING, Given
 from qexp.jobs.run import JobPlan, run_job
+from qexp.measure.device import HERE, Device
 from qexp.measure.images import EvaluationSet
 from qexp.model.checkpoint import claimed_top1
 
@@ -35,8 +38,8 @@ def main(config: DictConfig, given: Given = NOTHING) -> None:
     run_job(config, "compress", planned_params(config), partial(compress, given=given), given.call)
 
 
-def compress(config: DictConfig, given: Given = NOTHING) -> JobPlan:
-    """Plan to compress the network of the config, or one that stands in for it, and to measure it against fp32."""
+def compress(config: DictConfig, device: Device, given: Given = NOTHING) -> JobPlan:
+    """Plan to compress the network of the config, or one that stands in for it, and to measure it on a device."""
     method, fp32 = instantiate(config.method), instantiate(config.baseline.method)
     engines, fp32_engines = engines_of(config.engine), engines_of(config.fp32_engines)
     baseline_engine = instantiate(config.baseline.engine)
@@ -52,25 +55,28 @@ def compress(config: DictConfig, given: Given = NOTHING) -> JobPlan:
         notes = {**factory.notes, **factory.data.notes()}
         for name, note in factory.data.notes().items():
             print(f"  {name}: {note}", flush=True)
-        candidates = accepted_by(engines, lambda engine: factory.candidate(method, engine), notes)
+        candidates = accepted_by(engines, lambda engine: factory.candidate(method, engine, device=device), notes)
         artifacts = [candidate.artifact for candidate in candidates.values()]
         if quantise_unlike(artifacts) and len(factory.data.validation_indices):
             factory.data.prepare_evaluation("validation", config.engine.accept_images)
-        baseline = factory.candidate(fp32, baseline_engine, persistent=True)
-        compared = accepted_by(fp32_engines, lambda engine: factory.candidate(fp32, engine), {})
-        tests = EvaluationSet.test(baseline.artifact, Path(config.outputs) / "cache", tested)
-        outcome = measure(config, candidates, baseline, compared, tests, notes)
+        threads = config.threads if device.here else HERE.physical_cores()
+        exact = factory.candidate(fp32, baseline_engine, persistent=True, threads=threads)
+        on_device = partial(factory.candidate, fp32, device=device)
+        compared = fp32_on(device, fp32_engines, on_device)
+        baseline = exact if device.here else baseline_on(device, baseline_engine, compared, on_device, notes)
+        tests = EvaluationSet.test(exact.artifact, Path(config.outputs) / "cache", tested)
+        outcome = measure(config, candidates, baseline, compared, tests, notes, exact)
         in_file = ASSUMED in notes and config.checkpoint != "auto"
         claimed = claimed_top1(Path(config.checkpoint), config.trust_checkpoint) if in_file else None
-        hint_at_preprocessing(outcome, baseline.artifact.data.num_classes, claimed)
+        hint_at_preprocessing(outcome, exact.artifact.data.num_classes, claimed)
         return outcome
 
-    reference = identities({"baseline": baseline_engine}, factory.named(fp32))
-    return JobPlan(
-        [identities(engines, factory.named(method)), reference, identities(fp32_engines, factory.named(fp32))],
-        run,
-        make,
-    )
+    identity = [
+        identities(engines, factory.named(method), device),
+        identities({"baseline": baseline_engine}, factory.named(fp32)),
+        identities(fp32_engines, factory.named(fp32), device),
+    ]
+    return JobPlan(identity, run, make)
 
 
 def prepare_images(config: DictConfig, data: ImageData) -> int | None:

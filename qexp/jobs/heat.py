@@ -19,10 +19,10 @@ from qexp.artifact import Artifact
 from qexp.files import write_json
 from qexp.jobs.comparison import limits_of
 from qexp.keys import key
-from qexp.launch import ChildFailed
-from qexp.measure.base import Turns, alone_on_host, ready
+from qexp.launch import ChildFailed, ConnectionLost
+from qexp.measure.base import Turns, ready
 from qexp.measure.candidate import Candidate
-from qexp.measure.machine import place
+from qexp.measure.device import HERE, Device
 from qexp.measure.timing import bounds
 from qexp.progress import doing
 from qexp.report.runs import HEAT_FILE, SAME_CALL, SAME_IMAGES, Run, grouped
@@ -62,31 +62,37 @@ def run_heats(config: DictConfig, runs: list[Run], sweep: Path) -> None:
     """
     heat = Heat(instantiate(config.heat.turns), config.heat.rows, config.heat.resolution)
     found: dict[str, Result] = {}
-    here = [run for run in runs if run.record.status == "finished" and is_here(run)]
-    for rows in grouped(here, [*SAME_IMAGES, *SAME_CALL, "model"]).values():
+    finished = [run for run in runs if run.record.status == "finished" and not run.record.emulated]
+    for rows in grouped(finished, [*SAME_IMAGES, *SAME_CALL, "model"]).values():
         rivals = could_be_fastest(rows, config.report.points)[: heat.rows]
         if len({run.record.key for run in rivals}) > 1:
-            found |= heat_of(rivals, heat, Path(config.outputs) / "cache" / "heats")
+            with contextlib.closing(device_of(rivals[0])) as device:
+                found |= heat_on(device, rivals, heat, Path(config.outputs) / "cache" / "heats")
     if found:
         write_json(sweep / HEAT_FILE, found)
 
 
-def is_here(run: Run) -> bool:
-    """Whether a run was measured on this machine."""
-    return {name: run.record.environment.get(name) for name in place()} == place()
+def device_of(run: Run) -> Device:
+    """The device of a run. Records of earlier versions name none, and are of a machine of qexp itself."""
+    node = run.record.config.get("device")
+    device: Device = instantiate(OmegaConf.create(node)) if node else HERE
+    return device
 
 
-def heat_of(rivals: list[Run], heat: Heat, cache: Path) -> dict[str, Result]:
+def heat_on(device: Device, rivals: list[Run], heat: Heat, cache: Path) -> dict[str, Result]:
     """The results of a heat by the keys of its records, or nothing if it has none."""
     try:
-        candidates = {run.record.key: candidate_of(run) for run in rivals}
-    except (Unsupported, UserError, OSError):  # an artifact was deleted, say
+        place = device.place()
+        if any({name: run.record.environment.get(name) for name in place} != place for run in rivals):
+            return {}  # they were measured on another machine
+        candidates = {run.record.key: candidate_of(run, device) for run in rivals}
+    except (Unsupported, UserError, OSError, ConnectionLost, ChildFailed):  # an artifact was deleted, say
         return {}
     different = {json.dumps(candidate.identity): candidate for candidate in candidates.values()}
     if len(different) < 2:
         return {}
     asked = {name: [c.batch, c.threads] for name, c in different.items()}
-    file = cache / f"{key('heat', code=['qexp.jobs.heat'], asked=asked, heat=heat.__dict__, place=place())[:24]}.json"
+    file = cache / f"{key('heat', code=['qexp.jobs.heat'], asked=asked, heat=heat.__dict__, place=place)[:24]}.json"
     if not file.exists():
         names = ", ".join(dict.fromkeys(f"{c.artifact.label} on {c.engine.name}" for c in different.values()))
         print(f"\nOne heat of those that could be the fastest: {names}", flush=True)
@@ -99,13 +105,13 @@ def heat_of(rivals: list[Run], heat: Heat, cache: Path) -> dict[str, Result]:
     return {name: known[json.dumps(candidate.identity)] for name, candidate in candidates.items()}
 
 
-def candidate_of(run: Run) -> Candidate:
+def candidate_of(run: Run, device: Device) -> Candidate:
     """What a run has measured, to be timed again."""
     config, params = OmegaConf.create(run.record.config), run.record.params
     node = config.engine.candidates[params["engine"]] if "candidates" in config.engine else config.engine
     artifact, engine = Artifact.read(Path(run.record.artifact)), instantiate(node)
     artifact = engine.lower(artifact, params["batch_size"], params["threads"])
-    return Candidate(artifact, engine, params["batch_size"], params["threads"], limits_of(config))
+    return Candidate(artifact, engine, params["batch_size"], params["threads"], limits_of(config), device=device)
 
 
 def timed(candidates: dict[str, Candidate], heat: Heat) -> dict[str, Result] | None:
@@ -116,7 +122,8 @@ def timed(candidates: dict[str, Candidate], heat: Heat) -> dict[str, Result] | N
     """
     medians: dict[str, list[float]] = {name: [] for name in candidates}
     alive = list(candidates)
-    with alone_on_host(), contextlib.ExitStack() as closed:
+    device = next(iter(candidates.values())).device
+    with device.alone(), contextlib.ExitStack() as closed:
         for candidate in candidates.values():
             closed.callback(candidate.close)
         try:
@@ -134,7 +141,7 @@ def timed(candidates: dict[str, Candidate], heat: Heat) -> dict[str, Result] | N
                 alive = [name for name in alive if results[name][1] <= 1]
                 if len(alive) < 2:
                     break
-        except ChildFailed:
+        except (ChildFailed, ConnectionLost):
             return None
     return compared(medians, heat.resolution)
 

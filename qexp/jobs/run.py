@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +24,11 @@ from qexp.files import RECORDS, link_instead
 from qexp.jobs.comparison import Outcome, check_picture, limits_of
 from qexp.jobs.reuse import EndedRuns
 from qexp.keys import key
-from qexp.launch import ChildFailed
+from qexp.launch import ChildFailed, ConnectionLost
 from qexp.measure.base import ParityError
 from qexp.measure.children import PERSISTENT
-from qexp.measure.machine import environment, physical_cores, place
-from qexp.records import Record
+from qexp.measure.device import HERE, Device
+from qexp.records import FP32_ENGINE, LOCAL, Record
 from qexp.report.layers import draw_layers
 from qexp.tracking.store import read_records, write_record
 from qexp.types import Unsupported, UserError, command_line, digest, first_line, nearest
@@ -52,7 +53,11 @@ class JobPlan:
 
 
 def run_job(
-    config: DictConfig, kind: str, planned: dict[str, Any], plan: Callable[[DictConfig], JobPlan], call: str = ""
+    config: DictConfig,
+    kind: str,
+    planned: dict[str, Any],
+    plan: Callable[[DictConfig, Device], JobPlan],
+    call: str = "",
 ) -> None:
     """Plan a job, run it unless it ended before, and write its record to the run's folder and then to tracking.
 
@@ -60,19 +65,36 @@ def run_job(
         config: Config of the job.
         kind: What the job does: `compress` or `benchmark`.
         planned: Params of the record that the config tells: model, data, method and bits.
-        plan: Makes the plan.
+        plan: Makes the plan, for the device on which the network is measured.
         call: The call of a Python program that asked for the job, or empty for the command line.
     """
-    if config.threads == "auto":
-        config.threads = physical_cores()
-    job = Job(config, kind, planned, call)
+    try:
+        device: Device = instantiate(config.device)
+    except Exception as error:
+        device, plan = HERE, functools.partial(refuse, error)
+    with closing(device):
+        run_on(device, config, kind, planned, plan, call)
+
+
+def refuse(error: Exception, config: DictConfig, device: Device) -> JobPlan:
+    """In the place of a plan: fail for a reason that was found before there was a job."""
+    raise error
+
+
+def run_on(
+    device: Device, config: DictConfig, kind: str, planned: dict[str, Any],
+    plan: Callable[[DictConfig, Device], JobPlan], call: str,
+) -> None:  # fmt: skip
+    """Do what `run_job` does on a device, which the caller closes."""
+    if config.threads == "auto" and device.here:
+        config.threads = device.physical_cores()
+    job = Job(config, kind, planned, device, call)
     print(f"{job.name} ...", flush=True)
     if config.on_error == "stop" and any(record.status == "failed" for record in read_records(sweep_folder())):
         print("  left out: another run of this sweep failed (on_error=stop)", flush=True)
         return
     try:
-        check_options(config)
-        job_plan = plan(config)
+        job_plan = device.steadily(lambda: planned_on(device, config, plan))
     except Exception as error:
         record: Record | None = job.unplanned(error)
     else:
@@ -87,23 +109,34 @@ def run_job(
     print(f"  {record.status}{before}{f': {record.reason}' if record.reason else ''}", flush=True)
 
 
-class Job:
-    """One job of a sweep. The arguments are those of `run_job`."""
+def planned_on(device: Device, config: DictConfig, plan: Callable[[DictConfig, Device], JobPlan]) -> JobPlan:
+    check_options(config)
+    device.connect()
+    if config.threads == "auto":
+        config.threads = device.physical_cores()
+    return plan(config, device)
 
-    def __init__(self, config: DictConfig, kind: str, planned: dict[str, Any], call: str = ""):
+
+class Job:
+    """One job of a sweep. The arguments are those of `run_on`."""
+
+    def __init__(self, config: DictConfig, kind: str, planned: dict[str, Any], device: Device, call: str = ""):
         self.began, hydra = time.perf_counter(), HydraConfig.get()
         self.command = call or command_line()
         self.config, self.kind, self.folder = config, kind, Path(hydra.runtime.output_dir)
+        self.device = device
         self.params = {
             **planned,
             "engine": hydra.runtime.choices["engine"],
             **{k: config[k] for k in ("batch_size", "threads", "seed")},
+            **({} if device.here else {"device": device.name}),
         }
         self.name = " · ".join([describe(self.params), *swept_options()])
 
     def finish(self, job_plan: JobPlan) -> Record | None:
         """Write the record of an earlier run or of what happens now, or return None if the sweep has it already."""
-        key, ended = job_key(self.kind, job_plan, self.config), EndedRuns(Path(self.config.outputs))
+        key = job_key(self.kind, job_plan, self.config, self.device)
+        ended = EndedRuns(Path(self.config.outputs))
         with ended.claim(key):
             if not ended.first_in(sweep_folder(), key, self.folder):
                 return None
@@ -143,8 +176,9 @@ class Job:
             first = next(iter(made.values()))
             return replace(self.record(key, "compressed", first.folder.name, first), notes=notes)
         # The child of the baseline imports its engine, which takes seconds, while the artifact is made.
-        PERSISTENT.get(instantiate(self.config.baseline.engine), self.config.threads, limits_of(self.config))
-        outcome = job_plan.run()
+        threads = self.config.threads if self.device.here else HERE.physical_cores()
+        PERSISTENT.get(instantiate(self.config.baseline.engine), threads, limits_of(self.config))
+        outcome = self.device.steadily(job_plan.run)
         return self.record(key, "finished", "", outcome.candidate.artifact, outcome)
 
     def broken(self, key: str, error: Exception) -> Record:
@@ -164,11 +198,15 @@ class Job:
             self.params
             | (artifact.params if artifact else {})
             | ({"engine": outcome.candidate.engine.name} if outcome else {})
+            | {"threads": self.config.threads}
         )
+        environment = self.device.environment(Path(__file__).parents[2])
+        if outcome and outcome.baseline and not self.device.here:
+            environment[FP32_ENGINE] = outcome.baseline.engine.name
         return Record(
             kind=self.kind, key=key, sweep=sweep_folder().name, status=status, reason=reason, label=describe(params),
             params=params, config=resolved, measurements=tuple(outcome.measurements if outcome else ()),
-            environment=environment(Path(__file__).parents[2]), command=self.command,
+            environment=environment, command=self.command,
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
             artifact=str(artifact.folder) if artifact else "",
             texts=outcome.texts if outcome else {}, notes=outcome.notes if outcome else {},
@@ -196,7 +234,7 @@ class Job:
             print(f"  {missing}", file=sys.stderr, flush=True)
 
 
-def job_key(kind: str, job: JobPlan, config: DictConfig) -> str:
+def job_key(kind: str, job: JobPlan, config: DictConfig, device: Device = HERE) -> str:
     """Key of everything that decides what a run measures: artifacts, engines, measures, code and machine."""
     how: Any = OmegaConf.to_container(config.measure, resolve=True)
     trials = [
@@ -206,7 +244,8 @@ def job_key(kind: str, job: JobPlan, config: DictConfig) -> str:
     accepted = [config.engine.get(option) for option in ("accept_points", "accept_images")]
     return key(
         kind, code=["qexp.jobs.comparison"], identity=job.identity, batch_size=config.batch_size,
-        threads=config.threads, how=how, trials=trials, accepted=accepted, place=place(),
+        threads=config.threads, how=how, trials=trials, accepted=accepted, place=device.place(),
+        **device.decides,
     )  # fmt: skip
 
 
@@ -220,9 +259,10 @@ def check_options(config: DictConfig) -> None:
         if config[option] not in known:
             raise UserError(f"{option}={config[option]} is unknown. {nearest(str(config[option]), known)}")
     for option in ("batch_size", "threads"):
-        if not isinstance(config[option], int) or config[option] < 1:
+        given = config[option]
+        if (option, given) != ("threads", "auto") and (not isinstance(given, int) or given < 1):
             raise UserError(
-                f"{option}={config[option]} is out of range; "
+                f"{option}={given} is out of range; "
                 f"give a whole number of at least 1{' or auto' * (option == 'threads')}."
             )
 
@@ -255,7 +295,8 @@ def describe(params: dict[str, Any]) -> str:
     """
     bits = "" if params["bits"] == "auto" else f" {params['bits']} bits"
     method = params.get("label") or f"{params['method']}{bits}"
-    return " · ".join([params["model"], method, params["engine"], f"batch {params['batch_size']}"])
+    elsewhere = [params["device"]] if params.get("device", LOCAL) != LOCAL else []
+    return " · ".join([params["model"], method, params["engine"], f"batch {params['batch_size']}", *elsewhere])
 
 
 def swept_options() -> list[str]:
@@ -271,7 +312,7 @@ def reason_of(error: Exception, folder: Path) -> str:
     """One line for the table. The traceback of an error that no user can put right goes to the run's folder."""
     if isinstance(error, ChildFailed):
         return f"the measurement {error}"
-    if isinstance(error, ParityError):
+    if isinstance(error, ParityError | ConnectionLost):
         return str(error)
     explained = explain(error)
     if explained is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qexp.data.decoded import evenly
 from qexp.measure.base import Context, Measure
 from qexp.measure.candidate import Candidate
 from qexp.measure.images import EvaluationSet
@@ -49,18 +50,33 @@ class Accuracy(Measure):
         if images is None or not images.meaningful:
             context.notes[f"{prefix}top1"] = "there are no real images, or no trained weights"
             return []
-        labels = images.classes
-        logits, seconds = context.candidate.logits(images, self.batch_size, context.cache)
+        candidate, labels = context.judged or context.candidate, images.classes
+        count = candidate.device.accuracy_images
+        if count is None and not candidate.device.here:
+            context.notes[f"{prefix}top1"] = (
+                f"{candidate.engine.name} does not run on this machine: device.accuracy_images lets "
+                f"{candidate.device.name} classify so many images"
+            )
+            return []
+        if count is not None:
+            labels = labels[evenly(len(labels), count)]
+        logits, seconds = candidate.logits(images, self.batch_size, context.cache, count)
         found = score(logits, labels)
-        if context.baseline:
-            reference, _ = context.baseline.logits(images, self.batch_size, context.cache)
+        if context.exact:
+            reference, _ = context.exact.logits(images, self.batch_size, context.cache, count)
             before, after = (top_k_hits(each, labels, 1) for each in (reference, logits))
             found["top1_drop"] = float(before.mean() - after.mean())
             found["top1_drop_low"], found["top1_drop_high"] = drop_interval(before, after)
             found["agreement"] = float((reference.argmax(1) == logits.argmax(1)).mean())
             found["mcnemar_p"] = mcnemar(before, after)
         made = [METRICS[prefix + name].of(value) for name, value in found.items()]
-        return made if prefix else [*made, METRICS["test_seconds"].of(seconds)]
+        return made if prefix or context.judged else [*made, METRICS["test_seconds"].of(seconds)]
+
+    def prepare(self, context: Context) -> None:
+        """Compute the logits that are scored, and those of fp32, unless a device classifies the images itself."""
+        if context.judged:
+            self.measure(context)
+            context.judged.close()
 
     def outdone(self, candidate: Candidate, rival: Candidate, images: EvaluationSet, cache: Path, points: float) -> str:
         """Compare a candidate with one that quantises the same network in another way.

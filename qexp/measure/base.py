@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import statistics
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
-
 from qexp.launch import ChildFailed
 from qexp.measure.candidate import Candidate
-from qexp.measure.disturbance import DISTURBED, free_cores
+from qexp.measure.device import HERE, Device
+from qexp.measure.disturbance import DISTURBED
 from qexp.measure.images import EvaluationSet
 from qexp.measure.timing import Taken
-from qexp.metrics import Metric
+from qexp.metrics import Metric, known_metric
 from qexp.progress import doing
 from qexp.records import Measurement
-from qexp.types import command_line
 
-# All users of a machine have to share the lock, whatever their TMPDIR.
-HOST_LOCK = Path("/tmp" if os.name == "posix" else tempfile.gettempdir()) / "qexp-measure.lock"
 FREE_ENOUGH = 0.3  # part of a core that others may use without a word
-PATIENCE_S = 2.0  # seconds after which whoever waits for it is told for whom
 
 
 @dataclass
@@ -38,12 +29,15 @@ class Context:
 
     Attributes:
         candidate: What is measured.
-        baseline: The fp32 artifact on eager torch at the same batch size, or None.
+        baseline: The fp32 artifact at the same batch size on the same device: on eager torch or, on a device without
+            that, on another engine. It may be None.
         test_set: The test images, or None if there are none.
         cache: Folder below which logits and decoded images are kept.
         best_fp32: The fp32 artifact on the fastest fp32 engine, or None.
         texts: Tables for people, by file name. Measures add to them.
         notes: Why a number is missing or what was left out, by its name. Measures add to them.
+        fp32_here: The fp32 artifact on eager torch on this machine where the baseline is on another device, or None.
+        judged: What is scored on the test images in the place of a candidate on another device. None: the candidate is.
     """
 
     candidate: Candidate
@@ -53,6 +47,13 @@ class Context:
     best_fp32: Candidate | None = None
     texts: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    fp32_here: Candidate | None = None
+    judged: Candidate | None = None
+
+    @property
+    def exact(self) -> Candidate | None:
+        """The fp32 artifact on eager torch on this machine, with whose logits all others are compared."""
+        return self.fp32_here or self.baseline
 
     def validation_set(self, images: int | None) -> EvaluationSet | None:
         """So many images by which something may be chosen. Those of `test_set` only judge the result."""
@@ -68,7 +69,7 @@ class Context:
         return list(different.values())
 
     def close(self) -> None:
-        for candidate in (self.candidate, self.baseline, self.best_fp32):
+        for candidate in (self.candidate, self.baseline, self.best_fp32, self.exact, self.judged):
             if candidate:
                 candidate.close()
 
@@ -104,58 +105,37 @@ class Measure(ABC):
             ChildFailed: The measuring child failed.
         """
 
-
-@contextlib.contextmanager
-def alone_on_host() -> Iterator[None]:
-    """Hold the lock of this machine for measurements, because two at the same time would disturb each other.
-
-    Every user of the machine can take the lock, and the system frees it when its holder dies. Whoever waits for it is
-    told who holds it.
-    """
-    lock = FileLock(HOST_LOCK, mode=0o666)
-    try:
-        lock.acquire(timeout=PATIENCE_S)
-    except Timeout:
-        print(f"  waiting for {_holder()} to end its measurement on this machine", flush=True)
-        with doing("Waiting"):
-            lock.acquire()
-    try:
-        _tell_holder()
-        yield
-    finally:
-        lock.release()
-
-
-def _tell_holder() -> None:
-    """Write down who holds the lock. It cannot be in the lock itself, which is emptied by whoever waits for it."""
-    file = HOST_LOCK.with_suffix(".json")
-    about = {"process": os.getpid(), "command": command_line(), "since": f"{datetime.now():%H:%M:%S}"}
-    with contextlib.suppress(OSError):  # only what others are told depends on it
-        file.write_text(json.dumps(about))
-        file.chmod(0o666)  # every user of the machine writes it in turn
-
-
-def _holder() -> str:
-    """Who holds the lock, in words."""
-    try:
-        about = json.loads(HOST_LOCK.with_suffix(".json").read_text())
-        return f"process {about['process']} (since {about['since']}: {about['command']})"
-    except (OSError, ValueError, KeyError):
-        return "another process"
+    def prepare(self, context: Context) -> None:  # noqa: B027  (most measures have nothing to prepare)
+        """Compute on this machine what will be compared with a candidate on another device, before that is locked."""
 
 
 def run_measures(measures: dict[str, Measure], context: Context) -> list[Measurement]:
-    """Take all measurements of one run, one after the other, alone on this machine."""
-    with alone_on_host(), contextlib.closing(context):
-        tell_of_busy_cores(context.candidate.threads)
-        with doing("Loading the engines"):
-            ready(context.candidates)
-        return [measurement for measure in measures.values() for measurement in measure.measure(context)]
+    """Take all measurements of one run, one after the other, alone on the candidate's device."""
+    device = context.candidate.device
+    with contextlib.closing(context):
+        if not device.here:
+            with HERE.alone():
+                for measure in measures.values():
+                    measure.prepare(context)
+        with device.alone():
+            tell_of_busy_cores(device, context.candidate.threads)
+            with doing("Loading the engines"):
+                ready(context.candidates)
+            found = [measurement for measure in measures.values() for measurement in measure.measure(context)]
+    return marked_as_emulated(found, context.notes) if device.emulated else found
 
 
-def tell_of_busy_cores(threads: int) -> None:
+def marked_as_emulated(found: list[Measurement], notes: dict[str, str]) -> list[Measurement]:
+    """Say of measurements that depend on the machine that its processor was emulated."""
+    notes["emulated"] = "the device's processor is emulated by one of another kind: its times and memory mean nothing"
+    return [
+        replace(m, kind="emulated") if (metric := known_metric(m.name)) and metric.per_machine else m for m in found
+    ]
+
+
+def tell_of_busy_cores(device: Device, threads: int) -> None:
     """Say before anything is timed that other processes leave fewer cores than there are threads."""
-    free = free_cores()
+    free = device.free_cores()
     if free is not None and free < threads - FREE_ENOUGH:
         timed = f"{threads} thread{'s' * (threads > 1)} will be timed"
         print(f"  other processes leave {free:.1f} cores free, and {timed}", flush=True)
@@ -184,7 +164,7 @@ def ranking(candidates: dict[str, Candidate], trial: Turns, notes: dict[str, str
     Raises:
         ChildFailed: All candidates failed.
     """
-    with alone_on_host():
+    with next(iter(candidates.values())).device.alone():
         try:
             with doing(f"Loading {len(candidates)} engines"):
                 alive = _survivors(candidates, notes)
@@ -195,7 +175,7 @@ def ranking(candidates: dict[str, Candidate], trial: Turns, notes: dict[str, str
                 candidate.close()
             raise
     if not taken.trusted:
-        notes["trial"] = f"the engines were compared while {DISTURBED}"
+        notes["trial"] = f"the engines were compared while {taken.reason or DISTURBED}"
     medians = {
         name: statistics.median(statistics.median(w) for w in windows)
         for name, windows in zip(alive, taken.windows, strict=True)

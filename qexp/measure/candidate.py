@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from qexp.engine.base import Engine
 from qexp.files import file_digest, made_since
 from qexp.keys import key, plain
 from qexp.launch import Child, ChildFailed
-from qexp.measure.children import PERSISTENT, Limits, forked_child
+from qexp.measure.children import Limits
+from qexp.measure.device import HERE, Device
 from qexp.measure.images import EvaluationSet
-from qexp.measure.machine import place
 from qexp.progress import counted
 
 
@@ -33,21 +32,33 @@ class Candidate:
         persistent: Whether to use a child that outlives the candidate and is shared with others on the same engine,
             instead of a fresh one.
         since: Logits that were stored before this time, in nanoseconds, are computed anew.
+        device: The machine that runs it.
     """
 
     def __init__(
         self, artifact: Artifact, engine: Engine, batch: int, threads: int, limits: Limits, persistent: bool = False,
-        since: int = 0,
+        since: int = 0, device: Device = HERE,
     ):  # fmt: skip
         self.artifact, self.engine, self.batch, self.threads, self.limits = artifact, engine, batch, threads, limits
-        self.persistent, self.since = persistent, since
+        self.persistent, self.since, self.device = persistent, since, device
         self._child: Child | None = None
         self._imported = False
         self._started: dict[str, Any] = {}
 
     def beside(self, artifact: Artifact) -> Candidate:
         """Another artifact on the same engine. If the child is persistent, both are loaded in it in turn."""
-        return Candidate(artifact, self.engine, self.batch, self.threads, self.limits, self.persistent, self.since)
+        return Candidate(
+            artifact, self.engine, self.batch, self.threads, self.limits, self.persistent, self.since, self.device
+        )
+
+    def on_this_machine(self) -> Candidate:
+        """The same artifact on the same engine here.
+
+        Raises:
+            Unsupported: The engine does not run here.
+        """
+        HERE.check(self.engine)
+        return Candidate(self.artifact, self.engine, self.batch, HERE.physical_cores(), self.limits, since=self.since)
 
     def launch(self) -> Child:
         """Start the child, unless it runs already.
@@ -55,7 +66,7 @@ class Candidate:
         The child imports its engine, which takes seconds, and may do so while other children import theirs.
         """
         if self._child is None:
-            self._child = (PERSISTENT.get if self.persistent else forked_child)(self.engine, self.threads, self.limits)
+            self._child = self.device.child(self.engine, self.threads, self.limits, self.persistent)
         return self._child
 
     def ready_child(self) -> Child:
@@ -77,14 +88,14 @@ class Candidate:
         if child.holds is not self:
             shape = [self.batch, *self.artifact.data.input_shape]
             child.holds = None
-            self._started = child.ask("start", file=str(self.file), threads=self.threads, shape=shape)
+            self._started = child.ask("start", file=self.device.file(self.file), threads=self.threads, shape=shape)
             child.holds = self
         return self._started
 
     @property
     def process(self) -> int:
-        """Id of the child, which is launched if there is none."""
-        return self.ready_child().process.pid
+        """Id of the child, which is launched if there is none, on its machine."""
+        return self.ready_child().pid
 
     @property
     def file(self) -> Path:
@@ -122,13 +133,10 @@ class Candidate:
         if not made_since(file, self.since):
             self.start()
             file.parent.mkdir(parents=True, exist_ok=True)
+            with counted(f"  Images through {self.artifact.label} on {self.engine.name}") as told:
+                logits, seconds = self.device.logits(self.ready_child(), tests, self.artifact.data, batch, count, told)
             with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-                out = Path(folder) / "logits.npy"
-                images = {"folder": str(tests.folder), "part": tests.part, "chosen": str(tests.chosen), "count": count}
-                how = asdict(self.artifact.data.preprocessing)
-                with counted(f"  Images through {self.artifact.label} on {self.engine.name}") as told:
-                    answer = self.ready_child().ask("predict", told, **images, how=how, batch=batch, out=str(out))
-                np.savez(Path(folder) / "whole.npz", logits=np.load(out), seconds=answer["seconds"])
+                np.savez(Path(folder) / "whole.npz", logits=logits, seconds=seconds)
                 (Path(folder) / "whole.npz").rename(file)
         with np.load(file) as stored:
             return stored["logits"], float(stored["seconds"])
@@ -136,9 +144,10 @@ class Candidate:
     def logits_key(self, tests: EvaluationSet, batch: int, count: int | None) -> str:
         """Key of everything that decides what `logits` gives for the same arguments."""
         how, file = self.artifact.data.preprocessing, self.identity["file"]
+        where = self.device.place() | self.device.decides
         return key(
             "logits", code=["qexp.measure.candidate"], engine=self.engine, file=file, images=tests.content,
-            preprocessing=how, batch=batch, threads=self.threads, count=count, place=place(),
+            preprocessing=how, batch=batch, threads=self.threads, count=count, place=where,
         )  # fmt: skip
 
     def close(self) -> None:

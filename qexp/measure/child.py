@@ -10,17 +10,16 @@ import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from qexp.data.decoded import DecodedPart
+from qexp.data.decoded import DecodedPart, evenly
 from qexp.data.pixels import normalise
 from qexp.measure import timing
-from qexp.questions import questions
+from qexp.questions import private_output, questions, tell, told
 from qexp.types import Preprocessing
 
 if TYPE_CHECKING:
@@ -43,8 +42,8 @@ class Session:
         self.file, self.threads = Path(), 1
 
     def ready(self) -> dict[str, Any]:
-        """Answer as soon as the engine is imported."""
-        return {}
+        """Answer as soon as the engine is imported, with the id of this process."""
+        return {"process": os.getpid()}
 
     def start(self, file: str, threads: int, shape: list[int]) -> dict[str, Any]:
         """Load the network and call it a few times.
@@ -94,14 +93,13 @@ class Session:
             `seconds`, the time that normalising and computing took.
         """
         images, indices = DecodedPart(Path(folder), part), np.array(json.loads(Path(chosen).read_text()))
-        if count is not None:
-            indices = indices[np.unique(np.linspace(0, len(indices) - 1, count).round().astype(int))]
+        indices = indices[evenly(len(indices), count)]
         logits, preprocessing = [], Preprocessing.from_json(how)
-        began = told = time.perf_counter()
+        began = before = time.perf_counter()
         for start in range(0, len(indices), batch):
-            if time.perf_counter() - told > TOLD_EVERY_S:
+            if time.perf_counter() - before > TOLD_EVERY_S:
                 self.tell({"done": start, "total": len(indices)})
-                told = time.perf_counter()
+                before = time.perf_counter()
             x = normalise(images.read(indices[start : start + batch]), preprocessing)
             logits.append(np.asarray(self.forward(x)))
         seconds = time.perf_counter() - began
@@ -126,49 +124,27 @@ def prepared(target: str, options: dict[str, Any]) -> tuple[dict[str, Any], Any]
         engine.import_libraries()
         return engine
 
-    return _told(imported)
+    return told(imported)
 
 
 def serve(made: tuple[dict[str, Any], Any]) -> None:
     """Answer the parent's questions about networks on the engine that `prepared` made."""
-    answers, asked = _answers(), questions()
+    answers, asked = private_output(), questions()
     _answer(asked, answers, made)
 
 
 def main() -> None:
-    answers, asked = _answers(), questions()  # before the engine is imported, which takes seconds
+    answers, asked = private_output(), questions()  # before the engine is imported, which takes seconds
     _answer(asked, answers, prepared(**json.loads(sys.argv[1])))
 
 
-def _answers() -> TextIO:
-    """A private copy of the standard output, since libraries may print to that itself."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return answers
-
-
 def _answer(asked: Iterator[dict[str, Any]], answers: TextIO, made: tuple[dict[str, Any], Any]) -> None:
-    def tell(answer: dict[str, Any]) -> None:
-        print(json.dumps(answer), file=answers, flush=True)
-
     answer, engine = made
-    session = Session(engine, tell) if engine else None
+    session = Session(engine, lambda answer: tell(answer, answers)) if engine else None
     for question in asked:
         if session is not None:
-            answer, _ = _told(getattr(session, question.pop("command")), **question)
-        tell(answer)
-
-
-def _told(function: Any, **arguments: Any) -> tuple[dict[str, Any], Any]:
-    """Call a function, and give the answer to the parent (the message if it fails) and what the function returned."""
-    try:
-        result = function(**arguments)
-        return result if isinstance(result, dict) else {}, result
-    except MemoryError:
-        return {"error": "out of memory: an allocation was refused"}, None
-    except Exception as error:
-        traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {str(error)[:500]}"}, None
+            answer, _ = told(getattr(session, question.pop("command")), **question)
+        tell(answer, answers)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ class Watch:
         cores: Cores that they may use.
     """
 
+    reason = DISTURBED
+
     def __init__(self, processes: Callable[[], Iterable[int]], threads: int, cores: int):
         self.processes, self.spare = processes, max(0, cores - threads)
         self.begin()

@@ -26,6 +26,9 @@ class Energy(Measure):
                 "no kernel computes in this format: its accuracy is simulated, energy would mean nothing"
             )
             return []
+        if not context.candidate.device.here:
+            context.notes["energy_mj_per_image"] = "energy counters are read on the machine of qexp only"
+            return []
         try:
             read = counters()
         except LookupError as reason:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 from qexp.measure.base import Context, Measure
 from qexp.measure.candidate import Candidate
-from qexp.measure.cores import watched
-from qexp.measure.disturbance import DISTURBED, Watch
-from qexp.measure.machine import physical_cores
-from qexp.measure.timing import Rules, Taken, Window, bounds
+from qexp.measure.cores import Cores, watched
+from qexp.measure.timing import Rules, Taken, Watched, Window, bounds
 from qexp.metrics import METRICS
 from qexp.progress import doing
 from qexp.records import Measurement
@@ -56,7 +55,10 @@ class Latency(Measure):
         candidates = context.candidates
         about = min(self.rules.budget_s, self.rules.windows * self.rules.window_s * len(candidates))
         timing = doing(f"Timing {len(candidates)} networks in turns, for about {about:.0f} s", still=True)
-        with timing, watched(context.candidate.threads, self.most_round_trip_ns) as cores:
+        # Only on this machine is it known how far apart the cores are.
+        threads, most_ns = context.candidate.threads, self.most_round_trip_ns
+        judging = watched(threads, most_ns) if context.candidate.device.here else nullcontext(Cores(None, most_ns))
+        with timing, judging as cores:
             watch = watch_of(candidates, cores.processes) if self.watch else None
             taken = self.rules.take_turns([*(candidate.window for candidate in candidates), *cores.windows], watch)
         kept, found = cores.judge(taken.windows, context.notes)
@@ -69,11 +71,14 @@ class Latency(Measure):
                 place = [candidate.identity for candidate in candidates].index(other.identity)
                 found += speedup(name, medians[place], medians[0], self.resolution)
         if context.best_fp32:
-            context.notes["speedup_vs_best_fp32"] = f"the fastest fp32 engine here was {context.best_fp32.engine.name}"
+            where = "here" if context.candidate.device.here else f"on {context.candidate.device.name}"
+            context.notes["speedup_vs_best_fp32"] = (
+                f"the fastest fp32 engine {where} was {context.best_fp32.engine.name}"
+            )
         if taken.trusted:
             return found
         turns = len(taken.windows[0])
-        context.notes["latency_ms"] = f"{taken.disturbed} of {turns} turns were disturbed: {DISTURBED}"
+        context.notes["latency_ms"] = f"{taken.disturbed} of {turns} turns were disturbed: {taken.reason}"
         return [replace(measurement, kind="disturbed") for measurement in found]
 
     def take_turns(self, candidates: list[Candidate]) -> Taken:
@@ -98,12 +103,12 @@ class Latency(Measure):
         ]
 
 
-def watch_of(candidates: list[Candidate], others: Sequence[int] = ()) -> Watch:
+def watch_of(candidates: list[Candidate], others: Sequence[int] = ()) -> Watched:
     """Watch the children of candidates, and other processes that take part in timing them."""
-    return Watch(
+    return candidates[0].device.watch(
         lambda: [*(candidate.process for candidate in candidates), *others],
-        max(candidate.threads for candidate in candidates), physical_cores(),
-    )  # fmt: skip
+        max(candidate.threads for candidate in candidates),
+    )
 
 
 def speedup(name: str, baseline: list[float], candidate: list[float], resolution: float = 0.0) -> list[Measurement]:

@@ -49,20 +49,15 @@ class Parity(Measure):
         Raises:
             ParityError: The engine does not execute the graph it was given.
         """
-        reference = self.reference(context)
-        if reference is None or context.test_set is None:
+        expected = self.expected(context)
+        if expected is None or context.test_set is None:
             context.notes["parity_agreement"] = "there is no reference, or no images, to compare with"
             return []
-        try:
-            expected, _ = reference.logits(context.test_set, self.batch_size, context.cache, self.images)
-        finally:
-            if reference is not context.baseline:
-                reference.close()
-        logits, _ = context.candidate.logits(context.test_set, self.batch_size, context.cache, self.images)
+        asked = context.test_set, self.batch_size, context.cache, self.count(context.candidate)
+        logits, _ = context.candidate.logits(*asked)
         agreement, error = compare(logits, expected)
-        asked = context.test_set, self.batch_size, context.cache, self.images
-        baseline = context.baseline
-        exact = (lambda: baseline.logits(*asked)[0]) if baseline else None
+        fp32 = context.exact
+        exact = (lambda: fp32.logits(*asked)[0]) if fp32 else None
         self.check_error(context.candidate, logits, expected, exact)
         if context.test_set.meaningful and context.candidate.artifact.has_qdq and agreement < self.least_agreement:
             self.check_decided(context.candidate, logits, expected, exact)
@@ -73,6 +68,28 @@ class Parity(Measure):
             context.notes["parity_max_error"] = "all logits of the reference are zero: no error is relative to them"
             return found
         return [*found, METRICS["parity_max_error"].of(error)]
+
+    def prepare(self, context: Context) -> None:
+        """Compute the reference's logits and, for a graph of integers, those of fp32, which may be asked for."""
+        if self.expected(context) is not None and context.test_set and context.exact:
+            asked = context.test_set, self.batch_size, context.cache, self.count(context.candidate)
+            context.exact.logits(*asked)
+
+    def expected(self, context: Context) -> np.ndarray | None:
+        """The reference's logits[N,K], or None without a reference or images."""
+        reference = self.reference(context)
+        if reference is None or context.test_set is None:
+            return None
+        try:
+            asked = context.test_set, self.batch_size, context.cache, self.count(context.candidate)
+            return reference.logits(*asked)[0]
+        finally:
+            if reference is not context.exact:
+                reference.close()
+
+    def count(self, candidate: Candidate) -> int:
+        """How many images are compared, which are fewer on devices that a slow network leads to."""
+        return min(self.images, candidate.device.parity_images or self.images)
 
     def check_decided(
         self, candidate: Candidate, logits: np.ndarray, expected: np.ndarray, exact: Callable[[], np.ndarray] | None
@@ -162,14 +179,13 @@ class Parity(Measure):
         Raises:
             ParityError: The error is larger than rounding can make it.
         """
-        logits, expected = (
-            each.logits(tests, self.batch_size, cache, self.images)[0] for each in (candidate, baseline)
-        )
+        count = self.count(candidate)
+        logits, expected = (each.logits(tests, self.batch_size, cache, count)[0] for each in (candidate, baseline))
         self.check_error(candidate, logits, expected, None)
 
     def reference(self, context: Context) -> Candidate | None:
         """The candidate that the artifact's graph is compared with. None without a baseline."""
-        artifact, baseline = context.candidate.artifact, context.baseline
+        artifact, baseline = context.candidate.artifact, context.exact
         return baseline.beside(artifact) if baseline and "pt2" in artifact.engine_spec.formats else baseline
 
 

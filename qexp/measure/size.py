@@ -35,8 +35,8 @@ class Size(Measure):
             METRICS["packed_size_mb"].of(packed[0] / 1e6, packed[1]),
             METRICS["zstd_size_mb"].of(compressed / 1e6),
         ]
-        if context.baseline:
-            found.append(METRICS["size_ratio"].of(context.baseline.file.stat().st_size / size))
+        if context.exact:
+            found.append(METRICS["size_ratio"].of(context.exact.file.stat().st_size / size))
         return found
 
 

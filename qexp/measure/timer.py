@@ -7,9 +7,10 @@ from typing import Any
 
 from qexp.artifact import Artifact
 from qexp.engine.base import Engine
-from qexp.measure.base import Turns, alone_on_host, ready
+from qexp.measure.base import Turns, ready
 from qexp.measure.candidate import Candidate
 from qexp.measure.children import Limits
+from qexp.measure.host_lock import alone_on_host
 from qexp.measure.machine import place
 
 

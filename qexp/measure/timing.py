@@ -25,8 +25,11 @@ Window = Callable[[int, float], list[float]]  # least calls and seconds -> milli
 class Watched(Protocol):
     """Tells whether something else used the cores since `begin`, such as qexp.measure.disturbance.Watch.
 
-    As long as it is too early to tell, `disturbed` gives None.
+    As long as it is too early to tell, `disturbed` gives None. `reason` says what disturbed them, in words.
     """
+
+    @property
+    def reason(self) -> str: ...
 
     def begin(self) -> None: ...
 
@@ -41,11 +44,13 @@ class Taken:
         windows: Milliseconds of single calls, by candidate and turn.
         disturbed: Number of turns that something else disturbed. They are among `windows` only if too few others are.
         trusted: Whether enough turns were undisturbed, so that `windows` are these alone.
+        reason: What disturbed those that were, in words.
     """
 
     windows: list[list[list[float]]]
     disturbed: int = 0
     trusted: bool = True
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ class Rules:
             (bad if disturbed else good).extend(turns)
         trusted = len(good) >= min(LEAST_WINDOWS, self.windows)
         kept = good if trusted else good + bad
-        return Taken([list(windows) for windows in zip(*kept, strict=True)], len(bad), trusted)
+        reason = watch.reason if watch and bad else ""
+        return Taken([list(windows) for windows in zip(*kept, strict=True)], len(bad), trusted, reason)
 
     def _turns(self, candidates: list[Window], watch: Watched | None) -> tuple[list[list[list[float]]], bool]:
         """As many turns as it takes to tell whether they were disturbed, and whether they were."""

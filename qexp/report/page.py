@@ -9,7 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from qexp.report.matrix import TITLE, device_matrix
 from qexp.report.page_data import page_data
+from qexp.report.render import html_table
 from qexp.report.runs import Run
 from qexp.report.verdict import Verdict, caution
 
@@ -47,10 +49,12 @@ def write_page(
     templates = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
     tables = package_folder("itables") / "html"
     scripts = "\n".join((FOLDER / name).read_text() for name in SCRIPTS)
+    matrix = device_matrix([run.record for run in runs])
     text = templates.get_template("report.html.j2").render(
         title=title, where=where, created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), runs=len(runs),
         verdicts=verdicts, caution=caution(verdicts), style=(FOLDER / "style.css").read_text(), scripts=scripts,
-        plotly=get_plotlyjs(), data=as_script(data), table_style=(tables / "dt_bundle.css").read_text(),
+        matrix=html_table(matrix) if matrix else "", matrix_title=TITLE, plotly=get_plotlyjs(),
+        data=as_script(data), table_style=(tables / "dt_bundle.css").read_text(),
         table_script=(tables / "dt_bundle.js").read_text(),
     )  # fmt: skip
     file.write_text(text)

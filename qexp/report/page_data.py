@@ -27,7 +27,7 @@ from qexp.types import digest
 TEXTS = ("layers.csv", "sensitivity.csv", "plan.yaml", "operators.json")
 OPERATORS = 20  # rows of each run's table of operators: those that take longest
 PICTURES_MB = 10.0  # histograms that the page holds itself; it links to the others
-MOMENTARY = ("load", "affinity")  # parts of a machine's description that change all the time
+MOMENTARY = ("load", "affinity", "temperature_c")  # parts of a machine's description that change all the time
 FACETS = (
     "model",
     "label",
@@ -38,6 +38,7 @@ FACETS = (
     "image_size",
     "threads",
     "seed",
+    "device",
     "machine",
     "status",
     "sweep",
@@ -47,7 +48,13 @@ HOVER = ("top1", "latency_ms", "size_mb", "memory_mb")  # metrics that a point's
 CURVES = (
     "latency_ms", "latency_ms_per_image", "latency_p99_ms", "throughput_ips", "memory_mb", "energy_mj_per_image",
 )  # fmt: skip
-TITLES = NAMES | {"data": "data", "image_size": "image size", "machine": "machine", "threads": "threads"}
+TITLES = NAMES | {
+    "data": "data",
+    "image_size": "image size",
+    "device": "device",
+    "machine": "machine",
+    "threads": "threads",
+}
 
 
 def page_data(runs: Sequence[Run], page: Path) -> dict[str, Any]:

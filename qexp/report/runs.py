@@ -20,7 +20,7 @@ from qexp.types import UserError, nearest, typed
 
 HEAT_FILE = "heat.json"  # in the folder of a sweep
 SAME_IMAGES = ("data", "image_size")  # accuracies on different images cannot be compared
-SAME_CALL = ("batch_size", "threads", "machine")  # nor can times of different calls or machines
+SAME_CALL = ("batch_size", "threads", "machine", "device")  # nor can times of different calls or machines
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "=": operator.eq, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
@@ -55,7 +55,8 @@ class Run:
         about = {name: getattr(record, name) for name in ("sweep", "status", "kind")}
         host = {"machine": record.environment["host"]} if "host" in record.environment else {}
         unlabelled = {"label": record.params.get("method")}  # for a run without an artifact, which has no label
-        return {**option_texts(record), **unlabelled, **record.params, **host, **about, **record.metrics}
+        device = {"device": record.device}
+        return {**option_texts(record), **unlabelled, **record.params, **device, **host, **about, **record.metrics}
 
 
 def read_runs(outputs: Path, sweep: str) -> list[Run]:

@@ -6,6 +6,7 @@ import sys
 
 from rich.console import Console
 
+from qexp.report.matrix import device_matrix
 from qexp.report.render import rich_table
 from qexp.report.runs import Run
 from qexp.report.seeds import seeds_table
@@ -32,6 +33,9 @@ def show(runs: list[Run], verdicts: list[Verdict], group: tuple[str, ...] = ()) 
             console.print(rich_table(table(records, f"{title}: {count}" if title else count), console.width))
         for line in unfinished(records):
             console.print(line, highlight=False, markup=False)
+    if matrix := device_matrix([run.record for run in runs]):
+        console.print()
+        console.print(rich_table(matrix))
     if seeds := seeds_table([run.record for run in runs]):
         console.print()
         console.print(rich_table(seeds))

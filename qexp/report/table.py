@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from qexp.metrics import HIGHER, METRICS, Metric, metrics_of, own_metrics
-from qexp.records import Record
+from qexp.records import LOCAL, Record
 from qexp.report.options import differing_options, option_texts
 from qexp.report.render import NONE, Table, latex, markdown
 from qexp.report.terms import HEAT, equal_terms
@@ -30,8 +30,9 @@ IF_CHANGED = {
 }
 NAMES = {"model": "model", "label": "method", "engine": "engine", "batch_size": "batch"}
 # Columns that are shown only if the rows differ in them.
-IF_SEVERAL = {"data": "data", "image_size": "image", "threads": "threads", "host": "machine"}
-TEXT = ("model", "label", "engine", "data", "host")  # names aligned to the left
+IF_SEVERAL = {"data": "data", "image_size": "image", "threads": "threads", "device": "device", "host": "machine"}
+OF_DEVICES = ("device", "host")  # names by which rows are of different machines
+TEXT = ("model", "label", "engine", "data", "device", "host")  # names aligned to the left
 # Columns that a narrow screen leaves out, in this order and before metrics that only their measures' files know. The
 # files of a report have all columns.
 DROPPED_FIRST = (
@@ -43,6 +44,7 @@ REUSED = " ↺"
 REUSED_LEGEND = "↺ measured in an earlier sweep, which results.csv names"
 NOISY_LEGEND = "~ noisy: the middle half of the calls spans more than 10 % of the median"
 HEAT_LEGEND = "heat: ms were taken minutes apart; times as long as the fastest when timed once more, in turns with it"
+EMULATED_LEGEND = "( ) on an emulated processor: not ranked"
 DISTURBED_LEGEND = "( ) disturbed: other processes used the cores; not ranked, and measured again by the same command"
 
 
@@ -61,7 +63,7 @@ def table(records: list[Record], title: str = "", reused: str = REUSED) -> Table
     names, metrics = name_columns(records), metric_columns(records)
     keys, first = [*names, *(metric.name for metric in metrics)], len(names)
     dropped_first = (*DROPPED_FIRST, *(key for key in keys[first:] if key not in COLUMNS))
-    cells = ((*(_name(key, row, reused) for key in names), *(_cell(metric, row) for metric in metrics)) for row in rows)
+    cells = ((*(_name(key, row, reused) for key in names), *(cell(metric, row) for metric in metrics)) for row in rows)
     best = {(i, first + j) for j, metric in enumerate(metrics) for i in best_rows(metric, rows)}
     places = range(len(rows))
     folded = {place for place, key in enumerate(names) if key == "label" or is_option(key)}
@@ -69,17 +71,28 @@ def table(records: list[Record], title: str = "", reused: str = REUSED) -> Table
         (*names.values(), *(metric.title for metric in metrics)), tuple(cells), frozenset(best),
         left=left_columns(names, records), whole=frozenset(range(len(keys))) - folded,
         dropped_first=tuple(keys.index(key, first) for key in dropped_first if key in keys[first:]),
-        faint=frozenset((i, first + j) for j, m in enumerate(metrics) for i in places if m.name in rows[i].disturbed),
+        faint=frozenset((i, first + j) for j, m in enumerate(metrics) for i in places if m.name in rows[i].only_shown),
         title=title, caption=CAPTION if best else "", notes=tuple(legend(records)),
     )  # fmt: skip
 
 
 def name_columns(records: list[Record]) -> dict[str, str]:
     """Titles of the parameters and options of methods that tell the rows apart, by name."""
-    several = {key: title for key, title in IF_SEVERAL.items() if len({_value(key, r) for r in records} - {None}) > 1}
+    values = {key: {_value(key, record) for record in records} - {None} for key in IF_SEVERAL}
+    several = {key: title for key, title in IF_SEVERAL.items() if len(values[key]) > 1}
+    if values["device"] - {LOCAL}:
+        several["device"] = IF_SEVERAL["device"]  # it is said of a single one, too
+    if one_machine_each(records):
+        several.pop("host", None)  # the device says it already
     metrics = [*(METRICS[name] for name in COLUMNS), *own_metrics(metrics_of(records))]
     taken = (*NAMES.values(), *IF_SEVERAL.values(), *(metric.title for metric in metrics))
     return NAMES | several | differing_options(records, taken)
+
+
+def one_machine_each(records: list[Record]) -> bool:
+    """Whether there are several devices, and each of them was the same machine in all records."""
+    machines = {(record.device, record.environment.get("host")) for record in records}
+    return 1 < len(machines) == len({device for device, _ in machines})
 
 
 def metric_columns(records: list[Record]) -> list[Metric]:
@@ -92,7 +105,7 @@ def metric_columns(records: list[Record]) -> list[Metric]:
 def shows(metric: Metric, record: Record) -> bool:
     """Whether a table with this record has a column for the metric."""
     name, unchanged = IF_CHANGED.get(metric.name, (metric.name, None))
-    values = record.disturbed | record.metrics
+    values = record.only_shown | record.metrics
     return metric.name in values and values.get(name, unchanged) != unchanged
 
 
@@ -115,13 +128,15 @@ def noisy(record: Record) -> bool:
 
 
 def _value(key: str, record: Record) -> Any:
-    return record.environment.get("host") if key == "host" else record.params.get(key)
+    own = {"host": record.environment.get("host"), "device": record.device}
+    return own[key] if key in own else record.params.get(key)
 
 
 def cell_name(key: str, record: Record) -> str:
     """The text of the record's parameter or option of that name."""
     missing = NONE if is_option(key) else ""
-    return str((record.params | {"host": _value("host", record)} | option_texts(record)).get(key, missing))
+    own = {name: _value(name, record) for name in OF_DEVICES}
+    return str((record.params | own | option_texts(record)).get(key, missing))
 
 
 def _name(key: str, record: Record, reused: str) -> str:
@@ -133,9 +148,10 @@ def _is_number(text: str) -> bool:
     return text in (NONE, "null") or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text) is not None
 
 
-def _cell(metric: Metric, record: Record) -> str:
-    if metric.name in record.disturbed:
-        return f"({metric.text(record.disturbed[metric.name])})"
+def cell(metric: Metric, record: Record) -> str:
+    """The text of a metric of a record, with the marks that `legend` explains."""
+    if metric.name in record.only_shown:
+        return f"({metric.text(record.only_shown[metric.name])})"
     value = record.metrics.get(metric.name)
     if value is None:
         return NONE
@@ -144,7 +160,7 @@ def _cell(metric: Metric, record: Record) -> str:
 
 def best_rows(metric: Metric, rows: list[Record]) -> set[int]:
     """Places of the best rows among those that are compared with each other, unless all of these are as good."""
-    common = [key for key in ("model", "batch_size", *IF_SEVERAL) if key != "host" or metric.per_machine]
+    common = [key for key in ("model", "batch_size", *IF_SEVERAL) if key not in OF_DEVICES or metric.per_machine]
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, row in enumerate(rows):
         if metric.better and metric.name in row.metrics:
@@ -196,6 +212,8 @@ def legend(records: list[Record]) -> list[str]:
         *[NOISY_LEGEND] * any(map(noisy, records)),
         *[HEAT_LEGEND] * any(HEAT.name in record.metrics for record in records),
         *[DISTURBED_LEGEND] * any(record.disturbed for record in records),
+        *[EMULATED_LEGEND] * any(record.emulated for record in records),
+        *dict.fromkeys(f"faster: {r.notes['speedup']}" for r in records if r.device != LOCAL and "speedup" in r.notes),
         *[REUSED_LEGEND] * any(record.reused for record in records),
     ]
 
@@ -227,5 +245,6 @@ def csv_table(records: list[Record]) -> str:
             "reused": record.reused,
             "host": _value("host", record),
         }
-        writer.writerow({**how, **record.params, **texts, **record.metrics})
+        device = {"device": record.device} if "device" in params else {}
+        writer.writerow({**how, **record.params, **device, **texts, **record.metrics})
     return out.getvalue()

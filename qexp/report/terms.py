@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 
 from qexp.metrics import METRICS
-from qexp.records import Record
+from qexp.records import FP32_ENGINE, Record
 
 LATENCY, SPEEDUP, HEAT = METRICS["latency_ms"], METRICS["speedup"], METRICS["heat_ratio"]
 
@@ -55,8 +55,13 @@ def _speedup(record: Record) -> tuple[float, ...]:
     metrics = record.metrics
     if {SPEEDUP.name, *SPEEDUP.bounds} <= metrics.keys():
         return metrics[SPEEDUP.name], metrics[SPEEDUP.low], metrics[SPEEDUP.high]
-    is_baseline = record.params.get("method") == "none" and record.params.get("engine") == "eager"
-    return (1.0, 1.0, 1.0) if is_baseline else ()
+    return (1.0, 1.0, 1.0) if is_baseline(record) else ()
+
+
+def is_baseline(record: Record) -> bool:
+    """Whether a row is what all rows of its device are compared with, and so has no speed-up itself."""
+    engine = record.environment.get(FP32_ENGINE, "eager")
+    return record.params.get("method") == "none" and record.params.get("engine") == engine
 
 
 def _latency(middle: float, low: float, high: float) -> dict[str, float]:

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qexp.metrics import METRICS, VALIDATION, Metric, times
+from qexp.records import FP32_ENGINE
 from qexp.report.axes import default_benefit
 from qexp.report.options import differing_options, option_suffix
 from qexp.report.pareto import knee, pareto_front
 from qexp.report.runs import SAME_CALL, SAME_IMAGES, Run, differing, grouped
-from qexp.report.table import tied
+from qexp.report.table import one_machine_each, tied
 from qexp.report.terms import equal_terms
 
+EAGER = "eager"  # the engine of the baseline wherever there is torch
 SIGNIFICANT = 0.05  # p-value below which a difference is claimed
 BEST_FP32 = "speedup_vs_best_fp32"
 FAST = 2.0  # times as fast as the best fp32, below which a verdict says what holds a run back
@@ -24,7 +26,10 @@ EXPLAINED = 3  # runs of which a verdict says that, the fastest first
 GAINS = (METRICS["speedup"], METRICS[BEST_FP32])
 LATENCY, SIZE = METRICS["latency_ms"], METRICS["size_mb"]
 NO_ACCURACY = "No accuracy was measured: these are pretend images, or random weights."
-SETTING = {"data": "", "image_size": "{} pixels", "batch_size": "batch {}", "threads": "{} threads", "machine": "on {}"}
+SETTING = {
+    "data": "", "image_size": "{} pixels", "batch_size": "batch {}", "threads": "{} threads", "machine": "on {}",
+    "device": "on {}",
+}  # fmt: skip
 CAUTION = (
     "The verdict describes these rows. To choose between many variants, sweep with measure.accuracy.part=validation."
 )
@@ -57,6 +62,8 @@ def verdicts(runs: Sequence[Run], points: float) -> list[Verdict]:
     """
     finished = [run for run in runs if run.record.status == "finished"]
     apart = differing(finished, SETTING)
+    if one_machine_each([run.record for run in finished]):
+        apart = [name for name in apart if name != "machine"]  # the device says it already
     found: list[Verdict] = []
     for setting, together in grouped(finished, SAME_IMAGES + SAME_CALL).items():
         models = {model: on_equal_terms(rows) for (model,), rows in grouped(together, ["model"]).items()}
@@ -272,9 +279,11 @@ class Names:
 
 
 def gains(run: Run) -> list[str]:
-    """How much faster a run is than fp32 on eager PyTorch, and than fp32 on the best engine if that differs."""
+    """How much faster a run is than the fp32 baseline of its device, and than the best fp32 if that differs."""
     found = {run.record.metrics[gain.name]: gain for gain in reversed(GAINS) if gain.name in run.record.metrics}
-    return [times(value) + gain.axis.removeprefix("times") for value, gain in reversed(found.items())]
+    engine = run.record.environment.get(FP32_ENGINE, EAGER)
+    texts = [times(value) + gain.axis.removeprefix("times") for value, gain in reversed(found.items())]
+    return [text if engine == EAGER else text.replace("eager PyTorch", f"{engine} there") for text in texts]
 
 
 def caution(found: Sequence[Verdict]) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 from qexp.files import not_writable
 from qexp.records import Record
 from qexp.report.axes import BENEFITS, COSTS, benefits, costs, default_benefit
+from qexp.report.matrix import TITLE as DEVICES
+from qexp.report.matrix import device_matrix
 from qexp.report.page import write_page
 from qexp.report.plot import accuracy_plot, bits_plots, latency_plots
 from qexp.report.render import markdown
@@ -99,7 +101,9 @@ def write_report(
     records = [run.record for run in runs]
     seeds = seeds_table(records)
     of_seeds = [f"## {TITLE}\n\n{markdown(seeds)}"] if seeds else []
-    whole = preface + "\n\n".join([*tables, *of_seeds, *words])
+    matrix = device_matrix(records)
+    of_devices = [f"## {DEVICES}\n\n{markdown(matrix)}"] if matrix else []
+    whole = preface + "\n\n".join([*tables, *of_devices, *of_seeds, *words])
     texts = {
         "results.md": whole,
         "results.csv": csv_table(records),

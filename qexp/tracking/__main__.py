@@ -70,7 +70,7 @@ def import_all(files: list[Path], outputs: Path, tracking_of: Callable[[dict[str
             failed = True
             continue
         known = "with the accuracy of the same file" if "top1" in record.metrics else record.notes.get("top1", "")
-        latency = (record.disturbed | record.metrics)["latency_ms"]
+        latency = (record.only_shown | record.metrics)["latency_ms"]
         print(f"{folder}: {record.label} on {record.environment['host']}, {latency:.4g} ms, {known}")
         try:
             tracking_of(record.config.get("tracking")).log(record, folder)

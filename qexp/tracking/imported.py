@@ -100,7 +100,7 @@ def checked(file: Path) -> Record:
         if (
             not right
             or record.status != "finished"
-            or "latency_ms" not in record.disturbed | record.metrics
+            or "latency_ms" not in record.only_shown | record.metrics
             or len(figures) != len(record.measurements)
         ):
             raise ValueError("its values are not those that benchmark.py writes")

@@ -167,7 +167,7 @@ class MlflowView:
                 record.label.removesuffix(" · batch 1"), tags, record.command, ended - round(1000 * record.seconds)
             )
             run = made.info.run_id
-            self._log(run, {**flatten(record.config), **record.params}, record.metrics)
+            self._log(run, {**flatten(record.config), "device": record.device, **record.params}, record.metrics)
             for file in sorted(folder.iterdir()):
                 if file.is_file() and not file.name.startswith(".") and file.stat().st_size:
                     self.client.log_artifact(run, str(file))

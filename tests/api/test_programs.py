@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 import qexp
 from qexp.artifact import Artifact
-from qexp.measure import base
+from qexp.measure import host_lock
 from qexp.tracking.store import read_record
 from qexp.types import UserError
 from tests.api.nets import Small
@@ -37,7 +37,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     """A folder with pictures that a program runs in, where nobody waits until this machine measures nothing else."""
     write_images(tmp_path / "pictures")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(base, "HOST_LOCK", tmp_path / "measure.lock")
+    monkeypatch.setattr(host_lock, "HOST_LOCK", tmp_path / "measure.lock")
     yield tmp_path
 
 
@@ -146,10 +146,9 @@ def test_errors_say_what_to_do_and_show_no_way_through_qexp(call: Any, message: 
 SCRIPT = """
 import torch
 import qexp
-from qexp.measure import base
+from qexp.measure import host_lock
 from qexp.tracking.store import read_record
-from qexp.types import UserError
-base.HOST_LOCK = __import__("pathlib").Path("measure.lock")
+host_lock.HOST_LOCK = __import__("pathlib").Path("measure.lock")
 class Net(torch.nn.Sequential):
     pass
 torch.manual_seed(0)

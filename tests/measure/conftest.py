@@ -19,7 +19,7 @@ from qexp.artifact import Artifact, EngineSpec, Layer
 from qexp.data.decoded import write_part
 from qexp.engine.base import Engine
 from qexp.files import file_digest, write_json
-from qexp.measure import base
+from qexp.measure import host_lock
 from qexp.measure.base import Context
 from qexp.measure.candidate import Candidate
 from qexp.measure.children import PERSISTENT, Limits
@@ -52,7 +52,7 @@ def words_of(process: psutil.Process) -> list[str]:
 def is_free() -> bool:
     """Whether another holder could take the lock now."""
     try:
-        with FileLock(base.HOST_LOCK, timeout=0):
+        with FileLock(host_lock.HOST_LOCK, timeout=0):
             return True
     except Timeout:
         return False
@@ -61,7 +61,7 @@ def is_free() -> bool:
 @pytest.fixture(autouse=True)
 def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock of the test's own: whatever else is measured on this machine has no part in it."""
-    monkeypatch.setattr(base, "HOST_LOCK", tmp_path / "measure.lock")
+    monkeypatch.setattr(host_lock, "HOST_LOCK", tmp_path / "measure.lock")
 
 
 @pytest.fixture(autouse=True)

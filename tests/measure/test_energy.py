@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from qexp.measure.base import Context
+from qexp.measure.device import HERE, Device
 from qexp.measure.energy import Energy
 
 
@@ -22,6 +23,7 @@ class Network:
     images: int = 0
     batch: int = 4
     simulated: bool = False
+    device: Device = HERE
 
     @property
     def artifact(self) -> Any:

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from qexp.launch import ChildFailed
-from qexp.measure import base
-from qexp.measure.base import Context, Measure, alone_on_host, ranking, run_measures
+from qexp.measure import host_lock
+from qexp.measure.base import Context, Measure, ranking, run_measures
 from qexp.measure.candidate import Candidate
+from qexp.measure.host_lock import alone_on_host
 from qexp.measure.timing import Taken
 from qexp.records import Measurement
 from tests.measure.conftest import is_free, measuring_children
@@ -29,10 +30,10 @@ pytestmark = pytest.mark.integration
 HOLD = """
 import sys, time
 from pathlib import Path
-from qexp.measure import base
+from qexp.measure import host_lock
 from qexp.measure.timing import Taken
-base.HOST_LOCK = Path(sys.argv[1])
-with base.alone_on_host():
+host_lock.HOST_LOCK = Path(sys.argv[1])
+with host_lock.alone_on_host():
     print("held", flush=True)
     time.sleep(3600)
 """
@@ -80,7 +81,7 @@ def test_candidates_are_timed_under_the_lock(make_candidate: Callable[..., Candi
 
 def test_two_processes_never_measure_at_once_and_a_crash_frees_the_lock() -> None:
     other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(base.HOST_LOCK)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", HOLD, str(host_lock.HOST_LOCK)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
     )
     assert other.stdout and other.stdout.readline() == b"held\n"
     assert not is_free()
@@ -99,13 +100,13 @@ def test_every_user_may_take_the_lock() -> None:
             pass
     finally:
         os.umask(before)
-    assert stat.S_IMODE(base.HOST_LOCK.stat().st_mode) == 0o666
+    assert stat.S_IMODE(host_lock.HOST_LOCK.stat().st_mode) == 0o666
 
 
 def test_the_lock_is_the_same_whatever_the_folder_for_temporary_files(tmp_path: Path) -> None:
     places = {
         subprocess.run(
-            [sys.executable, "-c", "from qexp.measure import base; print(base.HOST_LOCK)"],
+            [sys.executable, "-c", "from qexp.measure import host_lock; print(host_lock.HOST_LOCK)"],
             env={**os.environ, "TMPDIR": folder},
             cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
         ).stdout
@@ -115,15 +116,15 @@ def test_the_lock_is_the_same_whatever_the_folder_for_temporary_files(tmp_path: 
 
 
 def test_who_waits_is_told_for_whom(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(base, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(host_lock, "PATIENCE_S", 0.1)
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(base.HOST_LOCK)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", HOLD, str(host_lock.HOST_LOCK)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
     ) as other:
         assert other.stdout and other.stdout.readline() == b"held\n"
         threading.Timer(1, other.kill).start()
         with alone_on_host():
             told = capsys.readouterr().out
-            assert base._holder().startswith(f"process {os.getpid()} ")
+            assert host_lock._holder().startswith(f"process {os.getpid()} ")
     assert re.fullmatch(
         rf"  waiting for process {other.pid} \(since \d\d:\d\d:\d\d: python -c .*\) to end its measurement on this "
         r"machine\n", told,

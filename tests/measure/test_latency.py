@@ -23,6 +23,8 @@ from qexp.measure import latency, timing
 from qexp.measure.base import Context
 from qexp.measure.candidate import Candidate
 from qexp.measure.cores import Cores
+from qexp.measure.device import HERE, Device
+from qexp.measure.disturbance import DISTURBED
 from qexp.measure.latency import Latency, speedup
 from qexp.measure.timing import median_interval
 from qexp.records import Measurement
@@ -106,6 +108,7 @@ class Scripted:
     batch: int = 4
     threads: int = 1
     process: int = -1
+    device: Device = HERE
     artifact: Any = field(default_factory=lambda: SimpleNamespace(simulated=False))
 
     @property
@@ -185,6 +188,7 @@ class Told:
     """Says of each turn whether it was disturbed, as it was told."""
 
     turns: Iterator[bool]
+    reason: str = DISTURBED
 
     def begin(self) -> None: ...
 

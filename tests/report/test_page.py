@@ -239,7 +239,7 @@ def test_axes_and_their_fronts_are_those_of_python(page: Page, x: str, y: str) -
     page.choose("y", y)
     assert page.js("document.getElementById('pareto-plot').layout.yaxis.title.text") == "top-1 accuracy, %"
     rows = [page.runs[i] for i in finished(page.runs)]
-    same = ["data", "image_size"] + ["batch_size", "threads", "machine"] * (x != "size_mb")
+    same = ["data", "image_size"] + ["batch_size", "threads", "machine", "device"] * (x != "size_mb")
     expected = set()
     for members in grouped(rows, same).values():
         front = pareto_front([run.record.metrics[x] for run in members], [run.record.metrics[y] for run in members])

@@ -79,7 +79,7 @@ function drawPareto() {
 
 function note(x, y, rows) {
   const finished = state.visible.filter((row) => row.status === "finished");
-  const same = { batch_size: "batch size", threads: "threads", machine: "machine", data: "data", image_size: "image size" };
+  const same = { batch_size: "batch size", threads: "threads", machine: "machine", device: "device", data: "data", image_size: "image size" };
   const apart = distinct([...x.same, ...y.same]).filter((name) => distinct(rows.map((row) => nameOf(row, name))).length > 1);
   const missing = finished.length - rows.length;
   element("pareto-note").textContent = [
@@ -106,7 +106,7 @@ function setUpPareto() {
   );
   const names = DATA.facets.map((facet) => facet.name).filter((name) => name !== "status");
   const options = [["", "the same"], ...names.map((name) => [name, titleOf(name)])];
-  const others = ["label", "model", "engine", "batch_size"].filter((name) => names.includes(name) && name !== DATA.colour);
+  const others = ["label", "model", "device", "engine", "batch_size"].filter((name) => names.includes(name) && name !== DATA.colour);
   [state.colour, state.shape] = [DATA.colour || others.shift() || "", others.shift() || ""];
   fill(element("colour"), options, state.colour);
   fill(element("shape"), options, state.shape);
