@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from qexp.data.random import RandomData
 from qexp.engine.base import Engine
 from qexp.method.artifacts import make_artifact
 from qexp.method.base import Method
-from qexp.types import Unsupported
 from tests import configured
 from tests.engine.support import BATCH, engine_named, error, graph_logits, run
 from tests.patterns.composed import Applied
