@@ -49,8 +49,8 @@ class Grid:
 def read_graph(graph: Path, shape: tuple[int, ...], engine: str) -> GraphModule:
     """Read a plain `.pt2` for images x[B,C,H,W] of one shape.
 
-    Every node has an example value in its `meta["val"]`, nothing is changed in place, and batch norms behind
-    convolutions are part of these.
+    Every node has an example value in its `meta["val"]`, nothing is changed in place, batch norms behind convolutions
+    are part of these, and other batch norms are products and sums.
 
     Raises:
         UserError: The network cannot be exported with this number of images.
@@ -64,6 +64,7 @@ def read_graph(graph: Path, shape: tuple[int, ...], engine: str) -> GraphModule:
     made = program.module(check_guards=False)
     assert isinstance(made, GraphModule)
     _fold_batch_norms(made)
+    _split_sums_of_products(made)
     return made
 
 
@@ -208,11 +209,27 @@ def _multiply_add(graph: GraphModule, norm: Node) -> Node:
     channels = [-1] + [1] * (source.meta["val"].dim() - 2)
     shift = (bias - mean * scale).reshape(channels)
     factor, summand = _constants(graph, norm, factor=scale.reshape(channels), summand=shift)
-    with graph.graph.inserting_before(norm):
-        product = graph.graph.call_function(aten.mul.Tensor, (source, factor))
+    return _sum_of_product(graph, norm, summand, source, factor)
+
+
+def _sum_of_product(graph: GraphModule, before: Node, summand: Node, *factors: Node) -> Node:
+    """New nodes for factor * factor + summand, put before a node."""
+    with graph.graph.inserting_before(before):
+        product = graph.graph.call_function(aten.mul.Tensor, factors)
         result = graph.graph.call_function(aten.add.Tensor, (product, summand))
-    product.meta["val"] = result.meta["val"] = source.meta["val"]
+    product.meta["val"] = factors[0].meta["val"] * factors[1].meta["val"]
+    result.meta["val"] = product.meta["val"] + summand.meta["val"]
     return result
+
+
+def _split_sums_of_products(graph: GraphModule) -> None:
+    """Make products and sums of what torch computes at once."""
+    for node in graph.graph.find_nodes(op="call_function", target=aten.addcmul.default):
+        given = arguments(node)
+        if given["value"] == 1:
+            factors = given["tensor1"], given["tensor2"]
+            node.replace_all_uses_with(_sum_of_product(graph, node, given["self"], *factors))
+    graph.graph.eliminate_dead_code()
 
 
 def _results(norm: Node) -> Iterator[Node]:

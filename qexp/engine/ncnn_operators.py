@@ -95,6 +95,13 @@ def gelu(t: Translation, node: Node) -> None:
     layer("GELU", t, node, p0=int(arguments(node)["approximate"] == "tanh"))
 
 
+def elu(t: Translation, node: Node) -> None:
+    given = arguments(node)
+    if (given["scale"], given["input_scale"]) != (1, 1):
+        raise refused(node, "with factors")
+    layer("ELU", t, node, p0=float(given["alpha"]))
+
+
 def leaky_relu(t: Translation, node: Node) -> None:
     layer("ReLU", t, node, p0=float(arguments(node)["negative_slope"]))
 
@@ -192,6 +199,9 @@ def cut(t: Translation, node: Node) -> None:
     sides = shape_of(given["self"])
     dim = given["dim"] % len(sides)
     start, end, step = slice(given["start"], given["end"], given["step"]).indices(sides[dim])
+    if (start, end, step) == (0, sides[dim], 1):
+        t.names[node] = t.read(given["self"])
+        return
     if not dim or step != 1:
         raise refused(node, "of images, or with a step")
     t.emit(node, "Crop", [t.read(given["self"])], {9: [start], 10: [end], 11: [dim - 1]})
@@ -227,7 +237,7 @@ def same(t: Translation, node: Node) -> None:
 
 _ELEMENTWISE = {"add": 0, "sub": 1, "mul": MULTIPLY, "div": 3, "maximum": 4, "minimum": 5}
 OPERATORS: dict[str, Callable[[Translation, Node], None]] = {
-    "conv2d": convolution, "linear": linear, "gelu": gelu, "leaky_relu": leaky_relu, "softmax": softmax,
+    "conv2d": convolution, "linear": linear, "elu": elu, "gelu": gelu, "leaky_relu": leaky_relu, "softmax": softmax,
     "_softmax": softmax, "matmul": matmul, "bmm": matmul, "mean": partial(reduce, MEAN),
     "amax": partial(reduce, LARGEST), "cat": concatenate, "constant_pad_nd": constant_pad, "pad": constant_pad,
     "slice": cut, "sigmoid": partial(layer, "Sigmoid"), "tanh": partial(layer, "TanH"),
