@@ -207,6 +207,14 @@ def cut(t: Translation, node: Node) -> None:
     t.emit(node, "Crop", [t.read(given["self"])], {9: [start], 10: [end], 11: [dim - 1]})
 
 
+def scatter(t: Translation, node: Node) -> None:
+    """A part of a tensor that takes the place of all of it, as functional graphs spell a change in place."""
+    given = arguments(node)
+    if shape_of(given["src"]) != shape_of(given["self"]):
+        raise refused(node, "of a part of a tensor")
+    t.names[node] = t.read(given["src"])
+
+
 def split(t: Translation, node: Node) -> None:
     """All parts of a tensor along one axis, each of which is a node."""
     given, start, ends = arguments(node), 0, []
@@ -240,7 +248,7 @@ OPERATORS: dict[str, Callable[[Translation, Node], None]] = {
     "conv2d": convolution, "linear": linear, "elu": elu, "gelu": gelu, "leaky_relu": leaky_relu, "softmax": softmax,
     "_softmax": softmax, "matmul": matmul, "bmm": matmul, "mean": partial(reduce, MEAN),
     "amax": partial(reduce, LARGEST), "cat": concatenate, "constant_pad_nd": constant_pad, "pad": constant_pad,
-    "slice": cut, "sigmoid": partial(layer, "Sigmoid"), "tanh": partial(layer, "TanH"),
+    "slice": cut, "slice_scatter": scatter, "sigmoid": partial(layer, "Sigmoid"), "tanh": partial(layer, "TanH"),
     "silu": partial(layer, "Swish"), "hardswish": partial(layer, "HardSwish", p0=1 / 6, p1=0.5),
     "hardsigmoid": partial(layer, "HardSigmoid", p0=1 / 6, p1=0.5), "exp": partial(layer, "UnaryOp", p0=7),
     "avg_pool2d": partial(pool, AVERAGE), "max_pool2d": partial(pool, MAX),

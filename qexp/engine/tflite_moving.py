@@ -99,12 +99,17 @@ def _pool(
 
 def average_pool(t: Translation, node: Node) -> None:
     given = arguments(node)
-    kernel, before = pair(given["kernel_size"]), pair(given["padding"])
-    padding_counts = given["count_include_pad"] or before == (0, 0)
-    if given["ceil_mode"] or not padding_counts:
-        raise refused(node, "with ceil_mode, or with padding that does not count")
-    stride = pair(given["stride"] or kernel)
-    _average(t, node, given["self"], kernel, stride, before, given["divisor_override"] or kernel[0] * kernel[1])
+    source, kernel, before = given["self"], pair(given["kernel_size"]), pair(given["padding"])
+    stride, divisor = pair(given["stride"] or kernel), given["divisor_override"]
+    sides = zip(shape_of(source)[2:], shape_of(node)[2:], kernel, stride, before, strict=True)
+    within = all((made - 1) * step + taps <= side + 2 * first for side, made, taps, step, first in sides)
+    if within and (given["count_include_pad"] or before == (0, 0) or divisor):
+        _average(t, node, source, kernel, stride, before, divisor or kernel[0] * kernel[1])
+        return
+    x, padding = padded(t, node, t.read(source), source, kernel, stride, (1, 1), before)
+    if padding != SAME or divisor or given["count_include_pad"]:
+        raise refused(node, f"with padding={before}, ceil_mode and stride={stride}")
+    _pool(t, node, "AVERAGE_POOL_2D", x, kernel, stride, padding)
 
 
 def adaptive_average_pool(t: Translation, node: Node) -> None:
@@ -236,6 +241,14 @@ def _cut(t: Translation, node: Node, source: Node, dim: int, start: int, end: in
     t.emit(node, "STRIDED_SLICE", [x.tensor, *constants], x.order, x.grid)
 
 
+def scatter(t: Translation, node: Node) -> None:
+    """A part of a tensor that takes the place of all of it, as functional graphs spell a change in place."""
+    given = arguments(node)
+    if shape_of(given["src"]) != shape_of(given["self"]):
+        raise refused(node, "of a part of a tensor")
+    t.values[node] = t.read(given["src"])
+
+
 def select(t: Translation, node: Node) -> None:
     """One index along an axis, which is gone then."""
     given = arguments(node)
@@ -280,7 +293,7 @@ MOVING: dict[str, Callable[[Translation, Node], None]] = {
     "max_pool2d": max_pool, "max_pool2d_with_indices": max_pool, "avg_pool2d": average_pool,
     "adaptive_avg_pool2d": adaptive_average_pool, "_adaptive_avg_pool2d": adaptive_average_pool, "mean": mean,
     "amax": largest, "cat": concatenate, "constant_pad_nd": constant_pad, "pad": constant_pad, "slice": cut,
-    "select": select,
+    "select": select, "slice_scatter": scatter,
     **{name: split for name in ("split", "split_with_sizes", "chunk", "tensor_split")},
     **{name: permute for name in ("permute", "transpose", "swapaxes", "t")},
     **{
