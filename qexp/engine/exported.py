@@ -107,12 +107,11 @@ def is_dequantize(node: Node) -> bool:
 
 def grid_of(graph: GraphModule, node: Node) -> Grid:
     """The integers of a quantize or dequantize node."""
-    scale, zero, *rest = node.args[1:]
+    given: Any = node.args
+    _, scale, zero, axis, *_ = given  # what follows scale and zero point of a whole tensor is its smallest integer
     per_channel = operator_name(node).endswith("channel")
     scales, zeros = (v if (v := constant(graph, each)) is not None else torch.tensor([each]) for each in (scale, zero))
-    return Grid(
-        scales.float().numpy().reshape(-1), zeros.long().numpy().reshape(-1), int(rest[0]) if per_channel else 0
-    )  # type: ignore[call-overload]
+    return Grid(scales.float().numpy().reshape(-1), zeros.long().numpy().reshape(-1), int(axis) if per_channel else 0)
 
 
 def rounded_to(graph: GraphModule, node: Node) -> Grid | None:

@@ -189,7 +189,8 @@ def constant_pad(t: Translation, node: Node) -> None:
     given, rank = arguments(node), len(shape_of(node))
     if given.get("mode", "constant") != "constant" or len(given["pad"]) > 2 * (rank - 1):
         raise refused(node, "with anything but a number, or of images")
-    left, right, top, bottom, front, behind = [*given["pad"], *[0] * (6 - len(given["pad"]))]
+    sides: list[int] = given["pad"]
+    left, right, top, bottom, front, behind = sides + [0] * (6 - len(sides))
     params = {0: top, 1: bottom, 2: left, 3: right, 5: float(given.get("value") or 0), 7: front, 8: behind}
     t.emit(node, "Padding", [t.read(node.args[0])], params)
 

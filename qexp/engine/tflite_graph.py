@@ -152,7 +152,7 @@ class Translation:
             return value
         if (value.tensor, order) not in self.converted:
             axes = np.array([value.order.index(axis) for axis in order], np.int32)
-            shape = np.array(self.file.tensors[value.tensor].shape)[axes]
+            shape = [self.file.tensors[value.tensor].shape[axis] for axis in axes]
             made = self.file.tensor(shape, np.int8 if value.grid else np.float32, value.grid)
             self.file.operator("TRANSPOSE", [value.tensor, self.file.constant(axes)], made)
             self.converted[value.tensor, order] = Value(made, order, value.grid)

@@ -206,7 +206,7 @@ def softmax(t: Translation, node: Node) -> None:
 
 
 def matmul(t: Translation, node: Node) -> None:
-    sides = [t.ordered(t.floats(t.read(side)), identity(side)) for side in node.args]
+    sides = [t.ordered(t.floats(t.read(side)), identity(side)) for side in node.args if isinstance(side, Node)]
     t.emit(node, "BATCH_MATMUL", [side.tensor for side in sides], identity(node))
 
 

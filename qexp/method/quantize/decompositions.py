@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Kernels:
 KERNELS = {
     "fused": Kernels(*[True] * 5),
     "xnnpack": Kernels(*[False] * 5),
-    "ncnn": Kernels(*[False] * 4, float_results=True, between=False),
+    "ncnn": replace(Kernels(*[False] * 5), float_results=True, between=False),
 }
 
 
