@@ -77,10 +77,10 @@ def operator_name(node: Node) -> str:
 
 
 def arguments(node: Node) -> dict[str, Any]:
-    """All arguments of a node by name, with the defaults of the operator's schema."""
+    """All arguments of a node by name, with the defaults of the operator's schema. Without a schema there are none."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
-        return dict(enumerate(node.args)) | node.kwargs  # type: ignore[return-value]
+        return {}
     given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
     return {a.name: a.default_value for a in schema.arguments} | given
 

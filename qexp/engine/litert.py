@@ -15,10 +15,9 @@ class LiteRt(Engine):
     """Runs a file that is made for one batch size, with XNNPACK's kernels where it has them.
 
     qexp writes the file itself, from the quantised graph: weights, scales and zero points are the graph's own, and only
-    biases are rounded, to the scale of the products that they are added to. The file takes x[B,C,H,W] and transposes
-    it once, after rounding it. LiteRT-Torch 0.10 converts quantised graphs as well, but needs an older torch than qexp,
-    and JAX; onnx2tf 2.6 translates quantizers one by one, so that layers would compute in floating point, and needs
-    Python 3.12 and other versions of NumPy and ONNX.
+    biases are rounded, to the scale of the products that they are added to. The file takes x[B,C,H,W] and transposes it
+    once, after rounding it. LiteRT-Torch 0.10 would convert quantised graphs as well, but needs torch below 2.15, and
+    JAX; onnx2tf 2.6 needs Python 3.12 and other versions of NumPy, ONNX, ONNX Runtime and LiteRT than qexp.
     """
 
     name = "litert"
