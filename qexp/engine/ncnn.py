@@ -17,7 +17,7 @@ class Ncnn(Engine):
     qexp writes both itself. Layers with integer weights round what they read to the graph's scales and give floating
     point, or integers where nothing but such layers reads them; all else computes in floating point, as ncnn has
     no kernels for it. ncnn knows integers without a zero point only, leaves out -128, and keeps one scale for all
-    channels of a group of a convolution, so that the weights of groups with several channels are rounded once more.
+    channels of a group, so that convolutions with several channels in a group stay in floating point.
     It takes one image at a time, so that a call with several images is a loop over them, as in programs for phones.
     """
 

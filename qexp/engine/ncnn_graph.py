@@ -125,7 +125,7 @@ class Translation:
         layers = all(is_dequantize(each) and all(map(self.is_integer_layer, each.users)) for each in readers)
         return grid if readers and layers else None
 
-    def weighted(self, node: Node, kind: str, params: dict[int, Any], found: Parameters, shared: int = 1) -> None:
+    def weighted(self, node: Node, kind: str, params: dict[int, Any], found: Parameters) -> None:
         """Add a layer with weights.
 
         Args:
@@ -133,7 +133,6 @@ class Translation:
             kind: What ncnn calls it.
             params: What describes it.
             found: Its weight and bias.
-            shared: The number of channels that have one scale.
         """
         source = node.args[0]
         assert isinstance(source, Node)
@@ -141,7 +140,7 @@ class Translation:
         numbers = [weights(found.weight), *([] if found.bias is None else [plain(found.bias)])]
         off = HALF
         if found.grid is not None:
-            scale = np.broadcast_to(found.grid.scale, len(found.weight))[::shared]
+            scale = np.broadcast_to(found.grid.scale, len(found.weight))
             after = self.next_grid(last) if kind != "InnerProduct" else None
             scales = [scale, grid_of(self.graph, source).scale, *([after.scale] if after else [])]
             numbers += [plain(1 / each.astype(np.float64)) for each in scales]

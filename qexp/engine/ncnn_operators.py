@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch.fx import GraphModule, Node
 
-from qexp.engine.exported import IDENTITIES, Grid, arguments, clipping, pair, shape_of, unsupported
-from qexp.engine.ncnn_graph import Parameters, Translation
+from qexp.engine.exported import IDENTITIES, arguments, clipping, pair, shape_of, unsupported
+from qexp.engine.ncnn_graph import Translation
 
 MAX, AVERAGE = 0, 1  # ncnn's numbers for poolings
 LARGEST, MEAN = 4, 3  # and for reductions
@@ -44,10 +44,9 @@ def convolution(t: Translation, node: Node) -> None:
     if given["groups"] == 1:
         t.weighted(node, "Convolution", params, found)
         return
-    shared = len(found.weight) // given["groups"]
-    if shared > 1 and found.grid is not None:
-        found = _one_scale(found, shared)
-    t.weighted(node, "ConvolutionDepthWise", {**params, 7: given["groups"]}, found, shared)
+    if found.grid is not None and len(found.weight) > given["groups"]:
+        raise refused(node, "with integer weights and several channels in a group")
+    t.weighted(node, "ConvolutionDepthWise", {**params, 7: given["groups"]}, found)
 
 
 def _around(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, int]) -> tuple[tuple[int, int], ...]:
@@ -56,16 +55,6 @@ def _around(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, int]) ->
         whole = [distance * (taps - 1) for distance, taps in zip(dilation, kernel, strict=True)]
         return tuple((each // 2, each - each // 2) for each in whole)
     return tuple((each, each) for each in pair(0 if padding == "valid" else padding))
-
-
-def _one_scale(found: Parameters, shared: int) -> Parameters:
-    """The weights with the largest scale of every `shared` channels for all of these, since ncnn keeps one for them."""
-    assert found.grid is not None
-    scale = np.broadcast_to(found.grid.scale, len(found.weight))
-    common = scale.reshape(-1, shared).max(1).repeat(shared)
-    factor = (scale / common).reshape(-1, *[1] * (found.weight.ndim - 1))
-    grid = Grid(common, np.zeros(len(common), np.int64), 0)
-    return Parameters(np.rint(found.weight * factor).astype(np.int8), found.bias, grid)
 
 
 def linear(t: Translation, node: Node) -> None:

@@ -84,6 +84,8 @@ def x86_inductor_placement(layer: LayerSpec) -> Quantizer:
 class LayerPlacement(Quantizer):
     """Quantises what convolutions and linear layers read and their weights. All else computes in floating point.
 
+    So do convolutions whose groups have several channels, since ncnn keeps a single scale for the weights of a group.
+
     Args:
         layers: Specs of each layer, by module path.
     """
@@ -92,7 +94,9 @@ class LayerPlacement(Quantizer):
         self.layers = layers
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        for node in filter(is_weighted, model.graph.nodes):
+        for node in model.graph.nodes:
+            if not is_weighted(node) or _shares_scales(node):
+                continue
             spec = self.layers[layer_name(node)]
             read = {node.args[0]: spec.activation, node.args[1]: spec.weight}
             annotate(node, read, None)
@@ -100,6 +104,13 @@ class LayerPlacement(Quantizer):
 
     def validate(self, model: GraphModule) -> None:
         """Accept every graph."""
+
+
+def _shares_scales(node: Node) -> bool:
+    """Whether a layer is a convolution with several groups, of several channels each."""
+    groups = node.args[6] if node.target != aten.linear.default and len(node.args) > 6 else 1
+    weight: Any = node.args[1]
+    return groups not in (1, weight.meta["val"].shape[0])
 
 
 def annotate(
