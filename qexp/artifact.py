@@ -21,7 +21,8 @@ class EngineSpec:
 
     Attributes:
         formats: File formats of the graph that the engine reads: `pt2` (torch.export), `onnx` or `torchscript`.
-        placement: Where quantize/dequantize pairs stand in the graph: `fused`, `xnnpack` or `x86_inductor`.
+        placement: Where quantize/dequantize pairs stand in the graph: `fused`, `xnnpack`, `ncnn` or
+            `x86_inductor`.
         activation: Integers that activations are quantised to: `uint8`, `int8` or `int8_symmetric` (zero point 0).
         half: 16-bit formats that the engine computes in, the preferred one first.
         kernels: Family of integer kernels that a TorchScript is packed for.

@@ -30,7 +30,7 @@ IMAGES = [
     for word in small(Path())
     if word.startswith(("data.image", "data.channels", "data.calib", "recipe.", "trainer="))
 ]
-ONE_ENGINE = without("engine", "inductor", "executorch", "openvino", "torch_ao", "eager")
+ONE_ENGINE = without("engine", "inductor", "executorch", "openvino", "litert", "ncnn", "torch_ao", "eager")
 SHALLOW = ["model.blocks=[1,1,1]"]  # resnet20 with a third of its layers
 BRIEF = ["report.formats=[md]", "tracking=none"]  # where another command of the chain shows and logs
 FEW = [f"measure.{name}=null" for name in ("memory", "operators", "energy", "parity")]

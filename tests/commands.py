@@ -27,7 +27,7 @@ def without(node: str, *engines: str) -> list[str]:
     return [f"{node}.candidates.{engine}=null" for engine in engines]
 
 
-SLOW = ("inductor", "executorch", "openvino")  # to prepare
+SLOW = ("inductor", "executorch", "openvino", "litert", "ncnn")  # to prepare
 FEW_WINDOWS = [
     "measure.latency.windows=2", "measure.latency.calls=2", "measure.latency.window_s=0.01",
     "measure.latency.warmup_calls=2",

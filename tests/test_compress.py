@@ -168,7 +168,7 @@ def test_benchmark_compresses_a_network_once_for_all_batch_sizes(run: RunCommand
 
 @pytest.mark.thorough
 def test_auto_takes_the_candidate_that_was_fastest(run: RunCommand, images: Path, tmp_path: Path) -> None:
-    few = without("engine", "inductor", "executorch", "eager")
+    few = without("engine", "inductor", "executorch", "litert", "ncnn", "eager")
     code, printed = run(*small(images, "train_missing=true", "method=static", "engine=auto", *few))
     assert code == 0, printed
     (record,) = records(tmp_path)
@@ -183,7 +183,7 @@ def test_auto_notes_who_was_left_out(run: RunCommand, tmp_path: Path) -> None:
         *fake_candidate("executorch", "Fails", "how=segfault", "importing=false"),
         *fake_candidate("onnxruntime", "Takes", "ms=8"),
         *fake_candidate("inductor", "Takes", "ms=1"),
-        *without("engine", "torch_ao", "eager"),
+        *without("engine", "litert", "ncnn", "torch_ao", "eager"),
     ]
     code, printed = run(*PRETEND, "method=none", *FAKE_FP32, *candidates, *FEW_WINDOWS)
     assert code == 0, printed
@@ -200,7 +200,7 @@ def test_auto_notes_who_was_left_out(run: RunCommand, tmp_path: Path) -> None:
 
 
 def test_candidates_that_are_all_null_are_one_clear_error(run: RunCommand, tmp_path: Path) -> None:
-    left = without("engine", "onnxruntime", "openvino", "inductor", "executorch", "torch_ao", "eager")
+    left = without("engine", "onnxruntime", "openvino", "inductor", "executorch", "litert", "ncnn", "torch_ao", "eager")
     code, printed = run(*PRETEND, "method=none", "engine=auto", *left, *QUICK)
     assert code == 1 and "Every candidate is null (onnxruntime, openvino, " in printed and "Traceback" not in printed
 

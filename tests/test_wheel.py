@@ -17,7 +17,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # What few need is not in the core.
-OPTIONAL = {"openvino", "executorch", "ray", "timm", "optuna", "pytest", "ruff", "mypy", "zeus", "psycopg"}
+OPTIONAL = {
+    "openvino", "executorch", "ai-edge-litert", "ncnn", "ray", "timm", "optuna", "pytest", "ruff", "mypy", "zeus",
+    "psycopg",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 qexp deploy artifact=FOLDER engine=NAME to=FOLDER [batch_size=N] [threads=N]
 
 artifact: folder below outputs/artifacts, or runs:/ID/artifact of MLflow
-engine: onnxruntime, openvino, executorch, inductor, eager or torch_ao (the artifact is made ready for it if it is not)
+engine: onnxruntime, openvino, executorch, litert, ncnn, inductor, eager or torch_ao (the artifact is made ready for it
+    if it is not)
 to: folder to write
 batch_size, threads: images and threads of a call (default: as it was measured, or else 1 and all physical cores)
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qexp.artifact import Artifact, Executable
+from qexp.deploy.native import native_example
 from qexp.engine.base import Engine
 from qexp.metrics import METRICS
 from qexp.records import Record
@@ -12,6 +13,15 @@ from qexp.tracking.store import records_of
 COLUMNS = [
     METRICS[name] for name in ("top1", "top5", "size_mb", "latency_ms", "latency_p99_ms", "memory_mb", "load_ms")
 ]
+
+NATIVE = """
+`classify.cpp` does the same in C++, for a binary PPM of the network's size (a PGM for grey):
+
+```
+cmake -B build && cmake --build build
+build/classify PICTURE.ppm
+```
+"""
 
 
 def readme(artifact: Artifact, engine: Engine, executable: Executable, packages: dict[str, str]) -> str:
@@ -34,6 +44,7 @@ def readme(artifact: Artifact, engine: Engine, executable: Executable, packages:
         if executable.file == engine.file
         else f" Made for calls of {executable.batch} image(s); others are split or filled up."
     )
+    native = NATIVE if native_example(artifact, executable) else ""
     return f"""# {artifact.model}, {artifact.label}, for {engine.name}
 
 Tells {artifact.data.num_classes} classes of {artifact.data.name} apart \
@@ -48,7 +59,7 @@ python benchmark.py                 # times it on this machine, writes record.js
 `labels.json` names the classes, `preprocessing.json` says what becomes of an image, \
 `{executable.file}` is the network. On the machine with
 the other results, `qexp import record.json` adds those of this one.
-
+{native}
 ## Measured
 
 {figures([record for record in records_of(artifact) if record.params["engine"] == engine.name])}"""

@@ -17,6 +17,7 @@ from typing import Any
 from qexp.artifact import Artifact, Executable
 from qexp.coded_file import decoded
 from qexp.data import pixels
+from qexp.deploy.native import native_example
 from qexp.deploy.readme import readme
 from qexp.engine.base import Engine
 from qexp.files import check_digests, not_writable
@@ -84,7 +85,7 @@ def deploy(artifact: Artifact, engine: Engine, executable: Executable, rules: ti
         "labels.json": _json(data.class_names), "preprocessing.json": _json(preprocessing),
         "engine.py": engine_source(load.func), "requirements.txt": requirements(engine, packages),
         "README.md": readme(artifact, engine, executable, packages),
-        **{file.name: file.read_text() for file in DEVICE.glob("*.py")},
+        **{file.name: file.read_text() for file in DEVICE.glob("*.py")}, **native_example(artifact, executable),
         **{Path(str(module.__file__)).name: inspect.getsource(module) for module in COPIED},
     }  # fmt: skip
     texts[MARK] = _json({**about, "files": sorted([*texts, executable.file, MARK])})

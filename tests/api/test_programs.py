@@ -26,7 +26,7 @@ from tests.documents import FENCE, ROOT
 
 pytestmark = pytest.mark.integration
 IMAGES: dict[str, Any] = {"image_size": 16, "channels": 1, "calibration_images": 16}
-ONE_FP32 = without("fp32_engines", "inductor", "openvino", "executorch", "torch_ao", "eager")
+ONE_FP32 = without("fp32_engines", "inductor", "openvino", "executorch", "litert", "ncnn", "torch_ao", "eager")
 CHEAPEST = [*CHEAP, *ONE_FP32, FEW_FORMATS, "tracking=none"]  # accuracy and size alone
 BRIEF = [*QUICK, FEW_FORMATS, "measure.parity.least_agreement=0"]
 FILES = ("model.pt2", "model.onnx", "layers.csv")
@@ -178,7 +178,7 @@ def test_the_notebook_runs(own_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     from nbclient import NotebookClient
 
     notebook = nbformat.read(ROOT / "examples" / "choose.ipynb", as_version=4)
-    few = [*BRIEF, *without("engine", "inductor", "openvino", "executorch", "torch_ao")]
+    few = [*BRIEF, *without("engine", "inductor", "openvino", "executorch", "litert", "ncnn", "torch_ao")]
     for cell in notebook.cells:
         cell.source = cell.source.replace('engines="auto"', f'engines="auto", overrides={few}')
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

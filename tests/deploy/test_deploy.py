@@ -141,12 +141,12 @@ def test_it_predicts_as_qexp_does_without_it_and_without_torch(
     assert arrays.splitlines() == expected(artifact, "onnxruntime", pictures)[1:]
 
 
-@pytest.mark.parametrize("engine", more("executorch", "openvino", "eager"))
+@pytest.mark.parametrize("engine", ["litert", "ncnn", *more("executorch", "openvino", "eager")])
 def test_other_engines(engine: str, artifact: Artifact, pictures: list[str], tmp_path: Path) -> None:
     assert deploy([f"artifact={artifact.folder}", f"engine={engine}", f"to={tmp_path / 'dist'}"]) == 0
     blocked = (
-        NOT_THERE if engine == "openvino" else {"qexp", "hydra", "omegaconf", "mlflow"}
-    )  # the others need torch, and what that needs
+        {"qexp", "hydra", "omegaconf", "mlflow"} if engine in ("executorch", "eager") else NOT_THERE
+    )  # these two need torch, and what that needs
     printed = alone(tmp_path / "dist", "infer.py", *pictures, blocked=blocked)
     assert printed.splitlines() == expected(artifact, engine, pictures)
 

@@ -92,7 +92,7 @@ def test_a_file_for_one_number_of_images_answers_any_number(images: int) -> None
 @pytest.mark.parametrize(
     ("name", "batches_differ", "threads_differ"),
     [("eager", False, False), ("onnxruntime", False, False), ("openvino", False, False), ("executorch", True, False),
-     ("inductor", True, True)],
+     ("litert", True, False), ("ncnn", False, False), ("inductor", True, True)],
 )  # fmt: skip
 def test_what_a_file_is_made_for_is_in_its_name(name: str, batches_differ: bool, threads_differ: bool) -> None:
     made = engine_named(name)

@@ -62,7 +62,9 @@ Inductor(device="cpu", packaged=True).lower(Artifact.read(Path({str(made.folder)
     return make
 
 
-@pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino", *more("executorch", "inductor")])
+@pytest.mark.parametrize(
+    "name", ["eager", "onnxruntime", "openvino", "litert", "ncnn", *more("executorch", "inductor")]
+)
 def test_an_engine_computes_what_the_graph_says(
     name: str, lowered: Lowered, images: np.ndarray, own_logits: np.ndarray
 ) -> None:

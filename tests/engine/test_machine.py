@@ -35,13 +35,13 @@ def test_a_missing_library_is_named(name: str, monkeypatch: pytest.MonkeyPatch) 
         engine.check_machine()
 
 
-@pytest.mark.parametrize("name", ["openvino", "executorch"])
+@pytest.mark.parametrize("name", ["openvino", "executorch", "litert", "ncnn"])
 def test_the_command_that_installs_an_optional_library_exists(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "find_spec", lambda package: None)
     with pytest.raises(Unsupported, match=rf"pip install qexp\[{name}\]"):
         engine_named(name).check_machine()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(engine_named(name).packages) <= set(extras[name])
+    assert {package.replace("_", "-") for package in engine_named(name).packages} <= set(extras[name])
 
 
 @pytest.mark.parametrize("name", ["eager", "inductor"])
@@ -93,6 +93,12 @@ def test_inductor_has_integer_kernels_for_x86_processors_only(
         (configured.method("half", dtype="float16"), "openvino", "computes in bfloat16 here, not in float16"),
         (configured.method("half", dtype="bfloat16"), "executorch", "computes in float16 here, not in bfloat16"),
         (configured.method("half", bits=8), "eager", "half works at 16 bits, not at 8"),
+        (configured.method("half"), "litert", "no kernels that compute in half precision"),
+        (
+            configured.method("static", quantize_before_activation=True),
+            "ncnn",
+            "quantize_before_activation=true needs an engine with integer kernels of its own, such as onnxruntime",
+        ),
         (configured.method("half"), "torch_ao", "half gives pt2, and this engine reads torchscript"),
         (
             configured.method("static", fuse=False),

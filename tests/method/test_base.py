@@ -173,6 +173,8 @@ ENGINES = [
     configured.engine("inductor"),
     configured.engine("executorch"),
     configured.engine("tensorrt"),
+    configured.engine("litert"),
+    configured.engine("ncnn"),
     configured.engine("torch_ao", kernels="x86"),
     configured.engine("torch_ao", kernels="fbgemm"),
 ]
@@ -183,11 +185,11 @@ ENGINES = [
     [
         (
             configured.method("none"),
-            "eager onnxruntime openvino inductor executorch tensorrt | torch_ao | torch_ao",
+            "eager onnxruntime openvino inductor executorch tensorrt litert ncnn | torch_ao | torch_ao",
         ),
         (
             configured.method("static"),
-            "eager onnxruntime openvino | inductor | executorch | tensorrt | torch_ao | torch_ao",
+            "eager onnxruntime openvino | inductor | executorch litert | tensorrt | ncnn | torch_ao | torch_ao",
         ),
         (configured.method("half"), "eager openvino inductor | executorch tensorrt"),
         (configured.method("half", dtype="float16"), "eager inductor executorch tensorrt"),
@@ -212,16 +214,17 @@ def test_engines_share_an_artifact_where_they_need_the_same(method: Method, grou
         (
             configured.method("none"),
             configured.engine("eager"),
-            "eager onnxruntime openvino inductor executorch tensorrt",
+            "eager onnxruntime openvino inductor executorch tensorrt litert ncnn",
         ),
         (
             configured.method("none"),
             configured.engine("executorch"),
-            "eager onnxruntime openvino inductor executorch tensorrt",
+            "eager onnxruntime openvino inductor executorch tensorrt litert ncnn",
         ),
         (configured.method("static"), configured.engine("onnxruntime"), "eager onnxruntime openvino"),
         (configured.method("static"), configured.engine("inductor"), "inductor"),
-        (configured.method("static"), configured.engine("executorch"), "executorch"),
+        (configured.method("static"), configured.engine("executorch"), "executorch litert"),
+        (configured.method("static"), configured.engine("ncnn"), "ncnn"),
         (configured.method("static"), configured.engine("tensorrt"), "tensorrt"),
         (configured.method("half"), configured.engine("openvino"), "eager openvino inductor"),
         (configured.method("half"), configured.engine("executorch"), "eager inductor executorch tensorrt"),

@@ -43,6 +43,7 @@ from qexp.method.quantize.numerics import Grid
 from qexp.method.quantize.observers import OBSERVERS
 from qexp.method.quantize.placement import (
     FusedPlacement,
+    LayerPlacement,
     LayerSpec,
     weighted_layers,
     x86_inductor_placement,
@@ -128,12 +129,13 @@ class Quantization(Method):
         )
         if not self.for_engines:
             return resolved
-        for option, asked in (
-            ("fuse=false", not self.fuse),
-            ("quantize_before_activation=true", self.quantize_before_activation),
-            ("layer_bits with layers in floating point", self.leaves_float),
+        kernels = KERNELS.get(engine_spec.placement)
+        for option, asked, possible in (
+            ("fuse=false", not self.fuse, kernels and kernels.between),
+            ("quantize_before_activation=true", self.quantize_before_activation, kernels and kernels.between),
+            ("layer_bits with layers in floating point", self.leaves_float, kernels),
         ):
-            if asked and engine_spec.placement not in KERNELS:
+            if asked and not possible:
                 raise Unsupported(
                     f"method.{option} needs an engine with integer kernels of its own, such as onnxruntime"
                 )
@@ -218,6 +220,8 @@ class Quantization(Method):
         kernels = self.kernels(engine_spec)
         if kernels is None:
             return x86_inductor_placement(next(iter(layers.values())))
+        if not kernels.between:
+            return LayerPlacement(layers)
         between = None if self.widths.activation == FLOAT else self.activation_spec(self.add_bits, engine_spec)
         return FusedPlacement(layers, between, kernels, not self.fuse, self.quantize_before_activation)
 

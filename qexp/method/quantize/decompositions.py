@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class Kernels:
             for each tensor.
         average_pooling: Whether they have them for poolings rather than for means over images.
         float_results: Whether those of linear layers can give their result in floating point.
+        between: Whether there are any for what lies between layers, such as additions. If not, only layers compute in
+            integers, and each rounds what it reads.
     """
 
     curves: bool
@@ -41,10 +43,15 @@ class Kernels:
     rescaling: bool
     average_pooling: bool
     float_results: bool
+    between: bool = True
 
 
-# The kernels that each placement counts on: ONNX Runtime's and OpenVINO's, and XNNPACK's.
-KERNELS = {"fused": Kernels(*[True] * 5), "xnnpack": Kernels(*[False] * 5)}
+# The kernels that each placement counts on: ONNX Runtime's and OpenVINO's, XNNPACK's, and ncnn's.
+KERNELS = {
+    "fused": Kernels(*[True] * 5),
+    "xnnpack": Kernels(*[False] * 5),
+    "ncnn": replace(Kernels(*[False] * 5), float_results=True, between=False),
+}
 
 
 class Writer:

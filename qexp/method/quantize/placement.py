@@ -1,7 +1,7 @@
 """Placements, which decide where an exported graph gets its quantize/dequantize pairs.
 
-They are quantizers for torchao's PT2E flow: `fused` and `xnnpack` are for integer runtimes, and `x86_inductor` for
-Inductor's kernels.
+They are quantizers for torchao's PT2E flow: `fused` and `xnnpack` are for integer runtimes, `ncnn` for runtimes whose
+layers alone compute in integers, and `x86_inductor` for Inductor's kernels.
 """
 
 from __future__ import annotations
@@ -79,6 +79,46 @@ def x86_inductor_placement(layer: LayerSpec) -> Quantizer:
     return X86InductorQuantizer().set_global(
         QuantizationConfig(layer.activation, layer.activation, layer.weight, bias=None)
     )
+
+
+class LayerPlacement(Quantizer):
+    """Quantises what convolutions and linear layers read and their weights. All else computes in floating point.
+
+    So do convolutions whose groups have several channels, since ncnn keeps a single scale for the weights of a group.
+
+    Args:
+        layers: Specs of each layer, by module path.
+    """
+
+    def __init__(self, layers: Mapping[str, LayerSpec]):
+        self.layers = layers
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        for node in model.graph.nodes:
+            if not is_weighted(node) or _shares_scales(node):
+                continue
+            spec = self.layers[layer_name(node)]
+            read = {node.args[0]: spec.activation, node.args[1]: spec.weight}
+            annotate(node, read, None)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Accept every graph."""
+
+
+def _shares_scales(node: Node) -> bool:
+    """Whether a layer is a convolution with several groups, of several channels each."""
+    groups = node.args[6] if node.target != aten.linear.default and len(node.args) > 6 else 1
+    weight: Any = node.args[1]
+    return groups not in (1, weight.meta["val"].shape[0])
+
+
+def annotate(
+    node: Node, inputs: Mapping[Any, QuantizationSpecBase | None], output: QuantizationSpecBase | None
+) -> None:
+    """Say which specs a node reads its inputs in and gives its result in. None stands for floating point."""
+    given = {source: spec for source, spec in inputs.items() if spec}
+    node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map=given, output_qspec=output, _annotated=True)
 
 
 def _is_float(value: Any) -> bool:
@@ -163,30 +203,30 @@ class FusedPlacement(Quantizer):
             data, weight, *_ = node.args
             assert isinstance(data, Node) and isinstance(weight, Node)
             spec = self.layers[layer_name(node)]
-            self._set(node, {data: spec.activation, weight: spec.weight}, self._output(node))
+            annotate(node, {data: spec.activation, weight: spec.weight}, self._output(node))
         elif self._is_product(node):
-            self._set(node, self._read(inputs), wanted)
+            annotate(node, self._read(inputs), wanted)
         elif self._combines(node):
             if wanted:
-                self._set(node, self._read(inputs), self._output(node))
+                annotate(node, self._read(inputs), self._output(node))
         elif self._is_factor(node):
-            self._set(node, {inputs[0]: self.between if wanted else None}, None)
+            annotate(node, {inputs[0]: self.between if wanted else None}, None)
         elif node.target in FUSED_ACTIVATIONS and not self.before_activation:
-            self._set(node, {}, wanted or self._left_by(inputs[0]))
+            annotate(node, {}, wanted or self._left_by(inputs[0]))
         elif node.target is getitem and node.all_input_nodes[0].target in SPLITTING:
             (parts,) = node.all_input_nodes
             if self.wanted[parts]:
-                self._set(node, {}, SharedQuantizationSpec((parts.all_input_nodes[0], parts)))
+                annotate(node, {}, SharedQuantizationSpec((parts.all_input_nodes[0], parts)))
         elif wanted and inputs and node.target in SPLITTING:
-            self._set(node, {inputs[0]: wanted}, None)
+            annotate(node, {inputs[0]: wanted}, None)
         elif wanted and node.target in POOLING:
-            self._set(node, {inputs[0]: wanted}, wanted)
+            annotate(node, {inputs[0]: wanted}, wanted)
         elif wanted and inputs and (keeps_scale(node) or node.target in FUSED_ACTIVATIONS):
             first, *others = inputs  # a concatenation has several
             shared = SharedQuantizationSpec((first, node))
             # OpenVINO 2026.4 crashes on some activations between two roundings behind a concatenation.
             output = None if node.target in JOINING and self._is_followed(node) else shared
-            self._set(node, {first: wanted, **dict.fromkeys(others, shared)}, output)
+            annotate(node, {first: wanted, **dict.fromkeys(others, shared)}, output)
 
     def _is_product(self, node: Node) -> bool:
         """Whether a node is a product of two activations that has an integer kernel."""
@@ -246,11 +286,3 @@ class FusedPlacement(Quantizer):
             return self.between if self.wanted[reader] else None
         passing = FUSED_ACTIVATIONS | SPLITTING | POOLING | {getitem}
         return self.wanted[reader] if reader.target in passing or keeps_scale(reader) else None
-
-    def _set(
-        self, node: Node, inputs: Mapping[Node, QuantizationSpecBase | None], output: QuantizationSpecBase | None
-    ) -> None:
-        given = {source: spec for source, spec in inputs.items() if spec}
-        node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
-            input_qspec_map=given, output_qspec=output, _annotated=True
-        )

@@ -362,3 +362,14 @@ def test_openvino_does_not_crash_on_batch_norms_after_concatenations(data: Rando
         f"import openvino; openvino.Core().compile_model({str(file)!r}, 'CPU', {{'INFERENCE_PRECISION_HINT': 'f32'}})"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0  # a crash would take this process along
+
+
+def test_for_ncnn_layers_alone_read_integers_and_give_floats(data: RandomData) -> None:
+    _, graph = converted(Ghost(), data, EngineSpec(placement="ncnn", activation="int8_symmetric"))
+    read = [node for node in graph.graph.nodes if "dequantize_per_tensor" in str(node.target)]
+    layers = [node for node in graph.graph.nodes if node.target in (aten.conv2d.default, aten.linear.default)]
+    assert {user for node in read for user in node.users} == {*layers} and len(layers) == 5
+    assert all(not node.args[2] for node in read), "no zero points"
+    assert all("dequantize" in str(source.target) for layer in layers for source in layer.args[:2])
+    (sum_,) = (node for node in graph.graph.nodes if node.target == aten.add.Tensor)
+    assert not any("quantize" in str(source.target) for source in sum_.all_input_nodes)
