@@ -20,8 +20,8 @@ from hydra.utils import instantiate
 from qexp.jobs.artifact_factory import ArtifactFactory, prepare
 from qexp.launch import Child
 from qexp.measure import children
-from qexp.measure.base import alone_on_host
 from qexp.measure.candidate import Candidate
+from qexp.measure.host_lock import alone_on_host
 from qexp.types import Unsupported
 
 OWN = {"engines": "eager,executorch,onnxruntime", "repeats": "3"}

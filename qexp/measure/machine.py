@@ -18,7 +18,10 @@ try:
 except ImportError:
     psutil = None  # type: ignore[assignment]
 
-PACKAGES = ("qexp", "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "numpy")
+PACKAGES = (
+    "qexp", "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "executorch", "ai-edge-litert",
+    "ncnn", "numpy",
+)  # fmt: skip
 CPUINFO = Path("/proc/cpuinfo")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import qexp
-from qexp.measure import base
+from qexp.measure import host_lock
 from qexp.tracking.store import read_records
 from tests.api.nets import Small
 from tests.commands import FEW_FORMATS, FEW_WINDOWS, write_images
@@ -25,7 +25,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     """A folder with pictures that a program runs in, where nobody waits until this machine measures nothing else."""
     write_images(tmp_path / "pictures")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(base, "HOST_LOCK", tmp_path / "measure.lock")
+    monkeypatch.setattr(host_lock, "HOST_LOCK", tmp_path / "measure.lock")
     yield tmp_path
 
 
