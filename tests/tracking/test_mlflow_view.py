@@ -70,7 +70,7 @@ def test_a_finished_run_is_all_there(view: MlflowView, log: Any, record: MakeRec
     assert run.data.params == {
         "model.id": "vgg", "model.widths": "[8, 16]", "force": "False", "model": "vgg", "data": "pets",
         "method": "static", "bits": "8",
-        "engine": "eager", "batch_size": "1", "threads": "2", "seed": "0",
+        "engine": "eager", "device": "local", "batch_size": "1", "threads": "2", "seed": "0",
     }  # fmt: skip
     own = {key: value for key, value in run.data.tags.items() if key.startswith("qexp.")}
     assert own == {
