@@ -31,6 +31,7 @@ def records_of(outputs: Path) -> dict[tuple[str, str], Record]:
     return {(record.params["method"], record.device): record for record in read_records(sweep)}
 
 
+@pytest.mark.thorough
 def test_rows_of_each_device_are_measured_and_found_again(run: RunCommand, tmp_path: Path) -> None:
     code, printed = run(*ROWS, "method=none,static", "device=local,board")
     assert code == 0, printed
@@ -75,6 +76,7 @@ def test_a_crash_there_is_one_failed_row(run: RunCommand, tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_an_engine_that_the_device_lacks_is_a_row_with_the_command_that_installs_it(
     run: RunCommand, tmp_path: Path
 ) -> None:
