@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,18 @@ from torch.utils.data import TensorDataset
 
 import qexp
 from qexp.artifact import Artifact
-from qexp.measure import host_lock
 from qexp.tracking.store import read_record
 from qexp.types import UserError
 from tests.api.nets import Small
 from tests.commands import CHEAP, FEW_FORMATS, QUICK, RunCommand, metrics, records, without, write_images
 from tests.documents import FENCE, ROOT
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_folder")]
 IMAGES: dict[str, Any] = {"image_size": 16, "channels": 1, "calibration_images": 16}
 ONE_FP32 = without("fp32_engines", "inductor", "openvino", "executorch", "litert", "ncnn", "torch_ao", "eager")
 CHEAPEST = [*CHEAP, *ONE_FP32, FEW_FORMATS, "tracking=none"]  # accuracy and size alone
 BRIEF = [*QUICK, FEW_FORMATS, "measure.parity.least_agreement=0"]
 FILES = ("model.pt2", "model.onnx", "layers.csv")
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with pictures that a program runs in, where nobody waits until this machine measures nothing else."""
-    write_images(tmp_path / "pictures")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(host_lock, "HOST_LOCK", tmp_path / "measure.lock")
-    yield tmp_path
 
 
 THEIRS = [

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import qexp
-from qexp.measure import host_lock
 from qexp.tracking.store import read_records
 from tests.api.nets import Small
-from tests.commands import FEW_FORMATS, FEW_WINDOWS, write_images
+from tests.commands import FEW_FORMATS, FEW_WINDOWS
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_folder")]
 IMAGES: dict[str, Any] = {"image_size": 16, "channels": 1, "calibration_images": 16}
 LIMITS = {"drop": 100, "engines": ["onnxruntime"], "methods": ["none", "static"]}
 BRIEF = [*FEW_WINDOWS, FEW_FORMATS, "tracking=none", "measure.parity=null"]
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with pictures that a program runs in, where nobody waits until this machine measures nothing else."""
-    write_images(tmp_path / "pictures")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(host_lock, "HOST_LOCK", tmp_path / "measure.lock")
-    yield tmp_path
 
 
 def test_the_network_that_holds_limits_is_found_and_deployed() -> None:
