@@ -5,6 +5,7 @@ There is one observer for each value of the options `observer` (for activations)
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ Range = tuple[Tensor, Tensor]
 BINS = 2048
 STEPS = 100  # candidates per search
 CANDIDATES_AT_ONCE = 2**24  # elements of the largest temporary tensor of a search
+COUNTED = 2**20  # values of a tensor that are counted at most, out of each step of images
 
 
 class Observer(ABC):
@@ -96,7 +98,8 @@ class Histogram(Observer):
     """Counts the values of each row in BINS equal bins, from which `search` then chooses a range.
 
     The bins are widened when values outside their range are seen. Since only counts are kept, calibration takes the
-    same memory for any number of images.
+    same memory for any number of images. The ends are those of all values, but of a large tensor only every n-th value
+    is counted, n times, since counting all of them would take longer than the network.
 
     Args:
         search: Chooses low[R] and high[R] from the counts[R,BINS], the centres[R,BINS] of the bins, and a grid.
@@ -116,7 +119,8 @@ class Histogram(Observer):
             centres, counts = self.centres(), self.counts
             self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
             self.counts = self._count(centres, counts)
-        self.counts += self._count(rows)
+        stride = sampling_stride(rows.shape[1])
+        self.counts += stride * self._count(rows[:, ::stride])
 
     def _count(self, rows: Tensor, counts: Tensor | None = None) -> Tensor:
         """How many of the values rows[R,N], each taken counts[R,N] times, lie in each bin, [R,BINS]."""
@@ -134,6 +138,17 @@ class Histogram(Observer):
     def range(self, grid: Grid) -> Range:
         assert self.counts is not None
         return self.search(self.counts, self.centres(), grid)
+
+
+def sampling_stride(values: int) -> int:
+    """The step in which `values` values, those of x[B,C,H,W], are counted: the smallest that leaves at most COUNTED.
+
+    It has no divisor in common with their number, so that it meets every row, column and channel as often as any other.
+    """
+    stride = math.ceil(values / COUNTED)
+    while math.gcd(stride, values) > 1:
+        stride += 1
+    return stride
 
 
 def squared_error(counts: Tensor, centres: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:

@@ -19,6 +19,7 @@ from qexp.method.quantize.observers import (
     entropy,
     least_squares,
     percentile,
+    sampling_stride,
 )
 
 INT4, UINT4, UINT8 = Grid(-8, 7, True), Grid(0, 15, False), Grid(0, 255, False)
@@ -177,6 +178,31 @@ def test_a_histogram_counts_every_value_of_a_large_activation() -> None:
     for row, counts, low, high in zip(x, observer.counts, observer.low, observer.high, strict=True):
         expected = np.histogram(row.numpy(), BINS, (float(low), float(high)))[0]
         assert counts.sum() == 50_001 and np.abs(expected - counts.numpy()).sum() <= 100, "but for values on an edge"
+
+
+def test_a_histogram_counts_a_fair_share_of_a_very_large_activation() -> None:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 24, 112, 112, generator=random)
+    x *= torch.linspace(0.1, 3, 24)[:, None, None]  # channels differ,
+    x[:, :, ::7] += 5  # and so do rows,
+    x[..., 0] -= 20  # and columns
+    x[1, 2, 3, 4], x[4, 3, 2, 1] = 60.0, -70.0  # values that are hardly ever counted
+    observer = Histogram(percentile(99.9))
+    observer.observe(x.reshape(1, -1))
+    assert observer.counts is not None
+    assert (float(observer.low), float(observer.high)) == (-70, 60)
+    expected = np.histogram(x.numpy(), BINS, (-70, 60))[0]
+    assert int(observer.counts.sum()) == pytest.approx(x.numel(), abs=3)
+    assert np.abs(np.cumsum(expected - observer.counts[0].numpy())).max() <= 0.002 * x.numel()
+    for end, q in zip(observer.range(UINT8), (0.05, 99.95), strict=True):
+        assert float(end) == pytest.approx(np.percentile(x.numpy(), q), abs=0.3)
+
+
+@pytest.mark.parametrize("values", [2**20, 2**20 + 1, 16 * 96 * 112 * 112, 7 * 5 * 3 * 2**20, 16 * 1001 * 221 * 221])
+def test_the_stride_shares_no_divisor_with_what_it_goes_through(values: int) -> None:
+    stride = sampling_stride(values)
+    assert values / stride <= 2**20 and np.gcd(stride, values) == 1
+    assert stride == 1 or stride < 3 * values / 2**20 + 12
 
 
 def test_a_histogram_grows_with_what_it_sees() -> None:
