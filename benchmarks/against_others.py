@@ -25,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from qexp.engine.base import Engine
 from qexp.files import building, file_digest
 from qexp.jobs.artifact_factory import ArtifactFactory, prepare
-from qexp.jobs.comparison import accepted_by, engines_of, fastest_known
+from qexp.jobs.engines import accepted_by, engines_of
+from qexp.jobs.fp32 import fastest_known
 from qexp.measure.accuracy import top_k
 from qexp.measure.base import ranking, ready
 from qexp.measure.candidate import Candidate

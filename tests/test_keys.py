@@ -17,10 +17,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from qexp import keys
+from qexp import sources
 from qexp.artifact import Artifact, EngineSpec, Executable
 from qexp.engine.base import file_key
-from qexp.jobs.comparison import fastest_key, identities
+from qexp.jobs.engines import identities
+from qexp.jobs.fp32 import fastest_key
 from qexp.jobs.run import JobPlan, job_key
 from qexp.jobs.train import baseline_key
 from qexp.keys import key, plain
@@ -52,9 +53,9 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def forget() -> None:
     """As if this process had just begun: it keeps what it has read of code."""
-    keys._find.cache_clear()
-    keys._installed.cache_clear()
-    keys._source.cache_clear()
+    sources._find.cache_clear()
+    sources._installed.cache_clear()
+    sources._source.cache_clear()
 
 
 def of(folder: Path, name: str, text: str, root: str = "") -> str:
@@ -172,7 +173,7 @@ def test_what_is_imported_for_type_checkers_alone_does_not_count(tree: Path) -> 
 
 def test_libraries_count_by_their_version_and_by_whether_they_are_there(tree: Path) -> None:
     of(tree, "main.py", "import yaml, PIL.Image, not_installed, rich, os")
-    found = keys.code_digests(["main"])
+    found = sources.code_digests(["main"])
     assert found["yaml"].startswith("pyyaml-") and found["PIL"].startswith("pillow-")
     assert found["not_installed"] == "absent" and not {"rich", "os"} & {*found}
     with pytest.raises(ModuleNotFoundError, match=r"not_installed\.Net takes part"):
@@ -269,6 +270,7 @@ CHANGES: dict[str, set[str]] = {
     "onnx_rewrites.py": {*MEASURED, "engine file"},
     "coding.py": {*ARTIFACTS, *MEASURED, "training", "engine file"},
     "jobs/comparison.py": {"run"},
+    "jobs/fp32.py": {"run"},
     "jobs/train.py": {"baseline"},
     "search/space.py": set(),
 }  # fmt: skip
@@ -338,13 +340,13 @@ def test_a_line_in_a_file_changes_the_keys_of_what_it_takes_part_in(
         changed = tree / "qexp" / file
         text = changed.read_text()
         changed.write_text(f"{text}\n_changed = 1\n")
-        keys._source.cache_clear()
+        sources._source.cache_clear()
         after = made()
         changed.write_text(text)
         if (differing := {name for name in before if after[name] != before[name]}) != expected:
             wrong[file] = differing ^ expected
     assert not wrong
-    keys._source.cache_clear()
+    sources._source.cache_clear()
     assert made() == before
 
 

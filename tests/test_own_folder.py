@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from qexp import keys
+from qexp import sources
 from qexp.artifact import EngineSpec
 from qexp.jobs.train import baseline_key
 from qexp.method.artifacts import artifact_name
@@ -68,7 +68,7 @@ def test_a_clone_is_no_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def forget() -> None:
     """As if this process had just begun."""
-    for found in (keys._find, keys._installed, keys._source):
+    for found in (sources._find, sources._installed, sources._source):
         found.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] == "shapes"]:
         del sys.modules[name]

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from qexp.keys import own_sources
+from qexp.sources import own_sources
 
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # the first time that ZIP knows: the same files make the same archive
 

@@ -12,18 +12,10 @@ from omegaconf import DictConfig, open_dict
 from qexp.artifact import Artifact
 from qexp.engine.base import Engine
 from qexp.files import check_digests
-from qexp.jobs.comparison import (
-    Outcome,
-    accepted_by,
-    baseline_on,
-    engines_of,
-    fp32_on,
-    identities,
-    limits_of,
-    measure,
-    test_images,
-)
+from qexp.jobs.comparison import Outcome, limits_of, measure, test_images
 from qexp.jobs.compress import compress, planned_params
+from qexp.jobs.engines import accepted_by, engines_of, identities
+from qexp.jobs.fp32 import baseline_on, fp32_on
 from qexp.jobs.given import NOTHING, Given
 from qexp.jobs.run import JobPlan, forced_since, run_job
 from qexp.measure.candidate import Candidate

@@ -1,35 +1,28 @@
-"""Decides which candidate of a job is measured and what it is compared with, and takes all measurements of one run."""
+"""Decides which candidate of a job is measured, and takes all measurements of one run."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from qexp.artifact import Artifact
-from qexp.engine.base import Engine
-from qexp.files import made_since, write_json
-from qexp.keys import key, plain
-from qexp.launch import ChildFailed, ConnectionLost
-from qexp.measure.base import Context, ParityError, Turns, ranking, run_measures
+from qexp.jobs.fp32 import check_fp32, fastest_known
+from qexp.launch import ChildFailed
+from qexp.measure.base import Context, ParityError, ranking, run_measures
 from qexp.measure.candidate import Candidate
 from qexp.measure.children import Limits
-from qexp.measure.device import HERE, Device
 from qexp.measure.disturbance import DISTURBED
 from qexp.measure.images import EvaluationSet
 from qexp.metrics import candidate_metric
 from qexp.records import Measurement
 from qexp.types import Unsupported, UserError, nearest
-
-Made = TypeVar("Made")
-OF_AUTO = ("candidates", "trial", "accept_points", "accept_images")  # options of conf/engine/auto.yaml
 
 
 @dataclass(frozen=True)
@@ -49,86 +42,6 @@ class Outcome:
     texts: dict[str, str]
     notes: dict[str, str]
     baseline: Candidate | None = None
-
-
-def engines_of(config: DictConfig) -> dict[str, Engine]:
-    """Make the engine of a config node, or all candidates of the node of `auto`, by name.
-
-    What an experiment says of the candidates of `auto` is taken out of the node of an engine that is chosen by name.
-
-    Raises:
-        UserError: All candidates are null.
-    """
-    if "_target_" in config:
-        with open_dict(config):
-            for option in OF_AUTO:
-                config.pop(option, None)
-        engine = instantiate(config)
-        return {engine.name: engine}
-    candidates = config.candidates
-    engines = {name: instantiate(engine) for name, engine in candidates.items() if engine is not None}
-    if not engines:
-        raise UserError(
-            f"Every candidate is null ({', '.join(candidates)}); leave one of them, or choose an engine by its name."
-        )
-    return engines
-
-
-def identities(engines: dict[str, Engine], name: Callable[[Engine], str], device: Device = HERE) -> list[Any]:
-    """Say what each engine will run, in plain values that keys can be made of.
-
-    Args:
-        engines: Engines by name.
-        name: Gives the name of what an engine runs.
-        device: Where they run.
-
-    Returns:
-        For each engine, the name of what it runs and its options, or its own name and the reason why it runs nothing.
-    """
-    found: list[Any] = []
-    for engine in engines.values():
-        try:
-            device.check(engine)
-            found.append([name(engine), plain(engine, "engine")])
-        except (Unsupported, UserError) as reason:
-            found.append([engine.name, str(reason)])
-    return found
-
-
-def accepted_by(engines: dict[str, Engine], make: Callable[[Engine], Made], notes: dict[str, str]) -> dict[str, Made]:
-    """Call `make` for each engine, and leave out those for which it raises an error, whatever that is.
-
-    Args:
-        engines: Engines by name.
-        make: What to call.
-        notes: Says afterwards which engines were left out, and why.
-
-    Returns:
-        What `make` returned, by engine.
-
-    Raises:
-        ConnectionLost: The device can no longer be reached, which is no reason to leave an engine out.
-        Exception: All engines are left out, the first one for this reason.
-    """
-    accepted, refusals = {}, list[Exception]()
-    for name, engine in engines.items():
-        try:
-            accepted[name] = make(engine)
-        except ConnectionLost:
-            raise
-        except Exception as reason:  # libraries raise all sorts of errors on networks that they cannot take
-            refusals.append(reason)
-            notes[f"candidate {name}"] = f"left out: {sentence(reason)}"
-    if not accepted:
-        raise refusals[0]
-    return accepted
-
-
-def sentence(error: Exception) -> str:
-    """What an error says: all of it if it was written for users, otherwise its kind and its first line."""
-    if isinstance(error, (Unsupported, UserError)):
-        return str(error)
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:300]}"
 
 
 def measure(
@@ -210,47 +123,6 @@ def judge_of(candidate: Candidate, exact: Candidate | None, notes: dict[str, str
     return judged
 
 
-def fp32_on(device: Device, engines: dict[str, Engine], make: Callable[[Engine], Candidate]) -> dict[str, Candidate]:
-    """The fp32 network on each engine that accepts it. On another device, there may be none."""
-    if device.here:
-        return accepted_by(engines, make, {})
-    there = {name: engine for name, engine in engines.items() if runs(device, engine)}
-    return accepted_by(there, make, {}) if there else {}
-
-
-def baseline_on(
-    device: Device, engine: Engine, compared: dict[str, Candidate], make: Callable[[Engine], Candidate],
-    notes: dict[str, str],
-) -> Candidate | None:  # fmt: skip
-    """The fp32 network with which everything on another device is timed in turns.
-
-    Args:
-        device: The device.
-        engine: The engine of the baseline, if the device has it.
-        compared: The fp32 network on other engines, of which otherwise the first is taken.
-        make: Makes the candidate of an engine.
-        notes: Says afterwards which engine it is.
-
-    Returns:
-        The candidate, or None if no engine there takes the network.
-    """
-    found = fp32_on(device, {engine.name: engine}, make) or compared
-    if not found:
-        notes["speedup"] = f"no engine on {device.name} takes the network in fp32"
-        return None
-    baseline = next(iter(found.values()))
-    notes["speedup"] = f"on {device.name}, everything is compared with fp32 on {baseline.engine.name}"
-    return baseline
-
-
-def runs(device: Device, engine: Engine) -> bool:
-    try:
-        device.check(engine)
-    except (Unsupported, UserError):
-        return False
-    return True
-
-
 def quantise_unlike(artifacts: Iterable[Artifact]) -> bool:
     """Whether some artifacts spell out the integer arithmetic, and others leave it to their engine."""
     return len({artifact.has_qdq for artifact in artifacts}) > 1
@@ -281,75 +153,6 @@ def outdone(
     finally:
         rival.close()
     return worse
-
-
-def check_fp32(
-    parity: Any, baseline: Candidate | None, tests: EvaluationSet | None, cache: Path, candidate: Candidate
-) -> None:
-    """Check by the measure `parity` that an engine computes the fp32 network, if that is measured at all.
-
-    Raises:
-        ParityError: It computes something else.
-    """
-    if parity is not None and baseline is not None and tests is not None:
-        parity.check_fp32(candidate, baseline, tests, cache)
-
-
-def fastest_known(
-    candidates: dict[str, Candidate], trial: Turns, cache: Path, judge: Callable[[Candidate], None]
-) -> Candidate | None:
-    """Find the fastest candidate. They are timed once for all jobs on this machine that ask for the same.
-
-    Args:
-        candidates: Candidates by name. Times that were taken before their `since` do not count.
-        trial: How they are timed.
-        cache: Folder below which the times are stored.
-        judge: Raises ParityError for a candidate that computes something else than fp32, which then does not count.
-
-    Returns:
-        The fastest candidate, or None if other processes disturbed the trial.
-
-    Raises:
-        ChildFailed: All candidates failed.
-        ParityError: All candidates compute something else.
-    """
-    if len(candidates) == 1:
-        return next(iter(candidates.values()))
-    file = cache / "fastest" / f"{fastest_key(candidates, trial)[:24]}.json"
-    if not made_since(file, max(candidate.since for candidate in candidates.values())):
-        said: dict[str, str] = {}
-        ranked = ranking(faithful(candidates, judge), trial, said)
-        for candidate in candidates.values():
-            candidate.close()
-        if "trial" in said:
-            return None
-        write_json(file, ranked)
-    return candidates[next(iter(json.loads(file.read_text())))]
-
-
-def faithful(candidates: dict[str, Candidate], judge: Callable[[Candidate], None]) -> dict[str, Candidate]:
-    """The candidates that `judge` accepts.
-
-    Raises:
-        ChildFailed: All candidates failed.
-        ParityError: None is accepted, the last one for this reason.
-    """
-    accepted, refusal = {}, None
-    for name, candidate in candidates.items():
-        try:
-            judge(candidate)
-            accepted[name] = candidate
-        except (ParityError, ChildFailed) as error:
-            refusal = error
-    if not accepted and refusal:
-        raise refusal
-    return accepted
-
-
-def fastest_key(candidates: dict[str, Candidate], trial: Turns) -> str:
-    asked = {name: [s.identity, s.batch, s.threads, s.limits] for name, s in candidates.items()}
-    where = next((candidate.device for candidate in candidates.values()), HERE).place()
-    return key("fastest", code=["qexp.measure.base", "qexp.measure.parity"], candidates=asked, trial=trial, place=where)
 
 
 def test_images(config: DictConfig) -> int | None:

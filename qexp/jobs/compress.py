@@ -13,17 +13,9 @@ from omegaconf import DictConfig
 from qexp.artifact import Artifact
 from qexp.data.base import ImageData
 from qexp.jobs.artifact_factory import ASSUMED, prepare
-from qexp.jobs.comparison import (
-    Outcome,
-    accepted_by,
-    baseline_on,
-    engines_of,
-    fp32_on,
-    identities,
-    measure,
-    quantise_unlike,
-    test_images,
-)
+from qexp.jobs.comparison import Outcome, measure, quantise_unlike, test_images
+from qexp.jobs.engines import accepted_by, engines_of, identities
+from qexp.jobs.fp32 import baseline_on, fp32_on
 from qexp.jobs.given import NOTHING, Given
 from qexp.jobs.run import JobPlan, run_job
 from qexp.measure.device import HERE, Device

@@ -16,7 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from qexp.artifact import Artifact
 from qexp.engine.base import Engine
-from qexp.jobs.comparison import accepted_by, engines_of, fastest_known, measure
+from qexp.jobs.comparison import measure
+from qexp.jobs.engines import accepted_by, engines_of
+from qexp.jobs.fp32 import fastest_known
 from qexp.launch import ChildFailed
 from qexp.measure.base import ParityError, ranking
 from qexp.measure.candidate import Candidate
