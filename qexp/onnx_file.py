@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qexp.tracing import without_stack_traces
 from qexp.types import UserError
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
     for view in program.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
         view.target = torch.ops.aten.reshape.default  # what was spelled out has another memory order
     try:
-        exported = torch.onnx.export(
-            program, (torch.zeros(2, *input_shape),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["x"], output_names=["logits"], opset_version=opset, verbose=False,
-        )  # fmt: skip
+        with without_stack_traces():
+            exported = torch.onnx.export(
+                program, (torch.zeros(2, *input_shape),), dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},), input_names=["x"], output_names=["logits"],
+                opset_version=opset, verbose=False,
+            )  # fmt: skip
     except Exception as error:
         # The reasons stand below advice to developers of PyTorch.
         reasons = (

@@ -24,7 +24,9 @@ ALLOWED = {
     "metrics": {"qexp.records", "qexp.types"},
     "files": {"qexp.types"},
     "progress": set(),
-    "keys": set(),
+    "keys": {"qexp.sources"},
+    "sources": set(),
+    "tracing": set(),
     "launch": {"qexp.nursery"},
     "nursery": set(),
     "questions": set(),
@@ -40,20 +42,20 @@ ALLOWED = {
     "worker": {"qexp.types"},
     "data": KEYED,
     "model": BASIC,
-    "onnx_file": {"qexp.types", "qexp.onnx_rewrites"},
+    "onnx_file": {"qexp.types", "qexp.onnx_rewrites", "qexp.tracing"},
     "onnx_rewrites": set(),
-    "engine": KEYED | {"qexp.coded_file", "qexp.onnx_file"},
+    "engine": KEYED | {"qexp.coded_file", "qexp.onnx_file", "qexp.tracing"},
     "tracking": BASIC | {"qexp.metrics", "qexp.places"},
     "method": KEYED
     | {"qexp.data.base", "qexp.data.images", "qexp.data.loaders"}
     | {"qexp.model.base", "qexp.model.training_module", "qexp.model.trainer"}
-    | {"qexp.coded_file", "qexp.coding", "qexp.onnx_file"},
+    | {"qexp.coded_file", "qexp.coding", "qexp.onnx_file", "qexp.tracing"},
     "measure": KEYED
     | {"qexp.metrics", "qexp.launch", "qexp.questions", "qexp.engine.base", "qexp.data.decoded", "qexp.data.pixels"}
     | {"qexp.engine.profiles"},
     "device": KEYED
-    | {"qexp.launch", "qexp.questions", "qexp.engine.base", "qexp.data.decoded", "qexp.errors", "qexp.places"}
-    | {"qexp.measure.child"}  # the name of the program that runs there
+    | {"qexp.sources", "qexp.launch", "qexp.questions", "qexp.engine.base", "qexp.data.decoded", "qexp.errors"}
+    | {"qexp.places", "qexp.measure.child"}  # the name of the program that runs there
     | {f"qexp.measure.{name}" for name in ("children", "device", "disturbance", "host_lock", "images", "machine")}
     | {f"qexp.measure.{name}" for name in ("throttling", "timing")},
     "report": BASIC | {"qexp.metrics", "qexp.tracking.store"},

@@ -15,6 +15,7 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the q
 from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from qexp.tracing import without_stack_traces
 from qexp.types import Unsupported, UserError, first_line
 
 aten = torch.ops.aten
@@ -56,7 +57,7 @@ def read_graph(graph: Path, shape: tuple[int, ...], engine: str) -> GraphModule:
         UserError: The network cannot be exported with this number of images.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_stack_traces():
             network = torch.export.load(graph).module(check_guards=False)
             program = torch.export.export(network, (torch.zeros(shape),)).run_decompositions({})
     except Exception as error:

@@ -23,6 +23,7 @@ from qexp.data.base import ImageData
 from qexp.method.batch_norms import fold_batch_norms
 from qexp.method.layers import KINDS, compute_constants, layer_name, layer_nodes, name_layers, parameters_of
 from qexp.method.verification import verify
+from qexp.tracing import without_stack_traces
 from qexp.types import UserError
 
 # torchao registers an enum in a way that torch 2.15 calls deprecated. Without this, torch would say so at each import.
@@ -117,7 +118,8 @@ def trace(network: nn.Module, data: ImageData) -> ExportedProgram:
     try:
         x, shapes = example_input(data), torch.export.ShapesCollection()
         shapes[x] = {0: torch.export.Dim("batch")}
-        return torch.export.export(network, (x,), dynamic_shapes=shapes)
+        with without_stack_traces():
+            return torch.export.export(network, (x,), dynamic_shapes=shapes)
     except Exception as error:
         why = next((cause for sign, cause in UNTRACEABLE.items() if sign in str(error)), str(error)[:600])
         raise UserError(f"torch.export cannot trace {type(network).__name__}: {why}") from error
