@@ -117,6 +117,21 @@ def refusal(case: Case, data: RandomData, folder: Path) -> str:
     return ""
 
 
+# What composing 300 networks found, and what was mended since.
+FOUND = {
+    "a 1-d convolution in floating point whose result becomes integers": Case(
+        ("scaled residual conv bn", "gelu", "average pool", "gelu"), ("positions", "token conv"), "view", "static",
+        "executorch",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", FOUND.values(), ids=FOUND)
+def test_networks_that_once_went_wrong(data: RandomData, tmp_path: Path, case: Case) -> None:
+    assert refusal(case, data, tmp_path) == ""
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> RandomData:
     return configured.pretend_data(tmp_path_factory.mktemp("images"))
