@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.ao.quantization.fx.utils import assert_and_get_unique_device
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
+from torchao.utils import _assert_and_get_unique_device
 
 from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
@@ -50,6 +52,9 @@ from qexp.method.quantize.placement import (
 )
 from qexp.method.verification import verify
 from qexp.types import Unsupported, UserError, nearest
+
+# In which torch 2.15 and torchao 0.18 keep every network that they have seen, with all its weights.
+KEEPING_NETWORKS: tuple[Any, ...] = (assert_and_get_unique_device, _assert_and_get_unique_device)
 
 
 class Quantization(Method):
@@ -200,6 +205,8 @@ class Quantization(Method):
         """Convert the tuned graph and write it. `exact` is the graph before tuning, to tell what was changed."""
         found = layer_statistics(prepared, exact, data.calibration())
         converted = convert_pt2e(prepared)
+        for cache in KEEPING_NETWORKS:
+            cache.cache_clear()
         absorb_factors(converted)
         islands = float_islands(converted)
         with in_floating_point(exact):

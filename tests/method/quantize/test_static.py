@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from qexp.artifact import EngineSpec
@@ -65,6 +67,28 @@ def convolve(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         for i in range(3)
         for j in range(3)
     )
+
+
+def test_no_graph_outlives_its_artifact(pretend_data: RandomData, tmp_path: Path) -> None:
+    """Or a sweep would hold the weights of all networks that it has quantised."""
+
+    def alive() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), GraphModule) for thing in gc.get_objects())
+
+    counted = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        make_artifact(
+            configured.method("static"),
+            OneConvolution().eval(),
+            pretend_data,
+            EngineSpec(),
+            SOURCE,
+            tmp_path / str(seed),
+        )
+        counted.append(alive())
+    assert counted[0] == counted[1] == counted[2]
 
 
 def test_graph_computes_the_integer_arithmetic(pretend_data: RandomData, tmp_path: Path) -> None:
