@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from inspect import signature
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from qexp.types import UserError, digest
+from qexp.types import UserError, digest, nearest
 
 
 def length_of(scheduler: Callable[..., Any], steps: int) -> dict[str, int]:
@@ -31,6 +32,17 @@ def length_of(scheduler: Callable[..., Any], steps: int) -> dict[str, int]:
     return {} if name in getattr(scheduler, "keywords", {}) else {name: steps}
 
 
+def _fitting(network: nn.Module, pattern: str, epoch: Any) -> list[nn.Parameter]:
+    """The parameters whose names fit a pattern of `frozen`, which is checked."""
+    found = [parameter for name, parameter in network.named_parameters() if fnmatchcase(name, pattern)]
+    if not found:
+        known = (name for name, _ in network.named_parameters())
+        raise UserError(f"recipe.frozen: no parameter has a name like {pattern}. {nearest(pattern, known)}")
+    if not isinstance(epoch, int) or epoch < 0:
+        raise UserError(f"recipe.frozen.{pattern} is {epoch!r}; give an epoch, counted from 0.")
+    return found
+
+
 class TrainingModule(LightningModule):
     """Trains a network on cross entropy.
 
@@ -44,6 +56,10 @@ class TrainingModule(LightningModule):
         label_smoothing: Share of the target that is spread over all classes.
         channels_last: Whether weights and activations are in channels_last memory order.
         seed: Seed of the random numbers that are drawn during a step, such as dropout's.
+        frozen: Epochs, counted from 0, from which parameters are not trained any more, by patterns of their names.
+
+    Raises:
+        UserError: A pattern fits no parameter, or an epoch is no whole number from 0.
     """
 
     def __init__(
@@ -56,13 +72,16 @@ class TrainingModule(LightningModule):
         label_smoothing: float,
         channels_last: bool,
         seed: int,
+        frozen: Mapping[str, int],
     ):
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=self.memory_format)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.scheduler_per_step, self.label_smoothing, self.seed = scheduler_per_step, label_smoothing, seed
+        self.frozen = {p: epoch for pattern, epoch in frozen.items() for p in _fitting(network, pattern, epoch)}
         self.train_seconds = 0.0  # over all parts of an interrupted training
+        self.val_top1 = math.nan  # after the last epoch
         metrics = MetricCollection({
             "top1": MulticlassAccuracy(num_classes, top_k=1, average="micro"),
             "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
@@ -86,6 +105,9 @@ class TrainingModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._epoch_started = time.perf_counter()
+        for parameter, epoch in self.frozen.items():
+            if self.current_epoch >= epoch:
+                parameter.requires_grad_(False).grad = None  # optimizers leave out what has no gradient
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         # Dropout draws from the global generator. Seeded by the step, a resumed run draws what an undisturbed one does.
@@ -112,12 +134,13 @@ class TrainingModule(LightningModule):
                 "Lower recipe.optimizer.lr."
             )
         self.train_seconds += time.perf_counter() - self._epoch_started
+        self.val_top1 = float(self.trainer.callback_metrics.get("val_top1", math.nan))  # not there without validation
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["train_seconds"] = self.train_seconds
+        checkpoint.update(train_seconds=self.train_seconds, val_top1=self.val_top1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.train_seconds = checkpoint["train_seconds"]
+        self.train_seconds, self.val_top1 = checkpoint["train_seconds"], checkpoint["val_top1"]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         self._evaluate(batch, "val", self.val_metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from pathlib import Path
@@ -40,8 +41,9 @@ def small(classes: int = 3) -> nn.Module:
 def classifier(recipe: DictConfig, network: nn.Module | None = None, classes: int = 3) -> TrainingModule:
     r = instantiate(recipe)
     network = network or small(classes)
+    frozen = {"*": 2} if r.frozen else {}  # what a recipe names is in its own network
     return TrainingModule(
-        network, classes, r.optimizer, r.scheduler, r.scheduler_per_step, r.label_smoothing, r.channels_last, seed=0
+        network, classes, r.optimizer, r.scheduler, r.scheduler_per_step, r.label_smoothing, r.channels_last, 0, frozen
     )
 
 
@@ -89,7 +91,13 @@ def multi_step(step: int, recipe: DictConfig) -> float:
     return recipe.optimizer.lr * recipe.scheduler.gamma**passed
 
 
-FORMS = {"OneCycleLR": one_cycle, "MultiStepLR": multi_step}
+def triangle(step: int, recipe: DictConfig) -> float:
+    total, options = EPOCHS * BATCHES, recipe.scheduler
+    points = [0, options.rise * total, total], [options.first, 1, options.last]
+    return recipe.optimizer.lr * float(np.interp(step, *points))
+
+
+FORMS = {"OneCycleLR": one_cycle, "MultiStepLR": multi_step, "triangular": triangle}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -118,6 +126,45 @@ def test_the_rate_of_fine_tuning_falls_to_zero_in_its_steps_or_as_it_is_told(met
     steps = length or EPOCHS * BATCHES
     expected = [between(recipe.optimizer.lr, 0.0, step / steps) for step in range(EPOCHS * BATCHES)]
     np.testing.assert_allclose(rates.rates, expected, rtol=1e-6)
+
+
+class Values(Callback):
+    """Keeps the parameters at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Tensor]] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.seen.append({name: p.detach().clone() for name, p in pl_module.network.named_parameters()})
+
+
+def with_frozen(frozen: dict[str, Any]) -> TrainingModule:
+    r = instantiate(recipe_config("one_cycle"))
+    return TrainingModule(small(), 3, r.optimizer, r.scheduler, r.scheduler_per_step, 0.0, False, 0, frozen)
+
+
+def test_frozen_parameters_are_trained_until_their_epoch() -> None:
+    """Decay and momentum would go on changing them if the optimizer saw them."""
+    values, module = Values(), with_frozen({"0.*": 2, "4.bias": 0})
+    first = module.network.get_parameter("4.bias").detach().clone()
+    fit(module, values)
+    for name, since in {"0.weight": 2, "0.bias": 2, "4.bias": 0, "1.weight": EPOCHS, "4.weight": EPOCHS}.items():
+        still = [torch.equal(one[name], other[name]) for one, other in itertools.pairwise(values.seen)]
+        assert still == [epoch >= since for epoch in range(1, EPOCHS)], name
+    assert torch.equal(values.seen[-1]["4.bias"], first)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [
+        ({"5.*": 1}, r"recipe.frozen: no parameter has a name like 5.\*. .*Known: 0.bias, 0.weight, "),
+        ({"0.*": -1}, r"recipe.frozen.0.\* is -1; give an epoch, counted from 0"),
+        ({"0.*": "late"}, r"recipe.frozen.0.\* is 'late'; give an epoch"),
+    ],
+)
+def test_what_cannot_be_frozen(frozen: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        with_frozen(frozen)
 
 
 def test_wrong_optimizer_arguments() -> None:
