@@ -30,6 +30,7 @@ def main(options: list[str]) -> None:
     import torch
 
     from qexp.data.opening import open_data
+    from qexp.model.trainer import keeping_freed_memory
 
     chosen = {option.partition("=")[0] for option in options}
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -38,12 +39,13 @@ def main(options: list[str]) -> None:
     data.prepare_training()
     steps, rounds = config.get("steps", 60), config.get("rounds", 3)
     feeding, computing, stepping = list[float](), list[float](), list[float]()
-    for _ in range(rounds):
-        for fed, computed in [*bare_steps(config, data, WARM_UP + steps // rounds)][WARM_UP:]:
-            feeding.append(fed)
-            computing.append(computed)
-        trainer, seconds = lightning_steps(config, data, WARM_UP + steps // rounds)
-        stepping += seconds[WARM_UP:]
+    with keeping_freed_memory():  # as train.py does
+        for _ in range(rounds):
+            for fed, computed in [*bare_steps(config, data, WARM_UP + steps // rounds)][WARM_UP:]:
+                feeding.append(fed)
+                computing.append(computed)
+            trainer, seconds = lightning_steps(config, data, WARM_UP + steps // rounds)
+            stepping += seconds[WARM_UP:]
     feed, compute, step = (1000 * statistics.median(seconds) for seconds in (feeding, computing, stepping))
     print(
         f"feeding {feed:.2f} ms + computing {compute:.1f} ms per step: feeding is {feed / (feed + compute):.2%}; "
@@ -78,12 +80,16 @@ def bare_steps(config: Any, data: Any, steps: int) -> Iterator[tuple[float, floa
 
     from qexp.data.loaders import Loaders
     from qexp.model.base import build_network
+    from qexp.model.training_module import length_of
 
     trainer = new_trainer(config)
     device = trainer.strategy.root_device
     network: Any = build_network(config.model)
     network = network.to(device, memory_format=torch.channels_last)
-    optimizer = instantiate(config.recipe.optimizer)(network.parameters())
+    recipe = instantiate(config.recipe)
+    optimizer = recipe.optimizer(network.parameters())
+    total = length_of(recipe.scheduler, steps) if recipe.scheduler and recipe.scheduler_per_step else {}
+    scheduler = recipe.scheduler(optimizer, **total) if total else None
     batches: Iterator[Any] = iter([])
     for step in range(steps):
         started = synchronised(device)
@@ -99,6 +105,8 @@ def bare_steps(config: Any, data: Any, steps: int) -> Iterator[tuple[float, floa
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if scheduler:
+            scheduler.step()
         yield fed - started, synchronised(device) - fed
 
 
@@ -129,6 +137,7 @@ def lightning_steps(config: Any, data: Any, steps: int) -> tuple[Any, list[float
     module = TrainingModule(
         build_network(config.model), data.spec.num_classes, recipe.optimizer, recipe.scheduler,
         recipe.scheduler_per_step, recipe.label_smoothing, recipe.channels_last, config.seed, recipe.frozen,
+        recipe.frozen_from,
     )  # fmt: skip
     trainer = new_trainer(config, max_steps=steps, limit_val_batches=1, callbacks=[Clock()])
     trainer.fit(module, Loaders(data, config.recipe.batch_size))

@@ -151,6 +151,7 @@ def train(
     module = TrainingModule(
         network, spec.num_classes, recipe.optimizer, recipe.scheduler, recipe.scheduler_per_step,
         recipe.label_smoothing, recipe.channels_last, config.seed, recipe.frozen,
+        recipe.frozen_from,
     )  # fmt: skip
     best, newest = best_and_last(folder)
     run_name, source = f"{config.model.id} · train · {spec.name}", str(config.data.get("root") or spec.name)

@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
         matrix_lr: Learning rate of the weights of linear layers.
         vector_lr: Learning rate of biases and norms.
         sgd_momentum: Momentum of both.
-        weight_decay: Weight decay of both; what their learning rates multiply with is decayed per unit of these.
+        weight_decay: Weight decay of the weights of linear layers.
 
     Raises:
         ValueError: A number is out of range.
@@ -64,11 +64,11 @@ class Muon(torch.optim.Optimizer):
         for parameter in parameters:
             kinds[0 if parameter.ndim == 4 else 1 if parameter.ndim > 1 else 2].append(parameter)
         filters, matrices, vectors = kinds
-        sgd = {"steps": 0, "momentum": sgd_momentum, "weight_decay": weight_decay}
+        sgd = {"steps": 0, "momentum": sgd_momentum}
         groups: list[dict[str, Any]] = [
             {"params": filters, "lr": lr, "momentum": momentum, "steps": steps, "weight_decay": 0.0},
-            {"params": matrices, "lr": matrix_lr, **sgd},
-            {"params": vectors, "lr": vector_lr, **sgd},
+            {"params": matrices, "lr": matrix_lr, "weight_decay": weight_decay, **sgd},
+            {"params": vectors, "lr": vector_lr, "weight_decay": 0.0, **sgd},
         ]
         super().__init__([group for group in groups if group["params"]], {})
 

@@ -77,7 +77,7 @@ def after(value: np.ndarray, gradient: np.ndarray, buffer: np.ndarray) -> np.nda
         buffer[:] = 0.6 * buffer + gradient
         direction = polynomial((gradient + 0.6 * buffer).reshape(len(value), -1), 3).reshape(value.shape)
         return value * np.sqrt(len(value)) / np.linalg.norm(value) - 0.1 * direction
-    gradient = gradient + 0.01 * value
+    gradient = gradient + 0.01 * value if value.ndim == 2 else gradient
     buffer[:] = 0.85 * buffer + gradient
     return value - (0.5 if value.ndim == 2 else 0.3) * (gradient + 0.85 * buffer)
 
@@ -85,10 +85,8 @@ def after(value: np.ndarray, gradient: np.ndarray, buffer: np.ndarray) -> np.nda
 def test_all_but_filters_is_torchs_sgd() -> None:
     ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
     theirs.load_state_dict(ours.state_dict())
-    rates = [{"params": theirs.weight, "lr": 0.5}, {"params": theirs.bias, "lr": 0.3}]
-    optimizers = [
-        Muon(ours.parameters(), **OPTIONS), torch.optim.SGD(rates, momentum=0.85, nesterov=True, weight_decay=0.01),
-    ]  # fmt: skip
+    groups = [{"params": theirs.weight, "lr": 0.5, "weight_decay": 0.01}, {"params": theirs.bias, "lr": 0.3}]
+    optimizers = Muon(ours.parameters(), **OPTIONS), torch.optim.SGD(groups, momentum=0.85, nesterov=True)
     for _ in range(4):
         x = torch.randn(5, 3)
         for layer, optimizer in zip((ours, theirs), optimizers, strict=True):
