@@ -182,7 +182,7 @@ def start_from(network: nn.Module, images: Callable[[], Tensor]) -> None:
         network: The network, with random weights.
         images: Gives some normalised training images x[N,C,H,W], if there are such layers.
     """
-    layers = [module for module in network.modules() if hasattr(module, "start_from")]
+    layers: list[Any] = [module for module in network.modules() if hasattr(module, "start_from")]
     if layers:
         seen = images()
         for layer in layers:

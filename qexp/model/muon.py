@@ -73,7 +73,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__([group for group in groups if group["params"]], {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -104,6 +104,12 @@ class TrainingModule(LightningModule):
         self.network.to(memory_format=self.memory_format)
         return self.forward(x)
 
+    def on_fit_start(self) -> None:
+        if self.frozen and self.trainer.world_size > 1:  # all processes would wait for gradients that do not come
+            raise UserError(
+                "recipe.frozen needs a training in one process. Give recipe.frozen=[] or trainer.devices=1."
+            )
+
     def on_train_epoch_start(self) -> None:
         self._epoch_started = time.perf_counter()
         for parameter in self.frozen if self.current_epoch >= self.frozen_from else []:

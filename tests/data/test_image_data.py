@@ -92,7 +92,7 @@ def test_training_batches_cover_the_training_part_in_a_new_order_each_epoch(make
         orders = []
         for epoch in range(2):
             loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-            batches = [indices_of(data, data.normalise(images)) for images, _ in loader]
+            batches = [indices_of(data, data.normalise(images)) for images, *_ in loader]
             orders.append([index for batch in batches for index in batch])
             assert sorted(orders[-1]) == data.train_indices.tolist()
         return orders
@@ -110,10 +110,10 @@ def test_images_and_labels_belong_together(make_folder: Make) -> None:
         (loaders.test_dataloader(), "test", range(8)),
     )
     for loader, part, indices in parts:
-        images, labels = (torch.cat(column).numpy() for column in zip(*loader, strict=True))
+        images, labels, _ = (torch.cat(column).numpy() for column in zip(*loader, strict=True))
         chosen, known = list(indices), data.splits[part].labels
         assert np.array_equal(images, every(data, part)[chosen]) and np.array_equal(labels, known[chosen])
-    for batch, batch_labels in loaders.train_dataloader():
+    for batch, batch_labels, _ in loaders.train_dataloader():
         assert batch.dtype == torch.uint8
         assert batch_labels.tolist() == data.splits["train"].labels[indices_of(data, data.normalise(batch))].tolist()
 
