@@ -31,7 +31,7 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
     import torch
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers the quantize/dequantize operators)
 
-    from qexp.onnx_rewrites import count_images, keep_in_floating_point, move_integers
+    from qexp.onnx_rewrites import count_images, hold_poolings, keep_in_floating_point, move_integers
 
     program = torch.export.load(graph)
     spell_out_attention(program.graph_module)
@@ -56,6 +56,7 @@ def write_onnx(graph: Path, input_shape: tuple[int, int, int], file: Path, opset
     count_images(exported.model.graph)
     move_integers(exported.model.graph)
     keep_in_floating_point(exported.model.graph)
+    hold_poolings(exported.model.graph)
     for node in exported.model.graph.all_nodes():
         # Source lines and module paths are larger than a small network's weights.
         node.metadata_props.clear()

@@ -1,4 +1,4 @@
-"""Rewrites of ONNX graphs with quantize/dequantize pairs, after which runtimes compute what they say.
+"""Rewrites of ONNX graphs, most of them with quantize/dequantize pairs, after which runtimes compute what they say.
 
 None of them changes a number. They were found necessary with OpenVINO 2026.4 and ONNX Runtime 1.31.
 """
@@ -20,6 +20,9 @@ MOVING = {
 COMPARING = {"ReduceMax", "ReduceMin"}
 # Layers whose fp32 weights ONNX Runtime rounds.
 REWEIGHTED = {"Conv", "ConvTranspose", "Gemm"}
+# Activations that fall somewhere, so that the largest of their results is not that of the largest value. Sigmoid is a
+# part of SiLU.
+FALLING = {"Abs", "Gelu", "HardSwish", "Mish", "Sigmoid", "Swish"}
 
 
 def count_images(graph: ir.Graph) -> None:
@@ -89,6 +92,25 @@ def keep_in_floating_point(graph: ir.Graph) -> None:
         node.replace_input_with(0, own.outputs[0])
         if not source.outputs[0].uses():
             graph.remove(source, safe=True)
+
+
+def hold_poolings(graph: ir.Graph) -> None:
+    """Put an operator that changes nothing between poolings and activations that fall somewhere, in place.
+
+    OpenVINO otherwise moves such an activation through the pooling into the layer before it, as if it were monotone.
+    """
+    for node in list(graph):
+        if node.op_type != "MaxPool" or _dequantize_before(node):
+            continue
+        pooled = node.outputs[0]
+        readers = [*pooled.uses()]
+        if any(reader.op_type in FALLING for reader, _ in readers):
+            lowest = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(np.finfo(np.float32).min))])
+            held = ir.Node("", "Max", [pooled, lowest.outputs[0]])
+            held.outputs[0].type, held.outputs[0].shape = pooled.type, pooled.shape
+            graph.insert_after(node, [lowest, held])
+            for reader, place in readers:
+                reader.replace_input_with(place, held.outputs[0])
 
 
 def _channels_read(node: ir.Node, shape: Sequence[int]) -> int:

@@ -146,6 +146,8 @@ def test_a_yaml_names_all_options_of_what_it_makes_and_python_has_no_defaults(gr
     assert {".data", ".baseline.engine", ".measure.latency"} <= found.keys()
     for path, node in found.items():
         taken = parameters(get_object(node["_target_"]))
+        if node.get("_partial_"):  # the first argument is given later, and so is the length of a training
+            taken = [parameter for parameter in taken[1:] if parameter.name != "total_steps"]
         not_options = {"_target_", "_recursive_", "_partial_", *(["id"] if path == ".model" else [])}
         assert {*node} - not_options == {parameter.name for parameter in taken}, path
         preset = [parameter.name for parameter in taken if parameter.default is not parameter.empty]

@@ -94,6 +94,7 @@ ALLOWED = {
         "qexp.launch",
         "qexp.metrics",
         "qexp.data.base",
+        "qexp.data.images",
         "qexp.data.loaders",
         "qexp.data.opening",
         "qexp.data.options",

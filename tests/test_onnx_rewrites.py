@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from qexp.onnx_rewrites import count_images, keep_in_floating_point, move_integers
+from qexp.onnx_rewrites import count_images, hold_poolings, keep_in_floating_point, move_integers
 
 X = np.random.default_rng(0).normal(size=(3, 2, 4, 4)).astype(np.float32)
 NUMBERS = {
@@ -137,3 +137,42 @@ def test_fp32_weights_stay_fp32_in_onnx_runtime(name: str) -> None:
     onnx.checker.check_model(found, full_check=True)
     np.testing.assert_array_equal(run(found), run(network))
     np.testing.assert_allclose(run(found, optimised=True), run(network), atol=0.03)
+
+
+ACTIVATIONS = {
+    **{kind: [helper.make_node(kind, ["p"], ["y"])] for kind in ("Abs", "Gelu", "HardSwish", "Mish")},
+    "SiLU": [helper.make_node("Sigmoid", ["p"], ["s"]), helper.make_node("Mul", ["p", "s"], ["y"])],
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_openvino_pools_before_activations_that_are_not_monotone(name: str) -> None:
+    openvino = pytest.importorskip("openvino")
+    weight = np.random.default_rng(1).normal(size=(8, 2, 3, 3)).astype(np.float32)
+    network = model(
+        helper.make_node("Conv", ["x", "weight"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("MaxPool", ["c"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        *ACTIVATIONS[name],
+        weight=weight,
+    )
+    made = ir.from_proto(onnx.shape_inference.infer_shapes(network))
+    hold_poolings(made.graph)
+    found = ir.to_proto(made)
+    onnx.checker.check_model(found, full_check=True)
+    np.testing.assert_array_equal(run(found), run(network))
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(found.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    (result,) = compiled(X).values()
+    np.testing.assert_allclose(result, run(network), rtol=1e-4, atol=1e-5)
+
+
+def test_poolings_before_other_operators_stay_as_they_are() -> None:
+    for after in ("Relu", "Neg"):
+        network = model(
+            helper.make_node("MaxPool", ["x"], ["p"], kernel_shape=[2, 2]), helper.make_node(after, ["p"], ["y"])
+        )
+        made = ir.from_proto(network)
+        hold_poolings(made.graph)
+        assert [node.op_type for node in ir.to_proto(made).graph.node] == ["MaxPool", after]

@@ -25,6 +25,7 @@ import train
 from qexp.data.opening import open_data
 from qexp.jobs.artifact_factory import trained_network
 from qexp.jobs.train import train_baseline
+from qexp.model.airbench import whitening
 from qexp.model.base import build_network, load_weights
 from qexp.model.baseline import Baseline
 from qexp.model.training_module import TrainingModule
@@ -177,6 +178,30 @@ def test_resume_after_epochs_that_were_not_the_best(here: Path, monkeypatch: pyt
     assert seen[:18] == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 3 and seen[18:] == [3] * 5
 
 
+def test_the_best_epoch_is_kept_or_the_last(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network counts its steps. It gets worse and worse, so that its first epoch is the best."""
+    own = ["model=custom", "model._target_=own.Net", "recipe.epochs=3"]
+    step = TrainingModule.on_train_epoch_end
+
+    def worse(module: Any) -> None:
+        module.trainer.callback_metrics["val_top1"] = torch.tensor(0.9 - 0.1 * module.current_epoch)
+        step(module)
+
+    monkeypatch.setattr(TrainingModule, "on_train_epoch_end", worse)
+    for keep, epoch, top1 in (("best", 1, 0.9), ("last", 3, 0.7)):
+        kept = trained(f"outputs={keep}", *own, f"recipe.keep={keep}")
+        assert int(load_file(kept.weights)["body.1.num_batches_tracked"]) == 5 * epoch
+        assert kept.metrics["val_top1"] == pytest.approx(top1)
+
+
+def test_layers_start_from_training_images(here: Path) -> None:
+    made = trained("outputs=whitened", "model=airbench", "model.widths=[8,8,8]", "recipe.optimizer.lr=1e-12")
+    data = open_data(config_of())
+    images = data.normalise(torch.from_numpy(data.pixels("train", data.train_indices)))
+    filters = whitening(images, 2, 0.0005)[0].float()
+    torch.testing.assert_close(load_file(made.weights)["whitening.weight"][:4], filters, rtol=1e-3, atol=1e-4)
+
+
 def test_fine_tuning_of_pretrained_weights(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     file = tmp_path / "hub" / "checkpoints" / "test_resnet.r160_in1k.safetensors"
@@ -205,6 +230,7 @@ def test_fine_tuning_of_pretrained_weights(here: Path, tmp_path: Path, monkeypat
     ("overrides", "expected"),
     [
         (["recipe.epochs=0"], "recipe.epochs is 0"),
+        (["recipe.keep=first"], "recipe.keep=first: .*Known: best, last"),
         (["model.num_classes=10"], r"gives \(2, 10\) .* toy has 3 classes"),
         (["outputs=own.py", "data.cache_dir=cache"], "Cannot write to own.py.*outputs=FOLDER"),
         (["outputs=diverged", "recipe.optimizer.lr=1e30"], "diverged: its loss is .* after epoch 1"),

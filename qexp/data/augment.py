@@ -19,6 +19,7 @@ from qexp.data.options import check_whole
 from qexp.types import Preprocessing, UserError, digest, nearest
 
 POLICIES = ("none", "trivial", "rand")
+ALTERNATING = "alternating"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Augmentation:
     """
 
     padding: int
-    flip: bool
+    flip: bool | str
     cutout: int
     random_resized_crop: float | None
     policy: str
@@ -42,6 +43,8 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         check_whole(0, **{"augmentation.padding": self.padding, "augmentation.cutout": self.cutout})
+        if self.flip not in (True, False, ALTERNATING):
+            raise UserError(f"data.augmentation.flip is {self.flip!r}; give true, false or {ALTERNATING}.")
         area = self.random_resized_crop
         if area is not None and not (_is_number(area) and 0 < area < 1):
             raise UserError(
@@ -73,7 +76,7 @@ class Augmentation:
                 "makes others. Give data.augmentation.policy=none, or leave data.transform null."
             )
 
-    def change(self, images: Tensor, fill: Tensor, *of: int) -> Tensor:
+    def change(self, images: Tensor, fill: Tensor, *of: int, mirrored: Tensor | None = None) -> Tensor:
         """Crop and mirror images, change them by the policy, and cut out.
 
         A policy is TrivialAugmentWide (Müller and Hutter, 2021) or RandAugment (Cubuk et al., 2020).
@@ -82,6 +85,7 @@ class Augmentation:
             images: images[B,H,W,C] uint8, or float32 without a policy.
             fill: fill[C] uint8, which squares that are cut out are set to.
             *of: What decides the random numbers.
+            mirrored: mirrored[B] bool, which of them are mirrored with flip=alternating. Needed for nothing else.
 
         Returns:
             The changed images, of the same shape and type.
@@ -89,7 +93,9 @@ class Augmentation:
         generator = torch.Generator(images.device).manual_seed(_seed(*of))
         if self.random_resized_crop:
             images = _one_by_one(images, resized_crop(images.shape[1:3], self.random_resized_crop), *of, "crop")
-        images = crop_and_flip(images, 0 if self.random_resized_crop else self.padding, self.flip, generator)
+        flip = mirrored if self.flip == ALTERNATING else bool(self.flip)
+        assert flip is not None
+        images = crop_and_flip(images, 0 if self.random_resized_crop else self.padding, flip, generator)
         if self.policy != "none":
             images = _one_by_one(images, policy(self.policy), *of, "policy")
         return cutout(images, self.cutout, fill, generator) if self.cutout else images
@@ -156,7 +162,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+def crop_and_flip(images: Tensor, padding: int, flip: bool | Tensor, generator: torch.Generator) -> Tensor:
     """Take random crops of images that are padded by reflection, and mirror some of them.
 
     Padding and mirroring are index arithmetic, so the images are read once and nothing is padded in memory.
@@ -164,7 +170,7 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
     Args:
         images: images[B,H,W,C].
         padding: Pixels on each side, fewer than height and width.
-        flip: Whether each image is mirrored with probability 1/2.
+        flip: Whether each image is mirrored with probability 1/2, or mirrored[B] bool: which ones are.
         generator: Source of random numbers, on the device of the images.
 
     Returns:
@@ -174,9 +180,10 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, generator: torch.Gen
     device = images.device
     rows = _offsets(batch, height, padding, generator, device)
     columns = _offsets(batch, width, padding, generator, device)
-    if flip:
-        mirrored = torch.rand(batch, 1, generator=generator, device=device) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
+    if flip is True:
+        flip = torch.rand(batch, generator=generator, device=device) < 0.5
+    if flip is not False:
+        columns = torch.where(flip[:, None], columns.flip(1), columns)
     flat = (rows[:, :, None] * width + columns[:, None, :]).view(batch, -1)
     flat = flat + torch.arange(batch, device=device)[:, None] * (height * width)
     return images.reshape(batch * height * width, -1).index_select(0, flat.view(-1)).view(images.shape)

@@ -323,19 +323,20 @@ class ImageData:
             return {}
         return {"images": f"the network was trained on other files of {self.name} than these"}
 
-    def augment(self, images: Tensor, step: int, rank: int = 0) -> Tensor:
+    def augment(self, images: Tensor, step: int, rank: int = 0, mirrored: Tensor | None = None) -> Tensor:
         """Crop, mirror and otherwise change images at random, in the same way for the same seed, step and rank.
 
         Args:
             images: images[B,H,W,C].
             step: Number of the training step.
             rank: Number of the process.
+            mirrored: mirrored[B] bool, which of them are mirrored where that alternates.
 
         Returns:
             The changed images, of the same shape.
         """
         fill = mean_pixel(self.spec.preprocessing, images.device)
-        return self.augmentation.change(images, fill, self.seed, step, rank)
+        return self.augmentation.change(images, fill, self.seed, step, rank, mirrored=mirrored)
 
     def mix(self, x: Tensor, labels: Tensor, step: int, rank: int = 0) -> tuple[Tensor, Tensor]:
         """Mix normalised images with each other at random, in the same way for the same seed, step and rank.

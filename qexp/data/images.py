@@ -67,6 +67,12 @@ class CalibrationImages:
         return (self[start : start + batch] for start in range(0, len(self), batch))
 
 
+def training_images(data: ImageData, count: int) -> CalibrationImages:
+    """At most `count` training images of opened data, spread over the classes, without augmentation."""
+    chosen = spread(data.train_indices, data.splits["train"].labels[data.train_indices], count)
+    return CalibrationImages(data, "train", data.prepare("train", chosen))
+
+
 def validation_images(data: ImageData, count: int | None = None) -> tuple[CalibrationImages, np.ndarray]:
     """The validation images of opened data with their labels[N].
 

@@ -15,22 +15,28 @@ from qexp.types import UserError
 
 
 class Batches(Dataset):
-    """Chosen images of a part, fetched a batch at a time as images[B,H,W,C] uint8 and labels[B]."""
+    """Chosen images of a part, fetched a batch at a time.
+
+    A batch is images[B,H,W,C] uint8, labels[B], and heads[B] bool, how a coin fell that was tossed once for each image:
+    where mirroring alternates, those with heads are mirrored in the first epoch and all others in the second.
+    """
 
     def __init__(self, data: ImageData, part: str, indices: np.ndarray):
         self.data, self.part, self.indices = data, part, indices
+        self.heads = np.random.default_rng(data.seed).random(len(data.splits[part].labels)) < 0.5
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        images, labels, heads = self.__getitems__([index])
+        return images[0], labels[0], heads[0]
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         chosen = self.indices[indices]
-        labels = self.data.splits[self.part].labels[chosen]
-        return torch.from_numpy(self.data.pixels(self.part, chosen)), torch.from_numpy(labels)
+        known = self.data.pixels(self.part, chosen), self.data.splits[self.part].labels[chosen], self.heads[chosen]
+        images, labels, heads = map(torch.from_numpy, known)
+        return images, labels, heads
 
 
 class Loaders(LightningDataModule):
@@ -79,13 +85,17 @@ class Loaders(LightningDataModule):
             dataset, batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=drop_last, pin_memory=pinned
         )
 
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        images, labels = batch
+    def on_after_batch_transfer(
+        self, batch: tuple[Tensor, Tensor, Tensor], dataloader_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        images, labels, heads = batch
         if not (self.trainer and self.trainer.training):
             return self.data.normalise(images), labels
         # The number of batches begun before this one in all epochs. total_batch_idx counts the first two as one.
         step, rank = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready, self.trainer.global_rank
-        return self.data.mix(self.data.normalise(self.data.augment(images, step, rank)), labels, step, rank)
+        mirrored = heads ^ bool(self.trainer.current_epoch % 2)
+        changed = self.data.augment(images, step, rank, mirrored)
+        return self.data.mix(self.data.normalise(changed), labels, step, rank)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -19,25 +19,36 @@ from torch import Tensor
 
 from qexp.cli import same_choices
 from qexp.data.base import ImageData
+from qexp.data.images import training_images
 from qexp.data.loaders import Loaders
 from qexp.files import file_digest
 from qexp.jobs.given import NOTHING, Given
 from qexp.jobs.preprocessing import adopt_preprocessing
 from qexp.keys import key
-from qexp.model.base import load_weights, read_weights
+from qexp.model.base import load_weights, read_weights, start_from
 from qexp.model.baseline import Baseline, check_space, weights_file
 from qexp.model.checkpoint import load_checkpoint
 from qexp.model.pretrained import note_of, wanted, weights_digest, without_pretrained
-from qexp.model.trainer import be_quiet, best_and_last, leave_one_process, make_trainer, trainer_options
+from qexp.model.trainer import (
+    be_quiet,
+    best_and_last,
+    keeping_freed_memory,
+    leave_one_process,
+    make_trainer,
+    trainer_options,
+)
 from qexp.model.training_module import TrainingModule
-from qexp.types import UserError, command_line, versions
+from qexp.types import UserError, command_line, nearest, versions
+
+KEPT = ("best", "last")
+STARTED_FROM = 1024  # images that layers may take their initial weights from
 
 
 def train_baseline(config: DictConfig, data: ImageData, anew: bool, given: Given = NOTHING) -> Baseline:
     """Train a network, or go on from the last whole epoch of an interrupted training of the same config.
 
-    The epoch with the best validation accuracy is chosen, and only that is tested. With several processes (DDP), only
-    the first returns.
+    One epoch is kept, the one with the best validation accuracy or the last, and only that is tested. With several
+    processes (DDP), only the first returns.
 
     Args:
         config: Config of the job.
@@ -57,6 +68,8 @@ def train_baseline(config: DictConfig, data: ImageData, anew: bool, given: Given
         )
     if config.recipe.epochs < 1:
         raise UserError(f"recipe.epochs is {config.recipe.epochs}; it must be at least 1.")
+    if config.recipe.keep not in KEPT:
+        raise UserError(f"recipe.keep={config.recipe.keep}: {nearest(str(config.recipe.keep), KEPT)}")
     model = without_pretrained(config.model) if config.init else config.model
     torch.manual_seed(config.seed)  # of a head for other classes than those of pretrained weights
     network = given.network(model, spec)  # raises its errors before anything is written
@@ -132,10 +145,13 @@ def train(
     check_space(folder, network)
     if weights:
         load_weights(network, weights, str(config.init or config.model.id))
+    else:
+        start_from(network, lambda: training_images(data, STARTED_FROM)[:])
     loaders = Loaders(data, config.recipe.batch_size)
     module = TrainingModule(
         network, spec.num_classes, recipe.optimizer, recipe.scheduler, recipe.scheduler_per_step,
-        recipe.label_smoothing, recipe.channels_last, config.seed,
+        recipe.label_smoothing, recipe.channels_last, config.seed, recipe.frozen,
+        recipe.frozen_from,
     )  # fmt: skip
     best, newest = best_and_last(folder)
     run_name, source = f"{config.model.id} · train · {spec.name}", str(config.data.get("root") or spec.name)
@@ -143,18 +159,20 @@ def train(
     trainer = make_trainer(**config.trainer, callbacks=[best, newest], logger=logger)
     last = folder / "last.ckpt"
     announce(config, data, trainer, f"{folder}{' (going on)' if last.exists() else ''}")
-    trainer.fit(module, loaders, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    with keeping_freed_memory():
+        trainer.fit(module, loaders, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     leave_one_process(trainer)
 
-    assert best.best_model_score is not None  # every epoch is validated
-    load_weights(module.network, read_weights(Path(best.best_model_path)), best.best_model_path)
+    kept, score = (best, best.best_model_score) if recipe.keep == "best" else (newest, module.val_top1)
+    assert score is not None  # every epoch is validated
+    load_weights(module.network, read_weights(Path(kept.best_model_path)), kept.best_model_path)
     tester = make_trainer(
         config.trainer.accelerator, config.trainer.precision, devices=1, logger=logger, enable_progress_bar=False
     )
     tested = tester.test(module, loaders, verbose=False)[0]
     baseline = Baseline(
         folder=folder, model=plan["model"], data=spec, recipe=plan["recipe"], seed=config.seed,
-        metrics={"val_top1": float(best.best_model_score), **tested},
+        metrics={"val_top1": float(score), **tested},
         created=datetime.now(UTC).isoformat(timespec="milliseconds"), command=given.call or command_line(),
         seconds=round(module.train_seconds, 1), versions=versions("qexp", "torch", "torchvision", "pytorch-lightning"),
     ).write(module.network.state_dict())  # fmt: skip

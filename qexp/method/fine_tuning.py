@@ -49,7 +49,8 @@ class FineTuningModule(TrainingModule):
     def __init__(self, trained: nn.Module, teacher: nn.Module, num_classes: int, recipe: FineTuning):
         super().__init__(
             trained, num_classes, instantiate(recipe.optimizer), instantiate(recipe.scheduler),
-            recipe.scheduler_per_step, recipe.label_smoothing, recipe.channels_last, recipe.seed,
+            recipe.scheduler_per_step, recipe.label_smoothing, recipe.channels_last, recipe.seed, frozen=(),
+            frozen_from=0,
         )  # fmt: skip
         self.distillation, self.temperature = recipe.distillation, recipe.temperature
         # In a list, since a submodule would be trained and written into checkpoints.

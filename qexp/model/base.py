@@ -175,6 +175,20 @@ def bake(network: nn.Module) -> nn.Module:
     return network
 
 
+def start_from(network: nn.Module, images: Callable[[], Tensor]) -> None:
+    """Let those layers of a network take their initial weights from images that have a method `start_from`.
+
+    Args:
+        network: The network, with random weights.
+        images: Gives some normalised training images x[N,C,H,W], if there are such layers.
+    """
+    layers: list[Any] = [module for module in network.modules() if hasattr(module, "start_from")]
+    if layers:
+        seen = images()
+        for layer in layers:
+            layer.start_from(seen)
+
+
 def know_by(network: nn.Module, identity: dict[str, str]) -> None:
     """Write down in a network, and so in its copies, what identifies it where no importable code does.
 

@@ -112,8 +112,8 @@ def keeping_freed_memory() -> Iterator[None]:
     """Make glibc keep freed memory until the end of the block.
 
     By default it returns the memory of large tensors at every step and asks for it again, page by page. That takes a
-    quarter of the time of quantisation-aware training on a CPU, which makes more such tensors than other training.
-    Other C libraries are left as they are.
+    quarter of the time of quantisation-aware training on a CPU, which makes more such tensors than other training, and
+    a smaller part of that. Other C libraries are left as they are.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if set_option is None:

@@ -72,6 +72,14 @@ def test_no_flip_unless_asked() -> None:
     assert torch.equal(crop_and_flip(images, 0, False, generator()), images)
 
 
+def test_those_are_mirrored_that_are_named() -> None:
+    images, named = torch.randint(256, (40, 6, 6, 3), dtype=torch.uint8), torch.arange(40) % 3 == 0
+    expected = torch.where(named[:, None, None, None], images.flip(2), images)
+    assert torch.equal(crop_and_flip(images, 0, named, generator()), expected)
+    fill = torch.zeros(3, dtype=torch.uint8)
+    assert torch.equal(options(flip="alternating").change(images, fill, 1, mirrored=named), expected)
+
+
 def test_pure_mirror() -> None:
     images = torch.randint(256, (50, 6, 6, 3), dtype=torch.uint8)
     flipped = crop_and_flip(images, 0, True, generator())
@@ -250,6 +258,7 @@ def test_mixing_is_fixed_by_seed_step_and_rank(make_folder: Callable[..., Folder
         ({"random_resized_crop": True}, "random_resized_crop is True; give"),
         ({"policy": "trivia"}, "policy is 'trivia': did you mean 'trivial'. Known: none, rand, trivial"),
         ({"policy": None}, "policy is None: .*Known: none, rand, trivial"),
+        ({"flip": "both"}, "flip is 'both'; give true, false or alternating"),
         ({"mixup": -0.2}, "mixup is -0.2; give alpha of the beta distribution, a number above 0, or 0 for none"),
         ({"mixup": None}, "mixup is None; give alpha"),
         ({"cutmix": True}, "cutmix is True; give alpha"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,7 +92,7 @@ def test_training_batches_cover_the_training_part_in_a_new_order_each_epoch(make
         orders = []
         for epoch in range(2):
             loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-            batches = [indices_of(data, data.normalise(images)) for images, _ in loader]
+            batches = [indices_of(data, data.normalise(images)) for images, *_ in loader]
             orders.append([index for batch in batches for index in batch])
             assert sorted(orders[-1]) == data.train_indices.tolist()
         return orders
@@ -109,10 +110,10 @@ def test_images_and_labels_belong_together(make_folder: Make) -> None:
         (loaders.test_dataloader(), "test", range(8)),
     )
     for loader, part, indices in parts:
-        images, labels = (torch.cat(column).numpy() for column in zip(*loader, strict=True))
+        images, labels, _ = (torch.cat(column).numpy() for column in zip(*loader, strict=True))
         chosen, known = list(indices), data.splits[part].labels
         assert np.array_equal(images, every(data, part)[chosen]) and np.array_equal(labels, known[chosen])
-    for batch, batch_labels in loaders.train_dataloader():
+    for batch, batch_labels, _ in loaders.train_dataloader():
         assert batch.dtype == torch.uint8
         assert batch_labels.tolist() == data.splits["train"].labels[indices_of(data, data.normalise(batch))].tolist()
 
@@ -121,10 +122,10 @@ def test_last_batch_is_dropped_in_training_only(make_folder: Make) -> None:
     data = make_folder(eval_batch_size=4)
     data.open()
     loaders = Loaders(data, 4)
-    assert [len(labels) for _, labels in loaders.train_dataloader()] == [4, 4, 4, 4]  # of 18
-    assert [len(labels) for _, labels in loaders.test_dataloader()] == [4, 4]
+    assert [len(labels) for _, labels, _ in loaders.train_dataloader()] == [4, 4, 4, 4]  # of 18
+    assert [len(labels) for _, labels, _ in loaders.test_dataloader()] == [4, 4]
     whole = Loaders(opened(make_folder), 18)
-    assert [len(labels) for _, labels in whole.train_dataloader()] == [18]
+    assert [len(labels) for _, labels, _ in whole.train_dataloader()] == [18]
     assert len(loaders.train_dataloader().dataset[0][0]) == 8  # one image at a time works as well
 
 
@@ -135,9 +136,9 @@ def test_only_training_batches_are_augmented(make_folder: Make) -> None:
     for training, step in ((True, 3), (True, 4), (False, 3)):
         progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(ready=step)))
         loaders.trainer = SimpleNamespace(
-            training=training, global_rank=1, fit_loop=SimpleNamespace(epoch_loop=progress)
+            training=training, global_rank=1, current_epoch=0, fit_loop=SimpleNamespace(epoch_loop=progress)
         )  # type: ignore
-        x, unchanged = loaders.on_after_batch_transfer((images, labels), 0)
+        x, unchanged = loaders.on_after_batch_transfer((images, labels, labels > 9), 0)
         expected = data.augment(images, step, rank=1) if training else images
         assert torch.equal(x, data.normalise(expected)) and torch.equal(unchanged, labels)
 
@@ -193,8 +194,44 @@ def test_fed_by_lightning(make_folder: Make) -> None:
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         begun = len(expected)
-        expected += [data.normalise(data.augment(images, begun + index)) for index, (images, _) in enumerate(loader)]
+        expected += [data.normalise(data.augment(images, begun + index)) for index, (images, *_) in enumerate(loader)]
     assert all(torch.equal(x, y) for x, y in zip(network.fed["train"], expected, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_alternating_flips_show_every_image_both_ways_in_two_epochs(make_folder: Make, tmp_path: Path) -> None:
+    """By random halves first, and in the same way when the training is resumed."""
+    quiet: dict[str, Any] = {
+        "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+    }  # fmt: skip
+
+    def fed(epochs: int, checkpoint: Path | None = None, seed: int = 0) -> list[dict[int, bool]]:
+        """Of each epoch, whether each image was mirrored."""
+        data = make_folder(
+            validation_share=0.1, seed=seed, augmentation={"padding": 0, "flip": "alternating"}, eval_batch_size=20
+        )
+        trainer, network = Trainer(accelerator="cpu", max_epochs=epochs, num_sanity_val_steps=0, **quiet), Watching()
+        trainer.fit(network, Loaders(data, 6), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        x = torch.cat(network.fed["train"]).unflatten(0, (-1, 18))
+        known = data.normalise(torch.from_numpy(np.array(every(data, "train"))))
+        found = []
+        for epoch in x:
+            sides = {}
+            for image in epoch:
+                same, mirrored = ((known == other).all((1, 2, 3)) for other in (image, image.flip(2)))
+                sides[int((same | mirrored).nonzero())] = bool(mirrored.any())
+            found.append(sides)
+        return found
+
+    epochs = fed(5)
+    assert all(sides.keys() == epochs[0].keys() and len(sides) == 18 for sides in epochs)
+    for one, next_one in itertools.pairwise(epochs):
+        assert all(one[image] != next_one[image] for image in one)
+    assert 2 <= sum(epochs[0].values()) <= 16  # of a binomial distribution: outside with a probability of 0.0001
+    fed(2)
+    assert fed(5, tmp_path / "2.ckpt") == epochs[2:]
+    assert fed(1, seed=1)[0] != epochs[0] and fed(1)[0] == epochs[0]
 
 
 @pytest.mark.filterwarnings("ignore")

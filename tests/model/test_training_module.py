@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def classifier(recipe: DictConfig, network: nn.Module | None = None, classes: in
     r = instantiate(recipe)
     network = network or small(classes)
     return TrainingModule(
-        network, classes, r.optimizer, r.scheduler, r.scheduler_per_step, r.label_smoothing, r.channels_last, seed=0
+        network, classes, r.optimizer, r.scheduler, r.scheduler_per_step, r.label_smoothing, r.channels_last, 0, [], 0
     )
 
 
@@ -89,7 +91,13 @@ def multi_step(step: int, recipe: DictConfig) -> float:
     return recipe.optimizer.lr * recipe.scheduler.gamma**passed
 
 
-FORMS = {"OneCycleLR": one_cycle, "MultiStepLR": multi_step}
+def triangle(step: int, recipe: DictConfig) -> float:
+    total, options = EPOCHS * BATCHES, recipe.scheduler
+    points = [0, options.rise * total, total], [options.first, 1, options.last]
+    return recipe.optimizer.lr * float(np.interp(step, *points))
+
+
+FORMS = {"OneCycleLR": one_cycle, "MultiStepLR": multi_step, "triangular": triangle}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -118,6 +126,46 @@ def test_the_rate_of_fine_tuning_falls_to_zero_in_its_steps_or_as_it_is_told(met
     steps = length or EPOCHS * BATCHES
     expected = [between(recipe.optimizer.lr, 0.0, step / steps) for step in range(EPOCHS * BATCHES)]
     np.testing.assert_allclose(rates.rates, expected, rtol=1e-6)
+
+
+class Values(Callback):
+    """Keeps the parameters at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Tensor]] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.seen.append({name: p.detach().clone() for name, p in pl_module.network.named_parameters()})
+
+
+def with_frozen(frozen: list[str], since: Any) -> TrainingModule:
+    r = instantiate(recipe_config("one_cycle"))
+    return TrainingModule(small(), 3, r.optimizer, r.scheduler, r.scheduler_per_step, 0.0, False, 0, frozen, since)
+
+
+@pytest.mark.parametrize("since", [0, 2])
+def test_frozen_parameters_are_trained_until_their_epoch(since: int) -> None:
+    """Decay and momentum would go on changing them if the optimizer saw them."""
+    values, module = Values(), with_frozen(["0.*", "4.bias"], since)
+    values.seen.append({name: p.detach().clone() for name, p in module.network.named_parameters()})
+    fit(module, values)
+    for name in values.seen[0]:
+        still = [torch.equal(one[name], other[name]) for one, other in itertools.pairwise(values.seen)]
+        frozen = name in ("0.weight", "0.bias", "4.bias")
+        assert still == [frozen and epoch >= since for epoch in range(EPOCHS)], name
+
+
+@pytest.mark.parametrize(
+    ("frozen", "since", "message"),
+    [
+        (["0.*", "5.*"], 1, r"recipe.frozen: no parameter has a name like 5.\*. .*Known: 0.bias, 0.weight, "),
+        (["0.*"], -1, r"recipe.frozen_from is -1; give an epoch, counted from 0"),
+        (["0.*"], "late", r"recipe.frozen_from is 'late'; give an epoch"),
+    ],
+)
+def test_what_cannot_be_frozen(frozen: list[str], since: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        with_frozen(frozen, since)
 
 
 def test_wrong_optimizer_arguments() -> None:
@@ -152,9 +200,8 @@ def test_loss_and_accuracy_of_mixed_images(monkeypatch: pytest.MonkeyPatch, smoo
     changed = {"label_smoothing": smoothing, "distillation": share, "temperature": 2}
     recipe = instantiate(configured.composed("method=prune").method.recipe, **changed)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
-    module = FineTuningModule(nn.Flatten(), teacher, 4, recipe)
-    monkeypatch.setattr(module, "log", lambda *a, **k: None)
-    monkeypatch.setattr(module, "log_dict", lambda *a, **k: None)
+    module, logged = FineTuningModule(nn.Flatten(), teacher, 4, recipe), dict[str, Tensor]()
+    monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update(values))
     x, shares = torch.randn(6, 4, 1, 1), torch.rand(6, 4).softmax(1)
     found = module.training_step((x, shares), 0).detach().double()
     logits = x.flatten(1).double()
@@ -164,7 +211,7 @@ def test_loss_and_accuracy_of_mixed_images(monkeypatch: pytest.MonkeyPatch, smoo
     distance = 4 * (p * (p.log() - (logits / 2).log_softmax(1))).sum(1).mean()
     torch.testing.assert_close(found, (1 - share) * wanted + share * distance, rtol=1e-5, atol=1e-6)
     right = (logits.argmax(1) == shares.argmax(1)).double().mean()
-    assert float(module.train_metrics.compute()["train_top1"]) == pytest.approx(float(right))
+    assert float(logged["train_top1"]) == pytest.approx(float(right)) and float(logged["train_top5"]) == 1
 
 
 class Seen(nn.Module):
@@ -206,11 +253,32 @@ def test_metrics_against_numpy(classes: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = trainer.test(classifier(recipe_config("one_cycle"), nn.Flatten(), classes), data, verbose=False)[0]
+    check(found, "test", logits, labels)
+
+
+@pytest.mark.parametrize("classes", [3, 10])
+def test_metrics_of_training_against_numpy(classes: int) -> None:
+    """Over an epoch in which nothing is learned. Its last batch is smaller than the others."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(37, classes)).astype(np.float32), rng.integers(classes, size=37)
+    data = DataLoader(TensorDataset(torch.from_numpy(logits)[..., None, None], torch.from_numpy(labels)), batch_size=10)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(classes, classes, bias=False))
+    nn.init.eye_(network[1].weight)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"max_epochs": 1, "logger": False, "enable_checkpointing": False}
+    trainer = make_trainer("cpu", "32-true", enable_progress_bar=False, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        constant = recipe_config("resnet34_cifar100", "recipe.optimizer.lr=1e-12")
+        trainer.fit(classifier(constant, network, classes), data)
+    check({name: float(value) for name, value in trainer.callback_metrics.items()}, "train", logits, labels)
+
+
+def check(found: Mapping[str, float], part: str, logits: np.ndarray, labels: np.ndarray) -> None:
     order = np.argsort(-logits, axis=1)
-    assert found["test_top1"] == pytest.approx(np.mean(order[:, 0] == labels))
-    assert found["test_top5"] == pytest.approx(np.mean((order[:, :5] == labels[:, None]).any(1)))
+    assert found[f"{part}_top1"] == pytest.approx(np.mean(order[:, 0] == labels))
+    assert found[f"{part}_top5"] == pytest.approx(np.mean((order[:, :5] == labels[:, None]).any(1)))
     log_sum = np.log(np.exp(logits.astype(float)).sum(1))
-    assert found["test_loss"] == pytest.approx(np.mean(log_sum - logits[range(37), labels]), rel=1e-5)
+    assert found[f"{part}_loss"] == pytest.approx(np.mean(log_sum - logits[range(37), labels]), rel=1e-5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
