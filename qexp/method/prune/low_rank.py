@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from qexp.artifact import EngineSpec
 from qexp.data.base import ImageData
@@ -68,7 +68,9 @@ class LowRank(Reduction):
             UserError: The ratio cannot be reached.
         """
         sites, _ = self.sites(network, data)
-        seen = input_statistics(network, data, sites, self.images) if self.images else [(None, None)] * len(sites)
+        seen: Sequence[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(sites)
+        if self.images:
+            seen = input_statistics(network, data, sites, self.images)
         parts = [decompose(site.module.weight, site.axes, *each) for site, each in zip(sites, seen, strict=True)]
         order = self.order(sites, parts)
         count = self.fewest(
