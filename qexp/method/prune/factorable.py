@@ -98,12 +98,13 @@ def why_not(name: str, module: nn.Module, owners: int, calls: int) -> str:
     return "" if calls else "its weight is read without calling it"
 
 
-def positions(module: nn.Module, axes: int, calls: Sequence[tuple[torch.Size, torch.Size]]) -> tuple[int, int]:
+def positions(
+    module: nn.Conv2d | nn.Linear, axes: int, calls: Sequence[tuple[torch.Size, torch.Size]]
+) -> tuple[int, int]:
     """For how many places of one image each factor is computed, in calls with these shapes of input and output."""
     if isinstance(module, nn.Linear):
-        return (sum(y[:-1].numel() for _, y in calls),) * 2  # type: ignore[return-value]
-    kernel = module.weight.shape[2:]
-    in_second = [axis >= axes and length > 1 for axis, length in enumerate(kernel)]
+        return (sum(y[:-1].numel() for _, y in calls),) * 2
+    in_second = [axis >= axes and length > 1 for axis, length in enumerate(module.kernel_size)]
     first = [[(x if second else y)[2 + axis] for axis, second in enumerate(in_second)] for x, y in calls]
     return sum(torch.Size(shape).numel() for shape in first), sum(y[2:].numel() for _, y in calls)
 

@@ -110,7 +110,7 @@ def factored(layer: nn.Module, first: Tensor, second: Tensor, bias: Tensor | Non
     """
     pair: list[nn.Module] = []
     for index, weight in enumerate((first, second)):
-        options: dict[str, Any] = {"bias": bias is not None and index == 1, "dtype": layer.weight.dtype}  # type: ignore
+        options: dict[str, Any] = {"bias": bias is not None and index == 1, "dtype": layer.weight.dtype}
         if isinstance(layer, nn.Conv2d):
             own = [(length > 1) == (index == 1) for length in second.shape[2:]]  # which axes of the kernel it has
             made: nn.Module = nn.Conv2d(
