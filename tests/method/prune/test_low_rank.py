@@ -228,7 +228,7 @@ def test_latency_is_searched_until_the_timer_says_so(
     [
         ("torchvision", "mobilenet_v3_small", {}, "depthwise"),
         *more(("timm", "vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48}, "")),
-        *more(("torchvision", "vit_b_16", {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2,
+        *more(("torchvision", "VisionTransformer", {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2,
         "hidden_dim": 32, "mlp_dim": 64}, "its weight is read without calling it")),
     ],
 )  # fmt: skip
@@ -239,8 +239,7 @@ def test_networks_of_others_go_through(
     if library == "timm":
         network = pytest.importorskip("timm").create_model(name, num_classes=10, **options)
     else:
-        torchvision = pytest.importorskip("torchvision")
-        network = torchvision.models.get_model(name, num_classes=10, **options)
+        network = getattr(pytest.importorskip("torchvision.models"), name)(num_classes=10, **options)
     data = configured.data(
         "random", images=16, num_classes=10, name="random", image_size=32, channels=3, cache_dir=str(tmp_path),
         calibration_images=16,
