@@ -201,7 +201,7 @@ def test_a_key_that_lies_further_down_is_named(method: str, key: str, present: l
     assert explain(raised.value) == f"There is no method.{key} here, but {' and '.join(present)}."
 
 
-@pytest.mark.parametrize("method", ["prune", "prune_channels", "cluster", "qat"])
+@pytest.mark.parametrize("method", ["prune", "prune_channels", "low_rank", "cluster", "qat"])
 def test_fine_tuning_is_one_node_and_says_what_decides_its_result(method: str) -> None:
     changed = ["method.recipe.epochs=0", "method.recipe.optimizer.lr=0.5", "method.recipe.distillation=0"]
     config = compose("compress", ["model=resnet8", "trainer=cpu", f"method={method}", *changed])

@@ -41,6 +41,7 @@ METHODS: dict[str, tuple[dict[str, Any], float | None]] = {
     "qat": ({"recipe": {"epochs": 1}}, None),
     "prune": (QUICK, None),
     "cluster": (QUICK, None),
+    "low_rank": ({**QUICK, "ratio": 1.2}, None),
     "prune_channels": ({**QUICK, "epochs_between": 0}, None),
 }
 ENGINES = ("eager", "onnxruntime", "openvino", "executorch")

@@ -7,6 +7,7 @@ from typing import Any
 from qexp.artifact import EngineSpec
 from qexp.method.prune.channels import PruneChannels
 from qexp.method.prune.cluster import Cluster
+from qexp.method.prune.low_rank import LowRank
 from qexp.method.prune.weights import Prune
 from qexp.method.quantize.qat import QAT
 from tests import configured
@@ -35,6 +36,10 @@ def pruning_channels(recipe: dict[str, Any] | None = None, **options: Any) -> Pr
     return configured.method(
         "prune_channels", recipe={**RECIPE, "epochs": 0, **(recipe or {})}, **{"round_to": 2, **options}
     )
+
+
+def low_rank(recipe: dict[str, Any] | None = None, **options: Any) -> LowRank:
+    return configured.method("low_rank", recipe={**RECIPE, "epochs": 0, **(recipe or {})}, **{"round_to": 2, **options})
 
 
 def qat(recipe: dict[str, Any] | None = None, **options: Any) -> QAT:

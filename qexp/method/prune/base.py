@@ -16,10 +16,12 @@ from qexp.data.base import ImageData
 from qexp.method.base import Compressed, Method
 from qexp.method.fine_tuning import FineTuning
 from qexp.method.graph import save_fp32
+from qexp.method.prune.factors import FIRST, SECOND, factored
 from qexp.model.base import load_weights, read_weights
 from qexp.types import UserError
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+FACTORS = (f"{FIRST}.weight", f"{SECOND}.weight", f"{SECOND}.bias")
 WEIGHTS_FILE = "weights.safetensors"
 
 
@@ -121,10 +123,16 @@ def save_weights(network: nn.Module, file: Path) -> None:
 def restore(network: nn.Module, file: Path) -> nn.Module:
     """Copy a network in eval mode, with the weights from a file. Its modules take the shapes of these weights.
 
+    Where the file has the weights of two layers in the place of one (factors.py), so has the copy.
+
     Raises:
         UserError: The names of the weights are not those of the network, or the file is damaged.
     """
     weights, made = read_weights(file), copy.deepcopy(network).eval()
+    for path, module in list(made.named_modules()):
+        first, second, bias = (weights.get(f"{path}.{name}") for name in FACTORS)
+        if first is not None and second is not None and isinstance(module, (nn.Conv2d, nn.Linear)):
+            made.set_submodule(path, factored(module, first, second, bias).eval())
     for path, module in made.named_modules():
         for own in (module._parameters, module._buffers):
             for name, tensor in own.items():

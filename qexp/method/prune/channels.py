@@ -2,107 +2,80 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
-from qexp.artifact import Artifact, EngineSpec
 from qexp.data.base import ImageData
-from qexp.method.artifacts import write_artifact
-from qexp.method.base import ANY_ENGINE, Compressed, Method
-from qexp.method.fine_tuning import FineTuning, FineTuningSession
-from qexp.method.graph import count_macs, save_fp32
-from qexp.method.prune.base import NetworkMethod, restore, save_weights
-from qexp.method.prune.dependency_graph import IMPORTANCES, Group, Removed, groups_of, removable, without
-from qexp.types import UserError, nearest
-
-TARGETS = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}
-SCOPES = ("global", "layer")
+from qexp.method.fine_tuning import FineTuningModule, FineTuningSession
+from qexp.method.prune.dependency_graph import IMPORTANCES, Group, Removed, groups_of, members_of, removable, without
+from qexp.method.prune.reduction import Reduction, made_once
+from qexp.method.prune.sparse import Sparse, SparseModule
+from qexp.types import UserError
 
 
-class Timer(Protocol):
-    """Tells how much faster an engine runs one network than another."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What decides its answers, as plain values."""
-
-    def speedup(self, candidate: Artifact, reference: Artifact) -> float: ...
-
-
-class PruneChannels(NetworkMethod):
+class PruneChannels(Reduction):
     """Removes channels, the least important first, until the network is as many times smaller or faster as asked.
 
-    Channels and their importances are found in dependency_graph.py. The logits are never pruned. The method writes
-    channels.csv beside the graph.
+    Channels and their importances are found in dependency_graph.py. The logits are never pruned. Sparse learning
+    (sparse.py) may press the channels towards zero before. The method writes channels.csv beside the graph.
 
     Raises:
-        UserError: An option is unknown or out of range, or the target `latency` has no timer.
+        UserError: An option is unknown or out of range.
     """
 
     name = "prune_channels"
 
     def __init__(
-        self, recipe: FineTuning, ratio: float, target: str, importance: str, scope: str, round_to: int,
-        least_share: float, steps: int, epochs_between: int, timer: Timer | None,
+        self, importance: str, round_to: int, least_share: float, steps: int, epochs_between: int, sparse: Sparse,
+        **common: Any,
     ):  # fmt: skip
-        super().__init__(recipe, coded=False)
-        for what, name, known in (
-            ("target", target, TARGETS),
-            ("importance", importance, IMPORTANCES),
-            ("scope", scope, SCOPES),
-        ):
-            if name not in known:
-                raise UserError(f"{self.name}: there is no {what} {name!r}. {nearest(str(name), known)}")
-        if ratio <= 1:
-            raise UserError(
-                f"{self.name}: ratio={ratio} leaves nothing to prune; give a number above 1, 2 for half of the "
-                f"{target}."
-            )
+        super().__init__(**common)
+        self.check_choice("importance", importance, IMPORTANCES)
         if not 0 <= least_share < 1:
             raise UserError(
                 f"{self.name}: least_share={least_share} is out of range; give a share from 0 to less than 1."
             )
-        for name, value, least in (
-            ("round_to", round_to, 1),
-            ("steps", steps, 1),
-            ("epochs_between", epochs_between, 0),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise UserError(
-                    f"{self.name}: {name}={value} is out of range; give a whole number of at least {least}."
-                )
-        self.ratio, self.target, self.importance, self.scope = float(ratio), target, importance, scope
-        self.round_to, self.least_share, self.steps, self.epochs_between = round_to, least_share, steps, epochs_between
-        self.timer = timer if target == "latency" else None
-        if target == "latency" and self.timer is None:
-            raise UserError(f"{self.name}: target=latency needs a timer, as in conf/method/prune_channels.yaml.")
-
-    def label(self, engine_spec: EngineSpec) -> str:
-        return f"{self.name} {self.ratio:g}x {TARGETS[self.target]}"
+        self.check_whole(1, round_to=round_to, steps=steps)
+        self.check_whole(0, epochs_between=epochs_between)
+        self.importance, self.round_to, self.least_share = importance, round_to, least_share
+        self.steps, self.epochs_between, self.sparse = steps, epochs_between, sparse
 
     def transform(self, network: nn.Module, data: ImageData, folder: Path) -> nn.Module:
         result = network
         with self.recipe.session(folder, network, data, self) as session:
+            if self.sparse.epochs:
+                learn = partial(self.sparsened, network, data, folder, session)
+                result = made_once(session.folder / "sparse.safetensors", network, learn)
             for step in range(1, self.steps + 1):
                 pruned = partial(self.pruned, result, network, data, self.ratio ** (step / self.steps), folder)
                 result = made_once(session.folder / f"{step}-pruned.safetensors", network, pruned)
-                recipe = self.recipe if step == self.steps else self.recipe.shortened(self.epochs_between)
-                step_session = FineTuningSession(recipe, session.folder / str(step), session.teacher, data)
-                tuned = partial(fine_tuned, result, step_session)
+                epochs = self.recipe.epochs if step == self.steps else self.epochs_between
+                tuned = partial(fine_tuned, result, session, str(step), epochs)
                 result = made_once(session.folder / f"{step}-tuned.safetensors", network, tuned)
         (folder / "channels.csv").write_text(channels_csv(network, result))
         return result
 
+    def sparsened(self, network: nn.Module, data: ImageData, folder: Path, session: FineTuningSession) -> nn.Module:
+        """Copy the network, and train the copy while its channels are pressed towards zero, as `sparse` says."""
+        groups = members_of(network, data)
+        chosen = self.chosen(network, network, data, self.ratio, folder) if self.sparse.penalty == "growing" else {}
+        learning = partial(SparseModule, sparse=self.sparse, groups=groups, chosen=chosen)
+        return fine_tuned(copy.deepcopy(network), session, "sparse", self.sparse.epochs, learning)
+
     def pruned(self, network: nn.Module, original: nn.Module, data: ImageData, ratio: float, folder: Path) -> nn.Module:
-        """Remove as few channels as are needed to reach the ratio. Their number is found by bisection.
+        """Copy a network without the channels that `chosen` chooses, with the same arguments and errors."""
+        return without(network, data, self.chosen(network, original, data, ratio, folder))
+
+    def chosen(self, network: nn.Module, original: nn.Module, data: ImageData, ratio: float, folder: Path) -> Removed:
+        """Choose as few channels to remove as are needed to reach the ratio.
 
         Args:
             network: The network to prune, which is not changed.
@@ -121,30 +94,16 @@ class PruneChannels(NetworkMethod):
             if name in {group.layer for group in groups}
         }
         order = self.order(groups, widths)
-        with tempfile.TemporaryDirectory(prefix=".timed-", dir=folder.parent) as scratch:
-            reached = partial(self.reached, original=original, data=data, scratch=Path(scratch))
-            try:
-                best = without(network, data, removed(groups, order))
-            except UserError:
-                groups = removable(network, data, groups, removed(groups, order))
-                order = self.order(groups, widths)
-                best = without(network, data, removed(groups, order))
-            low, high = 0, len(order)
-            most = reached(best)
-            if most < ratio:
-                raise UserError(
-                    f"{self.name}: with least_share={self.least_share:g} and round_to={self.round_to} at most "
-                    f"{most:.2f} times less {TARGETS[self.target]} can be reached, not {ratio:.2f} times. Give less of "
-                    "these, or a smaller ratio."
-                )
-            while high - low > 1:
-                middle = (low + high) // 2
-                candidate = without(network, data, removed(groups, order[:middle]))
-                if reached(candidate) >= ratio:
-                    best, high = candidate, middle
-                else:
-                    low = middle
-        return best
+        try:
+            without(network, data, removed(groups, order))
+        except UserError:
+            groups = removable(network, data, groups, removed(groups, order))
+            order = self.order(groups, widths)
+        count = self.fewest(
+            lambda steps: without(network, data, removed(groups, order[:steps])), len(order), ratio, original, data,
+            folder, f"least_share={self.least_share:g} and round_to={self.round_to}",
+        )  # fmt: skip
+        return removed(groups, order[:count])
 
     def order(self, groups: list[Group], widths: dict[str, int]) -> list[tuple[int, int]]:
         """Plan the removals, from the first to the last that is allowed.
@@ -173,14 +132,6 @@ class PruneChannels(NetworkMethod):
                 left = after
         return [(index, count) for _, index, count in sorted(steps)]
 
-    def reached(self, network: nn.Module, original: nn.Module, data: ImageData, scratch: Path) -> float:
-        """How many times less of the target `network` has than `original`. `scratch` is for networks to be timed."""
-        if self.timer is not None:
-            candidate = to_time(network, data, Path(tempfile.mkdtemp(dir=scratch)) / "candidate")
-            return self.timer.speedup(candidate, to_time(original, data, scratch / "reference"))
-        measured = [size_of(n, data, self.target) for n in (original, network)]
-        return measured[0] / measured[1]
-
 
 def removed(groups: list[Group], order: list[tuple[int, int]]) -> Removed:
     """Choose the least important channels of each group, as many as the removals in `order` take together."""
@@ -198,52 +149,23 @@ def removed(groups: list[Group], order: list[tuple[int, int]]) -> Removed:
     return chosen
 
 
-def size_of(network: nn.Module, data: ImageData, target: str) -> int:
-    """The number of MACs for one image if the target is `macs`, otherwise the number of parameters."""
-    return count_macs(network, data) if target == "macs" else sum(p.numel() for p in network.parameters())
-
-
-def fine_tuned(network: nn.Module, session: FineTuningSession) -> nn.Module:
-    """Train the network, delete its checkpoints, which are then no longer needed, and return it."""
-    session.train(network)
-    shutil.rmtree(session.folder, ignore_errors=True)
-    return network
-
-
-def made_once(file: Path, original: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
-    """Make a network, or read it from a file if it was made before a kill.
+def fine_tuned(
+    network: nn.Module, session: FineTuningSession, stage: str, epochs: int,
+    module: Callable[..., FineTuningModule] = FineTuningModule,
+) -> nn.Module:  # fmt: skip
+    """Train the network, delete its checkpoints, which are then no longer needed, and return it.
 
     Args:
-        file: The file that keeps its weights.
-        original: The network that it is made from.
-        make: Makes it.
+        network: The network to train, in place.
+        session: The session of the method.
+        stage: Folder name of the checkpoints in that of the session.
+        epochs: Passes over the training part, in which the recipe runs its whole course.
+        module: What trains the network.
     """
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial_file = file.with_suffix(".partial")
-        save_weights(make(), partial_file)
-        os.replace(partial_file, file)
-    return restore(original, file)
-
-
-class _AsItIs(Method):
-    """Writes a network as it is, as an artifact to be timed."""
-
-    name = "candidate"
-    supported_bits = (32,)
-
-    def __init__(self) -> None:
-        super().__init__(bits=32)
-
-    def apply(self, network: nn.Module, data: ImageData, engine_spec: EngineSpec, folder: Path) -> Compressed:
-        return Compressed("model.pt2", save_fp32(network, data, folder / "model.pt2"))
-
-
-def to_time(network: nn.Module, data: ImageData, folder: Path) -> Artifact:
-    """The artifact of a network in a folder, which is written if it is not there yet."""
-    if not folder.exists():
-        write_artifact(_AsItIs(), network, data, ANY_ENGINE, {"model": folder.name, "weights": "random"}, folder, "")
-    return Artifact.read(folder)
+    part = replace(session, recipe=session.recipe.shortened(epochs), folder=session.folder / stage)
+    part.train(network, module)
+    shutil.rmtree(part.folder, ignore_errors=True)
+    return network
 
 
 def channels_csv(network: nn.Module, result: nn.Module) -> str:

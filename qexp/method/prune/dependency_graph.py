@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,38 @@ class Group:
         return len(self.scores) * self.sets
 
 
+@dataclass(frozen=True)
+class Member:
+    """Where the channels of a group lie in one parameter.
+
+    Attributes:
+        parameter: The parameter's name.
+        axis: The axis along which the channels lie.
+        places: Their indices [N] along this axis.
+        channels: Which channel [N] of the group each of them belongs to.
+    """
+
+    parameter: str
+    axis: int
+    places: Tensor
+    channels: Tensor
+
+
+@dataclass(frozen=True)
+class Members:
+    """All that belongs to the channels of a group.
+
+    Attributes:
+        layer: Module path of the layer whose output channels they are.
+        channels: How many there are.
+        parts: Where they lie in the weights of convolutions, linear layers and norms.
+    """
+
+    layer: str
+    channels: int
+    parts: tuple[Member, ...]
+
+
 def groups_of(network: nn.Module, data: ImageData, importance: str) -> list[Group]:
     """Find all groups of channels that can be pruned, which are all but the logits.
 
@@ -65,12 +97,7 @@ def groups_of(network: nn.Module, data: ImageData, importance: str) -> list[Grou
         UserError: Torch-Pruning cannot trace the network, or no channels have such an importance.
     """
     network = copy.deepcopy(network)
-    graph = _graph(network, data)
-    groups = [
-        group
-        for group in graph.get_all_groups(root_module_types=[nn.Conv1d, nn.Conv2d, nn.Linear])
-        if not _holds_logits(group)
-    ]
+    groups = _groups(network, data)
     names = {module: name for name, module in network.named_modules()}
     found = []
     for group, scores in zip(groups, _scores(network, data, groups, importance), strict=True):
@@ -84,6 +111,46 @@ def groups_of(network: nn.Module, data: ImageData, importance: str) -> list[Grou
             f"{type(network).__name__} has no channels with the importance {importance!r} that could be pruned."
         )
     return found
+
+
+def members_of(network: nn.Module, data: ImageData) -> list[Members]:
+    """Find the weights that go with the channels of each group.
+
+    Those that read the channels of a grouped convolution's input, in groups, are left out, and so is what Torch-Pruning
+    has lost count of behind a flatten.
+
+    Args:
+        network: The network, which is not changed.
+        data: The images that it is traced with.
+
+    Raises:
+        UserError: Torch-Pruning cannot trace the network.
+    """
+    network = copy.deepcopy(network)
+    names = {module: name for name, module in network.named_modules()}
+    return [
+        Members(names[group[0].dep.target.module], len(group[0].idxs), tuple(_members(group, names)))
+        for group in _groups(network, data)
+    ]
+
+
+def _members(group: tp.Group, names: Mapping[nn.Module, str]) -> Iterator[Member]:
+    for item in group:
+        module, known = item.dep.target.module, None not in item.root_idxs
+        axis = _axis(module, item.dep.handler)
+        if known and axis is not None and getattr(module, "weight", None) is not None:
+            places, channels = torch.tensor(item.idxs), torch.tensor(item.root_idxs)
+            yield Member(f"{names[module]}.weight".lstrip("."), axis, places, channels)
+
+
+def _axis(module: nn.Module, handler: object) -> int | None:
+    """The axis of a module's weight that a function of Torch-Pruning shortens, or None if that is not known here."""
+    if handler in (tp.prune_conv_in_channels, tp.prune_linear_in_channels):
+        return 1 if getattr(module, "groups", 1) == 1 and not getattr(module, "transposed", False) else None
+    if handler in (tp.prune_conv_out_channels, tp.prune_linear_out_channels, tp.prune_depthwise_conv_out_channels):
+        return 0 if not getattr(module, "transposed", False) else None
+    norms = (tp.prune_batchnorm_out_channels, tp.prune_layernorm_out_channels, tp.prune_groupnorm_out_channels)
+    return 0 if handler in norms else None
 
 
 def removable(network: nn.Module, data: ImageData, groups: list[Group], most: Removed) -> list[Group]:
@@ -135,6 +202,12 @@ def without(network: nn.Module, data: ImageData, removed: Removed) -> nn.Module:
     for parameter in made.parameters():
         parameter.grad = None
     return made
+
+
+def _groups(network: nn.Module, data: ImageData) -> list[tp.Group]:
+    """All groups of output channels but the logits."""
+    found = _graph(network, data).get_all_groups(root_module_types=[nn.Conv1d, nn.Conv2d, nn.Linear])
+    return [group for group in found if not _holds_logits(group)]
 
 
 def _graph(network: nn.Module, data: ImageData) -> tp.DependencyGraph:
