@@ -105,7 +105,10 @@ def hold_poolings(graph: ir.Graph) -> None:
         pooled = node.outputs[0]
         readers = [*pooled.uses()]
         if any(reader.op_type in FALLING for reader, _ in readers):
-            lowest = ir.Node("", "Constant", [], [ir.AttrTensor("value", ir.tensor(np.finfo(np.float32).min))])
+            dtype = pooled.dtype or ir.DataType.FLOAT
+            least = -65504.0 if dtype == ir.DataType.FLOAT16 else -3e38
+            value = ir.tensor(np.array(least).astype(dtype.numpy()))
+            lowest = ir.Node("", "Constant", [], [ir.AttrTensor("value", value)])
             held = ir.Node("", "Max", [pooled, lowest.outputs[0]])
             held.outputs[0].type, held.outputs[0].shape = pooled.type, pooled.shape
             graph.insert_after(node, [lowest, held])

@@ -168,6 +168,20 @@ def test_openvino_pools_before_activations_that_are_not_monotone(name: str) -> N
     np.testing.assert_allclose(result, run(network), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_poolings_in_16_bits_are_held_in_16_bits(dtype: int) -> None:
+    x, y = (helper.make_tensor_value_info(name, dtype, None) for name in ("x", "y"))
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["p"], kernel_shape=[2, 2]), helper.make_node("Gelu", ["p"], ["y"]),
+    ]  # fmt: skip
+    graph = helper.make_graph(nodes, "g", [x], [y], value_info=[helper.make_tensor_value_info("p", dtype, None)])
+    made = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)]))
+    hold_poolings(made.graph)
+    (constant,) = (node for node in made.graph if node.op_type == "Constant")
+    lowest = constant.attributes["value"].as_tensor()
+    assert lowest.dtype == dtype and np.isfinite(lowest.numpy().astype(float)) and lowest.numpy().astype(float) < -6e4
+
+
 def test_poolings_before_other_operators_stay_as_they_are() -> None:
     for after in ("Relu", "Neg"):
         network = model(
