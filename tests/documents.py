@@ -44,7 +44,7 @@ PLACEHOLDERS = {
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)\n```$", re.M | re.S)
 INLINE = re.compile(
-    r"(uv run|qexp [a-z]|python|pip|mlflow|ray|\S+\.py)\s+\S"
+    r"(uv run|qexp [a-z]|python(?! \S+\.py$)|pip|mlflow|ray|\S+\.py)\s+\S"
 )  # a span that names a program alone is no command
 ROW = re.compile(r"^\| `([\w.]+=\w[^`|]*)`", re.M)
 

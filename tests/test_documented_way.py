@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.thorough]
 PYTHON = {code for file in DOCUMENTS for language, code in FENCE.findall(file.read_text()) if language == "python"}
 # All but the file that a reader is to write, what needs MLflow's server (tests/test_serving.py loads from one), and
 # what takes a network of the reader's (tests/api/test_programs.py gives it one).
-ELSEWHERE = ('"runs:/', "qexp.compress")
+ELSEWHERE = ('"runs:/', "qexp.compress", "qexp.within")
 LOADING = sorted(
     code
     for code in PYTHON

@@ -49,7 +49,8 @@ def test_it_is_looked_up_first(own: Path) -> None:
 def test_whatever_composes_a_config_finds_it_first(own: Path) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("compress", ["model=resnet8", "engine=mine", "recipe=finetune", "data=digits"])
-    assert config.engine == {"_target_": "mine.Engine"} and config.recipe == {"epochs": 77}
+    assert config.engine == {"_target_": "mine.Engine"}
+    assert config.recipe.epochs == 77 and "optimizer" not in config.recipe, "of qexp's recipe finetune, nothing is left"
     assert config.data._target_ == "qexp.data.digits.DigitsData"
 
 
