@@ -48,7 +48,7 @@ class Whitening(nn.Conv2d):
         self.epsilon = epsilon
 
     @torch.no_grad()
-    def start_from(self, images: Tensor) -> None:
+    def start_from_images(self, images: Tensor) -> None:
         """Take the weights from normalised training images x[N,C,H,W]."""
         filters, bias = whitening(images, self.kernel_size[0], self.epsilon)
         self.weight.copy_(torch.cat([filters, -filters]))

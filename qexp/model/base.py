@@ -176,17 +176,17 @@ def bake(network: nn.Module) -> nn.Module:
 
 
 def start_from(network: nn.Module, images: Callable[[], Tensor]) -> None:
-    """Let those layers of a network take their initial weights from images that have a method `start_from`.
+    """Let those layers of a network take their initial weights from images that have a method `start_from_images`.
 
     Args:
         network: The network, with random weights.
         images: Gives some normalised training images x[N,C,H,W], if there are such layers.
     """
-    layers: list[Any] = [module for module in network.modules() if hasattr(module, "start_from")]
+    layers: list[Any] = [module for module in network.modules() if hasattr(module, "start_from_images")]
     if layers:
         seen = images()
         for layer in layers:
-            layer.start_from(seen)
+            layer.start_from_images(seen)
 
 
 def know_by(network: nn.Module, identity: dict[str, str]) -> None:
