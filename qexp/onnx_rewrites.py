@@ -21,8 +21,8 @@ COMPARING = {"ReduceMax", "ReduceMin"}
 # Layers whose fp32 weights ONNX Runtime rounds.
 REWEIGHTED = {"Conv", "ConvTranspose", "Gemm"}
 # Activations that fall somewhere, so that the largest of their results is not that of the largest value. Sigmoid is a
-# part of SiLU.
-FALLING = {"Abs", "Gelu", "HardSwish", "Mish", "Sigmoid", "Swish"}
+# part of SiLU, and those with a slope for negative values fall where it is below 0, as learned ones may be.
+FALLING = {"Abs", "Gelu", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Sigmoid", "Swish"}
 
 
 def count_images(graph: ir.Graph) -> None:

@@ -142,6 +142,8 @@ def test_fp32_weights_stay_fp32_in_onnx_runtime(name: str) -> None:
 ACTIVATIONS = {
     **{kind: [helper.make_node(kind, ["p"], ["y"])] for kind in ("Abs", "Gelu", "HardSwish", "Mish")},
     "SiLU": [helper.make_node("Sigmoid", ["p"], ["s"]), helper.make_node("Mul", ["p", "s"], ["y"])],
+    "LeakyRelu": [helper.make_node("LeakyRelu", ["p"], ["y"], alpha=-0.3)],
+    "PRelu": [helper.make_node("PRelu", ["p", "slope"], ["y"])],
 }
 
 
@@ -154,6 +156,7 @@ def test_openvino_pools_before_activations_that_are_not_monotone(name: str) -> N
         helper.make_node("MaxPool", ["c"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
         *ACTIVATIONS[name],
         weight=weight,
+        slope=np.full((1, 1, 1), -0.5, np.float32),
     )
     made = ir.from_proto(onnx.shape_inference.infer_shapes(network))
     hold_poolings(made.graph)
